@@ -1,0 +1,45 @@
+"""Errors a user can act on: each message names the culprit, what was expected and what to do."""
+
+
+class FedSAError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(FedSAError):
+    """The configuration cannot be run; the message lists every fault found."""
+
+
+class DataError(FedSAError):
+    """A data set, a column, a label or a client's share of the data is unusable."""
+
+
+class ModelError(FedSAError):
+    """A backbone cannot be loaded or does not have the layers that the config names."""
+
+
+class LayoutError(FedSAError):
+    """Arrays do not have exactly the names, shapes or dtype of a layout."""
+
+
+class SplitError(FedSAError):
+    """A split is not disjoint and complete, or would share what a client forbids."""
+
+
+class WireError(FedSAError):
+    """A message is malformed, or belongs to another round, client or layout."""
+
+
+class LeakError(FedSAError):
+    """A message about to leave a client holds values that must stay on it."""
+
+
+class StoreError(FedSAError):
+    """A client's state on disk is unreadable, incomplete or of another experiment."""
+
+
+class TrainingError(FedSAError):
+    """Local training cannot go on, for example because the loss is not finite."""
+
+
+class RunError(FedSAError):
+    """A run failed, or a run directory cannot be used."""

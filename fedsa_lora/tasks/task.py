@@ -1,0 +1,97 @@
+"""What the client and the server need of a task: a model, a client's data, a loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples in memory.
+
+    ``features`` maps a model input's name to one array per example (ragged along the first
+    axis for text); ``labels`` is (n,) int64, -1 where unlabelled; ``lengths`` is (n,) int64,
+    the number of tokens, by which batches are bucketed (all ones where inputs do not vary).
+    """
+
+    features: Mapping[str, list[NDArray[Any]]]
+    labels: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """The three parts of one client's data; all follow the same partition."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class ClientShare:
+    """How much of the data a client holds: counts of examples, and of train examples by class."""
+
+    train: int
+    validation: int
+    test: int
+    classes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FederationData:
+    """Who holds what: shown by ``--dry-run`` and drawn in the report."""
+
+    labels: tuple[str, ...]
+    clients: dict[str, ClientShare]
+    notes: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
+
+    Client ids are strings; the simulated ones are "0" to "clients - 1".
+    """
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the model's outputs."""
+        ...
+
+    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
+        """The backbone with its head, without adapters.
+
+        ``empty`` builds it on the meta device, without reading a weight: the server needs
+        names and shapes only. Weights that the checkpoint lacks are drawn from ``seed``.
+        """
+        ...
+
+    def describe(self) -> FederationData:
+        """Who holds how many examples of which class."""
+        ...
+
+    def load_client(self, client: str) -> ClientData:
+        """The data of one client. Raises DataError when the client is unknown or empty."""
+        ...
+
+    def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
+        """A batch padded to its own longest example, with ``labels``."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean loss of a batch, a scalar."""
+        ...
+
+    def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+        """Metrics from logits (n, classes) and labels (n,); must contain ``accuracy``."""
+        ...
