@@ -1,0 +1,153 @@
+"""Binds a resolved config to typed dataclasses, collecting every fault before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import types
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fedsa_lora.errors import ConfigError, FedSAError
+
+T = TypeVar("T")
+TARGET = "_target_"
+PLUGINS = "FEDSA_LORA_PLUGINS"  # comma-separated module prefixes that a user allows besides ours
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for an unknown name: the closest valid one, or all of them."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(known))}"
+
+
+def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
+    """An instance of a dataclass from a mapping, or None after adding to ``faults``."""
+    if not isinstance(node, Mapping):
+        faults.append(f"{path}: expected settings, got {node!r}")
+        return None
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    before = len(faults)
+    for key in node:
+        if key not in fields and key != TARGET:
+            faults.append(f"{_join(path, key)}: unknown key; {nearest(str(key), list(fields))}")
+    values = {}
+    for name, field in fields.items():
+        if name in node:
+            values[name] = _value(hints[name], node[name], _join(path, name), faults)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            faults.append(f"{_join(path, name)}: missing")
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**values)
+    except FedSAError as error:
+        faults.append(f"{path}: {error}")
+        return None
+
+
+def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[str]) -> type[Any] | None:
+    """The class named by ``_target_``, if it is below an allowed module prefix.
+
+    A config may come from another machine, so it must not name any class it likes. The
+    environment variable FEDSA_LORA_PLUGINS adds prefixes, on this machine only.
+    """
+    target = node.get(TARGET) if isinstance(node, Mapping) else None
+    if not isinstance(target, str):
+        faults.append(f"{path}: expected a _target_, the dotted name of a class")
+        return None
+    extra = tuple(p.strip() for p in os.environ.get(PLUGINS, "").split(",") if p.strip())
+    if not target.startswith(allowed + extra):
+        faults.append(
+            f"{path}._target_: {target!r} is not allowed; expected {' or '.join(p + '*' for p in allowed)} "
+            f"(add prefixes of your own with the environment variable {PLUGINS})"
+        )
+        return None
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        faults.append(f"{path}._target_: there is no {target!r}; {_neighbours(module, name)}")
+        return None
+    if not inspect.isclass(found):
+        faults.append(f"{path}._target_: {target!r} is not a class")
+        return None
+    return found
+
+
+def check_arguments(cls: type[Any], arguments: Mapping[str, Any], path: str, faults: list[str]) -> None:
+    """Add a fault for every argument that the class does not take."""
+    known = [name for name in inspect.signature(cls).parameters if name != "self"]
+    for key in arguments:
+        if key not in known and key != TARGET:
+            faults.append(f"{_join(path, key)}: {cls.__name__} takes no such argument; {nearest(key, known)}")
+
+
+def raise_faults(faults: list[str]) -> None:
+    """Raise one ConfigError that lists every fault."""
+    if faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults)
+        raise ConfigError(f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}")
+
+
+def _neighbours(module: str, name: str) -> str:
+    try:
+        known = [n for n, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)]
+    except ImportError:
+        return f"the module {module!r} cannot be imported"
+    return nearest(name, known)
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        trials = [(option, []) for option in options]  # type: ignore[var-annotated]
+        for option, found in trials:
+            bound = _value(option, value, path, found)
+            if not found:
+                return bound
+        faults.extend(trials[0][1])
+        return None
+    if origin is Literal:
+        if value not in arguments:
+            faults.append(f"{path}: {value!r} is not valid; {nearest(str(value), [str(a) for a in arguments])}")
+        return value
+    if origin in (list, tuple):
+        return _items(origin, arguments, value, path, faults)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return bind(hint, value, path, faults)
+    return _scalar(origin or hint, value, path, faults)
+
+
+def _items(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(value, list | tuple):
+        faults.append(f"{path}: expected a list, got {value!r}")
+        return None
+    fixed = origin is tuple and Ellipsis not in arguments
+    if fixed and len(value) != len(arguments):
+        faults.append(f"{path}: expected {len(arguments)} values, got {value!r}")
+        return None
+    kinds = arguments if fixed else [arguments[0]] * len(value)
+    items = zip(kinds, value, strict=True)
+    return origin(_value(kind, v, f"{path}[{i}]", faults) for i, (kind, v) in enumerate(items))
+
+
+def _scalar(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        faults.append(f"{path}: expected {kind.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,49 @@
+"""The witness: searches a serialised message for values that must not leave the client.
+
+Two consecutive float32 values (64 bits) of a private tensor that stand next to each other
+anywhere in the message, at any byte offset, count as a match. The digest, the names and the
+layout already forbid B in an upload; this looks at the bytes themselves and trusts none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.exchange.arrays import NamedArrays
+
+
+def private_pairs(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> NDArray[np.uint64]:
+    """Every pair of neighbouring values in the private tensors, as sorted distinct 64-bit words.
+
+    A pair with a zero, or of two equal values, says nothing about its origin (B starts at zero)
+    and is left out, and so is a pair that the public tensors hold as well.
+    """
+    pairs = _pairs(states)
+    return np.setdiff1d(pairs, _pairs(public)) if pairs.size else pairs
+
+
+def matches(message: bytes, pairs: NDArray[np.uint64]) -> int:
+    """At how many byte offsets of the message one of the pairs stands."""
+    if not pairs.size:
+        return 0
+    found = 0
+    for offset in range(min(8, max(len(message) - 7, 0))):
+        count = (len(message) - offset) // 8
+        words = np.frombuffer(message, dtype="<u8", count=count, offset=offset)
+        position = np.minimum(np.searchsorted(pairs, words), pairs.size - 1)
+        found += int((pairs[position] == words).sum())
+    return found
+
+
+def _pairs(states: Iterable[NamedArrays]) -> NDArray[np.uint64]:
+    words = [np.zeros(0, np.uint64)]
+    for arrays in states:
+        for array in arrays.values():
+            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel().astype(np.uint64)
+            left, right = bits[:-1], bits[1:]
+            telling = (left & 0x7FFFFFFF != 0) & (right & 0x7FFFFFFF != 0) & (left != right)
+            words.append(left[telling] | (right[telling] << np.uint64(32)))
+    return np.unique(np.concatenate(words))

@@ -1,0 +1,214 @@
+"""The local loop: batches, precision, optimizer, report. Knows nothing of a federation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils import clip_grad_norm_
+
+from fedsa_lora.errors import TrainingError
+from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.tasks.task import Batch, Examples, Task
+
+BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    head_lr: float | None = None
+    steps: int | None = 5
+    epochs: int | None = None
+    batch_size: int = 8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0
+    clip_norm: float | None = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    eval_batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a fit did: mean loss over examples, counts, and seconds of wall time."""
+
+    loss: float
+    steps: int
+    examples: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+def epoch_batches(
+    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Every index exactly once, in batches of similar length, in random order.
+
+    A permutation is cut into buckets of ``BUCKET_BATCHES`` batches; each bucket is sorted by
+    length, cut into batches, and the batches are shuffled.
+    """
+    order = rng.permutation(len(lengths))
+    batches: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), batch_size * BUCKET_BATCHES):
+        bucket = order[start : start + batch_size * BUCKET_BATCHES]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def round_batches(
+    lengths: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """The batches of one round, epoch after epoch until steps or epochs are reached."""
+    batches: list[NDArray[np.int64]] = []
+    epochs = 0
+    while len(batches) < settings.steps if settings.steps is not None else epochs < (settings.epochs or 1):
+        batches += epoch_batches(lengths, settings.batch_size, rng)
+        epochs += 1
+    return batches[: settings.steps]
+
+
+def train(
+    model: AdapterModel,
+    task: Task,
+    examples: Examples,
+    settings: TrainSettings,
+    *,
+    trained: frozenset[str],
+    rng: np.random.Generator,
+    torch_seed: int,
+    proximal: tuple[float, NamedArrays] | None = None,
+) -> TrainReport:
+    """Train the named tensors in place, from the state the model is in.
+
+    ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
+    (FedProx, arXiv:1812.06127). Raises TrainingError at the first loss that is not finite.
+    """
+    torch.manual_seed(torch_seed)
+    model.set_trainable(trained)
+    model.module.train()
+    batches = round_batches(examples.lengths, settings, rng)
+    optimizer = _optimizer(model, trained, settings)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
+    scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
+    anchor = _anchor(model, proximal[1]) if proximal else {}
+    started, total = time.perf_counter(), 0.0
+    for step, indices in enumerate(batches):
+        batch = to_device(task.collate(examples, indices), model.device)
+        with _autocast(settings, model.device):
+            loss = task.loss(model.module, batch)
+        if not math.isfinite(value := loss.item()):
+            raise TrainingError(
+                f"the loss became {value} at step {step + 1} of {len(batches)}: lower train.lr "
+                f"(now {settings.lr:g}), set train.clip_norm, or use train.precision=fp32"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        for name, reference in anchor.items():
+            parameter = model.parameter(name)
+            if parameter.grad is not None and proximal:
+                parameter.grad.add_(parameter.detach() - reference, alpha=proximal[0])
+        if settings.clip_norm is not None:
+            clip_grad_norm_([model.parameter(n) for n in sorted(trained)], settings.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        total += value * len(indices)
+    return _report(examples, batches, total, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def predict(model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings) -> NDArray[np.float32]:
+    """Logits (n, classes) in the order of the examples; batches are formed by length."""
+    model.module.eval()
+    order = np.argsort(examples.lengths, kind="stable")
+    parts = []
+    for indices in _chunks(order, settings.eval_batch_size):
+        batch = to_device(task.collate(examples, indices), model.device)
+        with _autocast(settings, model.device):
+            logits = model.module(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        parts.append(logits.float().cpu().numpy())
+    logits_in_order = np.concatenate(parts)
+    result = np.empty_like(logits_in_order)
+    result[order] = logits_in_order
+    return result
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _optimizer(model: AdapterModel, trained: frozenset[str], settings: TrainSettings) -> torch.optim.Optimizer:
+    specs = [spec for spec in model.layout if spec.name in trained]
+    groups = [
+        {"params": [model.parameter(s.name) for s in specs if s.role != "head"], "lr": settings.lr},
+        {
+            "params": [model.parameter(s.name) for s in specs if s.role == "head"],
+            "lr": settings.lr if settings.head_lr is None else settings.head_lr,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _schedule(settings: TrainSettings, steps: int):  # type: ignore[no-untyped-def]
+    warmup = round(settings.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, steps - warmup)
+        if settings.schedule == "linear":
+            return 1.0 - progress
+        return 0.5 * (1 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1.0
+
+    return factor
+
+
+def _autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if settings.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtypes[settings.precision])
+
+
+def _anchor(model: AdapterModel, reference: NamedArrays) -> Mapping[str, torch.Tensor]:
+    return {name: torch.from_numpy(value.copy()).to(model.device) for name, value in reference.items()}
+
+
+def _report(
+    examples: Examples, batches: list[NDArray[np.int64]], total_loss: float, seconds: float
+) -> TrainReport:
+    seen = sum(len(batch) for batch in batches)
+    return TrainReport(
+        loss=total_loss / max(1, seen),
+        steps=len(batches),
+        examples=seen,
+        tokens=int(sum(examples.lengths[batch].sum() for batch in batches)),
+        padded_tokens=int(sum(examples.lengths[batch].max() * len(batch) for batch in batches)),
+        seconds=seconds,
+    )

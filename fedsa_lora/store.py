@@ -1,0 +1,145 @@
+"""What a client keeps between rounds, on its own disk.
+
+One safetensors file per round under the client's folder, written to a temporary name, synced,
+renamed, and the folder synced: a reader finds the old generation or the new one, never half of
+one. The file names its client, round and experiment and carries a digest of its tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedsa_lora.errors import StoreError
+from fedsa_lora.exchange.arrays import digest
+
+_CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_GENERATION = re.compile(r"round-(\d{6})\.safetensors")
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """The tensors that a client keeps, as they were at the end of a round."""
+
+    round: int
+    tensors: dict[str, NDArray[np.float32]]
+
+
+class ClientStore(Protocol):
+    """Keeps generations of one client's state by round."""
+
+    def load(self, at_round: int | None = None) -> ClientState | None:
+        """The newest state not after ``at_round`` (None: the newest), or None when there is none."""
+        ...
+
+    def save(self, state: ClientState) -> None:
+        """Keep a state, all of it or nothing. Later generations belong to a past that was
+        abandoned and are dropped."""
+        ...
+
+
+class DirectoryStore:
+    """A client's generations as files under ``root / client``; the last ``keep`` are kept.
+
+    Raises StoreError for an id that is no plain file name, and when a file is truncated, altered
+    or of another experiment: going on with another B would train the wrong model in silence.
+    """
+
+    def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:
+        if not _CLIENT.fullmatch(client):
+            raise StoreError(
+                f"client id {client!r}: expected 1 to 64 letters, digits, '.', '_' or '-', "
+                "beginning with a letter or digit"
+            )
+        self.folder = root / client
+        self._metadata = {"client": client, "experiment": experiment}
+        self._keep = keep
+
+    def rounds(self) -> list[int]:
+        """The rounds of which a generation is kept, oldest first."""
+        names = (_GENERATION.fullmatch(path.name) for path in self.folder.glob("round-*.safetensors"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def load(self, at_round: int | None = None) -> ClientState | None:
+        usable = [r for r in self.rounds() if at_round is None or r <= at_round]
+        return self._read(usable[-1]) if usable else None
+
+    def save(self, state: ClientState) -> None:
+        metadata = self._metadata | {"round": str(state.round), "digest": digest(state.tensors)}
+        path = self._path(state.round)
+        write_atomically(path, save(state.tensors, metadata))
+        kept = [r for r in self.rounds() if r <= state.round][-self._keep :]
+        for stale in set(self.rounds()) - set(kept):
+            self._path(stale).unlink()
+
+    def _path(self, round_: int) -> Path:
+        return self.folder / f"round-{round_:06d}.safetensors"
+
+    def _read(self, round_: int) -> ClientState:
+        path = self._path(round_)
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise StoreError(
+                f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
+                "delete it to go on from the generation before"
+            ) from None
+        for key, expected in (self._metadata | {"round": str(round_)}).items():
+            if metadata.get(key) != expected:
+                raise StoreError(
+                    f"{path} belongs to {key} {metadata.get(key)!r}, this is {expected!r}: use another "
+                    "store folder for another experiment"
+                )
+        if metadata.get("digest") != digest(tensors):
+            raise StoreError(
+                f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
+                "delete it to go on from the generation before"
+            )
+        return ClientState(round_, tensors)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by new content, or leave it as it was. Raises StoreError, for example on a full disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        with _opened(path.parent) as folder:
+            os.fsync(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+        ) from None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed writer of the same file left behind."""
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,284 @@
+"""FedSA: a Flower strategy around a Flower strategy, for messages that carry part of an adapter.
+
+The inner strategy samples the clients and does the arithmetic, on plain float32 vectors of
+values. ``FedSA`` says what is broadcast, admits or rejects what comes back, orders it by client,
+and keeps the record of the round.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from flwr.common import (
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    Parameters,
+    Scalar,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import Strategy
+
+from fedsa_lora.errors import RunError, WireError
+from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.arrays import Layout, Vector
+from strategies.cohort import Cohort
+from strategies.traffic import message_bytes
+
+log = logging.getLogger("flwr")
+Res = TypeVar("Res", FitRes, EvaluateRes)
+Value = TypeVar("Value")
+Failure = tuple[ClientProxy, Res] | BaseException
+
+
+class Recorder(Protocol):
+    """Where a round is written down."""
+
+    def client(self, row: dict[str, Any]) -> None: ...
+    def round(self, row: dict[str, Any]) -> None: ...
+    def checkpoint(self, round_: int, vector: Vector) -> None: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When all clients are evaluated: every ``every`` rounds and in the last one.
+
+    ``before``: clients also measure their own model before aggregation. ``reference``: in the
+    last round each client also trains alone, to be compared with.
+    """
+
+    rounds: int
+    every: int = 1
+    before: bool = True
+    reference: bool = True
+
+    def due(self, round_: int) -> bool:
+        return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
+
+
+class FedSA(Strategy):
+    """FedSA-LoRA (arXiv:2410.01463) around any Flower strategy.
+
+    Parameters
+    ----------
+    inner : Strategy
+        Samples clients and aggregates vectors of values (layout.size,) in float32.
+    layout : Layout
+        The tensors that are shared; the server holds no other.
+    initial : Vector
+        Their common start, (layout.size,) float32.
+    cohort : Cohort
+        Who the clients are, and who takes part in a round.
+    evaluation : Evaluation
+        When all clients are evaluated, also those that were not sampled.
+    recorder : Recorder
+        Receives one row per client and phase, one per round, and the shared vector.
+    min_results : float
+        Share of the sampled clients that must answer well for a round to count; with fewer the
+        run ends with RunError, which names who failed and why.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        layout: Layout,
+        initial: Vector,
+        *,
+        cohort: Cohort,
+        evaluation: Evaluation,
+        recorder: Recorder,
+        min_results: float = 1.0,
+    ) -> None:
+        self.inner, self.layout, self.shared = inner, layout, initial
+        self.cohort, self.evaluation, self.recorder = cohort, evaluation, recorder
+        self.min_results = min_results
+        self._started = time.perf_counter()
+        self._bytes_down = 0  # of one client's broadcast in this round
+        self._row: dict[str, Any] = {}
+
+    def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
+        """The common start: no client is asked, and no backbone is loaded."""
+        return ndarrays_to_parameters([self.shared])
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        """The inner strategy's choice of clients, each sent the shared vector and the header."""
+        self._started = time.perf_counter()
+        measure = self.evaluation.before and self.evaluation.due(server_round)
+        header = wire.write_header(self._header(server_round, measure_before=measure))
+        chosen = self.inner.configure_fit(
+            server_round=server_round,
+            parameters=ndarrays_to_parameters([self.shared]),
+            client_manager=self.cohort.at(server_round, client_manager),
+        )
+        instructions = [(proxy, FitIns(ins.parameters, ins.config | header)) for proxy, ins in chosen]
+        self._bytes_down = message_bytes(instructions[0][1]) if instructions else 0
+        return instructions
+
+    def aggregate_fit(
+        self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Admit, order by client, let the inner strategy aggregate, keep float32, record."""
+        admitted, rejected = self._admit(server_round, results, failures, self._decode)
+        rows = [self._fit_row(header, result) for header, _, result, _ in admitted]
+        self._row = {
+            "round": server_round,
+            "fit_clients": len(admitted),
+            "fit_failures": len(rejected),
+            "failures": rejected,
+            "fit_seconds": time.perf_counter() - self._started,
+            "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]) if rows else None,
+            "bytes_up": sum(message_bytes(result) for _, result in results),
+            "bytes_down": self._bytes_down * (len(results) + len(failures)),
+        }
+        for row in rows:
+            self.recorder.client(row)
+        self._demand_enough(len(admitted), rejected)
+        decoded = [
+            (proxy, FitRes(result.status, ndarrays_to_parameters([value]), header.examples, {}))
+            for header, proxy, result, value in admitted
+        ]
+        parameters, metrics = self.inner.aggregate_fit(
+            server_round=server_round, results=decoded, failures=[]
+        )
+        if parameters is not None:
+            self.shared = parameters_to_ndarrays(parameters)[0].astype(np.float32, copy=False)
+        self.recorder.checkpoint(server_round, self.shared)
+        if not self.evaluation.due(server_round):
+            self._close(self._row | {"evaluated": False})
+        return ndarrays_to_parameters([self.shared]), metrics
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Every client that is there, with the vector just aggregated, when a round is due."""
+        if not self.evaluation.due(server_round):
+            return []
+        last = server_round == self.evaluation.rounds
+        header = self._header(server_round, reference=last and self.evaluation.reference)
+        ins = EvaluateIns(ndarrays_to_parameters([self.shared]), dict(wire.write_header(header)))
+        self._bytes_down = message_bytes(ins)
+        return [(proxy, ins) for proxy in self.cohort.everyone(client_manager)]
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, EvaluateRes]],
+        failures: list[Failure[EvaluateRes]],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
+        admitted, rejected = self._admit(server_round, results, failures, lambda header, result: None)
+        rows = [self._evaluate_row(header, result) for header, _, result, _ in admitted]
+        for row in rows:
+            self.recorder.client(row)
+        self._demand_enough(len(admitted), rejected)
+        row = self._row
+        row["failures"] = row["failures"] + rejected
+        row["bytes_up"] += sum(message_bytes(result) for _, result in results)
+        row["bytes_down"] += self._bytes_down * (len(results) + len(failures))
+        accuracies = [(r["accuracy"], r["examples"]) for r in rows]
+        summary = {
+            "evaluated": True,
+            "accuracy": float(np.mean([accuracy for accuracy, _ in accuracies])),
+            "accuracy_weighted": weighted_mean(accuracies),
+            "accuracy_worst": min(accuracy for accuracy, _ in accuracies),
+            "global_accuracy": weighted_mean(
+                [(r["global_accuracy"], r["examples"]) for r in rows if "global_accuracy" in r]
+            ),
+        }
+        self._close(row | summary)
+        loss = weighted_mean([(r["loss"], r["examples"]) for r in rows])
+        return loss, {"accuracy": summary["accuracy"] or 0.0}
+
+    def evaluate(self, server_round: int, parameters: Parameters) -> None:
+        """Nothing: the server holds no backbone and no data."""
+        return
+
+    def _header(self, round_: int, **asked: bool) -> wire.BroadcastHeader:
+        return wire.BroadcastHeader(
+            round=round_, layout=self.layout.digest, digest=wire.vector_digest(self.shared), **asked
+        )
+
+    def _decode(self, header: wire.UploadHeader, result: FitRes) -> Vector:
+        """The client's values: what was broadcast plus the difference it sent."""
+        update = wire.read_vector(result.parameters.tensors, self.layout)
+        wire.check_belongs(header, update, self.layout)
+        return self.shared + update
+
+    def _admit(
+        self,
+        round_: int,
+        results: list[tuple[ClientProxy, Res]],
+        failures: list[Failure[Res]],
+        decode: Callable[[wire.UploadHeader, Res], Value],
+    ) -> tuple[list[tuple[wire.UploadHeader, ClientProxy, Res, Value]], list[str]]:
+        """What holds, ordered by client, and for each thing that does not a line naming who and why."""
+        admitted: dict[str, tuple[wire.UploadHeader, ClientProxy, Res, Value]] = {}
+        rejected = [_reason(failure) for failure in failures]
+        for proxy, result in results:
+            try:
+                header = wire.read_header(result.metrics, wire.UploadHeader)
+                if header.client != self.cohort.name(proxy) or header.client in admitted:
+                    raise WireError(f"answers as client {header.client!r}, or for the second time")
+                wire.check_upload(header, round_)
+                admitted[header.client] = (header, proxy, result, decode(header, result))
+            except WireError as error:
+                rejected.append(f"client {self.cohort.name(proxy)}: {error}")
+        return [admitted[client] for client in sorted(admitted)], rejected
+
+    def _demand_enough(self, admitted: int, rejected: list[str]) -> None:
+        for line in rejected:
+            log.warning("%s", line)
+        if admitted < self.min_results * (admitted + len(rejected)) or not admitted:
+            raise RunError(
+                f"{len(rejected)} of {admitted + len(rejected)} clients failed, and "
+                f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(rejected)
+            )
+
+    def _fit_row(self, header: wire.UploadHeader, result: FitRes) -> dict[str, Any]:
+        return self._client_row(header, result) | {
+            "phase": "fit",
+            "private_before": header.private_before,
+            "private_after": header.private_after,
+        }
+
+    def _evaluate_row(self, header: wire.UploadHeader, result: EvaluateRes) -> dict[str, Any]:
+        return self._client_row(header, result) | {"phase": "evaluate"}
+
+    def _client_row(self, header: wire.UploadHeader, result: FitRes | EvaluateRes) -> dict[str, Any]:
+        return {
+            "round": header.round,
+            "client": header.client,
+            "examples": header.examples,
+            **header.report,
+            "bytes_up": message_bytes(result),
+            "bytes_down": self._bytes_down,
+        }
+
+    def _close(self, row: dict[str, Any]) -> None:
+        self.recorder.round(row | {"seconds": time.perf_counter() - self._started})
+
+
+def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float | None:
+    """Mean of (value, weight) pairs; None when there are none."""
+    if not pairs:
+        return None
+    values, weights = zip(*pairs, strict=True)
+    return float(np.average(values, weights=weights))
+
+
+def _reason(failure: Failure[Any]) -> str:
+    if isinstance(failure, BaseException):
+        return f"a node failed: {failure}"
+    proxy, result = failure
+    return f"node {proxy.cid} failed: {result.status.message}"
