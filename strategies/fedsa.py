@@ -45,7 +45,7 @@ class Recorder(Protocol):
 
     def client(self, row: dict[str, Any]) -> None: ...
     def round(self, row: dict[str, Any]) -> None: ...
-    def checkpoint(self, round_: int, vector: Vector) -> None: ...
+    def checkpoint(self, round_: int, layout: Layout, vector: Vector) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class FedSA(Strategy):
         )
         if parameters is not None:
             self.shared = parameters_to_ndarrays(parameters)[0].astype(np.float32, copy=False)
-        self.recorder.checkpoint(server_round, self.shared)
+        self.recorder.checkpoint(server_round, self.layout, self.shared)
         if not self.evaluation.due(server_round):
             self._close(self._row | {"evaluated": False})
         return ndarrays_to_parameters([self.shared]), metrics

@@ -79,11 +79,6 @@ def plain_name(parameter: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".default.", ".")
 
 
-def peft_key(name: str) -> str:
-    """The key under which stock PEFT looks for a tensor in ``adapter_model.safetensors``."""
-    return _PREFIX + name
-
-
 def _role(parameter: str) -> Role:
     if ".lora_A." in parameter:
         return "A"
@@ -153,6 +148,15 @@ class AdapterModel:
             arrays[name] = value.detach().to("cpu", torch.float32).numpy().copy()
         return arrays
 
+    def state_dict(self, arrays: NamedArrays) -> dict[str, torch.Tensor]:
+        """The arrays under the names that the module gives its parameters."""
+        self.layout.check(arrays)
+        return {
+            raw: torch.from_numpy(np.array(arrays[plain_name(raw)]))
+            for raw, _ in self.module.named_parameters()
+            if plain_name(raw) in arrays and "original_module" not in raw
+        }
+
     def counts(self) -> dict[str, int]:
         """Number of parameters by role."""
         found: dict[str, int] = {"base": 0, "A": 0, "B": 0, "head": 0}
@@ -185,8 +189,3 @@ def initial_state(layout: Layout, seed: int, head_row_norm: float | None = None)
         state[spec.name] = value.astype(np.float32)
     return state
 
-
-def require(layout: Layout, role: Role, why: str) -> None:
-    """Raise LayoutError when no tensor has the role that a split needs."""
-    if layout.count(role) == 0:
-        raise LayoutError(f"the model has no {role} tensors, but {why}")

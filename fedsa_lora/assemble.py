@@ -1,0 +1,94 @@
+"""Puts the objects of a run together from its config, for either side of the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import torch
+from flwr.common import ndarrays_to_parameters
+from flwr.server.strategy import Strategy
+
+from fedsa_lora.client import Alone, Workbench
+from fedsa_lora.config import RunConfig, build_inner
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.store import DirectoryStore
+from strategies import Cohort, Evaluation, FedSA, Recorder
+
+
+def device(config: RunConfig) -> torch.device:
+    """The device to train on. Raises ConfigError when a GPU is asked for that is not there."""
+    wanted = config.machine.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "machine.device=cuda, but torch sees no CUDA device: set machine.device=cpu, or check the driver "
+            "and that torch was installed with CUDA"
+        )
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def workbench(config: RunConfig) -> Workbench:
+    """The resident model and task of a process that serves clients."""
+    torch.set_num_threads(config.machine.threads)
+    model = config.task.build_model(seed=config.seed).to(device(config))
+    return Workbench(
+        task=config.task,
+        model=AdapterModel(attach(model, config.lora)),
+        split=config.split,
+        settings=config.train,
+        seed=config.seed,
+        head_row_norm=config.head.row_norm,
+        alone=_alone(config),
+    )
+
+
+def skeleton(config: RunConfig) -> AdapterModel:
+    """The model on the meta device: names, shapes and roles, not one weight."""
+    return AdapterModel(attach(config.task.build_model(seed=config.seed, empty=True), config.lora))
+
+
+def store(config: RunConfig, client: str) -> DirectoryStore:
+    """Where a client keeps what is its own."""
+    return DirectoryStore(config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+
+
+def experiment_digest(config: RunConfig) -> str:
+    """What must be equal for a client's stored state to be of use, as 16 hex digits."""
+    parts = {key: config.resolved[key] for key in ("seed", "task", "model", "lora", "partition", "split", "head")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
+    """FedSA around the configured Flower strategy, from names and shapes alone."""
+    model = skeleton(config)
+    split: AdapterSplit = config.split(model.layout)
+    layout = model.layout.select(split.shared)
+    start = initial_state(model.layout, config.seed, config.head.row_norm)
+    initial = layout.pack({name: start[name] for name in layout.names})
+    inner: Strategy = build_inner(config, initial_parameters=ndarrays_to_parameters([initial]))
+    return FedSA(
+        inner,
+        layout,
+        initial,
+        cohort=Cohort(config.seed, config.partition.clients, config.federation.wait_seconds),
+        evaluation=Evaluation(
+            rounds=config.federation.rounds,
+            every=config.evaluation.every,
+            before=config.evaluation.before,
+            reference=config.evaluation.local_only,
+        ),
+        recorder=recorder,
+        min_results=config.federation.min_results,
+    )
+
+
+def _alone(config: RunConfig) -> Alone:
+    chosen = {
+        "lr": config.evaluation.local_only_lr,
+        "head_lr": config.evaluation.local_only_head_lr,
+    }
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return Alone(config.split.alone(), replace(config.train, **given), config.federation.rounds)

@@ -1,0 +1,58 @@
+"""The last look at what leaves a client: a Flower mod that searches every reply for B and the head."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.serde import recorddict_to_proto
+
+from fedsa_lora.errors import LeakError
+from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.store import DirectoryStore
+
+
+class Egress:
+    """Searches the serialised replies of one client for the values in its store.
+
+    Each search is a line in ``egress.jsonl`` beside the client's state. Raises LeakError, so that
+    nothing is sent, when a private value is found.
+    """
+
+    def __init__(self, store: DirectoryStore, keep_messages: bool = False) -> None:
+        self.store, self.keep_messages = store, keep_messages
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if reply.has_content():
+            kind = message.metadata.message_type.rsplit(".", 1)[-1]
+            self.search(recorddict_to_proto(reply.content).SerializeToString(), kind)
+        return reply
+
+    def search(self, content: bytes, kind: str) -> None:
+        """Search the bytes of one reply for every generation that the store holds."""
+        rounds = self.store.rounds()
+        states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
+        pairs = private_pairs(states)
+        found = matches(content, pairs)
+        row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
+        row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
+        folder = self.store.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "egress.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+        if self.keep_messages:
+            self._keep(folder / "messages", kind, content)
+        if found:
+            raise LeakError(
+                f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
+                "the split or a mod of yours lets B or the head out"
+            )
+
+    def _keep(self, folder: Path, kind: str, content: bytes) -> None:
+        folder.mkdir(exist_ok=True)
+        count = len(list(folder.iterdir()))
+        (folder / f"{count:06d}-{kind}.bin").write_bytes(content)

@@ -1,0 +1,22 @@
+"""What is made of a run that ended well: summary, adapters, figures, report."""
+
+from __future__ import annotations
+
+from fedsa_lora import assemble
+from fedsa_lora.config import RunConfig
+from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.figures import draw_all
+from fedsa_lora.runs.report import write_report
+from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.runs.summary import summarise
+
+
+def finish(config: RunConfig, directory: RunDirectory) -> None:
+    """Write everything that a reader opens first. Names and shapes suffice: no backbone is read."""
+    model = assemble.skeleton(config)
+    directory.write_summary(summarise(config, directory.path, model))
+    exporter = Exporter(config, directory, model)
+    for client in exporter.clients():
+        exporter.export(client, directory.path / "adapters" / client)
+    draw_all(directory.path)
+    write_report(directory.path)

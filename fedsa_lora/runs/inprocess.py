@@ -1,0 +1,83 @@
+"""The same ServerApp and ClientApp in this process, one client at a time, without Ray.
+
+For tests, sweeps and debugging. Messages are serialised as they are on the wire, and the result is
+the same to the bit as that of ``flwr run``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.serverapp.grid import Grid
+from flwr.supercore.run import Run
+
+from fedsa_lora.client_app import app as client_app
+from fedsa_lora.config import load
+from fedsa_lora.server_app import app as server_app
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes are calls of the ClientApp."""
+
+    def __init__(self, clients: int, run_config: dict[str, Any]) -> None:
+        self._run = Run.create_empty(run_id=1)
+        self._lock = threading.Lock()  # Flower asks from many threads; the resident model serves one
+        self._contexts = {
+            node: Context(
+                run_id=1,
+                node_id=node,
+                node_config={"partition-id": node - 1, "num-partitions": clients},
+                state=RecordDict({"": ConfigRecord()}),
+                run_config=run_config,
+            )
+            for node in range(1, clients + 1)
+        }
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return [self._serve(message) for message in messages]
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return Message(*args, **kwargs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise TypeError("this grid answers at once: use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise TypeError("this grid answers at once: use send_and_receive")
+
+    def _serve(self, message: Message) -> Message:
+        received = message_from_proto(message_to_proto(message))
+        with self._lock:
+            try:
+                return client_app(received, self._contexts[message.metadata.dst_node_id])
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+
+
+def run_in_process(overrides: Sequence[str]) -> Path:
+    """Run a federation here and return its run directory. Raises what the ServerApp raises."""
+    config = load(overrides)
+    text = shlex.join([*overrides, f"run.dir={config.run_dir}"])
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text}
+    )
+    server_app(InProcessGrid(config.partition.clients, {"overrides": text}), context)
+    return config.run_dir

@@ -1,0 +1,136 @@
+"""The run directory: what a run writes, while it runs and at its end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsa_lora.config import RunConfig, to_yaml
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.store import ClientState, DirectoryStore, write_atomically
+
+PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
+
+
+class RunDirectory:
+    """Receives the rows of a run (it is the strategy's Recorder) and says how the run ended.
+
+    Rows are appended and flushed one by one, so that a killed run keeps what it measured; every
+    other file is replaced whole.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path, self.config = path, config
+        self.shared = Layout(())
+        self._started = _now()
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunDirectory:
+        """Raises RunError when the directory already holds a run."""
+        path = config.run_dir
+        if (path / "config.yaml").exists():
+            raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+        directory = cls(path, config)
+        directory._write("config.yaml", to_yaml(config))
+        directory._write_json("environment.json", environment())
+        directory._write_json("status.json", directory._status("running"))
+        directory._write_json("partition.json", asdict(config.task.describe()))
+        return directory
+
+    def client(self, row: dict[str, Any]) -> None:
+        self._append("clients.jsonl", row)
+
+    def round(self, row: dict[str, Any]) -> None:
+        self._append("rounds.jsonl", row)
+
+    def checkpoint(self, round_: int, layout: Layout, vector: Vector) -> None:
+        """Keep the shared tensors of a round."""
+        tensors = {name: np.ascontiguousarray(array) for name, array in layout.unpack(vector).items()}
+        self._checkpoints().save(ClientState(round_, tensors))
+
+    def shared_tensors(self) -> NamedArrays:
+        """The newest checkpoint. Raises RunError when there is none."""
+        state = self._checkpoints().load()
+        if state is None:
+            raise RunError(f"{self.path} has no checkpoint: the run ended before its first round did")
+        return state.tensors
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Whatever happens inside, ``status.json`` tells it."""
+        try:
+            yield
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._write_json("status.json", self._status("failed", reason))
+            raise
+        self._write_json("status.json", self._status("completed"))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """``summary.json``, and the JSON lines once more as CSV."""
+        self._write_json("summary.json", summary)
+        for name in ("rounds", "clients"):
+            lines = (self.path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            self._write(f"{name}.csv", _csv([json.loads(line) for line in lines]))
+
+    def _checkpoints(self) -> DirectoryStore:
+        return DirectoryStore(self.path, "checkpoints", self.config.name, self.config.run.keep_generations)
+
+    def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
+        ended = None if state == "running" else _now()
+        return {"state": state, "reason": reason, "started": self._started, "ended": ended}
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text.encode())
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process."""
+    return {
+        **{package.replace("-", "_"): _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,97 @@
+"""The figures of a run, from the rows that it recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsa_lora.config import RunConfig
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.runs.reading import Row, read_jsonl
+
+
+def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str, Any]:
+    """Accuracies over clients with their references, bytes, seconds, parameters and the proof.
+
+    ``model`` is needed for its names and shapes only. Accuracy is that of the last evaluated
+    round, personalised and after aggregation.
+    """
+    rounds = read_jsonl(run_dir / "rounds.jsonl")
+    clients = read_jsonl(run_dir / "clients.jsonl")
+    fits = [row for row in clients if row["phase"] == "fit"]
+    final = [r for r in clients if r["phase"] == "evaluate" and r["round"] == rounds[-1]["round"]]
+    personalised, alone = over_clients(final, "accuracy"), over_clients(final, "local_only")
+    before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
+    parameters = parameter_counts(config, model)
+    sent = float(np.mean([row["bytes_up"] for row in fits]))
+    return {
+        "name": config.name,
+        "title": config.title,
+        "description": config.description,
+        "rounds": len(rounds),
+        "clients": config.partition.clients,
+        "split": asdict(config.split),
+        "personalised": personalised,
+        "before_aggregation": over_clients(before, "accuracy_before"),
+        "local_only": alone,
+        "majority": over_clients(final, "majority"),
+        "global": over_clients(final, "global_accuracy"),
+        "gain_over_local": personalised["mean"] - alone["mean"] if personalised and alone else None,
+        "clients_harmed": sum(r["accuracy"] < r["local_only"] for r in final) if alone else None,
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "bytes_down": sum(row["bytes_down"] for row in rounds),
+        "bytes_up_per_client_round": sent,
+        "bytes_up_share_ab": sent + 4 * (parameters["A"] + parameters["B"] - parameters["shared_factors"]),
+        "seconds": sum(row["seconds"] for row in rounds),
+        "parameters": parameters,
+        "proof": proof(config.store_dir, fits),
+    }
+
+
+def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:
+    """Unweighted mean, mean weighted by test examples, and the worst client; None without values."""
+    values = {row["client"]: (row[key], row["examples"]) for row in rows if row.get(key) is not None}
+    if not values:
+        return None
+    accuracies, examples = zip(*values.values(), strict=True)
+    worst = min(values, key=lambda client: values[client][0])
+    return {
+        "mean": float(np.mean(accuracies)),
+        "weighted": float(np.average(accuracies, weights=examples)),
+        "worst": values[worst][0],
+        "worst_client": worst,
+    }
+
+
+def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:
+    """Parameters by role, how many are shared, and how many of the shared are A or B."""
+    shared = model.layout.select(config.split(model.layout).shared)
+    factors = shared.count("A") + shared.count("B")
+    return model.counts() | {"shared": shared.size, "shared_factors": factors}
+
+
+def proof(store_dir: Path, fits: Sequence[Row]) -> dict[str, Any]:
+    """What shows that private tensors stayed where they belong.
+
+    ``chain_breaks``: fits that did not start from the private state that the same client had
+    after its fit before. ``distinct_b``: no two clients ended with the same private state. The
+    searches of outgoing messages are counted where the clients' stores can be read.
+    """
+    last: dict[str, str] = {}
+    breaks = 0
+    for row in sorted(fits, key=lambda row: int(row["round"])):
+        breaks += row["client"] in last and row["private_before"] != last[row["client"]]
+        last[row["client"]] = row["private_after"]
+    searches = [row for log in sorted(store_dir.glob("*/egress.jsonl")) for row in read_jsonl(log)]
+    return {
+        "messages": len(searches),
+        "bytes_searched": sum(row["bytes"] for row in searches),
+        "private_values": max((row["private_values"] for row in searches), default=0),
+        "matches": sum(row["matches"] for row in searches),
+        "chain_breaks": breaks,
+        "distinct_b": len(set(last.values())) == len(last),
+    }
