@@ -1,0 +1,227 @@
+"""Who holds which rows: train, validation and test parts of a client all follow its train partition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import ConfigError, DataError
+from fedsa_lora.seeds import generator
+from fedsa_lora.tasks.partitioners import LABEL, MODULE, assign_rows
+from fedsa_lora.tasks.suggest import listing
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How the rows are divided.
+
+    ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
+    its arguments. Each client keeps a uniformly drawn number of train examples in
+    ``train_examples`` = [lo, hi] (all without it), gives up ``validation_examples`` of its own, and
+    at most ``test_examples`` for test. ``test_fraction`` of its rows is its test part where the
+    data has no test split. With ``label_meaning`` "per_client" each client renames the classes.
+    Raises ConfigError that lists every fault.
+    """
+
+    clients: int = 10
+    partitioner: dict[str, Any] = field(default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"})
+    train_examples: list[int] | None = None
+    validation_examples: int = 0
+    test_examples: int | None = None
+    min_examples: int = 1
+    test_fraction: float = 0.2
+    label_meaning: Literal["common", "per_client"] = "common"
+
+    def __post_init__(self) -> None:
+        size = self.train_examples
+        rules = {
+            f"clients is {self.clients}: expected at least 1": self.clients >= 1,
+            f"train_examples is {size}: expected [lo, hi] with 1 <= lo <= hi": size is None
+            or (len(size) == 2 and 1 <= size[0] <= size[1]),
+            f"validation_examples is {self.validation_examples}: expected 0 or more": self.validation_examples
+            >= 0,
+            f"test_examples is {self.test_examples}: expected 1 or more, or null": self.test_examples is None
+            or self.test_examples >= 1,
+            f"min_examples is {self.min_examples}: expected at least 1": self.min_examples >= 1,
+            f"test_fraction is {self.test_fraction}: expected a number between 0 and 1": 0
+            < self.test_fraction
+            < 1,
+            f"label_meaning is {self.label_meaning!r}: expected common or per_client": self.label_meaning
+            in ("common", "per_client"),
+        }
+        if faults := [fault for fault, holds in rules.items() if not holds]:
+            raise ConfigError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """Sorted row numbers; ``test`` counts in the test split, or in the train split where there is none."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+@dataclass(frozen=True)
+class FederationSplit:
+    """The rows of every client "0" to "clients - 1", and remarks that a user should see."""
+
+    clients: dict[str, ClientRows]
+    notes: tuple[str, ...]
+
+
+def split_federation(
+    settings: PartitionSettings,
+    seed: int,
+    train: Mapping[str, NDArray[Any]],
+    test: Mapping[str, NDArray[Any]] | None = None,
+) -> FederationSplit:
+    """Divide the train rows between clients, and the test rows in the same proportions.
+
+    ``train`` and ``test`` map ``label`` and, where there is one, ``group`` to an array (n,). All
+    parts are disjoint. Official test rows of a class (of a group under a natural partition) are
+    dealt in proportion to the train rows of it that each client received.
+    Raises DataError for a client without train examples.
+    """
+    parts, by = assign_rows(settings.partitioner, settings.clients, seed, train)
+    labels = train[LABEL]
+    notes = _leftover("train", len(labels), parts)
+    if test is None:
+        tests = [_carve_test(settings, seed, client, part, labels) for client, part in enumerate(parts)]
+        parts = [np.setdiff1d(part, held_out) for part, held_out in zip(parts, tests, strict=True)]
+    else:
+        tests = deal(train[by], test[by], parts, seed)
+        notes += _leftover("test", len(test[by]), tests)
+    test_labels = labels if test is None else test[LABEL]
+    clients = {}
+    for client, (part, held_out) in enumerate(zip(parts, tests, strict=True)):
+        limit = settings.test_examples or len(held_out)
+        kept = stratified_sample(held_out, test_labels, limit, generator(seed, "test", client))
+        clients[str(client)] = _client_rows(settings, seed, client, part, labels, kept)
+    _refuse_empty(clients)
+    return FederationSplit(clients, (*notes, *_shortfalls(settings, seed, clients)))
+
+
+def stratified_sample(rows: Indices, labels: NDArray[Any], count: int, rng: np.random.Generator) -> Indices:
+    """``count`` of ``rows`` (all when there are fewer), sorted; every class within one of its fair share.
+
+    Systematic sampling: the rows lie sorted by class, shuffled within, and every n/count-th is taken.
+    """
+    if count >= len(rows):
+        return np.sort(rows)
+    shuffled = rng.permutation(rows)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    positions = (np.arange(count) + rng.random()) * len(rows) / max(count, 1)
+    return np.sort(by_class[positions.astype(np.int64)])
+
+
+def deal(train: NDArray[Any], test: NDArray[Any], parts: Sequence[Indices], seed: int) -> list[Indices]:
+    """Deal test rows of each value in proportion to the train rows of that value in each part.
+
+    Test rows whose value no part holds go to nobody.
+    """
+    owner = np.full(len(train), -1)
+    for client, part in enumerate(parts):
+        owner[part] = client
+    hands: list[list[Indices]] = [[] for _ in parts]
+    for value in np.unique(test):
+        owners = owner[(train == value) & (owner >= 0)]
+        if not len(owners):
+            continue
+        rng = generator(seed, "deal", str(value))
+        # Rounding favours nobody over many classes, because the order of the clients is drawn anew.
+        order = rng.permutation(len(parts))
+        shares = np.cumsum(np.bincount(owners, minlength=len(parts))[order]) / len(owners)
+        rows = rng.permutation(np.flatnonzero(test == value))
+        cuts = np.rint(shares[:-1] * len(rows)).astype(np.int64)
+        for client, hand in zip(order, np.split(rows, cuts), strict=True):
+            hands[client].append(hand)
+    return [np.sort(np.concatenate(hand or [np.empty(0, np.int64)])) for hand in hands]
+
+
+def label_permutations(classes: int, clients: int, seed: int) -> list[Indices]:
+    """One permutation of the class ids per client: class c is called ``permutation[c]`` there.
+
+    They differ pairwise while there are permutations left; after that they repeat.
+    """
+    drawn: list[tuple[int, ...]] = []
+    for client in range(clients):
+        rng = generator(seed, "label meaning", client)
+        taken = set(drawn[client - client % math.factorial(classes) :])
+        candidate = tuple(rng.permutation(classes).tolist())
+        while candidate in taken:
+            candidate = tuple(rng.permutation(classes).tolist())
+        drawn.append(candidate)
+    return [np.array(permutation, dtype=np.int64) for permutation in drawn]
+
+
+def _carve_test(
+    settings: PartitionSettings, seed: int, client: int, part: Indices, labels: NDArray[Any]
+) -> Indices:
+    count = max(round(len(part) * settings.test_fraction), 1)
+    # The only example of a client is kept for training; its empty test part is then reported.
+    return stratified_sample(part, labels, count if len(part) > 1 else 0, generator(seed, "carve", client))
+
+
+def _client_rows(
+    settings: PartitionSettings,
+    seed: int,
+    client: int,
+    part: Indices,
+    labels: NDArray[Any],
+    test: Indices,
+) -> ClientRows:
+    # At least half of a client's rows stay for training.
+    count = min(settings.validation_examples, len(part) // 2)
+    validation = stratified_sample(part, labels, count, generator(seed, "validation", client))
+    rest = np.setdiff1d(part, validation)
+    size = _train_size(settings, seed, client)
+    if size is not None:
+        rest = stratified_sample(rest, labels, size, generator(seed, "train", client))
+    return ClientRows(rest, validation, test)
+
+
+def _train_size(settings: PartitionSettings, seed: int, client: int) -> int | None:
+    if settings.train_examples is None:
+        return None
+    low, high = settings.train_examples
+    return int(generator(seed, "train size", client).integers(low, high, endpoint=True))
+
+
+def _refuse_empty(clients: Mapping[str, ClientRows]) -> None:
+    empty = [client for client, rows in clients.items() if not len(rows.train)]
+    if empty:
+        raise DataError(
+            f"no train examples for client {listing(empty)}: lower partition.clients, or raise the "
+            "partitioner's min_partition_size or alpha"
+        )
+
+
+def _leftover(kind: str, rows: int, parts: Sequence[Indices]) -> list[str]:
+    left = rows - sum(len(part) for part in parts)
+    return [f"{left} of {rows} {kind} rows belong to no client under this partition"] if left else []
+
+
+def _shortfalls(settings: PartitionSettings, seed: int, clients: Mapping[str, ClientRows]) -> list[str]:
+    """Which clients hold less than was asked for, one remark for each kind of lack."""
+    lacking: dict[str, list[str]] = {}
+
+    def check(what: str, client: str, held: int, wanted: int) -> None:
+        if held < wanted:
+            lacking.setdefault(what, []).append(f"{client} ({held} of {wanted})")
+
+    for client, rows in clients.items():
+        drawn = _train_size(settings, seed, int(client)) or 0
+        check("fewer train examples than drawn from train_examples", client, len(rows.train), drawn)
+        check("fewer train examples than min_examples", client, len(rows.train), settings.min_examples)
+        wanted = settings.validation_examples
+        check("fewer validation examples than validation_examples", client, len(rows.validation), wanted)
+        check("no test examples", client, len(rows.test), 1)
+    return [f"{what}: client {', '.join(found)}" for what, found in lacking.items()]

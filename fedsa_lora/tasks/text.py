@@ -1,0 +1,127 @@
+"""Classification of single texts and of text pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification
+
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.tasks.backbone import build_backbone, load_tokenizer
+from fedsa_lora.tasks.classification import ClassificationTask
+from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_rows
+from fedsa_lora.tasks.sources import read_split
+from fedsa_lora.tasks.task import Batch, Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(ClassificationTask):
+    """Texts from a shipped set, local files or the hub.
+
+    ``dataset`` is the name of a shipped set, a file, a folder or a hub id (with ``subset``);
+    ``files`` may name one file per split instead. ``text``, ``text_pair``, ``label`` and ``group``
+    (the natural column) are column names; ``where`` keeps the rows whose column equals a value or
+    one of a list. ``class_names`` fixes the classes and their order, otherwise they are those of
+    the train rows, sorted. Without a ``test_split`` every client sets part of its rows aside.
+    ``max_length`` is in tokens; longer inputs are cut.
+    """
+
+    dataset: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    subset: str | None = None
+    train_split: str = "train"
+    test_split: str | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    group: str | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    max_length: int = 128
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def __post_init__(self) -> None:
+        if bool(self.dataset) == bool(self.files):
+            raise ConfigError(
+                f"dataset is {self.dataset!r} and files is {dict(self.files)}: give exactly one of them"
+            )
+        if self.max_length < 1:
+            raise ConfigError(f"max_length is {self.max_length}: expected at least 1 token")
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names; with ``class_names`` given no data are read, so a server needs none."""
+        return tuple(self.class_names) if self.class_names else super().labels()
+
+    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
+        """The backbone with its head; on the meta device and without weights when ``empty``."""
+        return build_backbone(
+            self.auto_class,
+            self.model,
+            self.labels(),
+            seed=seed,
+            empty=empty,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def read(self) -> LabelledData:
+        """The rows of the train split, and of the test split where one is named."""
+        source = self.files or self.dataset
+        name = self.dataset or "task.files"
+        inputs = {"text": self.text} | ({"text_pair": self.text_pair} if self.text_pair else {})
+        columns = Columns(inputs, self.label, self.group, self.where)
+        table = read_split(source, self.train_split, self.subset)
+        train_name = f"{name} ({self.train_split})"
+        classes = tuple(self.class_names or infer_classes(table, columns, name=train_name))
+        train = read_rows(table, columns, classes, name=train_name)
+        if self.test_split is None:
+            return LabelledData(classes, train)
+        table = read_split(source, self.test_split, self.subset)
+        return LabelledData(
+            classes, train, read_rows(table, columns, classes, name=f"{name} ({self.test_split})")
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer. Raises ConfigError when it cannot make ``max_length`` tokens."""
+        tokenizer = load_tokenizer(self.model)
+        if self.max_length > tokenizer.model_max_length:
+            raise ConfigError(
+                f"task.max_length is {self.max_length}, but the model reads at most "
+                f"{tokenizer.model_max_length} tokens: lower it"
+            )
+        return tokenizer
+
+    def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
+        """Token ids and masks, each int64 of the text's own length: nothing is padded yet."""
+        if not len(labels):
+            return Examples({name: [] for name in self.tokenizer.model_input_names}, labels, labels)
+        texts = [list(inputs[name]) for name in inputs.column_names]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        features = {name: [np.array(row, dtype=np.int64) for row in rows] for name, rows in encoded.items()}
+        lengths = np.array([len(row) for row in features["input_ids"]], dtype=np.int64)
+        return Examples(features, labels, lengths)
+
+    def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
+        """Tensors (batch, longest of the batch), padded on the tokenizer's side, and labels (batch,)."""
+        fill = {
+            "input_ids": self.tokenizer.pad_token_id,
+            "token_type_ids": self.tokenizer.pad_token_type_id,
+        }
+        batch = {
+            name: pad_sequence(
+                [torch.from_numpy(rows[index]) for index in indices],
+                batch_first=True,
+                padding_value=fill.get(name, 0),
+                padding_side=self.tokenizer.padding_side,
+            )
+            for name, rows in examples.features.items()
+        }
+        return {**batch, "labels": torch.from_numpy(examples.labels[indices])}
