@@ -1,0 +1,288 @@
+"""Start the real `flwr run` in a simulation of its own, follow it, tell how it ended, leave nothing behind.
+
+Each run has its own SuperLink, Flower home and Ray session, so runs side by side do not meet.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+from flwr.proto.control_pb2 import ListRunsRequest, StreamLogsRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from httpx import HTTPError
+
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.superlink import ANSI, SuperLink, tail
+
+SUBMIT_SECONDS = 180.0
+SILENCE_SECONDS = 90.0  # more than the 60 s after which Flower gives up a simulation without heartbeat
+POLL_SECONDS = 0.25
+STATUS_SECONDS = 5.0
+LOG_END_SECONDS = 5.0
+
+_RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Size of a simulation. CPUs are whole numbers, as in Flower; clients may share a GPU (0.25 each).
+
+    `cpus` and `gpus` bound what Ray hands out in all; None leaves the count to Ray.
+    Raises RunError, with every fault, for a size that no client fits in.
+    """
+
+    supernodes: int
+    cpus_per_client: int = 1
+    gpus_per_client: float = 0.0
+    cpus: int | None = None
+    gpus: int | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.supernodes < 1:
+            faults.append(f"supernodes is {self.supernodes}, expected at least 1")
+        if self.cpus_per_client != int(self.cpus_per_client) or self.cpus_per_client < 1:
+            faults.append(f"cpus_per_client is {self.cpus_per_client}, expected a whole number from 1")
+        if self.gpus_per_client < 0:
+            faults.append(f"gpus_per_client is {self.gpus_per_client}, expected 0 or more")
+        if self.cpus is not None and self.cpus < self.cpus_per_client:
+            faults.append(f"cpus is {self.cpus}, less than the {self.cpus_per_client} of one client")
+        if self.gpus is not None and self.gpus < self.gpus_per_client:
+            faults.append(f"gpus is {self.gpus}, less than the {self.gpus_per_client} of one client")
+        if faults:
+            raise RunError("no client fits in this simulation: " + "; ".join(faults))
+
+    def federation_config(self) -> str:
+        """Return the value of `flwr run --federation-config`."""
+        values = {
+            "num-supernodes": int(self.supernodes),
+            "client-resources-num-cpus": int(self.cpus_per_client),
+            "client-resources-num-gpus": float(self.gpus_per_client),
+            "init-args-num-cpus": self.cpus,
+            "init-args-num-gpus": self.gpus,
+        }
+        return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and why when it did not complete.
+
+    "completed" is Flower's word, which it also says of a ServerApp that called `sys.exit` and of rounds in
+    which every client failed: look at what the ServerApp wrote as well.
+    """
+
+    state: Literal["completed", "failed", "stopped"]
+    details: str
+
+
+class FlowerRun:
+    """One `flwr run` with everything it needs, from `__enter__` to `__exit__`.
+
+    `overrides` reaches the app unchanged, as `run_config["overrides"]`. The apps run in a private folder that
+    is removed at the end, so paths in it must be absolute. What they print, tracebacks included, is added to
+    `work_dir/flower.log`; what the SuperLink prints, to `work_dir/superlink.log`. `env` is added to the
+    environment of the run. In the main thread, SIGTERM and SIGHUP raise SystemExit(128 + signal) while the
+    run is open, so that they too end in `__exit__`.
+
+    Raises RunError when the SuperLink does not start or `flwr run` rejects the app.
+    """
+
+    def __init__(
+        self,
+        app_dir: Path,
+        overrides: str,
+        simulation: Simulation,
+        work_dir: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.app_dir = app_dir.resolve()
+        self.overrides = overrides
+        self.simulation = simulation
+        self.log = work_dir.resolve() / "flower.log"
+        self.superlink = SuperLink(work_dir.resolve() / "superlink.log", env or {})
+        self.run_id = 0
+        self._log_begin = self.log.stat().st_size if self.log.exists() else 0
+        self._client: ControlHttpClient | None = None
+        self._log_copy: threading.Thread | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._catch_signals()
+        try:
+            private = self.superlink.start()
+            self.run_id = self._submit(private)
+            self._client = ControlHttpClient.from_server_address(
+                f"127.0.0.1:{self.superlink.port}",
+                insecure=True,
+                root_certificates=None,
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            )
+            self._log_copy = threading.Thread(target=self._copy_log, args=(self._client,), daemon=True)
+            self._log_copy.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def status(self) -> tuple[str, str]:
+        """Return Flower's (state, details): pending, starting, running, completed, failed or stopped.
+
+        Raises RunError when the SuperLink does not answer.
+        """
+        if self._client is None:
+            raise RunError("this run is not open: ask for its status inside `with FlowerRun(...) as run:`")
+        try:
+            # What `flwr ls` asks, in 4 ms instead of the second of CPU that the command costs.
+            run = self._client.ListRuns(ListRunsRequest(run_id=self.run_id)).run_dict[self.run_id]
+        except HTTPError as error:
+            raise RunError(f"the SuperLink does not answer: {error}; see {self.superlink.log}") from error
+        return run.status.sub_status or run.status.status, run.status.details
+
+    def follow(self, poll: Callable[[], None] = lambda: None, timeout: float | None = None) -> Outcome:
+        """Wait for the end, calling `poll` about four times a second.
+
+        After `timeout` seconds the outcome is "stopped"; leaving the `with` block then ends the run.
+        """
+        started = answered = time.monotonic()
+        asked = 0.0
+        while True:
+            poll()
+            if (code := self.superlink.exit_code()) is not None:
+                reason = f"the SuperLink ended with exit code {code} before the run did"
+                return Outcome("failed", f"{reason}; see {self.superlink.log}")
+            now = time.monotonic()
+            if timeout is not None and now - started > timeout:
+                return Outcome("stopped", f"not finished within {timeout:g} s")
+            if now - asked > STATUS_SECONDS or self._log_ended():
+                asked = now
+                try:
+                    if outcome := self._outcome(*self.status()):
+                        return outcome
+                    answered = now
+                except RunError as error:
+                    if now - answered > SILENCE_SECONDS:
+                        return Outcome("failed", str(error))
+            time.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """End every process of the run. Harmless when called again."""
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
+        self.superlink.close()
+        if self._log_copy is not None:
+            self._log_copy.join(LOG_END_SECONDS)
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _submit(self, private: Path) -> int:
+        """Submit the app with `flwr run` and return Flower's run id."""
+        (private / "flwr").mkdir(exist_ok=True)
+        connection = f'[superlink.own]\naddress = "127.0.0.1:{self.superlink.port}"\ninsecure = true\n'
+        (private / "flwr" / "config.toml").write_text('[superlink]\ndefault = "own"\n' + connection)
+        # On the command line Flower cuts a value at its first quote; a file keeps it whole.
+        run_config = private / "run-config.toml"
+        run_config.write_text(f"overrides = {_toml_string(self.overrides)}\n", encoding="utf-8")
+        command = [self.superlink.command("flwr"), "run", str(self.app_dir), "own", "--format", "json"]
+        command += ["--run-config", str(run_config)]
+        command += ["--federation-config", self.simulation.federation_config()]
+        try:
+            done = subprocess.run(
+                command,
+                env=self.superlink.env,
+                cwd=private,
+                capture_output=True,
+                text=True,
+                timeout=SUBMIT_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"`flwr run {self.app_dir}` gave no answer in {SUBMIT_SECONDS:g} s") from error
+        answer = _json_object(done.stdout)
+        if not answer.get("success"):
+            reason = str(answer.get("error-message") or done.stderr or done.stdout).strip()
+            raise RunError(f"`flwr run` rejected the app in {self.app_dir}: {reason}")
+        return int(answer["run-id"])
+
+    def _copy_log(self, client: ControlHttpClient) -> None:
+        """Write what the apps print to `self.log` until the run ends: it is not in the SuperLink's output."""
+        with self.log.open("a", encoding="utf-8", errors="replace") as log:
+            try:
+                for part in client.StreamLogs(StreamLogsRequest(run_id=self.run_id, after_timestamp=0.0)):
+                    log.write(ANSI.sub("", part.log_output))
+                    log.flush()
+            except (HTTPError, ValueError) as error:  # ValueError: cut in the middle of a message
+                log.write(f"\nend of the log: {error}\n")
+
+    def _log_ended(self) -> bool:
+        return self._log_copy is None or not self._log_copy.is_alive()
+
+    def _outcome(self, state: str, details: str) -> Outcome | None:
+        if state not in ("completed", "failed", "stopped"):
+            return None
+        if self._log_copy is not None:
+            self._log_copy.join(LOG_END_SECONDS)
+        if state == "failed":
+            return Outcome("failed", failure_reason(tail(self.log, self._log_begin), details))
+        return Outcome("completed" if state == "completed" else "stopped", details)
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_IGN, None):  # nohup, or not Python's to give back
+                continue
+            self._handlers[number] = handler
+            if number != signal.SIGINT:  # which raises KeyboardInterrupt already
+                signal.signal(number, _exit_on_signal)
+
+
+def failure_reason(log: str, details: str) -> str:
+    """Return the last exception in `log`, with all lines of its message if Flower's `details` have them."""
+    message = details.removeprefix("Simulation failed with exception: ").strip()
+    last, in_traceback = "", False
+    for line in (_RAY_PREFIX.sub("", line) for line in log.splitlines()):
+        if line.endswith("Traceback (most recent call last):"):
+            in_traceback = True
+        elif in_traceback and line and not line[0].isspace():
+            last, in_traceback = line.strip(), False
+    kind, _, first = last.partition(": ")
+    if first and message.startswith(first):
+        return f"{kind}: {message}"
+    return last or message or "Flower gives no reason"
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning
+    raise SystemExit(128 + number)
+
+
+def _toml_string(text: str) -> str:
+    """Quote `text` for TOML: as JSON does, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a command's output, around which it may print lines; empty without one."""
+    try:
+        return dict(json.loads(text[text.index("{") : text.rindex("}") + 1]))
+    except ValueError:
+        return {}

@@ -1,0 +1,223 @@
+"""A SuperLink of our own: its port, environment and private folder, and the end of all that it started."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from fedsa_lora.errors import RunError
+
+TOKEN_VARIABLE = "FEDSA_LORA_RUN_TOKEN"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+STARTUP_SECONDS = 90.0
+GRACE_SECONDS = 3.0
+PORT_ATTEMPTS = 3
+LOG_TAIL_BYTES = 1 << 20
+# Ray's sockets add 68 characters to its folder; an AF_UNIX address holds 103 on macOS, 107 on Linux.
+LONGEST_TEMP_DIR = 20
+
+DEFAULTS = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Otherwise Flower installs the app's dependencies, torch among them, anew for each run.
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+}
+# RAY_ADDRESS would join another Ray; FLWR_DATABASE another SuperLink's runs.
+NOT_INHERITED = ("RAY_ADDRESS", "FLWR_DATABASE")
+
+
+class SuperLink:
+    """A simulation SuperLink on a free loopback port, that shares nothing with any other on this machine.
+
+    `log` receives what it prints. `extra_env` wins over `DEFAULTS`, which win over the caller's environment.
+    After `start`: `port`, `env` (for every process of the run), and `private`, the folder in which they run
+    and which `close` removes.
+    """
+
+    def __init__(self, log: Path, extra_env: Mapping[str, str]) -> None:
+        self.log = log
+        self.token = uuid.uuid4().hex
+        self.port = 0
+        self.env: dict[str, str] = {}
+        self.private: Path | None = None
+        self._extra_env = dict(extra_env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Path:
+        """Return the private folder once the SuperLink listens; RunError with its last words if it fails."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.private = _short_temp_dir()
+        self.env = self._environment(self.private)
+        self._guard = _start_guard(self.token, self.private)
+        for _ in range(PORT_ATTEMPTS):  # another process may take the free port before the SuperLink does
+            self.port = _free_port()
+            begin = self.log.stat().st_size if self.log.exists() else 0
+            process = self._process = self._spawn(self.private)
+            if self._listens(process):
+                return self.private
+            output = tail(self.log, begin)
+            if "address already in use" not in output:
+                break
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+        raise RunError(f"the SuperLink did not start: {lines[-1]}; see {self.log}")
+
+    def exit_code(self) -> int | None:
+        """Return None while the SuperLink lives."""
+        return None if self._process is None else self._process.poll()
+
+    def command(self, name: str) -> str:
+        """Return the path of one of Flower's commands; RunError when it is not installed."""
+        found = shutil.which(name, path=self.env["PATH"])
+        if found is None:
+            raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        """List the live processes of the run, the SuperLink's own included."""
+        return [] if self.private is None else _processes(self.token, self.private)
+
+    def close(self) -> None:
+        """End every process of the run and remove the private folder. Harmless when called again."""
+        if self.private is None:
+            return
+        _end_run(self.token, self.private)
+        if self._process is not None:
+            self._process.wait()
+        if self._guard is not None:
+            self._guard.communicate()
+
+    def _environment(self, private: Path) -> dict[str, str]:
+        env = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
+        env.setdefault("OMP_NUM_THREADS", "1")
+        # The SuperLink finds its own helpers on PATH, where a virtual environment that is not active is not.
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+        env |= DEFAULTS | self._extra_env
+        return env | {
+            TOKEN_VARIABLE: self.token,
+            "FLWR_HOME": str(private / "flwr"),
+            "RAY_TMPDIR": str(private),
+        }
+
+    def _spawn(self, private: Path) -> subprocess.Popen[bytes]:
+        command = [self.command("flower-superlink"), "--insecure", "--simulation"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                env=self.env,
+                # Not the app's folder: Ray's workers would import from there instead of the submitted bundle.
+                cwd=private,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is for us alone, to clean up in order
+            )
+
+    def _listens(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                sockets = psutil.Process(process.pid).net_connections("tcp")
+            except psutil.Error:
+                sockets = []
+            if any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets):
+                return True
+            time.sleep(0.05)
+        return False
+
+
+def tail(log: Path, begin: int = 0) -> str:
+    """Return the end of `log`, 1 MiB at most and nothing before byte `begin`, without colours."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - LOG_TAIL_BYTES))
+        return ANSI.sub("", file.read().decode("utf-8", errors="replace"))
+
+
+def _processes(token: str, private: Path) -> list[psutil.Process]:
+    """List the live processes of a run.
+
+    Daemons leave the process group and outlive their parents, and Ray's workers overwrite their environment
+    when they change their title: so by token, by working folder, and by descent from either.
+    """
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            marked = process.environ().get(TOKEN_VARIABLE) == token
+            if marked or Path(process.cwd()).is_relative_to(private):
+                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+        except psutil.Error:  # it ended meanwhile, or is another user's
+            continue
+    return list(found.values())
+
+
+def _end_run(token: str, private: Path) -> None:
+    """Send SIGTERM once, and after a grace SIGKILL, until no process of the run lives; remove its folder."""
+    started = time.monotonic()
+    asked: set[psutil.Process] = set()
+    while alive := _processes(token, private):
+        patient = time.monotonic() - started < GRACE_SECONDS
+        for process in alive:
+            if patient and process in asked:
+                continue
+            try:
+                process.send_signal(signal.SIGTERM if patient else signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        asked.update(alive)
+        psutil.wait_procs(alive, timeout=0.2)
+    shutil.rmtree(private, ignore_errors=True)
+
+
+def _start_guard(token: str, private: Path) -> subprocess.Popen[bytes]:
+    """Start a process that ends the run when this one vanishes without doing so (SIGKILL, out of memory).
+
+    It waits for the end of its input, which comes with our death at the latest. Flower's own processes and
+    Ray outlive a SuperLink that is gone.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, token, str(private)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd="/",
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _short_temp_dir() -> Path:
+    parent = tempfile.gettempdir()
+    if len(parent) > LONGEST_TEMP_DIR and os.access("/tmp", os.W_OK):
+        parent = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="fsl-", dir=parent)).resolve()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    _end_run(sys.argv[1], Path(sys.argv[2]))
