@@ -75,15 +75,9 @@ class ClassificationTask(ABC):
         return FederationData(labels, shares, self.split.notes)
 
     def client_labels(self, client: str) -> tuple[str, ...]:
-        """What the outputs of this client's model mean: class names in the order of its outputs."""
-        labels = self.labels()
-        meaning = self._renamed(client, np.arange(len(labels)))
-        return tuple(labels[i] for i in np.argsort(meaning))
-
-    def client_labels(self, client: str) -> tuple[str, ...]:
         """Class names in the order of this client's outputs, which ``label_meaning`` may permute."""
-        order = np.argsort(self._renamed(client, np.arange(len(self.labels()))))
-        return tuple(self.labels()[index] for index in order)
+        labels = self.labels()
+        return tuple(labels[i] for i in np.argsort(self._renamed(client, np.arange(len(labels)))))
 
     def load_client(self, client: str) -> ClientData:
         """The encoded parts of one client. Raises DataError for an unknown one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from fedsa_lora.tasks.partitioners import LABEL, MODULE, assign_rows
 from fedsa_lora.tasks.suggest import listing
 
 Indices = NDArray[np.int64]
+LabelMeaning = Literal["common", "per_client"]
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,28 @@ class PartitionSettings:
     test_examples: int | None = None
     min_examples: int = 1
     test_fraction: float = 0.2
-    label_meaning: Literal["common", "per_client"] = "common"
+    label_meaning: LabelMeaning = "common"
 
     def __post_init__(self) -> None:
-        size = self.train_examples
+        size, test = self.train_examples, self.test_examples
         rules = {
-            f"clients is {self.clients}: expected at least 1": self.clients >= 1,
-            f"train_examples is {size}: expected [lo, hi] with 1 <= lo <= hi": size is None
-            or (len(size) == 2 and 1 <= size[0] <= size[1]),
-            f"validation_examples is {self.validation_examples}: expected 0 or more": self.validation_examples
-            >= 0,
-            f"test_examples is {self.test_examples}: expected 1 or more, or null": self.test_examples is None
-            or self.test_examples >= 1,
-            f"min_examples is {self.min_examples}: expected at least 1": self.min_examples >= 1,
-            f"test_fraction is {self.test_fraction}: expected a number between 0 and 1": 0
-            < self.test_fraction
-            < 1,
-            f"label_meaning is {self.label_meaning!r}: expected common or per_client": self.label_meaning
-            in ("common", "per_client"),
+            "clients": (self.clients >= 1, "at least 1"),
+            "train_examples": (
+                size is None or (len(size) == 2 and 1 <= size[0] <= size[1]),
+                "[lo, hi] with 1 <= lo <= hi, or null",
+            ),
+            "validation_examples": (self.validation_examples >= 0, "0 or more"),
+            "test_examples": (test is None or test >= 1, "at least 1, or null"),
+            "min_examples": (self.min_examples >= 1, "at least 1"),
+            "test_fraction": (0 < self.test_fraction < 1, "a number between 0 and 1"),
+            "label_meaning": (self.label_meaning in get_args(LabelMeaning), "common or per_client"),
         }
-        if faults := [fault for fault, holds in rules.items() if not holds]:
+        faults = [
+            f"{name} is {getattr(self, name)!r}: expected {expected}"
+            for name, (holds, expected) in rules.items()
+            if not holds
+        ]
+        if faults:
             raise ConfigError("; ".join(faults))
 
 
