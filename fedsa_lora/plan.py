@@ -1,0 +1,97 @@
+"""What a run will be, before it starts: parameters, bytes, clients, processes and places."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from fedsa_lora import assemble
+from fedsa_lora.config import RunConfig
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.runs.launch import Simulation
+from fedsa_lora.runs.summary import parameter_counts
+from fedsa_lora.tasks.task import FederationData
+
+ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in parameters and bytes; ``actors`` is how many clients train at the same time."""
+
+    parameters: dict[str, int]
+    trained: int
+    bytes_up: int
+    federation: FederationData
+    simulation: Simulation
+    actors: int
+    device: str
+    run_dir: Path
+    free_disk: int
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Everything that can go wrong before a run does so here: data, partition, model names, GPU.
+
+    Raises FedSAError; writes nothing.
+    """
+    device = assemble.device(config)
+    federation = config.task.describe()
+    model = assemble.skeleton(config)
+    parameters = parameter_counts(config, model)
+    trained = model.layout.select(config.split(model.layout).trained).size
+    simulation = fit_simulation(config, device, 4 * parameters["base"])
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        bytes_up=4 * parameters["shared"],
+        federation=federation,
+        simulation=simulation,
+        actors=_actors(simulation),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        run_dir=config.run_dir,
+        free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
+    )
+
+
+def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int) -> Simulation:
+    """As many clients at a time as cores and memory allow; on a GPU they share it in equal parts.
+
+    Raises ConfigError when not even one client fits.
+    """
+    machine = config.machine
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
+    at_once = min(cores // machine.cpus_per_client, by_memory, config.partition.clients)
+    if at_once < 1:
+        raise ConfigError(
+            f"no client fits this machine: {cores} cores for machine.cpus_per_client="
+            f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
+        )
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    share = machine.gpus_per_client
+    if share is None:
+        share = gpus / at_once if gpus else 0.0
+    return Simulation(
+        supernodes=config.partition.clients,
+        cpus_per_client=machine.cpus_per_client,
+        gpus_per_client=share,
+        cpus=at_once * machine.cpus_per_client,
+        gpus=gpus,
+    )
+
+
+def _actors(simulation: Simulation) -> int:
+    by_cpu = (simulation.cpus or 1) // simulation.cpus_per_client
+    if not simulation.gpus_per_client:
+        return by_cpu
+    return min(by_cpu, int((simulation.gpus or 0) / simulation.gpus_per_client + 1e-9))
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -1,0 +1,39 @@
+"""Evaluate the clients of a finished run once more, from what the run left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsa_lora import assemble
+from fedsa_lora.config import read_config
+from fedsa_lora.learning.training import predict
+from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.runs.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """Accuracy of one client's personalised model, now and as the run recorded it."""
+
+    client: str
+    examples: int
+    accuracy: float
+    recorded: float | None
+
+
+def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
+    """One client after the other. Raises FedSAError when the run or a client's state is unusable."""
+    config = read_config(run_dir)
+    bench = assemble.workbench(config)
+    exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
+    rows = read_jsonl(run_dir / "clients.jsonl")
+    recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
+    for client in exporter.clients():
+        bench.model.write(exporter.tensors(client))
+        test = config.task.load_client(client).test
+        logits = predict(bench.model, config.task, test, config.train)
+        accuracy = config.task.evaluate(logits, test.labels)["accuracy"]
+        yield Reevaluation(client, len(test), accuracy, recorded.get(client))

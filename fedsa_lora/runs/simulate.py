@@ -1,0 +1,99 @@
+"""A run through the real ``flwr run``: stage the app, follow it on the screen, tell how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedsa_lora.config import CONF, PACKAGE, RunConfig
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.launch import FlowerRun, Simulation
+from fedsa_lora.runs.reading import read_json, read_jsonl
+from fedsa_lora.runs.wording import amount, percent
+
+
+def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
+    """A fresh directory name by time; a second run of the same second gets a number."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    candidates = [base / f"{name}-{stamp}", *(base / f"{name}-{stamp}-{i}" for i in range(2, 1000))]
+    return next(path for path in candidates if not path.exists()).resolve()
+
+
+def stage_app(folder: Path) -> Path:
+    """Copy what a Flower bundle takes of the app into a folder: code, config and project file.
+
+    A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
+    """
+    only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
+    shutil.copytree(PACKAGE, folder / "fedsa_lora", ignore=only)
+    shutil.copytree(PACKAGE.parent / "strategies", folder / "strategies", ignore=only)
+    shutil.copytree(CONF, folder / "conf", ignore=only)
+    project = next(p / "pyproject.toml" for p in (PACKAGE, PACKAGE.parent) if (p / "pyproject.toml").is_file())
+    shutil.copy(project, folder / "pyproject.toml")
+    for extra in ("README.md", "LICENSE"):
+        if (PACKAGE.parent / extra).is_file():
+            shutil.copy(PACKAGE.parent / extra, folder / extra)
+    return folder
+
+
+def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation, console: Console) -> None:
+    """Run the federation to its end. Raises RunError with the reason when it did not complete."""
+    run_dir = config.run_dir
+    if (run_dir / "config.yaml").exists():
+        raise RunError(f"{run_dir} already holds a run: choose another run.dir, or move that one away")
+    logs = run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    app = stage_app(run_dir / "app")
+    text = shlex.join([*overrides, f"run.dir={run_dir}"])
+    env = {"OMP_NUM_THREADS": str(config.machine.threads)}
+    with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
+        view = RunView(run_dir, config.federation.rounds, progress)
+        outcome = run.follow(view.update)
+        view.update()
+    status = run_dir / "status.json"
+    state = read_json(status, ["state"]) if status.is_file() else {"state": "failed", "reason": None}
+    if outcome.state != "completed" or state["state"] != "completed" or not (run_dir / "report.html").is_file():
+        reason = state.get("reason") or outcome.details or f"flwr says {outcome.state}"
+        raise RunError(f"the run failed: {reason}\nlogs: {logs}")
+
+
+class RunView:
+    """The progress line of a run, from the rows that the server writes."""
+
+    def __init__(self, run_dir: Path, rounds: int, progress: Progress) -> None:
+        self.rows, self.progress = run_dir / "rounds.jsonl", progress
+        self.bar = progress.add_task("starting Flower and Ray", total=rounds, facts="")
+        self._size = -1
+
+    def update(self) -> None:
+        """Read the rows again if there are new ones."""
+        size = self.rows.stat().st_size if self.rows.is_file() else 0
+        if size == self._size or not size:
+            return
+        self._size = size
+        rows = read_jsonl(self.rows)
+        if not rows:
+            return
+        accuracy = next((r["accuracy"] for r in reversed(rows) if r.get("accuracy") is not None), None)
+        total = sum(row["bytes_up"] + row["bytes_down"] for row in rows)
+        facts = f"accuracy {percent(accuracy)}   sent {amount(total)}"
+        self.progress.update(self.bar, completed=len(rows), description=f"round {len(rows)}", facts=facts)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
