@@ -1,0 +1,96 @@
+"""What the run came to for each client: data, accuracy alone and federated, bytes and failures."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedsa_lora.runs.reading import Row, RunRecord
+
+
+@dataclass(frozen=True)
+class ClientOutcome:
+    """One client at the end of a run; accuracies are on its own test examples, None if not measured."""
+
+    client: str
+    train: int | None = None
+    test: int | None = None
+    majority: float | None = None
+    local_only: float | None = None
+    before: float | None = None
+    personalised: float | None = None
+    evaluated_in: int | None = None
+    rounds: int = 0
+    failures: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @property
+    def gain(self) -> float | None:
+        """Personalisation gain: personalised minus local-only accuracy."""
+        if self.personalised is None or self.local_only is None:
+            return None
+        return self.personalised - self.local_only
+
+    @property
+    def harmed(self) -> bool:
+        """Whether the client would have been better off alone."""
+        return self.gain is not None and self.gain < 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One reason for which a client failed, and the rounds in which it did."""
+
+    client: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
+def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
+    """One outcome per client that the partition or any round names, in the order of their ids."""
+    shares: Row = record.partition.get("clients", {})
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in record.clients:
+        rows[str(row["client"])].append(row)
+    return [_outcome(name, shares.get(name, {}), rows[name]) for name in in_order({*shares, *rows})]
+
+
+def failures(clients: Iterable[Row]) -> list[Failure]:
+    """Failures by client and reason, so that a client that fails alike in each round is told once."""
+    rounds: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in clients:
+        if row.get("failure"):
+            rounds[str(row["client"]), str(row["failure"])].append(row["round"])
+    order = in_order({client for client, _ in rounds})
+    told = sorted(rounds.items(), key=lambda item: (order.index(item[0][0]), item[1]))
+    return [Failure(client, reason, tuple(when)) for (client, reason), when in told]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Client ids with numbers in the order of their value: 2 before 10, words after all numbers."""
+    return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+
+
+def _outcome(client: str, share: Row, rows: list[Row]) -> ClientOutcome:
+    fits = [row for row in rows if row["phase"] == "fit"]
+    evaluations = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
+    final: Row = evaluations[-1] if evaluations else {}
+    return ClientOutcome(
+        client=client,
+        train=share.get("train"),
+        test=share.get("test", final.get("examples")),
+        majority=final.get("majority"),
+        local_only=final.get("local_only"),
+        before=_last(fits, "accuracy_before"),
+        personalised=final.get("accuracy"),
+        evaluated_in=final.get("round"),
+        rounds=sum(not row.get("failure") for row in fits),
+        failures=sum(bool(row.get("failure")) for row in rows),
+        bytes_up=sum(row.get("bytes_up") or 0 for row in rows),
+        bytes_down=sum(row.get("bytes_down") or 0 for row in rows),
+    )
+
+
+def _last(rows: list[Row], key: str) -> float | None:
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return known[-1] if known else None

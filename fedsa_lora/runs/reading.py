@@ -1,0 +1,98 @@
+"""Read what a run wrote: JSON, JSON lines, and the whole run directory as one record."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsa_lora.errors import RunError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a run directory tells; what a run did not live to write is empty."""
+
+    directory: Path
+    config: str
+    status: Row
+    environment: Row
+    partition: Row
+    rounds: list[Row]
+    clients: list[Row]
+    summary: Row
+
+
+def read_json(path: Path, required: Collection[str] = ()) -> Row:
+    """Read one JSON object that has at least the `required` keys."""
+    return _parse(_read(path), f"{path}", required)
+
+
+def read_jsonl(path: Path, required: Collection[str] = ()) -> list[Row]:
+    """Read one JSON object per line.
+
+    A last line without its line break is what a stopped process leaves behind: it is dropped when it
+    cannot be parsed. Any other bad line is an error, because it means lost results.
+    """
+    *whole, last = _read(path).split(b"\n")
+    rows = [_parse(line, f"{path}, line {n}", required) for n, line in enumerate(whole, 1) if line.strip()]
+    if last.strip() and _is_json(last):
+        rows.append(_parse(last, f"{path}, line {len(whole) + 1}", required))
+    return rows
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run directory, of which a run that failed early has only `config.yaml` and `status.json`."""
+    if not run_dir.is_dir():
+        raise RunError(f"{run_dir} is not a directory; give the run directory that `fedsa-lora run` printed")
+    return RunRecord(
+        directory=run_dir,
+        config=_read(run_dir / "config.yaml").decode("utf-8", errors="replace"),
+        status=read_json(run_dir / "status.json", required=["state"]),
+        environment=_json_if_there(run_dir / "environment.json"),
+        partition=_json_if_there(run_dir / "partition.json"),
+        rounds=_jsonl_if_there(run_dir / "rounds.jsonl", ["round"]),
+        clients=_jsonl_if_there(run_dir / "clients.jsonl", ["round", "phase", "client"]),
+        summary=_json_if_there(run_dir / "summary.json"),
+    )
+
+
+def _json_if_there(path: Path) -> Row:
+    return read_json(path) if path.exists() else {}
+
+
+def _jsonl_if_there(path: Path, required: Collection[str]) -> list[Row]:
+    return read_jsonl(path, required) if path.exists() else []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; is {path.parent} the directory of a run?") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(text: bytes, place: str, required: Collection[str]) -> Row:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RunError(f"{place}: not valid JSON ({error}); repair it or run again") from error
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{place}: expected a JSON object, found {type(value).__name__}; repair it or run again"
+        )
+    if missing := sorted(set(required) - value.keys()):
+        raise RunError(f"{place}: missing {', '.join(missing)}; was it written by another version?")
+    return value

@@ -1,0 +1,200 @@
+"""Turn a run directory into `report.html`: one file that needs nothing else to be read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures
+from fedsa_lora.runs.reading import Row, RunRecord, read_run
+from fedsa_lora.runs.report_figures import embedded_figures
+from fedsa_lora.runs.report_template import PAGE, STYLE
+from fedsa_lora.runs.wording import (
+    NOT_MEASURED,
+    accuracies,
+    amount,
+    cost,
+    counted,
+    duration,
+    moment,
+    number,
+    percent,
+    points,
+    verdict,
+    what_left,
+)
+from fedsa_lora.runs.writing import write_whole
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table: its name, its cells, what marks it, and for clients a note in words."""
+
+    name: str
+    cells: list[str]
+    kind: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows as text, ready to be shown."""
+
+    columns: list[str]
+    rows: list[TableRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the first screen."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why the run has no regular end, and what there is all the same."""
+
+    heading: str
+    reason: str
+    shown: str
+    tone: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into the run directory, whole or not at all, and return its path.
+
+    A run that failed or still runs is reported with what it has recorded.
+    """
+    return write_whole(run_dir / "report.html", render(read_run(run_dir)).encode("utf-8"))
+
+
+def render(record: RunRecord) -> str:
+    """The report of a run as HTML; every text of the run is escaped."""
+    # What a run recorded holds names from foreign data sets: autoescape makes them inert.
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return page.from_string(PAGE).render(_content(record)).strip() + "\n"
+
+
+def _content(record: RunRecord) -> dict[str, Any]:
+    summary, outcomes = record.summary, client_outcomes(record)
+    return {
+        "style": Markup(STYLE),  # escaped quotes would break the style sheet
+        "state": record.status["state"],
+        "title": summary.get("title") or summary.get("name") or f"Run {record.directory.resolve().name}",
+        "description": summary.get("description"),
+        "meta": _meta(record),
+        "stopped": _stopped(record),
+        "results": bool(summary),
+        "verdict": verdict(summary),
+        "tiles": _tiles(summary) if summary else [],
+        "cost": cost(summary),
+        "left": what_left(summary),
+        "accuracy": _accuracy_table(summary),
+        "figures": embedded_figures(record),
+        "clients": _clients_table(outcomes),
+        "clients_title": f"{counted(len(outcomes), 'client')}, by id",
+        "rounds": _rounds_table(record.rounds),
+        "notes": record.partition.get("notes", []),
+        "failures": _failure_notes(record.clients),
+        "config": record.config,
+        "environment": {name: value for name, value in record.environment.items() if name != "command"},
+        "command": record.environment.get("command"),
+        "directory": record.directory.resolve().name,
+    }
+
+
+def _meta(record: RunRecord) -> str:
+    parts = [record.summary.get("name"), record.status.get("started") and moment(record.status["started"])]
+    parts += [record.environment.get("device")]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _stopped(record: RunRecord) -> Stopped | None:
+    count = len(record.rounds)
+    shown = f"Below is what it recorded: {counted(count, 'round')}." if count else "It recorded no round."
+    if record.status["state"] == "failed":
+        reason = (
+            record.status.get("reason") or "No reason was recorded; look into the logs of the run directory."
+        )
+        return Stopped("This run failed", reason, shown, "bad")
+    if record.status["state"] == "running":
+        return Stopped("This run had not ended when this was written", "", shown, "unknown")
+    return None
+
+
+def _tiles(summary: Row) -> list[Tile]:
+    ours, alone = summary.get("personalised") or {}, summary.get("local_only") or {}
+    harmed = summary.get("clients_harmed")
+    return [
+        Tile("Mean accuracy", percent(ours.get("mean")), f"alone {percent(alone.get('mean'))}"),
+        Tile("Worst client", percent(ours.get("worst")), f"worst alone {percent(alone.get('worst'))}"),
+        Tile("Gain over alone", points(summary.get("gain_over_local")), "mean over clients"),
+        Tile(
+            "Clients harmed",
+            NOT_MEASURED if harmed is None else f"{harmed} of {summary.get('clients')}",
+            "worse off than alone",
+        ),
+        Tile("Sent up", amount(summary.get("bytes_up")), f"down {amount(summary.get('bytes_down'))}"),
+        Tile("Time", duration(summary.get("seconds")), counted(summary.get("rounds", 0), "round")),
+    ]
+
+
+def _accuracy_table(summary: Row) -> Table:
+    rows = [
+        TableRow(row.model.capitalize(), [row.mean, row.weighted, row.worst], kind="ours" if row.ours else "")
+        for row in accuracies(summary)
+    ]
+    return Table(["Model", "Mean", "Weighted", "Worst client"], rows)
+
+
+def _clients_table(outcomes: list[ClientOutcome]) -> Table:
+    columns = ["Client", "Federated", "Alone", "Gain (points)", "Before aggregation", "Majority class"]
+    columns += ["Train examples", "Test examples", "Rounds trained", "Up", "Down", "Remarks"]
+    final = max((outcome.evaluated_in or 0 for outcome in outcomes), default=0)
+    return Table(columns, [_client_row(outcome, final) for outcome in outcomes])
+
+
+def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
+    accuracies = [outcome.personalised, outcome.local_only, outcome.before, outcome.majority]
+    federated, alone, before, majority = map(percent, accuracies)
+    gain = points(outcome.gain).removesuffix(" points") + (" ▼ harmed" if outcome.harmed else "")
+    counts = [NOT_MEASURED if n is None else f"{n:,}" for n in (outcome.train, outcome.test, outcome.rounds)]
+    sent = [amount(outcome.bytes_up), amount(outcome.bytes_down)]
+    notes = [f"{counted(outcome.failures, 'failure')}, see Notes"] if outcome.failures else []
+    if outcome.evaluated_in is None:
+        notes.append("never evaluated")
+    elif outcome.evaluated_in < final:
+        notes.append(f"last evaluated in round {outcome.evaluated_in}")
+    return TableRow(
+        name=outcome.client,
+        cells=[federated, alone, gain, before, majority, *counts, *sent],
+        kind="harmed" if outcome.harmed else "",
+        note="; ".join(notes),
+    )
+
+
+def _rounds_table(rounds: list[Row]) -> Table:
+    columns = ["Round", "Mean", "Weighted", "Worst client", "Before aggregation", "Train loss"]
+    columns += ["Clients", "Failures", "Up", "Down", "Time"]
+    accuracies = ("accuracy", "accuracy_weighted", "accuracy_worst", "accuracy_before")
+    rows = []
+    for row in rounds:
+        cells = [percent(row.get(key)) for key in accuracies] + [number(row.get("loss"))]
+        cells += [str(row.get(key, NOT_MEASURED)) for key in ("fit_clients", "fit_failures")]
+        cells += [amount(row.get("bytes_up")), amount(row.get("bytes_down")), duration(row.get("seconds"))]
+        rows.append(TableRow(str(row["round"]), cells))
+    return Table(columns, rows)
+
+
+def _failure_notes(clients: list[Row]) -> list[str]:
+    notes = []
+    for failure in failures(clients):
+        when = ", ".join(map(str, failure.rounds))
+        word = "round" if len(failure.rounds) == 1 else "rounds"
+        notes.append(f"Client {failure.client} failed in {word} {when}: {failure.reason}")
+    return notes

@@ -1,0 +1,50 @@
+"""The table on the screen at the end of a run."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsa_lora.runs.reading import Row, read_run
+from fedsa_lora.runs.wording import accuracies, amount, duration, verdict
+
+TONES = {"good": "bold green", "bad": "bold red"}
+
+
+def print_summary(run_dir: Path, console: Console) -> None:
+    """Print how a run ended: accuracies with their references, bytes, seconds, and where the report is."""
+    record = read_run(run_dir)
+    if record.status["state"] != "completed":
+        reason = record.status.get("reason") or "no reason was recorded"
+        _line(console, f"run {record.status['state']}: {reason}", "bold red")
+    if record.summary:
+        console.print(_accuracy_table(record.summary))
+        judged = verdict(record.summary)
+        _line(console, f"{judged.answer}. {judged.sentence}", TONES.get(judged.tone, "bold"))
+        _line(console, _cost(record.summary))
+    report = run_dir / "report.html"
+    _line(
+        console, f"report: {report.resolve()}" if report.exists() else f"run directory: {run_dir.resolve()}"
+    )
+
+
+def _accuracy_table(summary: Row) -> Table:
+    title = Text(str(summary.get("title") or summary.get("name") or "Accuracy on own test examples"))
+    table = Table(title=title, title_justify="left")
+    table.add_column("accuracy")
+    for name in ("mean", "weighted", "worst client"):
+        table.add_column(name, justify="right")
+    for row in accuracies(summary):
+        table.add_row(row.model, row.mean, row.weighted, Text(row.worst), style="bold" if row.ours else "")
+    return table
+
+
+def _cost(summary: Row) -> str:
+    sent = f"sent: {amount(summary.get('bytes_up'))} up, {amount(summary.get('bytes_down'))} down"
+    return f"{sent} · time: {duration(summary.get('seconds'))}"
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: no markup in names from data sets, no line break within a path."""
+    console.print(Text(text, style=style), soft_wrap=True, highlight=False)

@@ -1,0 +1,231 @@
+"""Numbers and results in words, the same on the screen and in the report."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedsa_lora.runs.reading import Row
+
+NOT_MEASURED = "–"  # noqa: RUF001
+CLEAR_GAIN = 0.01  # below one point a single run says nothing
+ROLE_NAMES = {
+    "A": "the A matrices",
+    "B": "the B matrices",
+    "head": "the classification head",
+    "base": "the base model",
+}
+MODEL_NAMES = {
+    "personalised": "federated, personalised",
+    "before_aggregation": "federated, before aggregation",
+    "local_only": "alone (local-only)",
+    "majority": "majority class",
+    "global": "global model",
+}
+CAUTION = (
+    "This is data minimisation, not a privacy guarantee: what is sent was trained on the client's data "
+    "and can still tell something about it."
+)
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """What one kind of model reaches over all clients, as text."""
+
+    model: str
+    mean: str
+    weighted: str
+    worst: str
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether federation was better than training alone: a short answer, a sentence, and its tone."""
+
+    answer: str
+    sentence: str
+    tone: str
+
+
+def percent(fraction: float | None) -> str:
+    """0.6132 -> '61.3%'."""
+    return f"{fraction:.1%}" if _known(fraction) else NOT_MEASURED
+
+
+def points(difference: float | None) -> str:
+    """0.0712 -> '+7.1 points'; a difference of two percentages is not itself a percentage."""
+    if difference is None or not _known(difference):
+        return NOT_MEASURED
+    tenths = round(100 * difference, 1) + 0.0  # adding zero turns -0.0 into 0.0
+    return f"{tenths:+.1f} points".replace("-", "−") if tenths else "0.0 points"  # noqa: RUF001
+
+
+def number(value: float | None) -> str:
+    """A loss or another plain number, to three decimals."""
+    return f"{value:.3f}" if _known(value) else NOT_MEASURED
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """The decimal unit in which `largest` bytes read best: (1e6, 'MB')."""
+    return next(
+        ((size, name) for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if largest >= size), (1, "B")
+    )
+
+
+def amount(size: float | None) -> str:
+    """4423680 -> '4.42 MB'."""
+    if size is None or not _known(size):
+        return NOT_MEASURED
+    unit, name = byte_unit(size)
+    return f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:,.0f} {name}"
+
+
+def duration(seconds: float | None) -> str:
+    """134.2 -> '2 min 14 s'."""
+    if seconds is None or not _known(seconds):
+        return NOT_MEASURED
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(iso: str | None) -> str:
+    """An ISO time stamp to the minute, with its zone; anything else as it is."""
+    try:
+        return datetime.fromisoformat(iso or "").strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return iso or NOT_MEASURED
+
+
+def counted(how_many: int, noun: str, plural: str = "s") -> str:
+    """(1, 'client') -> '1 client'; (10, 'client') -> '10 clients'."""
+    return f"{how_many:,} {noun}{'' if how_many == 1 else plural}"
+
+
+def listed(words: list[str]) -> str:
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def roles(summary: Row, treatment: str) -> list[str]:
+    """The names of the roles that the run's split treats as shared, local or frozen."""
+    split: Row = summary.get("split") or {}
+    return [ROLE_NAMES.get(role, role) for role, given in split.items() if given == treatment]
+
+
+def verdict(summary: Row) -> Verdict:
+    """Compare the personalised models with the same clients trained alone."""
+    if not summary:
+        return Verdict("No result", "The run wrote no summary, so nothing can be compared.", "unknown")
+    if summary.get("split") and not roles(summary, "shared"):
+        return Verdict(
+            "Nothing was shared", "In this run each client trained alone, as the reference.", "unknown"
+        )
+    gain, alone = summary.get("gain_over_local"), summary.get("local_only")
+    if gain is None or not alone:
+        text = "No reference was trained, so this run cannot say whether federation helped."
+        return Verdict("Not measured", text, "unknown")
+    ours = summary["personalised"]
+    answer, tone = _answer(gain, _worst_falls(ours, alone))
+    text = (
+        f"The mean over clients is {percent(ours['mean'])} with federation and {percent(alone['mean'])} "
+        f"alone: {points(gain)}. The worst client reaches {percent(ours.get('worst'))} with federation; "
+        f"alone, the worst reaches {percent(alone.get('worst'))}."
+    )
+    return Verdict(answer, text, tone)
+
+
+def accuracies(summary: Row) -> list[Accuracies]:
+    """The models that were measured, the personalised one first."""
+    return [_accuracies(key, summary[key]) for key in MODEL_NAMES if summary.get(key)]
+
+
+def _accuracies(key: str, figures: Row) -> Accuracies:
+    worst, who = percent(figures.get("worst")), figures.get("worst_client")
+    return Accuracies(
+        model=MODEL_NAMES[key],
+        mean=percent(figures.get("mean")),
+        weighted=percent(figures.get("weighted")),
+        worst=worst if who is None else f"{worst} (client {who})",
+        ours=key == "personalised",
+    )
+
+
+def cost(summary: Row) -> list[str]:
+    """What the run sent, and what FedIT, which also sends B, would have sent."""
+    each, fedit = summary.get("bytes_up_per_client_round"), summary.get("bytes_up_share_ab")
+    lines = [
+        f"{amount(summary.get('bytes_up'))} up and {amount(summary.get('bytes_down'))} down, "
+        f"{counted(summary.get('rounds', 0), 'round')} with {counted(summary.get('clients', 0), 'client')}, "
+        f"in {duration(summary.get('seconds'))}.",
+    ]
+    if each:
+        lines.append(f"A client sends {amount(each)} per round.")
+    if each and fedit:
+        lines.append(
+            f"FedIT, which sends A and B, would send {amount(fedit)}: {fedit / each:.1f} times that."
+        )
+    return lines
+
+
+def what_left(summary: Row) -> list[str]:
+    """What left the clients, what was checked about it, and what that does not prove."""
+    shared, local = roles(summary, "shared"), roles(summary, "local")
+    if not shared:
+        return ["Nothing: this split shares no part of the model."]
+    sent = f"Only {listed(shared)}" if local else _capital(listed(shared))
+    lines = [f"{sent}{_share_of_all(summary.get('parameters') or {})}."]
+    if local:
+        lines.append(f"{_capital(listed(local))} stayed on each client.")
+    lines += _proof(summary.get("proof") or {}, several=summary.get("clients") != 1)
+    return [*lines, CAUTION]
+
+
+def _share_of_all(parameters: Row) -> str:
+    sent, every = parameters.get("shared"), sum(parameters.get(role) or 0 for role in ROLE_NAMES)
+    return f", {sent:,} of {every:,} parameters ({sent / every:.2%})" if sent and every else ""
+
+
+def _proof(proof: Row, several: bool) -> list[str]:
+    lines = []
+    if private := proof.get("private_values"):
+        place = f"{proof['messages']:,} messages ({amount(proof.get('bytes_searched'))})"
+        found = proof["matches"]
+        lines.append(
+            f"Warning: {found:,} of {private:,} private values were found in {place}."
+            if found
+            else f"Checked: {place} were searched for {private:,} private values, and 0 were found."
+        )
+    if breaks := proof.get("chain_breaks"):
+        lines.append(f"Warning: {breaks:,} times a client did not go on from its own state.")
+    elif breaks == 0:
+        lines.append("Checked: each client went on from its own state in every round.")
+    if several and proof.get("distinct_b") is not None:
+        lines.append(
+            "Checked: no two clients ended with the same B."
+            if proof["distinct_b"]
+            else "Warning: at least two clients ended with the same B."
+        )
+    return lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _answer(gain: float, worst_falls: bool) -> tuple[str, str]:
+    if abs(gain) < CLEAR_GAIN:
+        return "No clear difference", "even"
+    if gain < 0:
+        return "No", "bad"
+    return ("On average, but not for the worst client", "even") if worst_falls else ("Yes", "good")
+
+
+def _worst_falls(ours: Row, alone: Row) -> bool:
+    worst, worst_alone = ours.get("worst"), alone.get("worst")
+    return worst is not None and worst_alone is not None and worst < worst_alone
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,75 @@
+"""A half-written last line is what a stopped process leaves; all else that is broken is named."""
+
+from pathlib import Path
+
+import pytest
+from synthetic_run import write_run
+
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.outcomes import Failure, client_outcomes, failures, in_order
+from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    return tmp_path / "rounds.jsonl"
+
+
+@pytest.mark.parametrize("cut", range(1, 21))
+def test_a_last_line_cut_anywhere_is_dropped(lines: Path, cut: int) -> None:
+    whole = '{"round": 2, "n": "é"}'.encode()
+    lines.write_bytes(b'{"round": 1}\n' + whole[:cut])
+    assert read_jsonl(lines) == [{"round": 1}]
+
+
+def test_a_last_line_without_its_line_break_is_kept_when_it_is_whole(lines: Path) -> None:
+    lines.write_text('{"round": 1}\n{"round": 2}')
+    assert read_jsonl(lines, ["round"]) == [{"round": 1}, {"round": 2}]
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [('{"round":', "not valid JSON"), ("[2]", "expected a JSON object, found list"), ("{}", "missing round")],
+)
+def test_a_bad_line_is_named_by_file_and_number(lines: Path, bad: str, complaint: str) -> None:
+    lines.write_text(f'{{"round": 1}}\n{bad}\n{{"round": 3}}\n')
+    with pytest.raises(RunError, match=rf"rounds\.jsonl, line 2: {complaint}"):
+        read_jsonl(lines, ["round"])
+
+
+def test_an_empty_file_has_no_rows(lines: Path) -> None:
+    lines.touch()
+    assert read_jsonl(lines) == []
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"status\.json is missing"):
+        read_json(tmp_path / "status.json")
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(RunError, match=r"status\.json: not valid JSON"):
+        read_json(tmp_path / "status.json")
+    with pytest.raises(RunError, match="not a directory"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_outcomes_are_the_last_measured_values_of_each_client(tmp_path: Path) -> None:
+    record = read_run(write_run(tmp_path, clients=11, rounds=3))
+    outcomes = client_outcomes(record)
+    assert [outcome.client for outcome in outcomes] == [str(k) for k in range(11)]
+    last = {row["client"]: row for row in record.clients if row["phase"] == "evaluate" and row["round"] == 3}
+    for outcome in outcomes:
+        row = last[outcome.client]
+        assert outcome.personalised == row["accuracy"]
+        assert outcome.gain == row["accuracy"] - row["local_only"]
+        assert outcome.harmed == (row["accuracy"] < row["local_only"])
+        assert outcome.bytes_up == 2 * 3 * 147_900
+    assert sum(outcome.harmed for outcome in outcomes) == record.summary["clients_harmed"]
+
+
+def test_ids_are_ordered_by_value_and_words_come_last() -> None:
+    assert in_order(["b", "10", "2", "a"]) == ["2", "10", "a", "b"]
+
+
+def test_failures_that_repeat_are_told_once() -> None:
+    rows = [{"client": "1", "round": n, "phase": "fit", "failure": "no data"} for n in (1, 2)]
+    assert failures(rows) == [Failure("1", "no data", (1, 2))]

@@ -1,0 +1,268 @@
+"""The report needs nothing else, shows what was recorded, and is inert whatever names the data hold."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import REASON, write_failed_run, write_run
+
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs import writing
+from fedsa_lora.runs.report import write_report
+from fedsa_lora.runs.wording import verdict, what_left
+
+EVIL = "<script>alert(1)</script>"
+VOID = {"meta", "img", "source", "br", "link"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a report."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def html(run_dir: Path) -> str:
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.fixture(scope="module")
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def report_of(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_the_report_loads_nothing(html: str, page: Page) -> None:
+    loaded = [tag.get(key) for _, tag in page.tags for key in ("src", "srcset") if key in tag]
+    assert loaded
+    assert all(url.startswith("data:image/png;base64,") for url in loaded)
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not re.search(r"@import|url\(", html)
+    assert {tag["href"] for tag in page.all("a")} == {"https://arxiv.org/abs/2410.01463"}
+
+
+def test_the_report_is_one_well_formed_page_for_every_screen(html: str, page: Page) -> None:
+    assert html.startswith("<!doctype html>")
+    assert not page.open
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert "prefers-color-scheme: dark" in html
+    assert '"Segoe UI"' in html  # a style sheet is not text: its quotes must not be escaped
+    assert len(page.all("h1")) == 1
+
+
+def test_tables_scroll_within_themselves(page: Page) -> None:
+    assert (
+        len([tag for tag in page.all("div") if tag.get("class") == "scroll"]) == len(page.all("table")) == 3
+    )
+
+
+def test_every_figure_is_embedded_for_every_screen_with_a_text_and_a_caption(page: Page) -> None:
+    assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.all("img")) == 4
+    assert all(len(tag["alt"] or "") > 30 for tag in page.all("img"))
+    assert len(page.all("source")) == 4 * 3
+
+
+def test_a_report_stays_small_enough_to_be_mailed(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path, clients=100, labels=150, rounds=30))
+    assert path.stat().st_size < 1_500_000
+
+
+def test_every_client_is_shown(page: Page, html: str) -> None:
+    for client in range(10):
+        assert f'<th scope="row">{client}</th>' in html
+    assert "10 clients, by id" in page.text
+
+
+def test_the_numbers_are_those_of_the_summary(page: Page, summary: dict[str, Any]) -> None:
+    assert "Better together than alone? On average, but not for the worst client." in page.text
+    for model in ("personalised", "local_only", "majority"):
+        figures = summary[model]
+        expected = f"{figures['mean']:.1%} {figures['weighted']:.1%} {figures['worst']:.1%}"
+        assert f"{expected} (client {figures['worst_client']})" in page.text
+    assert f"{summary['before_aggregation']['mean']:.1%}" in page.text
+    assert f"{100 * summary['gain_over_local']:+.1f} points" in page.text
+    assert f"Clients harmed {summary['clients_harmed']} of 10" in re.sub(r"\s+", " ", page.text)
+    for words in ("17.7 MB up and 35.5 MB down", "2 min 14 s", "148 kB", "295 kB: 2.0 times"):
+        assert words in page.text
+
+
+def test_the_report_says_what_left_the_clients_and_what_that_does_not_prove(page: Page) -> None:
+    assert "Only the A matrices, 36,864 of 22,789,639 parameters (0.16%)" in page.text
+    assert "The B matrices stayed on each client" in page.text
+    assert "240 messages (35.5 MB) were searched for 4,423,680 private values, and 0 were found" in page.text
+    assert "not a privacy guarantee" in page.text
+
+
+def test_a_leak_a_break_and_equal_clients_are_warned_of(summary: dict[str, Any]) -> None:
+    proof = {"messages": 20, "bytes_searched": 10, "private_values": 7, "matches": 2, "chain_breaks": 3}
+    text = " ".join(what_left({**summary, "proof": {**proof, "distinct_b": False}}))
+    assert "Warning: 2 of 7 private values were found" in text
+    assert "Warning: 3 times a client did not go on from its own state" in text
+    assert "Warning: at least two clients ended with the same B" in text
+    assert "Checked:" not in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "worst", "answer"),
+    [
+        (0.05, 0.6, "Yes"),
+        (0.05, 0.4, "On average, but not for the worst client"),
+        (-0.05, 0.4, "No"),
+        (0.004, 0.6, "No clear difference"),
+        (None, 0.6, "Not measured"),
+    ],
+)
+def test_the_answer_follows_the_numbers(gain: float | None, worst: float, answer: str) -> None:
+    alone = {"mean": 0.7, "worst": 0.5}
+    ours = {"mean": 0.7 + (gain or 0), "worst": worst}
+    summary = {"personalised": ours, "local_only": alone, "gain_over_local": gain}
+    assert verdict(summary).answer == answer
+
+
+def test_a_split_that_shares_nothing_claims_nothing() -> None:
+    summary = {"split": {"A": "local", "B": "local", "head": "local", "base": "frozen"}}
+    assert verdict(summary).answer == "Nothing was shared"
+    assert what_left(summary) == ["Nothing: this split shares no part of the model."]
+
+
+def test_a_split_that_shares_b_does_not_claim_to_keep_it() -> None:
+    split = {"A": "shared", "B": "shared", "head": "shared", "base": "frozen"}
+    left = what_left({"split": split, "clients": 10, "proof": None})
+    assert left[0] == "The A matrices, the B matrices and the classification head."
+    assert not any("stayed" in line or "Checked" in line for line in left)
+
+
+def test_failures_and_notes_are_told_with_their_reason(page: Page) -> None:
+    assert f"Client 3 failed in round 5: {REASON}" in page.text
+    assert "fewer than 20" in page.text
+    assert "1 failure, see Notes" in page.text
+
+
+def test_config_environment_and_command_are_shown(page: Page) -> None:
+    assert "experiment: quickstart" in page.text
+    assert "1.41.0" in page.text
+    assert "fedsa-lora run seed=0" in page.text
+
+
+def test_names_from_data_are_inert(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=2, labels=(EVIL, "b"), rounds=1)
+    (tmp_path / "config.yaml").write_text(f"note: '{EVIL}'\n")
+    evil = dict.fromkeys(("name", "title", "description"), EVIL)
+    change(tmp_path / "summary.json", **evil)
+    change(tmp_path / "environment.json", command=EVIL, device='"><img src=x onerror=alert(1)>')
+    partition = json.loads((tmp_path / "partition.json").read_text())
+    shares = {EVIL: partition["clients"]["0"]}
+    change(tmp_path / "partition.json", notes=[EVIL], clients=shares)
+    failed = {"round": 1, "phase": "fit", "client": EVIL, "failure": EVIL}
+    with (tmp_path / "clients.jsonl").open("a") as file:
+        file.write(json.dumps(failed) + "\n")
+    page = report_of(tmp_path)
+    assert not page.all("script")
+    assert not [tag for _, tag in page.tags if any(name.startswith("on") for name in tag)]
+    assert page.text.count(EVIL) >= 7
+
+
+def test_a_run_that_failed_before_its_first_round_says_why(tmp_path: Path) -> None:
+    page = report_of(write_failed_run(tmp_path, f"DataError: no data at {EVIL}"))
+    assert "This run failed" in page.text
+    assert f"DataError: no data at {EVIL}" in page.text
+    assert "It recorded no round" in page.text
+    assert not page.all("figure")
+    assert not page.all("script")
+
+
+def test_a_run_that_failed_midway_shows_what_it_recorded(tmp_path: Path) -> None:
+    write_run(tmp_path, rounds=4)
+    (tmp_path / "summary.json").unlink()
+    change(tmp_path / "status.json", state="failed", reason="RunError: out of memory")
+    page = report_of(tmp_path)
+    assert "RunError: out of memory" in page.text
+    assert "Below is what it recorded: 4 rounds" in page.text
+    assert len(page.all("figure")) == 4
+    assert "Better together" not in page.text
+
+
+def test_a_client_that_was_never_evaluated_is_shown_as_such(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=1, rounds=1)
+    partition = json.loads((tmp_path / "partition.json").read_text())
+    partition["clients"]["lonely"] = partition["clients"]["0"]
+    change(tmp_path / "partition.json", **partition)
+    page = report_of(tmp_path)
+    assert "2 clients, by id" in page.text
+    assert "lonely" in page.text
+    assert "never evaluated" in page.text
+
+
+def test_a_run_with_one_client_makes_no_claim_about_several(summary: dict[str, Any]) -> None:
+    assert "no two clients" in " ".join(what_left(summary))
+    assert "no two clients" not in " ".join(what_left({**summary, "clients": 1}))
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_failed_run(tmp_path)
+    first = write_report(tmp_path).read_bytes()
+    before = sorted(tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "replace", full)
+    with pytest.raises(RunError, match=r"report\.html cannot be written: No space left on device"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == first
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "status.json"])
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path, name: str) -> None:
+    write_failed_run(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(RunError, match=re.escape(name)):
+        write_report(tmp_path)
