@@ -144,10 +144,9 @@ def _positions(
     encoded = pc.dictionary_encode(names).combine_chunks()
     present = encoded.dictionary.to_pylist()
     position = {label: index for index, label in enumerate(classes)}
-    numbers = {str(index): index for index in range(len(classes))}
-    if position.keys().isdisjoint(present) and set(present) <= numbers.keys():
+    if position.keys().isdisjoint(present) and all(label.isdecimal() for label in present):
         # Labels are numbers and the given names say what they stand for.
-        position = numbers
+        position = {str(index): index for index in range(len(classes))}
     codes: NDArray[np.int64] = encoded.indices.to_numpy().astype(np.int64)
     for code, label in enumerate(present):
         if label not in position:

