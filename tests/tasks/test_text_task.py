@@ -79,6 +79,7 @@ def test_padding_never_changes_an_unmasked_token(snips, client, side):
     snips.tokenizer.padding_side = "right"
     width = client.train.lengths[indices].max()
     assert {tuple(t.shape) for n, t in batch.items() if n != "labels"} == {(4, width)}
+    assert batch["attention_mask"][:, -1 if side == "left" else 0].all()
     for row, index in enumerate(indices):
         kept = batch["attention_mask"][row].bool()
         for name, rows in client.train.features.items():
