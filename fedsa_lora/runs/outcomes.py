@@ -39,10 +39,9 @@ class ClientOutcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """One reason for which a client failed, and the rounds in which it did."""
+    """What failed and why, and the rounds in which it did."""
 
-    client: str
-    reason: str
+    what: str
     rounds: tuple[int, ...]
 
 
@@ -55,15 +54,18 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
     return [_outcome(name, shares.get(name, {}), rows[name]) for name in in_order({*shares, *rows})]
 
 
-def failures(clients: Iterable[Row]) -> list[Failure]:
-    """Failures by client and reason, so that a client that fails alike in each round is told once."""
-    rounds: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row in clients:
-        if row.get("failure"):
-            rounds[str(row["client"]), str(row["failure"])].append(row["round"])
-    order = in_order({client for client, _ in rounds})
-    told = sorted(rounds.items(), key=lambda item: (order.index(item[0][0]), item[1]))
-    return [Failure(client, reason, tuple(when)) for (client, reason), when in told]
+def failures(record: RunRecord) -> list[Failure]:
+    """What clients told of themselves and the server of them; what repeats in each round is told once."""
+    told = [
+        (f"client {row['client']}: {row['failure']}", row["round"])
+        for row in record.clients
+        if row.get("failure")
+    ]
+    told += [(line, row["round"]) for row in record.rounds for line in row.get("failures") or []]
+    rounds: dict[str, list[int]] = defaultdict(list)
+    for what, when in sorted(told, key=lambda item: item[1]):
+        rounds[what].append(when)
+    return [Failure(what, tuple(when)) for what, when in rounds.items()]
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -100,7 +100,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
         "rounds": _rounds_table(record.rounds),
         "notes": record.partition.get("notes", []),
-        "failures": _failure_notes(record.clients),
+        "failures": _failure_notes(record),
         "config": record.config,
         "environment": {name: value for name, value in record.environment.items() if name != "command"},
         "command": record.environment.get("command"),
@@ -191,10 +191,10 @@ def _rounds_table(rounds: list[Row]) -> Table:
     return Table(columns, rows)
 
 
-def _failure_notes(clients: list[Row]) -> list[str]:
+def _failure_notes(record: RunRecord) -> list[str]:
     notes = []
-    for failure in failures(clients):
+    for failure in failures(record):
         when = ", ".join(map(str, failure.rounds))
-        word = "round" if len(failure.rounds) == 1 else "rounds"
-        notes.append(f"Client {failure.client} failed in {word} {when}: {failure.reason}")
+        word = "Round" if len(failure.rounds) == 1 else "Rounds"
+        notes.append(f"{word} {when}, {failure.what}")
     return notes

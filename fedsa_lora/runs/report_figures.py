@@ -82,10 +82,9 @@ def _clients_words(record: RunRecord) -> tuple[str, str]:
     named = f": {listed(harmed)}" if 0 < len(harmed) <= 10 else ""
     number = f"{len(harmed)} worse off federated{named}"
     alt = f"Dot plot of {counted(len(compared), 'client')}, alone and federated; {number}."
-    caption = (
-        "From what a client reaches alone to what it reaches in the federation, largest gain on top. "
-        "A triangle and the word “harmed” mark a client that would be better off alone."
-    )
+    caption = "From what a client reaches alone to what it reaches in the federation, largest gain on top."
+    if harmed:
+        caption += " A triangle and the word “harmed” mark a client that would be better off alone."
     return alt, caption
 
 
@@ -96,6 +95,8 @@ def _classes_words(record: RunRecord) -> tuple[str, str]:
     spread = f"{min(held)} to {max(held)}" if min(held) < max(held) else f"{held[0]}"
     size = f"{counted(classes, 'class', 'es')} by {counted(len(held), 'client')}"
     alt = f"Heat map of train examples: {size}; a client holds {spread}."
+    if min(held) == classes:
+        return alt, f"Every client holds all {counted(classes, 'class', 'es')}, in the numbers shown."
     caption = f"How unlike the clients are: of {counted(classes, 'class', 'es')} a client holds {spread}."
     return alt, f"{caption} A blank cell is a class on which it is not trained."
 

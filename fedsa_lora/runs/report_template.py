@@ -44,7 +44,7 @@ p, li, dd, h1, .wrap { overflow-wrap: anywhere; }
   padding: .7rem .9rem; }
 .tiles dt { color: var(--muted); font-size: .86rem; }
 .tiles dd { margin: 0; }
-.tiles .value { font-size: 1.55rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums;
+.tiles .value { font-size: 1.45rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 .tiles .note { color: var(--muted); font-size: .86rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr));

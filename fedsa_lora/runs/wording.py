@@ -190,12 +190,12 @@ def _share_of_all(parameters: Row) -> str:
 def _proof(proof: Row, several: bool) -> list[str]:
     lines = []
     if private := proof.get("private_values"):
-        place = f"{proof['messages']:,} messages ({amount(proof.get('bytes_searched'))})"
+        place = f"{counted(proof['messages'], 'message')} ({amount(proof.get('bytes_searched'))})"
         found = proof["matches"]
         lines.append(
-            f"Warning: {found:,} of {private:,} private values were found in {place}."
+            f"Warning: {counted(found, 'private value')} found in {place}."
             if found
-            else f"Checked: {place} were searched for {private:,} private values, and 0 were found."
+            else f"Checked: {place} searched, each for up to {private:,} private values; 0 found."
         )
     if breaks := proof.get("chain_breaks"):
         lines.append(f"Warning: {breaks:,} times a client did not go on from its own state.")

@@ -1,5 +1,6 @@
 """A half-written last line is what a stopped process leaves; all else that is broken is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_ids_are_ordered_by_value_and_words_come_last() -> None:
     assert in_order(["b", "10", "2", "a"]) == ["2", "10", "a", "b"]
 
 
-def test_failures_that_repeat_are_told_once() -> None:
-    rows = [{"client": "1", "round": n, "phase": "fit", "failure": "no data"} for n in (1, 2)]
-    assert failures(rows) == [Failure("1", "no data", (1, 2))]
+def test_failures_that_repeat_are_told_once(tmp_path: Path) -> None:
+    clients = [{"client": "1", "round": n, "phase": "fit", "failure": "no data"} for n in (1, 3)]
+    rounds = [
+        {"round": 2, "failures": ["node 7 failed: gone"]},
+        {"round": 3, "failures": ["node 7 failed: gone"]},
+    ]
+    record = replace(read_run(write_run(tmp_path, rounds=1)), clients=clients, rounds=rounds)
+    assert failures(record) == [Failure("client 1: no data", (1, 3)), Failure("node 7 failed: gone", (2, 3))]

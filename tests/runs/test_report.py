@@ -107,6 +107,15 @@ def test_every_figure_is_embedded_for_every_screen_with_a_text_and_a_caption(pag
     assert len(page.all("source")) == 4 * 3
 
 
+def test_captions_say_only_what_the_figure_shows(page: Page, tmp_path: Path) -> None:
+    assert "A triangle and the word" in page.text
+    assert "A blank cell is a class" in page.text
+    alone = report_of(write_run(tmp_path, clients=1, labels=1, rounds=1)).text
+    assert "A triangle and the word" not in alone
+    assert "The band runs" not in alone
+    assert "Every client holds all 1 class" in alone
+
+
 def test_a_report_stays_small_enough_to_be_mailed(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path, clients=100, labels=150, rounds=30))
     assert path.stat().st_size < 1_500_000
@@ -134,14 +143,14 @@ def test_the_numbers_are_those_of_the_summary(page: Page, summary: dict[str, Any
 def test_the_report_says_what_left_the_clients_and_what_that_does_not_prove(page: Page) -> None:
     assert "Only the A matrices, 36,864 of 22,789,639 parameters (0.16%)" in page.text
     assert "The B matrices stayed on each client" in page.text
-    assert "240 messages (35.5 MB) were searched for 4,423,680 private values, and 0 were found" in page.text
+    assert "240 messages (35.5 MB) searched, each for up to 110,592 private values; 0 found" in page.text
     assert "not a privacy guarantee" in page.text
 
 
 def test_a_leak_a_break_and_equal_clients_are_warned_of(summary: dict[str, Any]) -> None:
     proof = {"messages": 20, "bytes_searched": 10, "private_values": 7, "matches": 2, "chain_breaks": 3}
     text = " ".join(what_left({**summary, "proof": {**proof, "distinct_b": False}}))
-    assert "Warning: 2 of 7 private values were found" in text
+    assert "Warning: 2 private values found in 20 messages" in text
     assert "Warning: 3 times a client did not go on from its own state" in text
     assert "Warning: at least two clients ended with the same B" in text
     assert "Checked:" not in text
@@ -178,7 +187,7 @@ def test_a_split_that_shares_b_does_not_claim_to_keep_it() -> None:
 
 
 def test_failures_and_notes_are_told_with_their_reason(page: Page) -> None:
-    assert f"Client 3 failed in round 5: {REASON}" in page.text
+    assert f"Round 5, client 3: {REASON}" in page.text
     assert "fewer than 20" in page.text
     assert "1 failure, see Notes" in page.text
 
