@@ -4,7 +4,6 @@ Each run has its own SuperLink, Flower home and Ray session, so runs side by sid
 """
 
 import json
-import re
 import signal
 import subprocess
 import threading
@@ -21,15 +20,14 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from httpx import HTTPError
 
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.superlink import ANSI, SuperLink, tail
+from fedsa_lora.runs.flower_log import ANSI, failure_reason, tail
+from fedsa_lora.runs.superlink import SuperLink
 
 SUBMIT_SECONDS = 180.0
 SILENCE_SECONDS = 90.0  # more than the 60 s after which Flower gives up a simulation without heartbeat
 POLL_SECONDS = 0.25
 STATUS_SECONDS = 5.0
 LOG_END_SECONDS = 5.0
-
-_RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 
 
 @dataclass(frozen=True)
@@ -253,21 +251,6 @@ class FlowerRun:
             self._handlers[number] = handler
             if number != signal.SIGINT:  # which raises KeyboardInterrupt already
                 signal.signal(number, _exit_on_signal)
-
-
-def failure_reason(log: str, details: str) -> str:
-    """Return the last exception in `log`, with all lines of its message if Flower's `details` have them."""
-    message = details.removeprefix("Simulation failed with exception: ").strip()
-    last, in_traceback = "", False
-    for line in (_RAY_PREFIX.sub("", line) for line in log.splitlines()):
-        if line.endswith("Traceback (most recent call last):"):
-            in_traceback = True
-        elif in_traceback and line and not line[0].isspace():
-            last, in_traceback = line.strip(), False
-    kind, _, first = last.partition(": ")
-    if first and message.startswith(first):
-        return f"{kind}: {message}"
-    return last or message or "Flower gives no reason"
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,6 @@
 """A SuperLink of our own: its port, environment and private folder, and the end of all that it started."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -16,14 +15,13 @@ from pathlib import Path
 import psutil
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.flower_log import tail
 
 TOKEN_VARIABLE = "FEDSA_LORA_RUN_TOKEN"
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 STARTUP_SECONDS = 90.0
 GRACE_SECONDS = 3.0
 PORT_ATTEMPTS = 3
-LOG_TAIL_BYTES = 1 << 20
 # Ray's sockets add 68 characters to its folder; an AF_UNIX address holds 103 on macOS, 107 on Linux.
 LONGEST_TEMP_DIR = 20
 
@@ -142,15 +140,6 @@ class SuperLink:
                 return True
             time.sleep(0.05)
         return False
-
-
-def tail(log: Path, begin: int = 0) -> str:
-    """Return the end of `log`, 1 MiB at most and nothing before byte `begin`, without colours."""
-    if not log.exists():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(begin, log.stat().st_size - LOG_TAIL_BYTES))
-        return ANSI.sub("", file.read().decode("utf-8", errors="replace"))
 
 
 def _processes(token: str, private: Path) -> list[psutil.Process]:

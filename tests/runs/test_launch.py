@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import fedsa_lora
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation, _json_object, _toml_string, failure_reason
-from fedsa_lora.runs.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir, tail
+from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation, _json_object, _toml_string
+from fedsa_lora.runs.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir
 
 TWO_CLIENTS = Simulation(supernodes=2, cpus_per_client=1, cpus=2)
 AWKWARD = """a="b c" list=[1,'two'] {x: 1} tab\t back\\slash # no comment\nsecond é ☃ 😀 = $HOME"""
@@ -247,6 +247,16 @@ def test_death_of_the_superlink_is_noticed(app: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_gpu_that_is_not_there_is_named(app: Path) -> None:
+    (app.parent / "run").mkdir()
+    env = {"TINY_OUT": str(app.parent / "run"), "TINY_MODE": "ok", "CUDA_VISIBLE_DEVICES": ""}
+    with FlowerRun(app, "", Simulation(2, gpus_per_client=1.0, cpus=2), app.parent / "run", env) as run:
+        outcome = run.follow(timeout=120)
+    assert outcome.state == "failed"
+    assert "`num_gpus`" in outcome.details
+
+
+@pytest.mark.slow
 def test_timeout_stops(app: Path) -> None:
     with open_run(app, "wait") as run:
         assert run.follow(timeout=3) == Outcome("stopped", "not finished within 3 s")
@@ -332,35 +342,6 @@ def test_impossible_simulations_are_refused(arguments: dict[str, int], fault: st
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_overrides_survive_toml(text: str) -> None:
     assert tomllib.loads(f"overrides = {_toml_string(text)}") == {"overrides": text}
-
-
-TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    raise it\n"
-
-
-@pytest.mark.parametrize(
-    ("log", "details", "reason"),
-    [
-        ("", "", "Flower gives no reason"),
-        ("INFO : fine", "Simulation failed with exception: boom", "boom"),
-        (f"{TRACEBACK}a.B: first\n{TRACEBACK}c.Odd: last\nINFO : bye", "", "c.Odd: last"),
-        (f"ERROR :   {TRACEBACK}KeyboardInterrupt\n", "", "KeyboardInterrupt"),
-        (
-            f"{TRACEBACK}E: 2 faults\n - x",
-            "Simulation failed with exception: 2 faults\n - x",
-            "E: 2 faults\n - x",
-        ),
-        (f"(ClientAppActor pid=7) {TRACEBACK}(ClientAppActor pid=7) E: x", "", "E: x"),
-    ],
-)
-def test_failure_reason(log: str, details: str, reason: str) -> None:
-    assert failure_reason(log, details) == reason
-
-
-def test_tail_reads_only_this_run_and_no_colours(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert tail(log) == ""
-    log.write_text("old\n\x1b[92mINFO \x1b[0m: new")
-    assert tail(log, begin=4) == "INFO : new"
 
 
 def test_json_object_among_other_lines() -> None:

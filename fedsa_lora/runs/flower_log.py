@@ -1,0 +1,51 @@
+"""Read what Flower printed: the reason of a failure, in one place that knows Flower's and Ray's wording."""
+
+import re
+from pathlib import Path
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LOG_TAIL_BYTES = 1 << 20
+
+_RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
+_RAISED = "Simulation failed with exception: "
+_FLOWERS_WRAPPERS = (
+    "RuntimeError: Simulation Runtime crashed.",
+    "RuntimeError: An error was encountered. Ending simulation.",
+)
+
+
+def tail(log: Path, begin: int = 0) -> str:
+    """Return the end of `log`, 1 MiB at most and nothing before byte `begin`, without colours."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - LOG_TAIL_BYTES))
+        return ANSI.sub("", file.read().decode("utf-8", errors="replace"))
+
+
+def failure_reason(log: str, details: str) -> str:
+    """Return the last exception in `log`, with all lines of its message if Flower's `details` have them.
+
+    When the details are Flower's own verdict, as on a process that was killed, that comes first.
+    """
+    message = details.removeprefix(_RAISED).strip()
+    last = next((text for text in reversed(_exceptions(log)) if text not in _FLOWERS_WRAPPERS), "")
+    if message and not details.startswith(_RAISED):
+        hint = " (it was killed, perhaps for lack of memory)" if "heartbeat" in message else ""
+        return f"{message}{hint}" + (f"; the last exception in the log is {last}" if last else "")
+    kind, _, first = last.partition(": ")
+    if first and message.startswith(first):
+        return f"{kind}: {message}"
+    return last or message or "Flower gives no reason"
+
+
+def _exceptions(log: str) -> list[str]:
+    """Return the line that ends each traceback."""
+    found, in_traceback = [], False
+    for line in (_RAY_PREFIX.sub("", line) for line in log.splitlines()):
+        if line.endswith("Traceback (most recent call last):"):
+            in_traceback = True
+        elif in_traceback and line and not line[0].isspace():
+            found.append(line.strip())
+            in_traceback = False
+    return found

@@ -1,0 +1,42 @@
+"""The reason of a failure, from what Flower printed and what it says of the run."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsa_lora.runs.flower_log import failure_reason, tail
+
+TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    raise it\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "details", "reason"),
+    [
+        ("", "", "Flower gives no reason"),
+        ("INFO : fine", "Simulation failed with exception: boom", "boom"),
+        (f"{TRACEBACK}a.B: first\n{TRACEBACK}c.Odd: last\nINFO : bye", "", "c.Odd: last"),
+        (f"ERROR :   {TRACEBACK}KeyboardInterrupt\n", "", "KeyboardInterrupt"),
+        (
+            f"{TRACEBACK}E: 2 faults\n - x",
+            "Simulation failed with exception: 2 faults\n - x",
+            "E: 2 faults\n - x",
+        ),
+        ("", "No heartbeat received", "No heartbeat received (it was killed, perhaps for lack of memory)"),
+        (f"{TRACEBACK}E: x", "Stopped", "Stopped; the last exception in the log is E: x"),
+        (
+            f"{TRACEBACK}E: no room\n{TRACEBACK}RuntimeError: An error was encountered. Ending simulation.",
+            "Simulation failed with exception: An error was encountered. Ending simulation.",
+            "E: no room",
+        ),
+        (f"(ClientAppActor pid=7) {TRACEBACK}(ClientAppActor pid=7) E: x", "", "E: x"),
+    ],
+)
+def test_failure_reason(log: str, details: str, reason: str) -> None:
+    assert failure_reason(log, details) == reason
+
+
+def test_tail_reads_only_this_run_and_no_colours(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert tail(log) == ""
+    log.write_text("old\n\x1b[92mINFO \x1b[0m: new")
+    assert tail(log, begin=4) == "INFO : new"
