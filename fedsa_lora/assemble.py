@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from flwr.common import ndarrays_to_parameters
@@ -16,6 +16,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.store import DirectoryStore
+from fedsa_lora.tasks.partition import PartitionSettings
 from strategies import Cohort, Evaluation, FedSA, Recorder
 
 
@@ -41,7 +42,8 @@ def workbench(config: RunConfig) -> Workbench:
         settings=config.train,
         seed=config.seed,
         head_row_norm=config.head.row_norm,
-        alone=_alone(config),
+        part=config.evaluation.part,
+        alone=_alone(config) if config.evaluation.local_only else None,
     )
 
 
@@ -57,7 +59,8 @@ def store(config: RunConfig, client: str) -> DirectoryStore:
 
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
-    parts = {key: config.resolved[key] for key in ("seed", "task", "model", "lora", "partition", "split", "head")}
+    parts = {key: config.resolved[key] for key in ("seed", "task", "model", "lora", "split", "head")}
+    parts["partition"] = {f.name: getattr(config.federation, f.name) for f in fields(PartitionSettings)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -73,7 +76,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         inner,
         layout,
         initial,
-        cohort=Cohort(config.seed, config.partition.clients, config.federation.wait_seconds),
+        cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
             every=config.evaluation.every,
@@ -86,9 +89,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
 
 
 def _alone(config: RunConfig) -> Alone:
-    chosen = {
-        "lr": config.evaluation.local_only_lr,
-        "head_lr": config.evaluation.local_only_head_lr,
-    }
-    given = {key: value for key, value in chosen.items() if value is not None}
-    return Alone(config.split.alone(), replace(config.train, **given), config.federation.rounds)
+    lr = config.evaluation.local_only_lr or config.train.lr
+    head_lr = config.evaluation.local_only_head_lr or config.train.head_lr
+    settings = replace(config.train, lr=lr, head_lr=head_lr)
+    return Alone(config.split.alone(), settings, config.federation.rounds)

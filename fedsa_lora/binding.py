@@ -7,21 +7,21 @@ import importlib
 import inspect
 import os
 import types
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.suggest import listing, nearest
 
 T = TypeVar("T")
 TARGET = "_target_"
 PLUGINS = "FEDSA_LORA_PLUGINS"  # comma-separated module prefixes that a user allows besides ours
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A hint for an unknown name: the closest valid one, or all of them."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(known))}"
+def unknown(place: object, kind: str, known: Sequence[str], name: object = None) -> str:
+    """The fault of a name that is not known: where it stands, and the nearest valid name or all of them."""
+    name = str(place).rsplit(".", 1)[-1] if name is None else name
+    return f"{place}: no such {kind}{nearest(name, known) or f'; expected one of {listing(sorted(known))}'}"
 
 
 def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
@@ -34,7 +34,7 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
     before = len(faults)
     for key in node:
         if key not in fields and key != TARGET:
-            faults.append(f"{_join(path, key)}: unknown key; {nearest(str(key), list(fields))}")
+            faults.append(unknown(_join(path, key), "key", list(fields)))
     values = {}
     for name, field in fields.items():
         if name in node:
@@ -71,7 +71,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        faults.append(f"{path}._target_: there is no {target!r}; {_neighbours(module, name)}")
+        faults.append(unknown(f"{path}._target_={target}", "class", _neighbours(module), name))
         return None
     if not inspect.isclass(found):
         faults.append(f"{path}._target_: {target!r} is not a class")
@@ -84,7 +84,7 @@ def check_arguments(cls: type[Any], arguments: Mapping[str, Any], path: str, fau
     known = [name for name in inspect.signature(cls).parameters if name != "self"]
     for key in arguments:
         if key not in known and key != TARGET:
-            faults.append(f"{_join(path, key)}: {cls.__name__} takes no such argument; {nearest(key, known)}")
+            faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", known))
 
 
 def raise_faults(faults: list[str]) -> None:
@@ -94,12 +94,11 @@ def raise_faults(faults: list[str]) -> None:
         raise ConfigError(f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}")
 
 
-def _neighbours(module: str, name: str) -> str:
+def _neighbours(module: str) -> list[str]:
     try:
-        known = [n for n, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)]
+        return [n for n, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)]
     except ImportError:
-        return f"the module {module!r} cannot be imported"
-    return nearest(name, known)
+        return []
 
 
 def _join(path: str, key: Any) -> str:
@@ -121,7 +120,7 @@ def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return None
     if origin is Literal:
         if value not in arguments:
-            faults.append(f"{path}: {value!r} is not valid; {nearest(str(value), [str(a) for a in arguments])}")
+            faults.append(unknown(f"{path}={value}", "choice", [str(a) for a in arguments], value))
         return value
     if origin in (list, tuple):
         return _items(origin, arguments, value, path, faults)

@@ -8,11 +8,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from fedsa_lora.errors import FedSAError
+from fedsa_lora.exchange.arrays import ROLES
+
+if TYPE_CHECKING:
+    from fedsa_lora.config import RunConfig
+    from fedsa_lora.plan import Plan
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -108,7 +114,9 @@ def _doctor(options: argparse.Namespace) -> int:
         table.add_column(column)
     checks = examine()
     for check in checks:
-        table.add_row("[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, check.found, check.remedy)
+        table.add_row(
+            "[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, check.found, check.remedy
+        )
     console.print(table)
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
@@ -116,26 +124,28 @@ def _doctor(options: argparse.Namespace) -> int:
 _COMMANDS = {"run": _run, "evaluate": _evaluate, "export": _export, "doctor": _doctor}
 
 
-def print_plan(config, plan) -> None:  # type: ignore[no-untyped-def]
+def print_plan(config: RunConfig, plan: Plan) -> None:
     """The plan of a run as a table."""
     from fedsa_lora.runs.wording import amount
 
+    counts, clients, train = plan.parameters, plan.federation.clients, config.train
+    sizes = [share.train for share in clients.values()]
+    length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
+    rows = {
+        "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
+        "split": ", ".join(f"{r} {config.split.of(r)}" for r in ROLES if counts[r]),
+        "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
+        "upload": f"{amount(plan.bytes_up)} by client and round",
+        "clients": f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples",
+        "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
+        "machine": f"{plan.actors} clients at a time on {plan.device}",
+        "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
+    }
     table = Table(title=config.title, show_header=False)
-    counts = plan.parameters
-    table.add_row("parameters", ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]))
-    split = ", ".join(f"{r} {getattr(config.split, r)}" for r in ("A", "B", "head", "base"))
-    table.add_row("split", split)
-    table.add_row("trained / shared", f"{plan.trained:,} / {counts['shared']:,} parameters by client")
-    up = f"{amount(plan.bytes_up)} by client and round, {amount(plan.bytes_up * len(plan.federation.clients))} in all"
-    table.add_row("upload", up)
-    sizes = [share.train for share in plan.federation.clients.values()]
-    table.add_row("clients", f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples")
+    for name, value in rows.items():
+        table.add_row(name, value)
     for note in plan.federation.notes:
         table.add_row("note", note)
-    table.add_row("rounds", f"{config.federation.rounds} of {config.train.steps or config.train.epochs} "
-                  f"{'steps' if config.train.steps else 'epochs'} x batch {config.train.batch_size}")  # fmt: skip
-    table.add_row("machine", f"{plan.actors} clients at a time on {plan.device}")
-    table.add_row("writes to", f"{plan.run_dir} ({amount(plan.free_disk)} free)")
     console.print(table)
 
 

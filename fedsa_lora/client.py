@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -46,6 +46,7 @@ class Workbench:
     settings: TrainSettings
     seed: int
     head_row_norm: float | None = None
+    part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
 
     @cached_property
@@ -87,7 +88,7 @@ class FedSAClient(NumPyClient):
     def evaluate(
         self, parameters: list[FlowerArray], config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Metrics of the personalised model (what is shared, own B, own head) on the own test split."""
+        """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
             self._install(self._receive(header, parameters), self.store.load(header.round))
@@ -95,7 +96,7 @@ class FedSAClient(NumPyClient):
         except FedSAError as error:
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
             return 0.0, 0, dict(wire.write_header(upload))
-        upload = self._upload(header.round, len(self._data.test), report=report)
+        upload = self._upload(header.round, len(self._held_out), report=report)
         return report["loss"], upload.examples, dict(wire.write_header(upload))
 
     def _fit(
@@ -114,7 +115,7 @@ class FedSAClient(NumPyClient):
         check_finite(arrays)
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
         if header.measure_before:
-            numbers["accuracy_before"] = self._test_metrics()["accuracy"]
+            numbers["accuracy_before"] = self._metrics()["accuracy"]
         private = {name: arrays[name] for name in bench.parts.local}
         self.store.save(ClientState(header.round, private))
         update = bench.shared.pack({name: arrays[name] for name in bench.parts.shared}) - broadcast
@@ -166,15 +167,19 @@ class FedSAClient(NumPyClient):
         )
 
     def _measure(self, header: wire.BroadcastHeader) -> dict[str, float]:
-        report = self._test_metrics() | {"majority": majority_accuracy(self._data.train, self._data.test)}
+        report = self._metrics() | {"majority": majority_accuracy(self._data.train, self._held_out)}
         if self.bench.split.head == "shared":
             report["global_accuracy"] = self._global_accuracy(report["accuracy"])
         if header.reference and self.bench.alone is not None:
             report["local_only"] = self._train_alone(self.bench.alone)
         return report
 
-    def _test_metrics(self) -> dict[str, float]:
-        data, bench = self._data.test, self.bench
+    @property
+    def _held_out(self) -> Examples:
+        return self._data.test if self.bench.part == "test" else self._data.validation
+
+    def _metrics(self) -> dict[str, float]:
+        data, bench = self._held_out, self.bench
         logits = predict(bench.model, bench.task, data, bench.settings)
         return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
 
@@ -185,7 +190,7 @@ class FedSAClient(NumPyClient):
             return personalised
         standing = bench.model.read()
         bench.model.write(standing | {name: bench.initial[name] for name in bench.parts.local})
-        return self._test_metrics()["accuracy"]
+        return self._metrics()["accuracy"]
 
     def _train_alone(self, alone: Alone) -> float:
         """Accuracy after the same rounds of the same seeds, from the common start, alone."""
@@ -193,7 +198,7 @@ class FedSAClient(NumPyClient):
         trained = alone.split(self.bench.model.layout).trained
         for round_ in range(1, alone.rounds + 1):
             self._train(round_, trained, alone.settings)
-        return self._test_metrics()["accuracy"]
+        return self._metrics()["accuracy"]
 
     def _upload(
         self,

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsa_lora.binding import TARGET, bind, check_arguments, nearest, raise_faults, resolve_target
+from fedsa_lora.binding import TARGET, bind, check_arguments, raise_faults, resolve_target, unknown
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.split import RoleSplit
 from fedsa_lora.learning.adapters import LoraSettings
@@ -48,8 +48,11 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "train.momentum": (0, 1, True),
     "train.warmup": (0, 1, True),
     "train.clip_norm": (0, None, False),
-    "partition.clients": (1, None, True),
-    "partition.min_examples": (1, None, True),
+    "federation.clients": (1, None, True),
+    "federation.min_examples": (1, None, True),
+    "federation.validation_examples": (0, None, True),
+    "federation.test_examples": (1, None, True),
+    "federation.test_fraction": (0, 0.9, False),
     "federation.rounds": (1, None, True),
     "federation.min_results": (0, 1, True),
     "federation.wait_seconds": (1, None, True),
@@ -82,8 +85,12 @@ class HeadSettings:
 
 
 @dataclass(frozen=True)
-class FederationSettings:
-    """``min_results``: share of the sampled clients that must answer well for a round to count."""
+class FederationSettings(PartitionSettings):
+    """Who takes part with which data, and for how long.
+
+    ``min_results``: share of the sampled clients that must answer well for a round to count;
+    ``wait_seconds``: how long to wait for all clients to connect.
+    """
 
     rounds: int = 12
     min_results: float = 1.0
@@ -96,9 +103,11 @@ class EvaluationSettings:
     """All clients are evaluated every ``every`` rounds (0: never between) and at the end.
 
     ``before``: also measure each client before aggregation. ``local_only``: at the end, train
-    each client alone for comparison, with its own learning rate where one is given.
+    each client alone for comparison, with its own learning rate where one is given. ``part``:
+    "validation" measures on held-out train examples, to choose hyperparameters with.
     """
 
+    part: Literal["test", "validation"] = "test"
     every: int = 1
     before: bool = True
     local_only: bool = True
@@ -140,7 +149,6 @@ class RunConfig:
     task: Task
     model: ModelSettings
     lora: LoraSettings | None
-    partition: PartitionSettings
     split: RoleSplit
     head: HeadSettings
     train: TrainSettings
@@ -188,7 +196,7 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     known = [f.name for f in fields(RunConfig) if f.name != "resolved"]
     for key in node:
         if key not in known:
-            faults.append(f"{key}: unknown key; {nearest(str(key), known)}")
+            faults.append(unknown(key, "key", known))
     for key in known:
         if key not in node:
             faults.append(f"{key}: missing")
@@ -198,7 +206,6 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
         key: bind(cls, node[key], key, faults)
         for key, cls in {
             "model": ModelSettings,
-            "partition": PartitionSettings,
             "head": HeadSettings,
             "train": TrainSettings,
             "federation": FederationSettings,
@@ -236,7 +243,9 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     cls = resolve_target(node["task"], "task", TASKS, faults)
     if cls is None:
         return None
-    shared = {"model": node["model"], "partition": node["partition"], "seed": node["seed"]}
+    federation = node["federation"] if isinstance(node["federation"], dict) else {}
+    partition = {f.name: federation[f.name] for f in fields(PartitionSettings) if f.name in federation}
+    shared = {"model": node["model"], "partition": partition, "seed": node["seed"]}
     found: list[str] = []
     task = bind(cls, {**node["task"], **shared}, "task", found)
     # faults of model and partition are already listed under their own names
@@ -263,7 +272,8 @@ def _check_ranges(node: Mapping[str, Any], faults: list[str]) -> None:
 
 
 def _check_contradictions(node: dict[str, Any], faults: list[str]) -> None:
-    split, head, train = (node[key] if isinstance(node[key], dict) else {} for key in ("split", "head", "train"))
+    parts = [node[key] for key in ("split", "head", "train")]
+    split, head, train = (part if isinstance(part, dict) else {} for part in parts)
     whole = split.get("base", "frozen") != "frozen"
     if whole and node["lora"] is not None:
         faults.append("split.base is trained, so there must be no adapters beside it: set lora=none")
@@ -297,7 +307,7 @@ def _is_option(override: Override, faults: list[str]) -> bool:
     if not isinstance(value, str) or (CONF / group / f"{value}.yaml").is_file():
         return True
     options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
-    faults.append(f"{group}={value}: no such option; {nearest(value, options)}")
+    faults.append(unknown(f"{group}={value}", "option", options, value))
     return False
 
 

@@ -29,7 +29,8 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order in which a user would mend them."""
-    return [check() for check in (_python, _strategies, _flower, _loopback, _memory, _disk, _gpu, _data, _backbone)]
+    checks = (_python, _strategies, _flower, _loopback, _memory, _disk, _gpu, _data, _backbone)
+    return [check() for check in checks]
 
 
 def _check(name: str, ok: bool, found: str, remedy: str) -> Check:
@@ -51,7 +52,8 @@ def _strategies() -> Check:
 
 def _flower() -> Check:
     folder = Path(sys.executable).parent
-    missing = [name for name in ("flwr", "flower-superlink") if not (folder / name).exists() and not shutil.which(name)]
+    commands = ("flwr", "flower-superlink")
+    missing = [name for name in commands if not (folder / name).exists() and not shutil.which(name)]
     found = f"missing: {missing}" if missing else str(folder)
     return _check("Flower commands", not missing, found, "install flwr[simulation] into this environment")
 
@@ -68,7 +70,7 @@ def _loopback() -> Check:
 
 def _memory() -> Check:
     free = psutil.virtual_memory().available / GIGABYTE
-    return _check("memory", free >= 3, f"{free:.1f} GB free", "free at least 3 GB: one client needs about 1.3 GB")
+    return _check("memory", free >= 3, f"{free:.1f} GB free", "free at least 3 GB: a client needs about 1.3")
 
 
 def _disk() -> Check:

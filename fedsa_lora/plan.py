@@ -67,7 +67,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     machine = config.machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
-    at_once = min(cores // machine.cpus_per_client, by_memory, config.partition.clients)
+    at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.clients)
     if at_once < 1:
         raise ConfigError(
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
@@ -78,7 +78,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     if share is None:
         share = gpus / at_once if gpus else 0.0
     return Simulation(
-        supernodes=config.partition.clients,
+        supernodes=config.federation.clients,
         cpus_per_client=machine.cpus_per_client,
         gpus_per_client=share,
         cpus=at_once * machine.cpus_per_client,

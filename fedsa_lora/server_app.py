@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from flwr.app import Context
 from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.server.history import History
@@ -9,7 +11,10 @@ from flwr.server.history import History
 from fedsa_lora import assemble
 from fedsa_lora.config import RunConfig, load
 from fedsa_lora.runs.finish import finish
+from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
+
+log = logging.getLogger("flwr")
 
 
 class RecordedServer(Server):
@@ -21,15 +26,21 @@ class RecordedServer(Server):
         self.config, self.directory = config, directory
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        with self.directory.recording():
-            result = super().fit(num_rounds, timeout)
+        try:
+            with self.directory.recording():
+                result = super().fit(num_rounds, timeout)
+        except BaseException:
+            write_report(self.directory.path)
+            raise
         finish(self.config, self.directory)
         return result
 
 
 def server_fn(context: Context) -> ServerAppComponents:
-    config = load(str(context.run_config["overrides"]), default_dir=f"runs/{context.run_id}")
-    directory = RunDirectory.create(config)
+    overrides = str(context.run_config["overrides"])
+    config = load(overrides, default_dir=f"runs/{context.run_id}")
+    directory = RunDirectory.create(config, command=f"fedsa-lora run {overrides}")
+    log.info("writing to %s", directory.path)
     server = RecordedServer(config, directory)
     limits = ServerConfig(config.federation.rounds, config.federation.round_timeout)
     return ServerAppComponents(server=server, config=limits)

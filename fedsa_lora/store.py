@@ -7,10 +7,7 @@ one. The file names its client, round and experiment and carries a digest of its
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +19,7 @@ from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.files import write_atomically
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _GENERATION = re.compile(r"round-(\d{6})\.safetensors")
@@ -108,38 +106,3 @@ class DirectoryStore:
                 "delete it to go on from the generation before"
             )
         return ClientState(round_, tensors)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by new content, or leave it as it was. Raises StoreError, for example on a full disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        with _opened(path.parent) as folder:
-            os.fsync(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
-        ) from None
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a killed writer of the same file left behind."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -37,7 +37,7 @@ class Cohort:
         if not manager.wait_for(self.expected, timeout=self.wait_seconds):
             raise RunError(
                 f"{manager.num_available()} of {self.expected} clients are connected after "
-                f"{self.wait_seconds} s: start the missing nodes, or lower partition.clients"
+                f"{self.wait_seconds} s: start the missing nodes, or lower federation.clients"
             )
         proxies = list(manager.all().values())
         self._learn([proxy for proxy in proxies if proxy.cid not in self._names])
@@ -54,7 +54,9 @@ class Cohort:
             for proxy, answer in zip(unknown, answers, strict=True):
                 name = answer.properties.get("client")
                 if not isinstance(name, str):
-                    raise RunError(f"node {proxy.cid} does not say which client it is: {answer.status.message}")
+                    raise RunError(
+                        f"node {proxy.cid} does not say which client it is: {answer.status.message}"
+                    )
                 self._names[proxy.cid] = name
 
 

@@ -83,7 +83,7 @@ class Layout:
         """Raise LayoutError unless the arrays are exactly these tensors, in float32."""
         missing, extra = set(self.names) - set(arrays), set(arrays) - set(self.names)
         if missing or extra:
-            raise LayoutError(f"arrays do not fit the layout: missing {sorted(missing)}, extra {sorted(extra)}")
+            raise LayoutError(f"not these tensors: missing {sorted(missing)}, extra {sorted(extra)}")
         for spec in self.specs:
             array = arrays[spec.name]
             if array.shape != spec.shape or array.dtype != np.float32:
@@ -115,5 +115,5 @@ def digest(arrays: NamedArrays) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         state.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        state.update(memoryview(array).cast("B") if array.size else b"")
+        state.update(array.tobytes())
     return state.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 
-from fedsa_lora.errors import LayoutError, ModelError
+from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
 from fedsa_lora.seeds import generator
 
@@ -51,7 +52,8 @@ def attach(model: nn.Module, lora: LoraSettings | None) -> nn.Module:
         task_type=TaskType.SEQ_CLS if type(model).__name__.endswith("SequenceClassification") else None,
     )
     try:
-        return get_peft_model(model, config)
+        adapted: nn.Module = get_peft_model(model, config)
+        return adapted
     except ValueError as error:
         raise ModelError(
             f"lora.target_modules={lora.target_modules} do not fit {type(model).__name__}: {error}"
@@ -63,7 +65,8 @@ def _default_targets(model: nn.Module) -> list[str] | None:
 
     if getattr(model.config, "model_type", None) in known:
         return None
-    leaves = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    leaves = {name.rsplit(".", 1)[-1] for name in linear}
     for pair in (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"]):
         if leaves.issuperset(pair):
             return pair
@@ -148,14 +151,29 @@ class AdapterModel:
             arrays[name] = value.detach().to("cpu", torch.float32).numpy().copy()
         return arrays
 
-    def state_dict(self, arrays: NamedArrays) -> dict[str, torch.Tensor]:
-        """The arrays under the names that the module gives its parameters."""
+    @property
+    def has_adapters(self) -> bool:
+        return isinstance(self.module, PeftModel)
+
+    def save_adapter(self, folder: Path, arrays: NamedArrays, base: str) -> None:
+        """Write the arrays as ``PeftModel.from_pretrained`` loads them over the backbone at ``base``.
+
+        The model itself is left alone, and may be on the meta device.
+        """
+        assert isinstance(self.module, PeftModel)
         self.layout.check(arrays)
-        return {
+        state = {
             raw: torch.from_numpy(np.array(arrays[plain_name(raw)]))
             for raw, _ in self.module.named_parameters()
             if plain_name(raw) in arrays and "original_module" not in raw
         }
+        self.module.peft_config["default"].base_model_name_or_path = base
+        self.module.save_pretrained(str(folder), state_dict=state)
+
+    def save_merged(self, folder: Path) -> None:
+        """Write the model with its adapters merged, as transformers loads it. The adapters are used up."""
+        module: Any = self.module.merge_and_unload() if isinstance(self.module, PeftModel) else self.module
+        module.save_pretrained(str(folder))
 
     def counts(self) -> dict[str, int]:
         """Number of parameters by role."""
@@ -166,7 +184,9 @@ class AdapterModel:
         return found
 
 
-def initial_state(layout: Layout, seed: int, head_row_norm: float | None = None) -> dict[str, NDArray[np.float32]]:
+def initial_state(
+    layout: Layout, seed: int, head_row_norm: float | None = None
+) -> dict[str, NDArray[np.float32]]:
     """The common start of server and clients, drawn from the seed tensor by tensor.
 
     A: Kaiming uniform with a = sqrt(5) as in LoRA (arXiv:2106.09685), that is
@@ -188,4 +208,3 @@ def initial_state(layout: Layout, seed: int, head_row_norm: float | None = None)
             value = np.zeros(spec.shape)
         state[spec.name] = value.astype(np.float32)
     return state
-

@@ -117,7 +117,7 @@ def train(
                 f"(now {settings.lr:g}), set train.clip_norm, or use train.precision=fp32"
             )
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        torch.autograd.backward(scaler.scale(loss))
         scaler.unscale_(optimizer)
         for name, reference in anchor.items():
             parameter = model.parameter(name)
@@ -133,7 +133,9 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings) -> NDArray[np.float32]:
+def predict(
+    model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
+) -> NDArray[np.float32]:
     """Logits (n, classes) in the order of the examples; batches are formed by length."""
     model.module.eval()
     order = np.argsort(examples.lengths, kind="stable")
@@ -158,7 +160,9 @@ def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
         yield order[start : start + size]
 
 
-def _optimizer(model: AdapterModel, trained: frozenset[str], settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(
+    model: AdapterModel, trained: frozenset[str], settings: TrainSettings
+) -> torch.optim.Optimizer:
     specs = [spec for spec in model.layout if spec.name in trained]
     groups = [
         {"params": [model.parameter(s.name) for s in specs if s.role != "head"], "lr": settings.lr},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 
 from fedsa_lora import assemble
 from fedsa_lora.config import RunConfig
@@ -31,7 +31,7 @@ class Exporter:
         root = self.config.store_dir
         return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
-    def tensors(self, client: str) -> dict[str, NDArray]:  # type: ignore[type-arg]
+    def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
         """Every tensor of the client's personalised model, by name."""
         state = assemble.store(self.config, client).load()
         if state is None and client not in self.config.task.describe().clients:
@@ -44,24 +44,15 @@ class Exporter:
         without adapters) a whole model for ``AutoModel...from_pretrained``; a model card beside it.
         """
         tensors = self.tensors(client)
-        adapter = isinstance(self.model.module, PeftModel) and not merge
+        adapter = self.model.has_adapters and not merge
         if adapter:
-            self._save_adapter(tensors, folder)
+            self.model.save_adapter(folder, tensors, self._base())
         else:
-            self._save_whole(tensors, folder)
+            model = assemble.workbench(self.config).model
+            model.write(tensors)
+            model.save_merged(folder)
         (folder / "README.md").write_text(self._card(client, adapter), encoding="utf-8")
         return folder
-
-    def _save_adapter(self, tensors: NamedArrays, folder: Path) -> None:
-        module = self.model.module
-        module.peft_config["default"].base_model_name_or_path = self._base()
-        module.save_pretrained(str(folder), state_dict=self.model.state_dict(tensors))
-
-    def _save_whole(self, tensors: NamedArrays, folder: Path) -> None:
-        model = assemble.workbench(self.config).model
-        model.write(tensors)
-        whole = model.module.merge_and_unload() if isinstance(model.module, PeftModel) else model.module
-        whole.save_pretrained(str(folder))
 
     def _base(self) -> str:
         """Where stock PEFT finds the backbone; one that no checkpoint holds is saved with the run."""
@@ -70,18 +61,19 @@ class Exporter:
         folder = self.directory.path / "backbone"
         if not folder.exists():
             with torch.random.fork_rng():
-                self.config.task.build_model(seed=self.config.seed).save_pretrained(str(folder))
+                AdapterModel(self.config.task.build_model(seed=self.config.seed)).save_merged(folder)
         return str(folder)
 
     def _card(self, client: str, adapter: bool) -> str:
         labels = self.config.task.client_labels(client)
-        load = (
-            "base = AutoModel.from_pretrained(BASE, num_labels=len(labels))\n"
-            "model = PeftModel.from_pretrained(base, FOLDER)"
-            if adapter
-            else "model = AutoModel.from_pretrained(FOLDER)"
-        )
         auto = self.config.task.auto_class.__name__
+        load = (
+            "from peft import PeftModel\n"
+            f"base = {auto}.from_pretrained({self._base()!r}, num_labels={len(labels)})\n"
+            "model = PeftModel.from_pretrained(base, '.')"
+            if adapter
+            else f"model = {auto}.from_pretrained('.')"
+        )
         return CARD.format(
             client=client,
             title=self.config.title,
@@ -89,7 +81,7 @@ class Exporter:
             head=self.config.head.policy,
             base=self._base() if adapter else "merged into this folder",
             labels="\n".join(f"{i}. {label}" for i, label in enumerate(labels)),
-            load=load.replace("AutoModel.", f"{auto}.").replace("FOLDER", "'.'").replace("BASE", repr(self._base())),
+            load=load,
             auto=auto,
         )
 
@@ -103,9 +95,7 @@ tags: [federated-learning, lora, fedsa-lora]
 {title}. Trained with fedsa-lora; {split}, head: {head}. Backbone: `{base}`.
 
 ```python
-from peft import PeftModel
 from transformers import {auto}
-labels = LABELS  # below, in this order
 {load}
 ```
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.figure_style import (
     LIGHT,
     FigureStyle,
@@ -25,7 +26,6 @@ from fedsa_lora.runs.figure_style import (
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, in_order
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
 from fedsa_lora.runs.wording import amount, byte_unit, percent
-from fedsa_lora.runs.writing import write_whole
 
 FEW_CLIENTS = 12  # as many single lines as an eye can follow
 CROWDED = 30  # more clients or classes than this need the full width
@@ -166,7 +166,7 @@ def draw_all(run_dir: Path) -> dict[str, Path]:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error.strerror}; check space and permissions") from error
-    return {name: write_whole(folder / f"{name}.png", to_png(fig)) for name, fig in draw(record).items()}
+    return {name: write_atomically(folder / f"{name}.png", to_png(fig)) for name, fig in draw(record).items()}
 
 
 Label = tuple[float, str, str]

@@ -76,8 +76,6 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     """Run a federation here and return its run directory. Raises what the ServerApp raises."""
     config = load(overrides)
     text = shlex.join([*overrides, f"run.dir={config.run_dir}"])
-    context = Context(
-        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text}
-    )
-    server_app(InProcessGrid(config.partition.clients, {"overrides": text}), context)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text})
+    server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
     return config.run_dir

@@ -33,7 +33,8 @@ def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
     for client in exporter.clients():
         bench.model.write(exporter.tensors(client))
-        test = config.task.load_client(client).test
-        logits = predict(bench.model, config.task, test, config.train)
-        accuracy = config.task.evaluate(logits, test.labels)["accuracy"]
-        yield Reevaluation(client, len(test), accuracy, recorded.get(client))
+        data = config.task.load_client(client)
+        held_out = data.test if config.evaluation.part == "test" else data.validation
+        logits = predict(bench.model, config.task, held_out, config.train)
+        accuracy = config.task.evaluate(logits, held_out.labels)["accuracy"]
+        yield Reevaluation(client, len(held_out), accuracy, recorded.get(client))

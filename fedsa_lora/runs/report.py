@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
 from fedsa_lora.runs.report_figures import embedded_figures
@@ -25,7 +26,6 @@ from fedsa_lora.runs.wording import (
     verdict,
     what_left,
 )
-from fedsa_lora.runs.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_report(run_dir: Path) -> Path:
 
     A run that failed or still runs is reported with what it has recorded.
     """
-    return write_whole(run_dir / "report.html", render(read_run(run_dir)).encode("utf-8"))
+    return write_atomically(run_dir / "report.html", render(read_run(run_dir)).encode("utf-8"))
 
 
 def render(record: RunRecord) -> str:

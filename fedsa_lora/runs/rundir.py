@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +20,8 @@ import torch
 from fedsa_lora.config import RunConfig, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
-from fedsa_lora.store import ClientState, DirectoryStore, write_atomically
+from fedsa_lora.files import write_atomically
+from fedsa_lora.store import ClientState, DirectoryStore
 
 PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
 
@@ -35,18 +35,19 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
-        self.shared = Layout(())
         self._started = _now()
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunDirectory:
-        """Raises RunError when the directory already holds a run."""
+    def create(cls, config: RunConfig, command: str) -> RunDirectory:
+        """A new run directory; ``command`` is what a reader types to run it again.
+
+        Raises RunError when the directory already holds a run.
+        """
         path = config.run_dir
-        if (path / "config.yaml").exists():
-            raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+        refuse_used(path)
         directory = cls(path, config)
         directory._write("config.yaml", to_yaml(config))
-        directory._write_json("environment.json", environment())
+        directory._write_json("environment.json", environment() | {"command": command})
         directory._write_json("status.json", directory._status("running"))
         directory._write_json("partition.json", asdict(config.task.describe()))
         return directory
@@ -105,14 +106,19 @@ class RunDirectory:
         self._write(name, json.dumps(content, indent=1) + "\n")
 
 
+def refuse_used(path: Path) -> None:
+    """Raise RunError when a directory already holds a run."""
+    if (path / "config.yaml").exists():
+        raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine and command of this process."""
+    """Versions and machine of this process."""
     return {
         **{package.replace("-", "_"): _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": " ".join(sys.argv),
     }
 
 

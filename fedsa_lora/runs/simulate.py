@@ -15,6 +15,7 @@ from fedsa_lora.config import CONF, PACKAGE, RunConfig
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.launch import FlowerRun, Simulation
 from fedsa_lora.runs.reading import read_json, read_jsonl
+from fedsa_lora.runs.rundir import refuse_used
 from fedsa_lora.runs.wording import amount, percent
 
 
@@ -34,8 +35,8 @@ def stage_app(folder: Path) -> Path:
     shutil.copytree(PACKAGE, folder / "fedsa_lora", ignore=only)
     shutil.copytree(PACKAGE.parent / "strategies", folder / "strategies", ignore=only)
     shutil.copytree(CONF, folder / "conf", ignore=only)
-    project = next(p / "pyproject.toml" for p in (PACKAGE, PACKAGE.parent) if (p / "pyproject.toml").is_file())
-    shutil.copy(project, folder / "pyproject.toml")
+    projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
+    shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
     for extra in ("README.md", "LICENSE"):
         if (PACKAGE.parent / extra).is_file():
             shutil.copy(PACKAGE.parent / extra, folder / extra)
@@ -45,8 +46,7 @@ def stage_app(folder: Path) -> Path:
 def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation, console: Console) -> None:
     """Run the federation to its end. Raises RunError with the reason when it did not complete."""
     run_dir = config.run_dir
-    if (run_dir / "config.yaml").exists():
-        raise RunError(f"{run_dir} already holds a run: choose another run.dir, or move that one away")
+    refuse_used(run_dir)
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")
@@ -58,7 +58,8 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
         view.update()
     status = run_dir / "status.json"
     state = read_json(status, ["state"]) if status.is_file() else {"state": "failed", "reason": None}
-    if outcome.state != "completed" or state["state"] != "completed" or not (run_dir / "report.html").is_file():
+    finished = outcome.state == state["state"] == "completed" and (run_dir / "report.html").is_file()
+    if not finished:
         reason = state.get("reason") or outcome.details or f"flwr says {outcome.state}"
         raise RunError(f"the run failed: {reason}\nlogs: {logs}")
 

@@ -33,7 +33,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "title": config.title,
         "description": config.description,
         "rounds": len(rounds),
-        "clients": config.partition.clients,
+        "clients": config.federation.clients,
         "split": asdict(config.split),
         "personalised": personalised,
         "before_aggregation": over_clients(before, "accuracy_before"),

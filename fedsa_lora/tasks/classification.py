@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
 from fedsa_lora.tasks.partition import (
     FederationSplit,
@@ -23,7 +24,6 @@ from fedsa_lora.tasks.partition import (
 )
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
 from fedsa_lora.tasks.rows import LabelledData, Rows
-from fedsa_lora.tasks.suggest import listing
 from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData
 
 

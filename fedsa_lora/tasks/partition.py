@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.seeds import generator
+from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.partitioners import LABEL, MODULE, assign_rows
-from fedsa_lora.tasks.suggest import listing
 
 Indices = NDArray[np.int64]
 LabelMeaning = Literal["common", "per_client"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.seeds import generator
-from fedsa_lora.tasks.suggest import listing, nearest
+from fedsa_lora.suggest import listing, nearest
 
 MODULE = "flwr_datasets.partitioner"
 LABEL, GROUP = "label", "group"

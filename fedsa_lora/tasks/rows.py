@@ -8,12 +8,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.tasks.suggest import listing, nearest
+from fedsa_lora.suggest import listing, nearest
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import datasets
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.tasks.suggest import listing, nearest
+from fedsa_lora.suggest import listing, nearest
 
 SHIPPED = ("banking77", "clinc150", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -61,8 +61,11 @@ class FederationData:
 class Task(Protocol):
     """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
 
-    Client ids are strings; the simulated ones are "0" to "clients - 1".
+    Client ids are strings; the simulated ones are "0" to "clients - 1". ``auto_class`` is the class
+    of transformers that loads the model.
     """
+
+    auto_class: ClassVar[Any]
 
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's outputs."""
@@ -78,6 +81,10 @@ class Task(Protocol):
 
     def describe(self) -> FederationData:
         """Who holds how many examples of which class."""
+        ...
+
+    def client_labels(self, client: str) -> tuple[str, ...]:
+        """Class names in the order of this client's outputs, where label meanings differ by client."""
         ...
 
     def load_client(self, client: str) -> ClientData:

@@ -1,0 +1,211 @@
+"""What each way to split an adapter brings in a regime: `python benchmarks/methods.py [REGIME ...]`.
+
+For every method the learning rate is chosen from 1e-3, 2e-3 and 4e-3 on the validation part, on the
+first seed; while the best lies at an end of what was tried, the next power of two is tried as well. Then
+every seed is run with it and measured on the test part. The same clients and strategies as in `flwr run`
+are driven in this process. Writes `docs/results/methods-REGIME.json` and prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+RATES = (1e-3, 2e-3, 4e-3)
+MOST_RATES = 6
+
+REGIMES = {
+    "quickstart": ["experiment=quickstart"],
+    "banking77": [
+        "experiment=quickstart", "task=banking77", "partition=dirichlet", "federation.label_meaning=common",
+        "head=local",
+    ],
+}  # fmt: skip
+METHODS: dict[str, dict[str, list[str]]] = {
+    "quickstart": {
+        "FedSA (share A), frozen head": ["split=share_a", "head=frozen"],
+        "share B, frozen head": ["split=share_b", "head=frozen"],
+        "FFA (share B, A frozen), frozen head": ["split=ffa", "head=frozen"],
+        "FedIT (share A and B), frozen head": ["split=share_ab", "head=frozen"],
+        "local only, frozen head": ["split=local_only", "head=frozen"],
+        "central, frozen head": ["central", "head=frozen"],
+        "FedSA (share A), local head": ["split=share_a", "head=local"],
+        "share B, local head": ["split=share_b", "head=local"],
+        "share A and B, local head": ["split=share_ab", "head=local"],
+        "FedIT (share A and B), shared head": ["split=share_ab", "head=shared"],
+        "local only, local head": ["split=local_only", "head=local"],
+    },
+    "banking77": {
+        "FedSA (share A), local head": ["split=share_a", "head=local"],
+        "share A and B, local head": ["split=share_ab", "head=local"],
+        "FedIT (share A and B), shared head": ["split=share_ab", "head=shared"],
+        "local only, local head": ["split=local_only", "head=local"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the accuracies of its clients on a part of their data."""
+
+    regime: str
+    method: str
+    lr: float
+    seed: int
+    part: str
+
+    def overrides(self) -> list[str]:
+        return [
+            *REGIMES[self.regime], *[word for word in METHODS[self.regime][self.method] if "=" in word],
+            f"train.lr={self.lr}", f"seed={self.seed}", f"evaluation.part={self.part}",
+            "evaluation.every=0", "evaluation.before=false", "evaluation.local_only=false",
+        ]  # fmt: skip
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Run a cell here: accuracy by client, and bytes sent up by a client in a round."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    folder = tempfile.mkdtemp(prefix="fedsa-methods-")
+    try:
+        if "central" in METHODS[cell.regime][cell.method]:
+            return {"accuracy": central(cell), "bytes_up": None}
+        return federated(cell, Path(folder) / "run")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def federated(cell: Cell, folder: Path) -> dict[str, Any]:
+    from fedsa_lora.runs.inprocess import run_in_process
+    from fedsa_lora.runs.reading import read_json, read_jsonl
+
+    run_in_process([*cell.overrides(), f"run.dir={folder}"])
+    rows = [row for row in read_jsonl(folder / "clients.jsonl") if row["phase"] == "evaluate"]
+    sent = read_json(folder / "summary.json")["bytes_up_per_client_round"]
+    return {"accuracy": {row["client"]: row["accuracy"] for row in rows}, "bytes_up": sent}
+
+
+def central(cell: Cell) -> dict[str, float]:
+    """One model trained on the union of the clients' data, with as many steps as all clients together."""
+    from fedsa_lora import assemble
+    from fedsa_lora.config import load
+    from fedsa_lora.learning.training import predict, train
+    from fedsa_lora.seeds import generator, torch_seed
+
+    config = load(cell.overrides())
+    bench = assemble.workbench(config)
+    clients = config.task.describe().clients
+    parts = {client: config.task.load_client(client) for client in clients}
+    steps = config.federation.rounds * (config.train.steps or 0) * len(clients)
+    bench.model.write(bench.initial)
+    train(
+        bench.model, config.task, union(data.train for data in parts.values()),
+        replace(config.train, steps=steps),
+        trained=config.split.alone()(bench.model.layout).trained,
+        rng=generator(config.seed, "central"), torch_seed=torch_seed(config.seed, "central"),
+    )  # fmt: skip
+    accuracy = {}
+    for client, data in parts.items():
+        held_out = data.test if cell.part == "test" else data.validation
+        logits = predict(bench.model, config.task, held_out, config.train)
+        accuracy[client] = config.task.evaluate(logits, held_out.labels)["accuracy"]
+    return accuracy
+
+
+def union(parts: Iterable[Any]) -> Any:
+    import numpy as np
+
+    from fedsa_lora.tasks.task import Examples
+
+    parts = list(parts)
+    features = {k: list(chain.from_iterable(p.features[k] for p in parts)) for k in parts[0].features}
+    labels, lengths = (np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "lengths"))
+    return Examples(features, labels, lengths)
+
+
+def mean(result: dict[str, Any]) -> float:
+    return sum(result["accuracy"].values()) / len(result["accuracy"])
+
+
+def untried(tried: dict[float, float]) -> list[float]:
+    """Rates to try next: the first three, then outward while the best is at an end."""
+    if not tried:
+        return list(RATES)
+    best = max(tried, key=lambda lr: tried[lr])
+    if len(tried) >= MOST_RATES or min(tried) < best < max(tried):
+        return []
+    return [best / 2 if best == min(tried) else best * 2]
+
+
+def search(regime: str, seed: int, pool: ProcessPoolExecutor) -> dict[str, dict[float, float]]:
+    """Mean validation accuracy by method and learning rate."""
+    tried: dict[str, dict[float, float]] = {method: {} for method in METHODS[regime]}
+    while cells := [Cell(regime, m, lr, seed, "validation") for m in tried for lr in untried(tried[m])]:
+        for cell, result in zip(cells, pool.map(measure, cells), strict=True):
+            tried[cell.method][cell.lr] = mean(result)
+            print(f"  {cell.method:38} lr {cell.lr:g}: validation {mean(result):.3f}", flush=True)
+    return tried
+
+
+def compare(regime: str, seeds: list[int], pool: ProcessPoolExecutor) -> dict[str, Any]:
+    tried = search(regime, seeds[0], pool)
+    best = {method: max(rates, key=lambda lr, r=rates: r[lr]) for method, rates in tried.items()}
+    cells = [Cell(regime, method, best[method], seed, "test") for method in best for seed in seeds]
+    results = dict(zip(cells, pool.map(measure, cells), strict=True))
+    return {
+        "regime": regime, "overrides": REGIMES[regime], "seeds": seeds,
+        "command": f"python benchmarks/methods.py {regime} --seeds {' '.join(map(str, seeds))}",
+        "methods": [
+            {
+                "method": method, "overrides": METHODS[regime][method], "lr": best[method],
+                "validation": {f"{lr:g}": accuracy for lr, accuracy in sorted(tried[method].items())},
+                "runs": [{"seed": c.seed, **results[c]} for c in cells if c.method == method],
+            }
+            for method in best
+        ],
+    }  # fmt: skip
+
+
+def table(report: dict[str, Any]) -> str:
+    """A Markdown table, best mean first."""
+    lines = ["| method | lr | mean | by seed | worst client | MB up a round |", "|---|---|---|---|---|---|"]
+    ordered = sorted(report["methods"], key=lambda m: -sum(mean(r) for r in m["runs"]))
+    for entry in ordered:
+        runs = entry["runs"]
+        seeds = ", ".join(f"{mean(run):.3f}" for run in runs)
+        average = sum(mean(run) for run in runs) / len(runs)
+        worst = min(min(run["accuracy"].values()) for run in runs)
+        clients = len(runs[0]["accuracy"])
+        sent = "-" if runs[0]["bytes_up"] is None else f"{runs[0]['bytes_up'] * clients / 1e6:.2f}"
+        cells = [entry["method"], f"{entry['lr']:g}", f"{average:.3f}", seeds, f"{worst:.3f}", sent]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("regimes", nargs="*", help=f"of {list(REGIMES)}; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.processes) as pool:
+        for regime in options.regimes or REGIMES:
+            report = compare(regime, options.seeds, pool)
+            (RESULTS / f"methods-{regime}.json").write_text(json.dumps(report, indent=1) + "\n")
+            print(f"\n## {regime}: `{' '.join(REGIMES[regime])}`\n\n{table(report)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedsa_lora.errors import RunError
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Replace a file by new content, or leave it as it was. Raises RunError, for example on a full disk.
+
+    The content is synced under a temporary name, renamed, and the folder synced.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        with _opened(path.parent) as folder:
+            os.fsync(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
+            "check space and permissions and try again"
+        ) from error
+    return path
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed writer of the same file left behind."""
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
