@@ -1,0 +1,33 @@
+"""Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsa_lora.runs.inprocess import run_in_process
+
+Runner = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # bits depend on the order of sums
+
+
+@pytest.fixture(scope="session")
+def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Run the smoke experiment with overrides, and return its run directory."""
+
+    def run(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("run") / "run"
+        return run_in_process(["experiment=smoke", *overrides, f"run.dir={folder}"])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke_run(run_smoke: Runner) -> Path:
+    """FedSA-LoRA with a local head, kept messages and every evaluation."""
+    return run_smoke("run.keep_messages=true", "run.keep_generations=9")
