@@ -1,0 +1,126 @@
+"""A real `flwr run`: Ray actors that serve several clients each, followed from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsa_lora import assemble
+from fedsa_lora.config import read_config
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.store import DirectoryStore
+
+OVERRIDES = [
+    "experiment=smoke", "federation.clients=6", "federation.rounds=3", "strategy.fraction_fit=0.5",
+    "run.keep_messages=true", "run.keep_generations=9",
+]  # fmt: skip
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "fedsa_lora.cli", *arguments], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def flwr_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("flwr") / "run"
+    ended = command_line("run", *OVERRIDES, f"run.dir={folder}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "report:" in ended.stdout
+    return folder
+
+
+def states(run: Path) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    """Every state of every client that is still kept, and the shared tensors under the name 'A'."""
+    config, found = read_config(run), {}
+    for folder in sorted((run / "clients").iterdir()):
+        store = assemble.store(config, folder.name)
+        found |= {(folder.name, r): store.load(r).tensors for r in store.rounds()}
+    checkpoints = DirectoryStore(run, "checkpoints", config.name, 9)
+    return found | {("A", r): checkpoints.load(r).tensors for r in checkpoints.rounds()}
+
+
+def lines(run: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def test_values_of_b_and_head_are_in_no_serialised_message(flwr_run):
+    private = [(k, t) for k, t in states(flwr_run).items() if k[0] != "A"]
+    assert len(private) == 3 * 3, "three of six clients in each of three rounds"
+    messages = list((flwr_run / "clients").glob("*/messages/*.bin"))
+    assert {path.name.split("-")[1].split(".")[0] for path in messages} == {"get_properties", "train", "evaluate"}
+    everything = b"|".join(path.read_bytes() for path in messages)
+    for key, tensors in private:
+        for name, array in tensors.items():
+            assert "lora_A" not in name
+            values = array.ravel()
+            for start in range(0, len(values) - 3, 4):
+                assert values[start : start + 4].tobytes() not in everything, (key, name)
+
+
+def test_the_bytes_reported_are_those_of_the_serialised_messages_and_hold_a_alone(flwr_run):
+    from fedsa_lora.learning.adapters import initial_state
+
+    config = read_config(flwr_run)
+    layout = assemble.skeleton(config).layout
+    start = initial_state(layout, config.seed)
+    reported = [row["bytes_up"] for row in lines(flwr_run, "clients.jsonl") if row["phase"] == "fit"]
+    values = sum(spec.size for spec in layout if spec.role == "A")
+    assert all(4 * values < size < 4 * values + 1500 for size in reported)
+    kept = [path.stat().st_size for path in (flwr_run / "clients").glob("*/messages/*train.bin")]
+    assert sorted(kept) == sorted(reported)
+    moved = {n: a - start[n] for n, a in states(flwr_run)[("A", 1)].items()}
+    assert all(update.any() for update in moved.values())
+
+
+def test_clients_that_outnumber_actors_keep_their_own_b(flwr_run):
+    last: dict[str, str] = {}
+    for row in lines(flwr_run, "clients.jsonl"):
+        if row["phase"] == "fit":
+            assert row["private_before"] == last.get(row["client"], row["private_before"])
+            last[row["client"]] = row["private_after"]
+    assert len(last) > 3, "different clients were sampled in different rounds"
+    assert len(set(last.values())) == len(last), "no two clients have the same B"
+    proof = json.loads((flwr_run / "summary.json").read_text())["proof"]
+    assert (proof["chain_breaks"], proof["matches"], proof["distinct_b"]) == (0, 0, True)
+    assert proof["messages"] == 6 + 3 * 3 + 3 * 6
+
+
+def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
+    here = run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"])
+    expected, found = states(flwr_run), states(here)
+    assert expected.keys() == found.keys()
+    for key, tensors in expected.items():
+        assert all(np.array_equal(array, found[key][name]) for name, array in tensors.items()), key
+    for one, two in zip(lines(flwr_run, "clients.jsonl"), lines(here, "clients.jsonl"), strict=True):
+        timed = {"seconds"}
+        assert {k: v for k, v in one.items() if k not in timed | {"bytes_up"}} == {
+            k: v for k, v in two.items() if k not in timed | {"bytes_up"}
+        }
+
+
+def test_the_run_directory_is_complete(flwr_run):
+    expected = {
+        "config.yaml", "environment.json", "status.json", "partition.json", "summary.json", "report.html",
+        "rounds.jsonl", "rounds.csv", "clients.jsonl", "clients.csv", "figures", "clients", "checkpoints",
+        "adapters", "logs", "app",
+    }  # fmt: skip
+    assert expected <= {path.name for path in flwr_run.iterdir()}
+    assert json.loads((flwr_run / "status.json").read_text())["state"] == "completed"
+    assert len(list((flwr_run / "figures").glob("*.png"))) == 4
+    assert {p.name for p in (flwr_run / "adapters").iterdir()} == set("012345")
+    assert "token" not in (flwr_run / "environment.json").read_text()
+
+
+def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
+    ended = command_line("run", "experiment=smoke", "train.lr=1e30", f"run.dir={tmp_path / 'run'}")
+    assert ended.returncode == 1
+    assert "the loss became" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
