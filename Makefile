@@ -1,0 +1,50 @@
+# `make run` and `make test` work from a fresh clone with Python 3.11 or newer and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test slow lint types format check golden methods lock clean
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+run: $(READY)  ## the quickstart: a federation on real text, and its report
+	$(BIN)/fedsa-lora run $(OVERRIDES)
+
+test: $(READY)  ## the default tests: offline, no GPU
+	$(BIN)/pytest -n 2 --dist loadfile
+
+slow: $(READY)  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: test lint types  ## what must pass before a commit is shared
+
+golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
+	$(BIN)/python scripts/make_golden.py
+
+methods: $(READY)  ## the tables of the README, about 40 minutes on two cores
+	$(BIN)/python benchmarks/methods.py
+
+lock: $(READY)  ## pin what is installed now
+	{ echo "# Every package of a working environment, pinned. Made by: make lock"; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
