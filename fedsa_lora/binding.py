@@ -15,6 +15,7 @@ from fedsa_lora.suggest import listing, nearest
 
 T = TypeVar("T")
 TARGET = "_target_"
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLUGINS = "FEDSA_LORA_PLUGINS"  # comma-separated module prefixes that a user allows besides ours
 
 
@@ -76,15 +77,31 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not inspect.isclass(found):
         faults.append(f"{path}._target_: {target!r} is not a class")
         return None
+    if not found.__module__.startswith(allowed + extra) or inspect.isabstract(found):
+        faults.append(
+            f"{path}._target_: {target!r} cannot be used; expected a concrete class that is defined there, "
+            f"this is {'abstract' if inspect.isabstract(found) else f'one of {found.__module__}'}"
+        )
+        return None
     return found
 
 
-def check_arguments(cls: type[Any], arguments: Mapping[str, Any], path: str, faults: list[str]) -> None:
-    """Add a fault for every argument that the class does not take."""
-    known = [name for name in inspect.signature(cls).parameters if name != "self"]
-    for key in arguments:
-        if key not in known and key != TARGET:
-            faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", known))
+def check_arguments(
+    cls: type[Any], arguments: Mapping[str, Any], path: str, faults: list[str], known: Sequence[str] = ()
+) -> None:
+    """Add a fault for every argument that the class does not take, that has another type than it
+    declares, or that it needs and that is neither given nor one of ``known``."""
+    parameters = inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__)
+    for key, value in arguments.items():
+        if key in hints:
+            _value(hints[key], value, _join(path, key), faults)
+        elif key not in parameters and key != TARGET:
+            faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", list(parameters)))
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        if needed and name not in arguments and name not in known:
+            faults.append(f"{_join(path, name)}: missing")
 
 
 def raise_faults(faults: list[str]) -> None:
@@ -126,6 +143,8 @@ def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return _items(origin, arguments, value, path, faults)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return bind(hint, value, path, faults)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _value(arguments[1], item, _join(path, key), faults) for key, item in value.items()}
     return _scalar(origin or hint, value, path, faults)
 
 

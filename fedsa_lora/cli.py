@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.errors import FedSAError
@@ -102,7 +103,8 @@ def _export(options: argparse.Namespace) -> int:
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, assemble.skeleton(config))
     folder = options.to or options.run_dir / "export" / options.client
-    console.print(f"written: {exporter.export(options.client, folder, merge=options.merge)}")
+    written = exporter.export(options.client, folder, merge=options.merge)
+    console.print(f"written: {escape(str(written))}")
     return 0
 
 
@@ -115,7 +117,7 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = examine()
     for check in checks:
         table.add_row(
-            "[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, check.found, check.remedy
+            "[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, escape(check.found), check.remedy
         )
     console.print(table)
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
@@ -141,11 +143,11 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "machine": f"{plan.actors} clients at a time on {plan.device}",
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
-    table = Table(title=config.title, show_header=False)
+    table = Table(title=escape(config.title), show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     for note in plan.federation.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     console.print(table)
 
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from flwr.server.strategy import Strategy
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import TARGET, bind, check_arguments, raise_faults, resolve_target, unknown
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.exchange.split import RoleSplit
 from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.training import TrainSettings
-from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.backbone import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 
@@ -30,6 +35,10 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
 TASKS = ("fedsa_lora.tasks.",)
 STRATEGIES = ("flwr.server.strategy.", "strategies.")
+BUILT = ("initial_parameters",)  # arguments of a strategy that the run itself supplies
+NONE_CHOSEN = ("experiment",)  # groups of which none need be chosen
+# What a task is bound with to look at its data alone.
+_SOUND = {"model": {"pretrained": False, "config": {"model_type": "bert"}}, "federation": {}, "seed": 0}
 
 # Intervals of numbers: (low, high, whether low itself is allowed); None is unbounded.
 RANGES: dict[str, tuple[float, float | None, bool]] = {
@@ -65,6 +74,16 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "machine.threads": (1, None, True),
     "run.keep_generations": (1, None, True),
 }
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a run is called, and the seed of everything that it draws."""
+
+    name: str
+    title: str
+    description: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,10 @@ def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) ->
     ``default_dir`` is the run directory when none is configured. Raises ConfigError listing every
     unknown key, wrong type, value out of range and contradiction at once.
     """
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
     faults: list[str] = []
     composable = _composable(words, faults)
     try:
@@ -214,16 +236,19 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
             "run": RunSettings,
         }.items()
     }
+    heading = bind(Heading, {f.name: node[f.name] for f in fields(Heading)}, "", faults)
     values["lora"] = None if node["lora"] is None else bind(LoraSettings, node["lora"], "lora", faults)
     split = bind(SplitSettings, node["split"], "split", faults)
     _check_strategy(node["strategy"], faults)
     _check_contradictions(node, faults)
     task = _bind_task(node, faults)
+    if faults:
+        _look_for_files(node, task, faults)
     raise_faults(faults)
+    assert heading is not None
     assert split is not None
     values["split"] = RoleSplit(A=split.A, B=split.B, base=split.base, head=values["head"].policy)
-    plain = {key: node[key] for key in ("name", "title", "description", "seed", "strategy")}
-    return RunConfig(**plain, **values, task=task, resolved=node)
+    return RunConfig(**asdict(heading), **values, strategy=node["strategy"], task=task, resolved=node)
 
 
 def build_inner(config: RunConfig, **known: Any) -> Any:
@@ -243,9 +268,17 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     cls = resolve_target(node["task"], "task", TASKS, faults)
     if cls is None:
         return None
+    needed = [name for name, what in vars(Task).items() if inspect.isfunction(what) and name[0] != "_"]
+    if not is_dataclass(cls) or any(not hasattr(cls, name) for name in needed):
+        expected = f"expected a dataclass with {listing(needed)}"
+        faults.append(f"task._target_: {cls.__name__} is no task; {expected}")
+        return None
     federation = node["federation"] if isinstance(node["federation"], dict) else {}
     partition = {f.name: federation[f.name] for f in fields(PartitionSettings) if f.name in federation}
     shared = {"model": node["model"], "partition": partition, "seed": node["seed"]}
+    for key in sorted(shared.keys() & node["task"].keys()):
+        own = [f.name for f in fields(cls) if f.name not in shared]
+        faults.append(unknown(f"task.{key}", "key", own))
     found: list[str] = []
     task = bind(cls, {**node["task"], **shared}, "task", found)
     # faults of model and partition are already listed under their own names
@@ -254,8 +287,29 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
 
 
 def _check_strategy(node: Any, faults: list[str]) -> None:
-    if (cls := resolve_target(node, "strategy", STRATEGIES, faults)) is not None:
-        check_arguments(cls, node, "strategy", faults)
+    if (cls := resolve_target(node, "strategy", STRATEGIES, faults)) is None:
+        return
+    if issubclass(cls, Strategy):
+        check_arguments(cls, node, "strategy", faults, BUILT)
+    else:
+        faults.append(f"strategy._target_: {cls.__name__} is no Flower strategy")
+
+
+def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) -> None:
+    """Add what is named but not there. The data are read for it, so it is only done where a run is
+    refused anyway; ``make_plan`` looks again before one starts."""
+    model = node["model"] if isinstance(node["model"], dict) else {}
+    paths = [path for path in (model.get("path"), model.get("tokenizer")) if path and isinstance(path, str)]
+    looks: list[Callable[[], object]] = [partial(resolve, path) for path in dict.fromkeys(paths)]
+    if task is not None:
+        looks.append(task.describe)
+    elif (alone := _bind_task(node | _SOUND, [])) is not None:
+        looks.append(alone.labels)
+    for look in looks:
+        try:
+            look()
+        except FedSAError as error:
+            faults.append(str(error))
 
 
 def _check_ranges(node: Mapping[str, Any], faults: list[str]) -> None:
@@ -265,15 +319,16 @@ def _check_ranges(node: Mapping[str, Any], faults: list[str]) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
-        if not (value >= low if closed else value > low) or (high is not None and value > high):
+        above = value >= low if closed else value > low
+        if not above or value > (math.inf if high is None else high) or value == math.inf:
             lower = f"{'at least' if closed else 'more than'} {low:g}"
             upper = "" if high is None else f" and at most {high:g}"
             faults.append(f"{key}: {value!r} is out of range; expected {lower}{upper}")
 
 
 def _check_contradictions(node: dict[str, Any], faults: list[str]) -> None:
-    parts = [node[key] for key in ("split", "head", "train")]
-    split, head, train = (part if isinstance(part, dict) else {} for part in parts)
+    parts = [node[key] for key in ("split", "head", "train", "evaluation", "federation")]
+    split, head, train, evaluation, federation = (part if isinstance(part, dict) else {} for part in parts)
     whole = split.get("base", "frozen") != "frozen"
     if whole and node["lora"] is not None:
         faults.append("split.base is trained, so there must be no adapters beside it: set lora=none")
@@ -283,6 +338,8 @@ def _check_contradictions(node: dict[str, Any], faults: list[str]) -> None:
         faults.append("split and head freeze everything: there is nothing to train")
     if (train.get("steps") is None) == (train.get("epochs") is None):
         faults.append("train: give either steps or epochs, and set the other to null")
+    if evaluation.get("part") == "validation" and federation.get("validation_examples") == 0:
+        faults.append("evaluation.part=validation needs federation.validation_examples of at least 1")
 
 
 def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
@@ -295,7 +352,9 @@ def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
         except HydraException as error:
             faults.append(f"{word!r}: not an override; expected key=value ({' '.join(str(error).split())})")
             continue
-        if not (CONF / override.key_or_group).is_dir():
+        if override.is_sweep_override():
+            faults.append(f"{word!r}: a sweep; expected one value (a list is written key=[a,b])")
+        elif not (CONF / override.key_or_group).is_dir():
             kept.append(word if word[0] in "+~" else f"++{word}")
         elif _is_option(override, faults):
             kept.append(word)
@@ -303,21 +362,30 @@ def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
 
 
 def _is_option(override: Override, faults: list[str]) -> bool:
+    """Whether Hydra can set a group so; a fault is added where it is none of the group's files."""
     group, value = override.key_or_group, override.value()
-    if not isinstance(value, str) or (CONF / group / f"{value}.yaml").is_file():
-        return True
     options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
-    faults.append(unknown(f"{group}={value}", "option", options, value))
+    if isinstance(value, dict) or value in options:
+        return True
+    if value is not None or group not in NONE_CHOSEN:
+        shown = "null" if value is None else value
+        faults.append(unknown(f"{group}={shown}", "option", options, shown))
     return False
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    """The config of a run directory. Raises ConfigError when there is none."""
+    """The config of a run directory, wherever it was moved to. Raises ConfigError when there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} is no run directory: it has no config.yaml")
-    node = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(node, dict)
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path} holds no settings: it was cut off or altered")
+    if isinstance(node.get("run"), dict):
+        node["run"]["dir"] = str(run_dir.resolve())
     return from_resolved({str(k): v for k, v in node.items()})
 
 

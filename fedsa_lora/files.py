@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedsa_lora.errors import RunError
@@ -18,7 +18,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path.parent, path.name)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
@@ -27,7 +27,8 @@ def write_atomically(path: Path, content: bytes) -> Path:
         with _opened(path.parent) as folder:
             os.fsync(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
             "check space and permissions and try again"
@@ -35,9 +36,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def _sweep(path: Path) -> None:
-    """Remove what a killed writer of the same file left behind."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of a file (of any file of the folder) left behind."""
+    for stale in folder.glob(f".{name}.*.tmp"):
         stale.unlink(missing_ok=True)
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 
 from fedsa_lora import assemble
+from fedsa_lora.binding import raise_faults
 from fedsa_lora.config import RunConfig
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.launch import Simulation
+from fedsa_lora.runs.rundir import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
+from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.task import FederationData
 
+T = TypeVar("T")
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 
@@ -36,13 +43,21 @@ class Plan:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Everything that can go wrong before a run does so here: data, partition, model names, GPU.
+    """Everything that can go wrong before a run does so here: place, GPU, data, partition, model names.
 
-    Raises FedSAError; writes nothing.
+    Raises the one FedSAError, or a ConfigError that lists all; writes nothing.
     """
-    device = assemble.device(config)
-    federation = config.task.describe()
-    model = assemble.skeleton(config)
+    faults: list[FedSAError] = []
+    _attempt(lambda: refuse_used(config.run_dir), faults)
+    device = _attempt(lambda: assemble.device(config), faults)
+    federation = _attempt(config.task.describe, faults)
+    model = _attempt(lambda: _skeleton(config, federation), faults)
+    if len(faults) == 1:
+        raise faults[0]
+    raise_faults([str(fault) for fault in faults])
+    assert device is not None
+    assert federation is not None
+    assert model is not None
     parameters = parameter_counts(config, model)
     trained = model.layout.select(config.split(model.layout).trained).size
     simulation = fit_simulation(config, device, 4 * parameters["base"])
@@ -91,6 +106,22 @@ def _actors(simulation: Simulation) -> int:
     if not simulation.gpus_per_client:
         return by_cpu
     return min(by_cpu, int((simulation.gpus or 0) / simulation.gpus_per_client + 1e-9))
+
+
+def _attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
+    try:
+        return look()
+    except FedSAError as error:
+        faults.append(error)
+        return None
+
+
+def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterModel | None:
+    """The model's names and shapes; where the data failed, a look at the model without their classes."""
+    if federation is not None:
+        return assemble.skeleton(config)
+    build_backbone(config.task.auto_class, config.model, ("a", "b"), seed=0, empty=True)
+    return None
 
 
 def _existing(path: Path) -> Path:

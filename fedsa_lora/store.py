@@ -19,10 +19,10 @@ from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import sweep, write_atomically
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_GENERATION = re.compile(r"round-(\d{6})\.safetensors")
+_GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class DirectoryStore:
 
     def save(self, state: ClientState) -> None:
         metadata = self._metadata | {"round": str(state.round), "digest": digest(state.tensors)}
-        path = self._path(state.round)
-        write_atomically(path, save(state.tensors, metadata))
+        sweep(self.folder)
+        # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
+        tensors = {name: np.asarray(array, order="C") for name, array in state.tensors.items()}
+        write_atomically(self._path(state.round), save(tensors, metadata))
         kept = [r for r in self.rounds() if r <= state.round][-self._keep :]
         for stale in set(self.rounds()) - set(kept):
             self._path(stale).unlink()
@@ -89,7 +91,7 @@ class DirectoryStore:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
             raise StoreError(
                 f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
                 "delete it to go on from the generation before"

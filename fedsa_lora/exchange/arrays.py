@@ -113,7 +113,7 @@ def digest(arrays: NamedArrays) -> str:
     """SHA-256 over names, shapes and bits of the arrays, 16 hex digits."""
     state = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         state.update(f"{name}{array.dtype.str}{array.shape}".encode())
         state.update(array.tobytes())
     return state.hexdigest()[:16]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -94,10 +95,16 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
         expected = plain.get(str(declared))
         if expected is not None and type(value) is not expected:
             raise WireError(f"header field {name!r} must be {declared}, got {type(value).__name__}")
+    if header.round < 0:
+        raise WireError(f"header field 'round' must not be negative, got {header.round}")
     if isinstance(header, UploadHeader):
         report = header.report
-        if not isinstance(report, dict) or not all(isinstance(v, int | float) for v in report.values()):
-            raise WireError("header field 'report' must map names to numbers")
+        if not isinstance(report, dict) or not all(map(_is_number, report.values())):
+            raise WireError("header field 'report' must map names to finite numbers")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def read_vector(tensors: list[bytes], layout: Layout) -> Vector:
@@ -108,18 +115,30 @@ def read_vector(tensors: list[bytes], layout: Layout) -> Vector:
     """
     if len(tensors) != 1:
         raise WireError(f"expected one array, got {len(tensors)}")
-    stream = io.BytesIO(tensors[0])
+    content, prefix = tensors[0], _array_prefix(layout.size)
+    if not content.startswith(prefix):
+        raise WireError(f"expected float32 ({layout.size},), got {_announced(content)}")
+    if len(content) - len(prefix) != 4 * layout.size:
+        raise WireError(f"expected {4 * layout.size} bytes of values, got {len(content) - len(prefix)}")
+    return check_vector([np.frombuffer(content, dtype="<f4", offset=len(prefix))], layout)
+
+
+def _array_prefix(size: int) -> bytes:
+    """What NumPy writes in front of the values of a float32 vector (size,)."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    return stream.getvalue()
+
+
+def _announced(content: bytes) -> str:
+    """The dtype and shape that bytes claim to be, for a message: nothing is done with them."""
+    stream = io.BytesIO(content)
     try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise WireError("expected an array in NumPy format 1.0")
+        np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
-    except (ValueError, OSError, SyntaxError) as error:
-        raise WireError(f"not a NumPy array: {error}") from None
-    if dtype != np.dtype("<f4") or shape != (layout.size,):
-        raise WireError(f"expected float32 ({layout.size},), got {dtype} {shape}")
-    if len(tensors[0]) - stream.tell() != 4 * layout.size:
-        raise WireError(f"expected {4 * layout.size} bytes of values, got {len(tensors[0]) - stream.tell()}")
-    return check_vector([np.frombuffer(tensors[0], dtype="<f4", offset=stream.tell())], layout)
+    except Exception:  # NumPy's parser meets hostile text with errors of many kinds
+        return "no NumPy array"
+    return f"{dtype} {shape}"
 
 
 def check_vector(arrays: list[NDArray[Any]], layout: Layout) -> Vector:

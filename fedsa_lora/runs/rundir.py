@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedsa_lora.config import RunConfig, to_yaml
@@ -60,8 +59,7 @@ class RunDirectory:
 
     def checkpoint(self, round_: int, layout: Layout, vector: Vector) -> None:
         """Keep the shared tensors of a round."""
-        tensors = {name: np.ascontiguousarray(array) for name, array in layout.unpack(vector).items()}
-        self._checkpoints().save(ClientState(round_, tensors))
+        self._checkpoints().save(ClientState(round_, layout.unpack(vector)))
 
     def shared_tensors(self) -> NamedArrays:
         """The newest checkpoint. Raises RunError when there is none."""
@@ -96,8 +94,14 @@ class RunDirectory:
         return {"state": state, "reason": reason, "started": self._started, "ended": ended}
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.path / name} cannot be written: {error.strerror}; the rows before are kept, so check "
+                "space and permissions"
+            ) from error
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text.encode())
@@ -107,7 +111,9 @@ class RunDirectory:
 
 
 def refuse_used(path: Path) -> None:
-    """Raise RunError when a directory already holds a run."""
+    """Raise RunError when a directory already holds a run, or is no directory."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose another run.dir")
     if (path / "config.yaml").exists():
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 

@@ -1,0 +1,121 @@
+"""The last look at what leaves: real Flower messages through the real mod, over a real store."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import FitIns, RecordDict, ndarrays_to_parameters
+from flwr.common.serde import recorddict_to_proto
+from flwr.compat.common.recorddict_compat import fitins_to_recorddict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsa_lora.egress import Egress
+from fedsa_lora.errors import LeakError
+from fedsa_lora.store import ClientState, DirectoryStore
+
+RNG = np.random.default_rng(0)
+A = RNG.normal(size=48).astype(np.float32)
+
+
+def b_of(round_: int) -> np.ndarray:
+    return np.random.default_rng(round_).normal(size=(6, 4)).astype(np.float32)
+
+
+def store_with(folder: Path, rounds: int = 2) -> DirectoryStore:
+    store = DirectoryStore(folder, "7", "e")
+    for round_ in range(1, rounds + 1):
+        store.save(ClientState(round_, {"x.lora_B.weight": b_of(round_)}))
+    return store
+
+
+@pytest.fixture(autouse=True)
+def _in_a_task(monkeypatch):
+    """Flower makes messages within a task only."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def reply_of(egress: Egress, sent: list[np.ndarray], metrics: dict | None = None) -> Message:
+    """What a real ClientApp with the mod answers when its client sends these arrays."""
+
+    class Client(NumPyClient):
+        def fit(self, parameters, config):
+            return sent, 60, metrics or {}
+
+    app = ClientApp(client_fn=lambda context: Client().to_client(), mods=[egress])
+    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters([A]), {}), keep_input=True)
+    context = Context(1, 7, {}, RecordDict(), {})
+    return app(Message(content, dst_node_id=7, message_type="train"), context)
+
+
+def log_of(store: DirectoryStore) -> list[dict]:
+    return [json.loads(line) for line in (store.folder / "egress.jsonl").read_text().splitlines()]
+
+
+def serialised(reply: Message) -> bytes:
+    return recorddict_to_proto(reply.content).SerializeToString()
+
+
+def test_a_clean_reply_passes_unchanged_and_its_search_is_logged(tmp_path):
+    store = store_with(tmp_path)
+    reply = reply_of(Egress(store), [A])
+    (row,) = log_of(store)
+    assert row["bytes"] == len(serialised(reply)) > A.nbytes
+    assert (row["kind"], row["round"], row["matches"]) == ("train", 2, 0)
+    assert row["private_values"] == 2 * 24
+    assert A.tobytes() in serialised(reply)
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_b_of_any_kept_generation_is_not_sent(tmp_path, round_):
+    store = store_with(tmp_path)
+    with pytest.raises(LeakError, match="train reply of client 7 holds 23 private values and was not sent"):
+        reply_of(Egress(store), [A, b_of(round_)])
+    assert [row["matches"] for row in log_of(store)] == [23]
+
+
+def test_two_values_of_b_hidden_in_the_shared_vector_or_in_a_metric_are_not_sent(tmp_path):
+    store = store_with(tmp_path)
+    planted = A.copy()
+    planted[10:12] = b_of(2).ravel()[3:5]
+    with pytest.raises(LeakError, match="holds 1 private"):
+        reply_of(Egress(store), [planted])
+    with pytest.raises(LeakError, match="holds 1 private"):
+        reply_of(Egress(store), [A], {"note": b"hello" + b_of(2).tobytes()[8:16]})
+
+
+def test_before_its_first_state_a_client_has_nothing_to_leak(tmp_path):
+    store = store_with(tmp_path, rounds=0)
+    reply_of(Egress(store), [A, b_of(1)])
+    (row,) = log_of(store)
+    assert (row["private_values"], row["round"], row["matches"]) == (0, 0, 0)
+
+
+def test_kept_messages_are_exactly_the_bytes_of_the_replies_in_order(tmp_path):
+    store = store_with(tmp_path)
+    replies = [reply_of(Egress(store, keep_messages=True), [A + i]) for i in range(3)]
+    files = sorted((store.folder / "messages").iterdir())
+    assert [path.name for path in files] == [f"{i:06d}-train.bin" for i in range(3)]
+    assert [path.read_bytes() for path in files] == [serialised(reply) for reply in replies]
+    assert len(log_of(store)) == 3
+    assert store.rounds() == [1, 2]
+
+
+def test_without_being_asked_no_message_is_kept(tmp_path):
+    store = store_with(tmp_path)
+    reply_of(Egress(store), [A])
+    assert not (store.folder / "messages").exists()
+
+
+def test_an_answer_without_content_is_left_alone(tmp_path):
+    store = store_with(tmp_path)
+    asked = Message(RecordDict(), dst_node_id=7, message_type="train")
+    answer = Message(Error(1, "the client failed"), reply_to=asked)
+    assert (
+        Egress(store)(asked, Context(1, 7, {}, RecordDict(), {}), lambda message, context: answer) is answer
+    )
+    assert not (store.folder / "egress.jsonl").exists()

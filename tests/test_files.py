@@ -1,0 +1,86 @@
+"""Files are written whole or not at all, whatever the disk does."""
+
+import errno
+import os
+import resource
+
+import pytest
+
+from fedsa_lora import files
+from fedsa_lora.errors import RunError
+from fedsa_lora.files import sweep, write_atomically
+
+OLD, NEW = b"old" * 10_000, b"new" * 20_000
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_while_writing(monkeypatch):
+    """The kernel itself refuses to make a file longer than what is there."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(OLD), hard))
+
+
+def full_while_syncing(monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", no_space)
+
+
+def full_while_renaming(monkeypatch):
+    monkeypatch.setattr(files.os, "replace", no_space)
+
+
+@pytest.fixture
+def _any_length():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_content_is_what_was_written_and_nothing_lies_beside_it(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.json"
+    for content in (OLD, b"", NEW):
+        assert write_atomically(path, content) == path
+        assert path.read_bytes() == content
+    assert os.listdir(path.parent) == ["file.json"]
+
+
+@pytest.mark.usefixtures("_any_length")
+@pytest.mark.parametrize("fill", [full_while_writing, full_while_syncing, full_while_renaming])
+def test_a_full_disk_leaves_the_old_content_and_is_reported_by_name(tmp_path, monkeypatch, fill):
+    path = tmp_path / "state"
+    write_atomically(path, OLD)
+    fill(monkeypatch)
+    with pytest.raises(RunError, match=rf"^{path} cannot be written: .*unchanged.*check space"):
+        write_atomically(path, NEW)
+    assert path.read_bytes() == OLD
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_the_file_and_then_its_folder_are_synced(tmp_path, monkeypatch):
+    path, synced, sync = tmp_path / "state", [], os.fsync
+
+    def noting(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", noting)
+    write_atomically(path, NEW)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_a_place_below_a_file_is_reported_by_name(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match="file/state cannot be written"):
+        write_atomically(tmp_path / "file" / "state", NEW)
+
+
+def test_what_a_killed_writer_of_the_same_file_left_is_swept(tmp_path):
+    for name in (".state.999999.tmp", ".state.1.tmp", ".other.999999.tmp", "state.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_atomically(tmp_path / "state", NEW)
+    assert sorted(os.listdir(tmp_path)) == [".other.999999.tmp", "state", "state.tmp"]
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["state", "state.tmp"]
