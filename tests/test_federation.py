@@ -292,7 +292,7 @@ def test_training_alone_as_reference_equals_a_local_only_run(run_smoke):
 
 def test_a_second_task_runs_through_the_same_client_strategy_store_and_report(run_smoke):
     run = run_smoke(
-        "task=digits", "model=tiny_vit", "federation.train_examples=null", "federation.test_examples=null",
+        "task=image", "model=tiny_vit", "federation.train_examples=null", "federation.test_examples=null",
         "train.lr=5e-3", "train.steps=20", "train.batch_size=16", "evaluation.every=0",
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())

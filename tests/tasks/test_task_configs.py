@@ -52,9 +52,9 @@ def test_every_file_begins_with_a_line_that_says_what_it_is(group):
         assert not second.startswith("#"), path
 
 
-@pytest.mark.parametrize("name", sorted(set(names("task")) - {"text_files"}))
+@pytest.mark.parametrize("name", sorted(set(names("task")) - {"text"}))
 def test_every_task_binds(name):
-    found = task(name, model("tiny_vit" if name == "digits" else "tiny_bert"), partition())
+    found = task(name, model("tiny_vit" if name == "image" else "tiny_bert"), partition())
     assert isinstance(found, ClassificationTask)
 
 
@@ -79,7 +79,7 @@ def test_the_banking_domain_has_fifteen_intents():
 
 @pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural"}))
 def test_digits_with_the_tiny_vision_transformer(kind):
-    digits = task("digits", model("tiny_vit"), partition(kind))
+    digits = task("image", model("tiny_vit"), partition(kind))
     batch = digits.collate(digits.load_client("0").train, digits.split.clients["0"].train[:2] * 0)
     assert digits.loss(digits.build_model(seed=0), batch).isfinite()
 
@@ -112,9 +112,9 @@ def test_tiny_models_need_no_file(name):
         assert load_tokenizer(settings).vocab_size <= built.config.vocab_size
 
 
-def test_own_text_files(tmp_path):
+def test_own_text(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "".join(f"row {i},{'ab'[i % 2]}\n" for i in range(20)))
-    own = task("text_files", model(), partition(clients=2), dataset=str(path))
+    own = task("text", model(), partition(clients=2), dataset=str(path))
     assert own.labels() == ("a", "b")
     assert [share.test for share in own.describe().clients.values()] == [2, 2]
