@@ -1,0 +1,354 @@
+"""Every config in conf/ binds; whatever is wrong with one is said at once, by name, before anything runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.common import ndarrays_to_parameters
+from flwr.server.strategy import FedAdam, FedAvg, FedProx
+
+from fedsa_lora.config import CONF, RANGES, build_inner, from_resolved, load, read_config, to_yaml
+from fedsa_lora.errors import ConfigError
+
+NEEDS = {
+    "lora/none": ["split=full", "head=shared"],
+    "split/full": ["lora=none", "head=shared"],
+    "partition/natural": ["task=clinc150"],
+    "task/image": ["model=tiny_vit"],
+    "task/text": ["task.dataset=rows.csv"],
+}
+OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
+PLUGIN = """
+from dataclasses import dataclass
+from fedsa_lora.tasks.text import TextTask
+
+@dataclass(frozen=True, kw_only=True)
+class ShoutingTask(TextTask):
+    volume: int = 11
+"""
+
+
+def faults_of(overrides: list[str] | str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    return str(caught.value)
+
+
+def at(config: dict, key: str):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_file_of_every_group_composes_and_binds(option):
+    group, name = option.split("/")
+    config = load([f"{group}={name}", *NEEDS.get(option, [])])
+    again = from_resolved(config.resolved)
+    assert again == config
+
+
+@pytest.mark.parametrize("head", ["local", "shared", "frozen"])
+@pytest.mark.parametrize("split", sorted({o.split("/")[1] for o in OPTIONS if o.startswith("split/")}))
+def test_a_split_and_a_head_policy_bind_to_what_their_files_say(split, head):
+    bound = load([f"split={split}", f"head={head}", *(["lora=none"] if split == "full" else [])])
+    assert bound.split.head == head
+    assert bound.resolved["split"] == {role: bound.split.of(role) for role in ("A", "B", "base")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "strategy"), [([], FedAvg), (["strategy=fedprox", "strategy.proximal_mu=0.5"], FedProx)]
+)
+def test_the_inner_strategy_is_the_one_named_with_its_arguments(overrides, strategy):
+    config = load([*overrides, "strategy.fraction_fit=0.25"])
+    inner = build_inner(config, initial_parameters=None, unheard_of=1)
+    assert type(inner) is strategy
+    assert inner.fraction_fit == 0.25
+
+
+def test_a_strategy_gets_what_the_run_supplies_and_must_be_told_the_rest():
+    adam = load(["strategy._target_=flwr.server.strategy.FedAdam", "strategy.eta=0.5"])
+    start = ndarrays_to_parameters([np.ones(3, np.float32)])
+    inner = build_inner(adam, initial_parameters=start)
+    assert type(inner) is FedAdam
+    assert (inner.initial_parameters, inner.eta) == (start, 0.5)
+    assert "strategy.proximal_mu: missing" in faults_of(["strategy._target_=flwr.server.strategy.FedProx"])
+
+
+def test_every_range_is_of_a_key_that_exists():
+    resolved = load().resolved
+    for key in RANGES:
+        assert at(resolved, key) is None or isinstance(at(resolved, key), int | float)
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        lambda low, high, closed: "nan",
+        lambda low, high, closed: low - 1,
+        lambda low, high, closed: low - 1 if closed else low,
+        lambda low, high, closed: "inf" if high is None else high + 1,
+    ],
+    ids=["nan", "below", "low", "above"],
+)
+def test_every_number_out_of_its_range_is_told_at_once(outside):
+    values = {key: outside(*interval) for key, interval in RANGES.items()}
+    said = faults_of([f"{key}={value}" for key, value in values.items()])
+    for key, value in values.items():
+        assert f"  - {key}: {value} is out of range; expected " in said
+
+
+@pytest.mark.parametrize(
+    "section", ["model", "head", "train", "federation", "evaluation", "run", "split", "task"]
+)
+@pytest.mark.parametrize("value", [None, "text"])
+def test_a_section_that_holds_no_settings_is_told(section, value):
+    with pytest.raises(ConfigError, match=f"{section}: expected "):
+        from_resolved(load().resolved | {section: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.momentum", 1.0), ("lora.dropout", 0.95), ("federation.min_results", 0.0)]
+)
+def test_a_bound_that_is_allowed_is_taken(key, value):
+    section, name = key.split(".")
+    assert getattr(getattr(load([f"{key}={value}"]), section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trian.lr=1", "trian: no such key (did you mean 'train'?)"),
+        ("train.optimiser=sgd", "train.optimiser: no such key (did you mean 'optimizer'?)"),
+        ("train.optimizer=adamq", "train.optimizer=adamq: no such choice (did you mean 'adamw'?)"),
+        ("federation.client=3", "federation.client: no such key (did you mean 'clients'?)"),
+        ("model.pth=x", "model.pth: no such key (did you mean 'path'?)"),
+        ("lora.alfa=3", "lora.alfa: no such key (did you mean 'alpha'?)"),
+        ("split.head=shared", "split.head: no such key; expected one of A, B, base"),
+        ("head.polcy=local", "head.polcy: no such key (did you mean 'policy'?)"),
+        ("evaluation.evry=1", "evaluation.evry: no such key (did you mean 'every'?)"),
+        ("machine.thread=1", "machine.thread: no such key (did you mean 'threads'?)"),
+        ("run.dirr=x", "run.dirr: no such key (did you mean 'dir'?)"),
+        ("task.datset=x", "task.datset: no such key (did you mean 'dataset'?)"),
+        ("task.seed=5", "task.seed: no such key"),
+        ("task.model.path=x", "task.model: no such key"),
+        ("strategy.fraction_fitt=1", "no such argument of FedAvg (did you mean 'fraction_fit'?)"),
+        ("+new=1", "new: no such key"),
+        ("split=share_aa", "split=share_aa: no such option (did you mean 'share_a'?)"),
+        ("task=SNIP", "task=SNIP: no such option (did you mean 'snips'?)"),
+        ("experiment=quikstart", "experiment=quikstart: no such option (did you mean 'quickstart'?)"),
+        ("task=5", "task=5: no such option"),
+        ("task=[snips,image]", "no such option"),
+        ("lora=null", "lora=null: no such option; expected one of default, none, rslora"),
+        ("task=../run", "task=../run: no such option"),
+        ("task._target_=fedsa_lora.tasks.text.TextTak", "no such class (did you mean 'TextTask'?)"),
+        ("task._target_=fedsa_lora.tasks.txt.TextTask", "no such class"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_is_told_with_the_nearest_valid_one(word, said):
+    assert said in faults_of([word])
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=abc", "seed: expected int, got 'abc'"),
+        ("seed=1.5", "seed: expected int, got 1.5"),
+        ("seed=true", "seed: expected int, got True"),
+        ("name=null", "name: expected str, got None"),
+        ("train.lr=fast", "train.lr: expected float, got 'fast'"),
+        ("train.lr=true", "train.lr: expected float, got True"),
+        ("train.batch_size=8.5", "train.batch_size: expected int, got 8.5"),
+        ("train.steps=many", "train.steps: expected int, got 'many'"),
+        ("lora.target_modules=query", "lora.target_modules: expected a list, got 'query'"),
+        ("lora.target_modules=[query,3]", "lora.target_modules[1]: expected str, got 3"),
+        ("federation.train_examples=[a,9]", "federation.train_examples[0]: expected int, got 'a'"),
+        ("federation.partitioner=null", "federation.partitioner: expected dict, got None"),
+        ("model.config=3", "model.config: expected dict, got 3"),
+        ("run.keep_messages=1", "run.keep_messages: expected bool, got 1"),
+        ("task.max_length=long", "task.max_length: expected int, got 'long'"),
+        ("task.files={train: 5}", "task.files.train: expected str, got 5"),
+        ("strategy.fraction_fit=half", "strategy.fraction_fit: expected float, got 'half'"),
+        ("split={A: shraed}", "split.A=shraed: no such choice (did you mean 'shared'?)"),
+        ("lora.r=4,8", "'lora.r=4,8': a sweep"),
+        ("train.lr", "'train.lr': not an override; expected key=value"),
+        ("", "'': not an override"),
+        ("train.lr=${nope}", "nope"),
+    ],
+)
+def test_a_value_of_another_type_or_form_is_told(word, said):
+    assert said in faults_of([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lora=none"], "choose split=full"),
+        (["split=full"], "set lora=none"),
+        (["split={A: frozen, B: frozen}", "head=frozen"], "nothing to train"),
+        (["train.epochs=2"], "either steps or epochs"),
+        (["train.steps=null"], "either steps or epochs"),
+        (["evaluation.part=validation"], "needs federation.validation_examples of at least 1"),
+        (["federation.train_examples=[100,60]"], "[lo, hi] with 1 <= lo <= hi"),
+        (["model.path="], "model: path is empty"),
+        (["model=tiny_bert", "~model.config.model_type"], "model.config lacks model_type"),
+        (["task.dataset="], "give exactly one of them"),
+    ],
+)
+def test_a_contradiction_is_told_with_the_way_out(words, said):
+    assert said in faults_of(words)
+
+
+@pytest.mark.parametrize("place", ["task", "strategy"])
+@pytest.mark.parametrize("target", HOSTILE)
+def test_a_config_cannot_name_any_class_it_likes(place, target):
+    assert f"{place}._target_: '{target}' is not allowed" in faults_of([f"++{place}._target_={target}"])
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("task", "fedsa_lora.tasks.sources.Path"),
+        ("task", "fedsa_lora.tasks.sources.tempfile.TemporaryDirectory"),
+        ("task", "fedsa_lora.tasks.text.AutoModelForSequenceClassification"),
+        ("task", "fedsa_lora.tasks.classification.ClassificationTask"),
+        ("task", "fedsa_lora.tasks.task.ClientData"),
+        ("task", "fedsa_lora.tasks.sources.read_split"),
+        ("task", "fedsa_lora.tasks."),
+        ("strategy", "strategies.cohort.ThreadPoolExecutor"),
+        ("strategy", "strategies.Cohort"),
+        ("strategy", "strategies.fedsa.RunError"),
+        ("strategy", "flwr.server.strategy.Strategy"),
+        ("strategy", "flwr.server.strategy.fedavg.ClientProxy"),
+    ],
+)
+def test_what_an_allowed_module_merely_imports_or_is_no_task_or_strategy_is_refused(place, target):
+    assert f"{place}._target_" in faults_of([f"++{place}._target_={target}"])
+
+
+def test_a_plug_in_is_allowed_by_its_machine_and_not_by_a_config(tmp_path, monkeypatch):
+    (tmp_path / "my_shouting_task.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["++task._target_=my_shouting_task.ShoutingTask", "++task.volume=12"]
+    assert "FEDSA_LORA_PLUGINS" in faults_of(words)
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "unrelated, my_shouting_task")
+    config = load(words)
+    assert type(config.task).__name__ == "ShoutingTask"
+    assert config.task.volume == 12
+    assert "task.volume: expected int, got 'loud'" in faults_of([*words, "++task.volume=loud"])
+    assert "is not allowed" in faults_of(["++task._target_=os.system"])
+
+
+def test_all_faults_are_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = {
+        "trian.lr=1": "trian: no such key",
+        "split=share_c": "split=share_c: no such option",
+        "strategy._target_=os.system": "'os.system' is not allowed",
+        "lora.r=0": "lora.r: 0 is out of range",
+        "train.lr=-1": "train.lr: -1 is out of range",
+        "train.batch_size=many": "train.batch_size: expected int",
+        "train.epochs=3": "either steps or epochs",
+        "federation.clients=0": "federation.clients: 0 is out of range",
+        "machine.threads=x,y": "a sweep",
+        "seed=first": "seed: expected int",
+        "a==b": "'a==b': not an override",
+        "model.path=./no/model": "no model at './no/model'",
+        "task.dataset=no/rows.csv": "no data at 'no/rows.csv'",
+    }
+    said = faults_of(["task=text", *wrong])
+    for word, fault in wrong.items():
+        assert fault in said, word
+    listed = said.splitlines()[1:]
+    assert said.startswith(f"the configuration has {len(listed)} faults:\n")
+    assert len(set(listed)) == len(listed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_told_with_other_faults_when_the_task_binds_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = faults_of(["task=text", "task.dataset=rows.csv", "model.path=./m", "train.lr=0"])
+    for fault in ("train.lr: 0 is out of range", "no model at './m'", "no data at 'rows.csv'"):
+        assert said.count(fault) == 1
+    assert "has 3 faults" in said
+
+
+def test_one_fault_is_one():
+    assert faults_of("train.lr=-1").splitlines() == [
+        "the configuration has 1 fault:",
+        "  - train.lr: -1 is out of range; expected more than 0",
+    ]
+
+
+def test_overrides_may_be_one_string_as_flwr_run_passes_them(tmp_path):
+    place = tmp_path / "my runs (1)" / "x"
+    config = load(f"""split=share_b 'title="Two words"' 'run.dir="{place}"'""")
+    assert config.split.B == "shared"
+    assert config.title == "Two words"
+    assert config.run_dir == place
+    assert load(["split=share_b"]).resolved == load("split=share_b").resolved
+    assert "No closing quotation" in faults_of("title='open")
+
+
+def test_no_experiment_can_be_chosen_by_name():
+    assert load(["experiment=null", "name=mine"]).resolved == load(["name=mine"]).resolved
+
+
+def test_a_run_is_where_it_is_told_to_be_else_at_the_default(tmp_path):
+    assert load(default_dir=str(tmp_path)).run_dir == tmp_path
+    told = load([f"run.dir={tmp_path}/told"], default_dir=str(tmp_path))
+    assert told.run_dir == tmp_path / "told"
+    assert told.store_dir == tmp_path / "told" / "clients"
+    assert load([f"run.store={tmp_path}/store"]).store_dir == tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart"],
+        ["train.lr=1e-7", "seed=123456789", "strategy=fedprox"],
+        ["lora=none", "split=full", "head=shared", "task=image", "model=tiny_vit"],
+        [r"description='a \${b} [c] # d'", "title='yes: no'", "name='007'"],
+    ],
+)
+def test_a_config_that_was_written_reads_back_equal(tmp_path, words):
+    config = load([*words, f"run.dir={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path) == config
+    assert read_config(tmp_path).resolved == config.resolved
+
+
+def test_a_run_directory_that_was_moved_is_read_where_it_is(tmp_path):
+    config = load([f"run.dir={tmp_path}/before"])
+    (tmp_path / "after").mkdir()
+    (tmp_path / "after" / "config.yaml").write_text(to_yaml(config))
+    moved = read_config(tmp_path / "after")
+    assert moved.run_dir == tmp_path / "after"
+    assert moved.store_dir == tmp_path / "after" / "clients"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no run directory"),
+        (b"", "task: missing"),
+        (b"- a\n- b\n", "holds no settings"),
+        (b"a: [", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"title: x\nseed: 0\n", "strategy: missing"),
+    ],
+)
+def test_what_is_no_config_of_a_run_is_refused(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_config(tmp_path)
+
+
+def test_conf_lies_beside_or_in_the_package():
+    assert (CONF / "run.yaml").is_file()
+    assert CONF.parent in (
+        Path(load.__code__.co_filename).parent,
+        Path(load.__code__.co_filename).parent.parent,
+    )
