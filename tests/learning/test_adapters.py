@@ -124,6 +124,19 @@ def test_counts_are_those_of_the_checked_models():
     assert counts["head"] == 3 * 16 + 3
 
 
+def test_the_upload_of_the_papers_setting_is_that_of_the_paper():
+    """roberta-large, r 8, query and value: 393,216 values of A, and as many of B (arXiv:2410.01463)."""
+    config = AutoConfig.for_model(
+        "roberta", num_labels=2, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+        intermediate_size=4096, vocab_size=50265, max_position_embeddings=514, type_vocab_size=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        large = AutoModelForSequenceClassification.from_config(config)
+    counts = AdapterModel(attach(large, LoraSettings())).counts()
+    assert counts["A"] == counts["B"] == 393_216
+    assert counts["base"] == 354_310_144  # without the pooler, which a classifier does not use
+
+
 def test_the_common_start_depends_on_seed_and_name_alone():
     model = adapted()
     one, two = initial_state(model.layout, 5), initial_state(adapted().layout, 5)

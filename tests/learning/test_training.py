@@ -138,9 +138,10 @@ def test_a_schedule_that_ends_at_zero_moves_less_than_a_constant_one(bench):
     assert 0 < difference(warm, bench.start) < difference(constant, bench.start)
 
 
-def test_bf16_stays_near_fp32_and_the_adapter_stays_float32(bench):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32_and_the_adapter_stays_float32(bench, precision):
     full, _ = trained(bench, SETTINGS)
-    half, report = trained(bench, replace(SETTINGS, precision="bf16"))
+    half, report = trained(bench, replace(SETTINGS, precision=precision))
     assert np.isfinite(report.loss)
     assert 0 < difference(full, half) < 5 * SETTINGS.lr
     assert all(array.dtype == np.float32 for array in half.values())

@@ -1,0 +1,104 @@
+"""What `export` writes is what stock PEFT and transformers load, with the logits of the run."""
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from fedsa_lora import assemble
+from fedsa_lora.config import read_config
+from fedsa_lora.errors import FedSAError
+from fedsa_lora.learning.training import predict
+from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.rundir import RunDirectory
+
+
+def exporter(run):
+    config = read_config(run)
+    return Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+
+
+def in_the_run(run, client: str) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
+    """Single-example inputs of a client's test part, and the logits of its model as the run has it."""
+    config = read_config(run)
+    bench = assemble.workbench(config)
+    bench.model.write(exporter(run).tensors(client))
+    test = config.task.load_client(client).test
+    inputs = [config.task.collate(test, np.array([i])) for i in range(len(test))]
+    for batch in inputs:
+        batch.pop("labels")
+    return inputs, predict(bench.model, config.task, test, config.train)
+
+
+def logits_of(model, inputs) -> np.ndarray:
+    with torch.no_grad():
+        return torch.cat([model.eval()(**batch).logits for batch in inputs]).numpy()
+
+
+@pytest.fixture(scope="module")
+def minilm_run(run_smoke):
+    return run_smoke(
+        "model=minilm", "federation.clients=2", "federation.rounds=1", "train.steps=2", "evaluation.every=0",
+        "evaluation.local_only=false", "evaluation.before=false", "head=frozen",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["smoke_run", "minilm_run"])
+def test_stock_peft_gives_the_logits_of_the_run(which, request, tmp_path):
+    run = request.getfixturevalue(which)
+    inputs, expected = in_the_run(run, "1")
+    folder = exporter(run).export("1", tmp_path / "adapter")
+    backbone = exporter(run)._base()
+    base = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=7)
+    stock = PeftModel.from_pretrained(base, str(folder))
+    np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        logits_of(stock, inputs[:1]), predict_one(run, "1", inputs[0]), rtol=0, atol=1e-6
+    )
+
+
+def predict_one(run, client: str, batch) -> np.ndarray:
+    bench = assemble.workbench(read_config(run))
+    bench.model.write(exporter(run).tensors(client))
+    return logits_of(bench.model.module, [batch])
+
+
+def test_every_client_has_an_adapter_of_its_own_that_loads_by_its_config_alone(smoke_run):
+    inputs, expected = in_the_run(smoke_run, "0")
+    loaded = {
+        client: AutoPeftModelForSequenceClassification.from_pretrained(
+            str(smoke_run / "adapters" / client), num_labels=7
+        )
+        for client in "0123"
+    }
+    found = {client: logits_of(model, inputs) for client, model in loaded.items()}
+    np.testing.assert_allclose(found["0"], expected, rtol=0, atol=1e-5)
+    assert all(not np.allclose(found["0"], found[other]) for other in "123")
+
+
+def test_a_merged_model_needs_no_peft_and_gives_the_same_logits(smoke_run, tmp_path):
+    inputs, expected = in_the_run(smoke_run, "2")
+    folder = exporter(smoke_run).export("2", tmp_path / "merged", merge=True)
+    merged = AutoModelForSequenceClassification.from_pretrained(str(folder))
+    np.testing.assert_allclose(logits_of(merged, inputs), expected, rtol=0, atol=1e-5)
+
+
+def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smoke):
+    run = run_smoke(
+        "federation.label_meaning=per_client", "federation.rounds=1", "evaluation.local_only=false",
+    )  # fmt: skip
+    task = read_config(run).task
+    for client in "01":
+        card = (run / "adapters" / client / "README.md").read_text()
+        for number, label in enumerate(task.client_labels(client)):
+            assert f"{number}. {label}" in card
+        rows = task.split.clients[client].train
+        names = [task.labels()[i] for i in task.data.train.labels[rows]]
+        own = task.load_client(client).train.labels
+        assert [task.client_labels(client)[i] for i in own] == names
+
+
+def test_an_unknown_client_is_an_error_that_lists_those_there_are(smoke_run):
+    with pytest.raises(FedSAError, match="no client 'nobody'.*'0', '1', '2', '3'"):
+        exporter(smoke_run).tensors("nobody")
