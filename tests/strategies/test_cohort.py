@@ -1,0 +1,155 @@
+"""Who takes part depends on the seed, the round and the clients' names, and on nothing of Flower's."""
+
+import random
+
+import pytest
+from flwr.common import Code, GetPropertiesRes, Status
+from flwr.server import SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.criterion import Criterion
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsa_lora.errors import RunError
+from strategies import Cohort
+
+NAMES = st.lists(st.text("abcxyz0189", min_size=1, max_size=4), min_size=1, max_size=12, unique=True)
+
+
+class Named(ClientProxy):
+    """A node that answers who it is, and counts how often it was asked."""
+
+    def __init__(self, cid: str, properties: dict) -> None:
+        super().__init__(cid)
+        self.answer, self.asked = properties, 0
+
+    def get_properties(self, ins, timeout, group_id):
+        self.asked += 1
+        return GetPropertiesRes(Status(Code.OK, "no such client here"), self.answer)
+
+    def get_parameters(self, ins, timeout, group_id):
+        raise AssertionError("only its properties are asked for")
+
+    fit = evaluate = reconnect = get_parameters
+
+
+def connected(names, order: random.Random) -> SimpleClientManager:
+    """Nodes with random ids, registered in random order."""
+    names, ids = list(names), order.sample(range(10**6), len(names))
+    order.shuffle(names)
+    manager = SimpleClientManager()
+    for name, cid in zip(names, ids, strict=True):
+        manager.register(Named(str(cid), {"client": name}))
+    return manager
+
+
+def drawn(cohort: Cohort, round_: int, manager, count: int) -> list[str]:
+    return [cohort.name(proxy) for proxy in cohort.at(round_, manager).sample(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(NAMES, st.data())
+def test_a_sample_depends_on_seed_round_and_names_not_on_node_ids_or_their_order(names, data):
+    seed, round_ = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 99))
+    count = data.draw(st.integers(0, len(names)))
+    samples = [
+        drawn(Cohort(seed, len(names), 0), round_, connected(names, random.Random(order)), count)
+        for order in range(3)
+    ]
+    assert samples[0] == samples[1] == samples[2]
+    assert samples[0] == sorted(set(samples[0]))
+    assert len(samples[0]) == count
+    assert set(samples[0]) <= set(names)
+
+
+def test_a_sample_does_not_depend_on_the_rounds_before():
+    manager = connected("abcdefgh", random.Random(0))
+    steady, resumed = Cohort(0, 8, 0), Cohort(0, 8, 0)
+    before = [drawn(steady, round_, manager, 3) for round_ in range(1, 7)]
+    assert drawn(resumed, 6, manager, 3) == before[-1]
+
+
+def test_rounds_and_seeds_draw_differently_and_every_client_in_its_turn():
+    manager = connected("abcdefgh", random.Random(0))
+    cohort = Cohort(0, 8, 0)
+    rounds = [tuple(drawn(cohort, round_, manager, 3)) for round_ in range(1, 101)]
+    assert len(set(rounds)) > 30
+    assert {name for sample in rounds for name in sample} == set("abcdefgh")
+    assert rounds != [tuple(drawn(Cohort(1, 8, 0), round_, manager, 3)) for round_ in range(1, 101)]
+    counts = [sum(name in sample for sample in rounds) for name in "abcdefgh"]
+    assert 20 < min(counts) <= max(counts) < 56  # 37.5 expected, standard deviation 4.8
+
+
+def test_everyone_is_ordered_by_name_and_asked_once():
+    manager = connected(["10", "9", "b", "a"], random.Random(0))
+    cohort = Cohort(0, 4, 0)
+    for round_ in range(3):
+        assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["10", "9", "a", "b"]
+        cohort.at(round_, manager)
+    assert {proxy.asked for proxy in manager.all().values()} == {1}
+
+
+def test_a_node_that_comes_later_is_asked_then():
+    manager = connected("ab", random.Random(0))
+    cohort = Cohort(0, 2, 0)
+    cohort.everyone(manager)
+    late = Named("late", {"client": "c"})
+    assert cohort.name(late) == "late"
+    manager.register(late)
+    assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["a", "b", "c"]
+
+
+def test_two_nodes_of_one_client_end_the_run_with_its_name():
+    manager = SimpleClientManager()
+    for cid, name in (("1", "berlin"), ("2", "paris"), ("3", "berlin")):
+        manager.register(Named(cid, {"client": name}))
+    with pytest.raises(RunError, match=r"same client id \['berlin'\]"):
+        Cohort(0, 3, 0).everyone(manager)
+
+
+@pytest.mark.parametrize("properties", [{}, {"client": 7}, {"name": "berlin"}])
+def test_a_node_that_does_not_say_who_it_is_ends_the_run(properties):
+    manager = SimpleClientManager()
+    manager.register(Named("42", properties))
+    with pytest.raises(RunError, match="node 42 does not say which client it is: no such client here"):
+        Cohort(0, 1, 0).everyone(manager)
+
+
+def test_too_few_clients_after_the_wait_end_the_run_with_how_many_there_are():
+    manager = connected("ab", random.Random(0))
+    with pytest.raises(RunError, match=r"2 of 3 clients are connected after 1 s.*federation\.clients"):
+        Cohort(0, 3, wait_seconds=1).at(1, manager)
+    assert len(Cohort(0, 2, wait_seconds=1).everyone(manager)) == 2
+
+
+def test_a_strategy_that_asks_for_more_than_there_are_is_told():
+    view = Cohort(0, 2, 0).at(1, connected("ab", random.Random(0)))
+    with pytest.raises(RunError, match=r"asks for 3 clients, 2 are there.*fraction_fit"):
+        view.sample(3)
+
+
+def test_a_criterion_is_heeded():
+    class OnlyB(Criterion):
+        def select(self, client):
+            return client.answer["client"] == "b"
+
+    cohort = Cohort(0, 3, 0)
+    view = cohort.at(1, connected("abc", random.Random(0)))
+    assert [cohort.name(proxy) for proxy in view.sample(1, criterion=OnlyB())] == ["b"]
+    with pytest.raises(RunError, match="asks for 2 clients, 1 are there"):
+        view.sample(2, criterion=OnlyB())
+
+
+def test_the_view_of_a_round_is_the_manager_with_samples_of_its_own():
+    manager = connected("abc", random.Random(0))
+    view = Cohort(0, 3, 0).at(1, manager)
+    assert view.num_available() == 3
+    assert view.all() == manager.all()
+    assert view.wait_for(3)
+    assert not view.wait_for(4)
+    late = Named("late", {"client": "d"})
+    assert view.register(late)
+    assert manager.num_available() == 4
+    view.unregister(late)
+    assert manager.num_available() == 3
+    assert view.num_available() == 3

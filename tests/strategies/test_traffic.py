@@ -1,0 +1,89 @@
+"""Bytes are those of the record that Flower really sends, in both directions."""
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    RecordDict,
+    Status,
+    ndarrays_to_parameters,
+)
+from flwr.common.serde import message_to_proto, recorddict_to_proto
+from flwr.compat.common import recorddict_compat as compat
+from flwr.supercore.task_identity import TaskIdentity
+
+from strategies.traffic import message_bytes
+
+VECTOR = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+NOTES = {"fedsa": '{"round":1}', "loss": 0.5, "steps": 5, "raw": b"xyz", "done": True}
+TO_RECORD = {FitIns: compat.fitins_to_recorddict, EvaluateIns: compat.evaluateins_to_recorddict}
+
+
+def parameters(vector: np.ndarray = VECTOR):
+    return ndarrays_to_parameters([vector])
+
+
+def messages() -> list:
+    ok = Status(Code.OK, "Success")
+    return [
+        FitIns(parameters(), dict(NOTES)),
+        FitRes(ok, parameters(), 60, dict(NOTES)),
+        EvaluateIns(parameters(), dict(NOTES)),
+        EvaluateRes(ok, 0.25, 60, dict(NOTES)),
+    ]
+
+
+def sent(message) -> bytes:
+    """The record as Flower serialises it, made from a copy."""
+    kind = type(message).__name__.lower()
+    convert = getattr(compat, f"{kind}_to_recorddict")
+    record = convert(message) if kind == "evaluateres" else convert(message, keep_input=True)
+    return recorddict_to_proto(record).SerializeToString()
+
+
+@pytest.mark.parametrize("message", messages(), ids=lambda message: type(message).__name__)
+def test_the_bytes_of_a_message_are_the_length_of_its_serialised_record(message):
+    assert message_bytes(message) == len(sent(message)) > 0
+
+
+@pytest.mark.parametrize("message", messages(), ids=lambda message: type(message).__name__)
+def test_counting_leaves_the_message_as_it_was(message):
+    before = sent(message)
+    assert message_bytes(message) == message_bytes(message)
+    assert sent(message) == before
+
+
+@pytest.mark.parametrize("kind", [FitIns, EvaluateIns])
+def test_every_value_more_is_four_bytes_more(kind):
+    small, large = (message_bytes(kind(parameters(np.ones(n, np.float32)), {})) for n in (10_000, 11_000))
+    assert large - small == 4 * 1000
+
+
+class Client(NumPyClient):
+    def fit(self, parameters, config):
+        return [VECTOR + 1], 60, dict(NOTES)
+
+    def evaluate(self, parameters, config):
+        return 0.25, 60, dict(NOTES)
+
+
+@pytest.mark.parametrize(("kind", "reading"), [("train", "fitres"), ("evaluate", "evaluateres")])
+def test_the_bytes_counted_on_the_server_are_those_that_a_client_app_sent(monkeypatch, kind, reading):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    ins = FitIns if kind == "train" else EvaluateIns
+    content = TO_RECORD[ins](ins(parameters(), {}), keep_input=True)
+    app = ClientApp(client_fn=lambda context: Client().to_client())
+    reply = app(Message(content, dst_node_id=1, message_type=kind), Context(1, 1, {}, RecordDict(), {}))
+    on_the_wire = recorddict_to_proto(reply.content).SerializeToString()
+    assert on_the_wire in message_to_proto(reply).SerializeToString()
+    read = getattr(compat, f"recorddict_to_{reading}")
+    received = read(reply.content, keep_input=True) if kind == "train" else read(reply.content)
+    assert message_bytes(received) == len(on_the_wire)

@@ -1,0 +1,124 @@
+"""Who may know whom: imports point one way, and each library is known in one place."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedsa_lora
+import strategies
+
+ROOT = Path(fedsa_lora.__file__).parent.parent
+PACKAGES = [ROOT / "fedsa_lora", ROOT / "strategies"]
+FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
+
+# What the files below a folder must not import, be it at the top or within a function.
+FORBIDDEN = {
+    "fedsa_lora/exchange": [
+        "torch", "peft", "transformers", "flwr", "flwr_datasets", "datasets", "strategies",
+        "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs", "fedsa_lora.client",
+        "fedsa_lora.config",
+    ],
+    "fedsa_lora/learning": [
+        "flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.client", "fedsa_lora.config", "fedsa_lora.store",
+    ],
+    "fedsa_lora/tasks": [
+        "flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.client", "fedsa_lora.config",
+        "fedsa_lora.learning",
+    ],
+    "strategies": [
+        "torch", "peft", "transformers", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs",
+        "fedsa_lora.client", "fedsa_lora.config",
+    ],
+    "fedsa_lora/client.py": ["strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
+    "fedsa_lora/store.py": ["torch", "flwr", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs"],
+}  # fmt: skip
+ONLY_IN = {
+    "hydra": ["fedsa_lora/config.py"],
+    "omegaconf": ["fedsa_lora/config.py"],
+    "peft": ["fedsa_lora/learning/adapters.py"],
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The full dotted names that a file imports, with those that it imports from a module."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parts, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def names(path: Path, module: str) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for name in imported(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "module"), [(place, module) for place, found in FORBIDDEN.items() for module in found]
+)
+def test_no_file_imports_against_the_direction(place, module):
+    files = [path for path in FILES if path.relative_to(ROOT).is_relative_to(place)]
+    assert files
+    assert [str(path.relative_to(ROOT)) for path in files if names(path, module)] == []
+
+
+@pytest.mark.parametrize(("module", "places"), ONLY_IN.items())
+def test_a_library_is_known_in_one_place(module, places):
+    assert [str(path.relative_to(ROOT)) for path in FILES if names(path, module)] == places
+
+
+def test_learning_takes_of_exchange_only_the_array_types():
+    for path in (ROOT / "fedsa_lora" / "learning").glob("*.py"):
+        exchange = {name for name in imported(path) if name.startswith("fedsa_lora.exchange")}
+        assert all(name.startswith("fedsa_lora.exchange.arrays") for name in exchange), path
+
+
+def test_no_file_is_named_for_nothing_in_particular():
+    assert [str(path) for path in FILES if VAGUE & set(path.relative_to(ROOT).with_suffix("").parts)] == []
+
+
+def test_exchange_and_store_load_without_torch_and_flower():
+    code = (
+        "import sys, fedsa_lora.store, fedsa_lora.exchange.wire, fedsa_lora.exchange.split\n"
+        "import fedsa_lora.exchange.witness\n"
+        "print(sorted({'torch', 'flwr', 'peft', 'transformers', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_strategies_is_ours_and_not_the_unrelated_package_of_the_index():
+    assert Path(strategies.__file__).parent == ROOT / "strategies"
+    assert strategies.FedSA.__module__ == "strategies.fedsa"
+
+
+def test_the_check_itself_sees_every_form_of_import(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "fedsa_lora" / "exchange" / "bad.py"
+    path.parent.mkdir(parents=True)
+    for line in (
+        "import torch",
+        "import numpy, torch.nn as nn",
+        "from torch import nn",
+        "def late():\n    from torch.nn import Linear",
+        "if True:\n    import torch",
+    ):
+        path.write_text(line + "\n")
+        assert names(path, "torch"), line
+    for line in (
+        "from fedsa_lora import learning",
+        "from ..learning import adapters",
+        "from .. import learning",
+    ):
+        path.write_text(line + "\n")
+        assert names(path, "fedsa_lora.learning"), line
+    path.write_text("import torchvision\n")
+    assert not names(path, "torch")

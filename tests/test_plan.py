@@ -1,0 +1,129 @@
+"""A plan tells what a run will be, changes nothing, and lists all that stands in its way."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fedsa_lora.config import load
+from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
+from fedsa_lora.plan import fit_simulation, make_plan
+
+TINY = ("model=tiny_bert", "federation.clients=2")
+CPU = torch.device("cpu")
+
+
+def everything_below(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_the_quickstart_in_numbers_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    before = everything_below(tmp_path)
+    plan = make_plan(load(["experiment=quickstart"]))
+    assert everything_below(tmp_path) == before
+    expected = {"base": 22_713_216, "A": 36_864, "B": 36_864, "head": 384 * 7 + 7, "shared": 36_864}
+    assert {role: plan.parameters[role] for role in expected} == expected
+    assert plan.trained == 2 * 36_864
+    assert plan.bytes_up == 4 * 36_864
+    assert list(plan.federation.clients) == [str(i) for i in range(10)]
+    assert all(60 <= share.train <= 100 for share in plan.federation.clients.values())
+    assert plan.run_dir == tmp_path / "runs" / "quickstart"
+    assert plan.free_disk > 0
+
+
+@pytest.mark.parametrize(
+    ("split", "head", "shared", "trained"),
+    [
+        ("share_a", "local", ("A",), ("A", "B", "head")),
+        ("share_b", "frozen", ("B",), ("A", "B")),
+        ("share_ab", "shared", ("A", "B", "head"), ("A", "B", "head")),
+        ("ffa", "local", ("B",), ("B", "head")),
+        ("local_only", "local", (), ("A", "B", "head")),
+    ],
+)
+def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained):
+    plan = make_plan(load([*TINY, f"split={split}", f"head={head}"]))
+    assert plan.bytes_up == 4 * sum(plan.parameters[role] for role in shared)
+    assert plan.trained == sum(plan.parameters[role] for role in trained)
+    assert plan.parameters["A"] == plan.parameters["B"] == 2 * 2 * 8 * 32
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"machine\.device=cuda.*set machine\.device=cpu"):
+        make_plan(load([*TINY, "machine.device=cuda"]))
+
+
+def test_all_that_is_not_there_is_told_at_once_and_one_thing_as_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = ["task=text", "task.dataset=rows.csv"]
+    model = ["++model.path=./model", "++model.tokenizer=", "++model.pretrained=true"]
+    with pytest.raises(DataError, match=r"no data at 'rows\.csv'"):
+        make_plan(load([*TINY, *data]))
+    with pytest.raises(ModelError, match=r"no model at '\./model'"):
+        make_plan(load([*TINY, *model]))
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load([*TINY, *data, *model, "machine.device=cuda"]))
+    said = str(caught.value)
+    assert said.startswith("the configuration has 3 faults:")
+    for fault in ("machine.device=cuda", "no data at 'rows.csv'", "no model at './model'"):
+        assert said.count(fault) == 1
+
+
+def test_a_used_or_impossible_place_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "config.yaml").write_text("title: a run\n")
+    with pytest.raises(RunError, match=f"^{tmp_path} already holds a run"):
+        make_plan(load([*TINY, f"run.dir={tmp_path}"]))
+    with pytest.raises(RunError, match=r"config\.yaml is a file"):
+        make_plan(load([*TINY, f"run.dir={tmp_path}/config.yaml"]))
+
+
+@pytest.mark.parametrize("target", ["os.system", "fedsa_lora.cli.main"])
+def test_a_partitioner_can_be_no_class_one_likes(target):
+    with pytest.raises(ConfigError, match=f"{target}.*expected flwr_datasets.partitioner"):
+        make_plan(load([*TINY, f"federation.partitioner._target_={target}"]))
+
+
+def test_not_one_client_fits_is_told_with_what_there_is(monkeypatch):
+    config = load(["machine.cpus_per_client=100000"])
+    with pytest.raises(ConfigError, match=r"no client fits.*cpus_per_client=100000"):
+        fit_simulation(config, CPU, 10**8)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(available=1.2e9))
+    with pytest.raises(ConfigError, match=r"no client fits.*1\.2 GB of free memory"):
+        fit_simulation(load(), CPU, 10**8)
+
+
+class Memory:
+    def __init__(self, available: float) -> None:
+        self.available = available
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "clients", "per_client", "at_once"),
+    [(8, 100, 10, 1, 8), (8, 100, 3, 1, 3), (8, 100, 10, 3, 2), (8, 4, 10, 1, 3), (1, 100, 10, 1, 1)],
+)
+def test_as_many_clients_at_a_time_as_cores_memory_and_clients_allow(
+    monkeypatch, cores, gigabytes, clients, per_client, at_once
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(gigabytes * 1e9))
+    config = load([f"federation.clients={clients}", f"machine.cpus_per_client={per_client}"])
+    simulation = fit_simulation(config, CPU, 10**8)
+    assert simulation.supernodes == clients
+    assert simulation.cpus == at_once * per_client
+    assert (simulation.gpus, simulation.gpus_per_client) == (0, 0.0)
+
+
+@pytest.mark.parametrize(("asked", "share"), [("null", 0.25), ("0.5", 0.5)])
+def test_clients_share_a_gpu_in_equal_parts_unless_told_otherwise(monkeypatch, asked, share):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(1e11))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = load([f"machine.gpus_per_client={asked}"])
+    simulation = fit_simulation(config, torch.device("cuda"), 10**8)
+    assert (simulation.gpus, simulation.gpus_per_client) == (1, share)
