@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 
 from flwr.app import Context
 from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
@@ -39,7 +40,8 @@ class RecordedServer(Server):
 def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
     config = load(overrides, default_dir=f"runs/{context.run_id}")
-    directory = RunDirectory.create(config, command=f"fedsa-lora run {overrides}")
+    again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
+    directory = RunDirectory.create(config, command=f"fedsa-lora run {shlex.join(again)}")
     log.info("writing to %s", directory.path)
     server = RecordedServer(config, directory)
     limits = ServerConfig(config.federation.rounds, config.federation.round_timeout)

@@ -47,17 +47,21 @@ class Cohort:
         return sorted(proxies, key=self.name)
 
     def _learn(self, unknown: list[ClientProxy]) -> None:
-        if not unknown:
-            return
-        with ThreadPoolExecutor() as pool:
-            answers = pool.map(lambda p: p.get_properties(GetPropertiesIns({}), None, None), unknown)
-            for proxy, answer in zip(unknown, answers, strict=True):
-                name = answer.properties.get("client")
-                if not isinstance(name, str):
-                    raise RunError(
-                        f"node {proxy.cid} does not say which client it is: {answer.status.message}"
-                    )
-                self._names[proxy.cid] = name
+        if unknown:
+            with ThreadPoolExecutor() as pool:
+                names = pool.map(_ask_name, unknown)
+                self._names |= {proxy.cid: name for proxy, name in zip(unknown, names, strict=True)}
+
+
+def _ask_name(proxy: ClientProxy) -> str:
+    try:
+        answer = proxy.get_properties(GetPropertiesIns({}), None, None)
+    except ValueError as error:  # Flower's word for a reply that is an error
+        raise RunError(f"node {proxy.cid} failed before the first round: {error}") from None
+    name = answer.properties.get("client")
+    if not isinstance(name, str):
+        raise RunError(f"node {proxy.cid} does not say which client it is: {answer.status.message}")
+    return name
 
 
 class _RoundManager(ClientManager):

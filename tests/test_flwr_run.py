@@ -54,7 +54,11 @@ def test_values_of_b_and_head_are_in_no_serialised_message(flwr_run):
     private = [(k, t) for k, t in states(flwr_run).items() if k[0] != "A"]
     assert len(private) == 3 * 3, "three of six clients in each of three rounds"
     messages = list((flwr_run / "clients").glob("*/messages/*.bin"))
-    assert {path.name.split("-")[1].split(".")[0] for path in messages} == {"get_properties", "train", "evaluate"}
+    assert {path.name.split("-")[1].split(".")[0] for path in messages} == {
+        "get_properties",
+        "train",
+        "evaluate",
+    }
     everything = b"|".join(path.read_bytes() for path in messages)
     for key, tensors in private:
         for name, array in tensors.items():

@@ -118,6 +118,15 @@ def refuse_used(path: Path) -> None:
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 
 
+def close_as_failed(path: Path, reason: str) -> None:
+    """Say in ``status.json`` that a run failed, where the run itself was stopped before it could."""
+    status = path / "status.json"
+    if status.is_file():
+        content = json.loads(status.read_text(encoding="utf-8"))
+        content |= {"state": "failed", "reason": reason, "ended": _now()}
+        write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine of this process."""
     return {

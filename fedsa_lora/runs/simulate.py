@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedsa_lora.config import CONF, PACKAGE, RunConfig
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.launch import FlowerRun, Simulation
+from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.reading import read_json, read_jsonl
-from fedsa_lora.runs.rundir import refuse_used
+from fedsa_lora.runs.rundir import close_as_failed, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 
 
@@ -52,16 +52,27 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     app = stage_app(run_dir / "app")
     text = shlex.join([*overrides, f"run.dir={run_dir}"])
     env = {"OMP_NUM_THREADS": str(config.machine.threads)}
-    with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
-        view = RunView(run_dir, config.federation.rounds, progress)
-        outcome = run.follow(view.update)
-        view.update()
-    status = run_dir / "status.json"
-    state = read_json(status, ["state"]) if status.is_file() else {"state": "failed", "reason": None}
-    finished = outcome.state == state["state"] == "completed" and (run_dir / "report.html").is_file()
-    if not finished:
-        reason = state.get("reason") or outcome.details or f"flwr says {outcome.state}"
+    try:
+        with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
+            view = RunView(run_dir, config.federation.rounds, progress)
+            outcome = run.follow(view.update)
+            view.update()
+    except BaseException as error:
+        close_as_failed(run_dir, f"stopped: {type(error).__name__} {error}".rstrip())
+        raise
+    if reason := failure(run_dir, outcome):
+        close_as_failed(run_dir, reason)
         raise RunError(f"the run failed: {reason}\nlogs: {logs}")
+
+
+def failure(run_dir: Path, outcome: Outcome) -> str:
+    """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
+    completed that called ``sys.exit``, so the run's own word and its report are asked for as well."""
+    status = run_dir / "status.json"
+    state = read_json(status, ["state"]) if status.is_file() else {"state": "not begun"}
+    if outcome.state == state["state"] == "completed" and (run_dir / "report.html").is_file():
+        return ""
+    return state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
 
 
 class RunView:

@@ -4,15 +4,24 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
 from fedsa_lora.errors import LayoutError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach, initial_state, plain_name
 
-BERT = dict(
-    vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-    max_position_embeddings=32,
-)  # fmt: skip
+BERT = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
 
 
 def backbone(kind: str = "bert", **changes):

@@ -100,5 +100,5 @@ def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smok
 
 
 def test_an_unknown_client_is_an_error_that_lists_those_there_are(smoke_run):
-    with pytest.raises(FedSAError, match="no client 'nobody'.*'0', '1', '2', '3'"):
+    with pytest.raises(FedSAError, match=r"no client 'nobody'.*'0', '1', '2', '3'"):
         exporter(smoke_run).tensors("nobody")

@@ -191,14 +191,18 @@ def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways():
     for node in nodes:
         manager.register(node)
     asked = fedsa.configure_evaluate(2, ndarrays_to_parameters([fedsa.shared]), manager)
-    answers = [(n, evaluated(n.client, a, e)) for n, a, e in zip(nodes, (0.2, 0.6, 1.0), (10, 10, 80), strict=True)]
+    answers = [
+        (n, evaluated(n.client, a, e)) for n, a, e in zip(nodes, (0.2, 0.6, 1.0), (10, 10, 80), strict=True)
+    ]
     fedsa.aggregate_evaluate(2, answers, [])
     (row,) = notes.rounds
     assert row["accuracy"] == pytest.approx(0.6)
     assert row["accuracy_weighted"] == pytest.approx(0.88)
     assert row["accuracy_worst"] == 0.2
     assert row["accuracy_before"] == 0.5
-    assert row["bytes_up"] == sum(message_bytes(r) for _, r in results) + sum(message_bytes(r) for _, r in answers)
+    assert row["bytes_up"] == sum(message_bytes(r) for _, r in results) + sum(
+        message_bytes(r) for _, r in answers
+    )
     assert row["bytes_down"] == down + sum(message_bytes(ins) for _, ins in asked)
     assert json.dumps(row)
 
