@@ -11,12 +11,13 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
 from fedsa_lora.client import Alone, Workbench
-from fedsa_lora.config import RunConfig, build_inner
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.validation import build_inner
 from strategies import Cohort, Evaluation, FedSA, Recorder
 
 

@@ -18,8 +18,8 @@ from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.arrays import ROLES
 
 if TYPE_CHECKING:
-    from fedsa_lora.config import RunConfig
     from fedsa_lora.plan import Plan
+    from fedsa_lora.settings import RunConfig
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

@@ -12,7 +12,7 @@ from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import FedSAError, TrainingError, WireError
+from fedsa_lora.errors import DataError, FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector, digest
 from fedsa_lora.exchange.split import AdapterSplit, RoleSplit
@@ -176,7 +176,14 @@ class FedSAClient(NumPyClient):
 
     @property
     def _held_out(self) -> Examples:
-        return self._data.test if self.bench.part == "test" else self._data.validation
+        part = self.bench.part
+        held_out = self._data.test if part == "test" else self._data.validation
+        if not len(held_out):
+            raise DataError(
+                f"client {self.client} has no {part} examples to be measured on: raise "
+                f"federation.{part}_examples or test_fraction, or give it more data"
+            )
+        return held_out
 
     def _metrics(self) -> dict[str, float]:
         data, bench = self._held_out, self.bench

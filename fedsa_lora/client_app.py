@@ -11,9 +11,10 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient, Workbench
-from fedsa_lora.config import RunConfig, load
+from fedsa_lora.config import load
 from fedsa_lora.egress import Egress
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.settings import RunConfig
 
 
 @lru_cache(maxsize=1)

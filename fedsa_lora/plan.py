@@ -14,12 +14,12 @@ import torch
 
 from fedsa_lora import assemble
 from fedsa_lora.binding import raise_faults
-from fedsa_lora.config import RunConfig
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.launch import Simulation
 from fedsa_lora.runs.rundir import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.task import FederationData
 

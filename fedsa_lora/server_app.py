@@ -10,10 +10,11 @@ from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, Si
 from flwr.server.history import History
 
 from fedsa_lora import assemble
-from fedsa_lora.config import RunConfig, load
+from fedsa_lora.config import load
 from fedsa_lora.runs.finish import finish
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.settings import RunConfig
 
 log = logging.getLogger("flwr")
 

@@ -129,7 +129,7 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, order by client, let the inner strategy aggregate, keep float32, record."""
-        admitted, rejected = self._admit(server_round, results, failures, self._decode)
+        admitted, rejected = self._admit(server_round, results, failures, ("loss",), self._decode)
         rows = [self._fit_row(header, result) for header, _, result, _ in admitted]
         self._row = {
             "round": server_round,
@@ -178,7 +178,9 @@ class FedSA(Strategy):
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
-        admitted, rejected = self._admit(server_round, results, failures, lambda header, result: None)
+        admitted, rejected = self._admit(
+            server_round, results, failures, ("loss", "accuracy"), lambda header, result: None
+        )
         rows = [self._evaluate_row(header, result) for header, _, result, _ in admitted]
         for row in rows:
             self.recorder.client(row)
@@ -221,6 +223,7 @@ class FedSA(Strategy):
         round_: int,
         results: list[tuple[ClientProxy, Res]],
         failures: list[Failure[Res]],
+        needed: tuple[str, ...],
         decode: Callable[[wire.UploadHeader, Res], Value],
     ) -> tuple[list[tuple[wire.UploadHeader, ClientProxy, Res, Value]], list[str]]:
         """What holds, ordered by client, and for each thing that does not a line naming who and why."""
@@ -231,7 +234,7 @@ class FedSA(Strategy):
                 header = wire.read_header(result.metrics, wire.UploadHeader)
                 if header.client != self.cohort.name(proxy) or header.client in admitted:
                     raise WireError(f"answers as client {header.client!r}, or for the second time")
-                wire.check_upload(header, round_)
+                wire.check_upload(header, round_, needed)
                 admitted[header.client] = (header, proxy, result, decode(header, result))
             except WireError as error:
                 rejected.append(f"client {self.cohort.name(proxy)}: {error}")
@@ -258,10 +261,10 @@ class FedSA(Strategy):
 
     def _client_row(self, header: wire.UploadHeader, result: FitRes | EvaluateRes) -> dict[str, Any]:
         return {
+            **header.report,
             "round": header.round,
             "client": header.client,
             "examples": header.examples,
-            **header.report,
             "bytes_up": message_bytes(result),
             "bytes_down": self._bytes_down,
         }

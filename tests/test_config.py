@@ -1,5 +1,6 @@
 """Every config in conf/ binds; whatever is wrong with one is said at once, by name, before anything runs."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
 
-from fedsa_lora.config import CONF, RANGES, build_inner, from_resolved, load, read_config, to_yaml
+from fedsa_lora.config import CONF, load, read_config, run_dir_override, to_yaml
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.validation import RANGES, build_inner, from_resolved
 
 NEEDS = {
     "lora/none": ["split=full", "head=shared"],
@@ -352,3 +354,19 @@ def test_conf_lies_beside_or_in_the_package():
         Path(load.__code__.co_filename).parent,
         Path(load.__code__.co_filename).parent.parent,
     )
+
+
+def test_a_title_tells_what_was_changed_of_the_experiment():
+    plain = load(["experiment=quickstart", "seed=3", "run.dir=/tmp/x", "machine.threads=2"]).title
+    assert plain == load(["experiment=quickstart"]).title
+    changed = load(["experiment=quickstart", "task=banking77"]).title
+    assert changed == f"{plain} (with task=banking77)"
+    assert load(["task=banking77"]).title == "FedSA-LoRA"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "a,b", "(x)", "[y]", 'quo"te', "back\\slash", "ünï=1"]
+)
+def test_a_run_directory_of_any_name_reaches_the_app_unchanged(tmp_path, name):
+    text = shlex.join(["experiment=smoke", run_dir_override(tmp_path / name)])
+    assert load(text).run_dir == tmp_path / name

@@ -10,13 +10,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedsa_lora import assemble
-from fedsa_lora.config import RunConfig, load, read_config
+from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.learning.training import round_batches
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.seeds import generator, torch_seed
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 
 NO_FRILLS = ("evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0")

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -167,11 +167,14 @@ def check_belongs(header: BroadcastHeader | UploadHeader, vector: Vector, layout
         raise WireError("digest does not fit the values: altered or cut off on the way")
 
 
-def check_upload(header: UploadHeader, round_: int) -> None:
-    """Raise WireError unless an upload answers this round with a believable weight."""
+def check_upload(header: UploadHeader, round_: int, needed: Sequence[str] = ()) -> None:
+    """Raise WireError unless an upload answers this round, with a believable weight and with the
+    ``needed`` numbers in its report."""
     if header.error:
         raise WireError(header.error)
     if header.round != round_:
         raise WireError(f"answers round {header.round}, this is round {round_}")
     if not 0 < header.examples <= MAX_EXAMPLES:
         raise WireError(f"claims {header.examples} examples, expected 1 to {MAX_EXAMPLES}")
+    if missing := [name for name in needed if name not in header.report]:
+        raise WireError(f"its report lacks {missing}")

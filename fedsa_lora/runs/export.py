@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora import assemble
-from fedsa_lora.config import RunConfig
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
 
 

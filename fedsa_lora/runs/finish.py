@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fedsa_lora import assemble
-from fedsa_lora.config import RunConfig
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.figures import draw_all
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.runs.summary import summarise
+from fedsa_lora.settings import RunConfig
 
 
 def finish(config: RunConfig, directory: RunDirectory) -> None:

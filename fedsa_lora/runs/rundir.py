@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from fedsa_lora.config import RunConfig, to_yaml
+from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.files import write_atomically
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
 
 PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")

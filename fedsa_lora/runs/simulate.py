@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config import CONF, PACKAGE, RunConfig
+from fedsa_lora.config import CONF, PACKAGE, run_dir_override
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.reading import read_json, read_jsonl
 from fedsa_lora.runs.rundir import close_as_failed, refuse_used
 from fedsa_lora.runs.wording import amount, percent
+from fedsa_lora.settings import RunConfig
 
 
 def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
@@ -50,7 +51,7 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")
-    text = shlex.join([*overrides, f"run.dir={run_dir}"])
+    text = shlex.join([*overrides, run_dir_override(run_dir)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads)}
     try:
         with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:

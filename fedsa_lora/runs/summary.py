@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsa_lora.config import RunConfig
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.reading import Row, read_jsonl
+from fedsa_lora.settings import RunConfig
 
 
 def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str, Any]:

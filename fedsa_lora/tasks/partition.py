@@ -202,7 +202,7 @@ def _refuse_empty(clients: Mapping[str, ClientRows]) -> None:
     empty = [client for client, rows in clients.items() if not len(rows.train)]
     if empty:
         raise DataError(
-            f"no train examples for client {listing(empty)}: lower partition.clients, or raise the "
+            f"no train examples for client {listing(empty)}: lower federation.clients, or raise the "
             "partitioner's min_partition_size or alpha"
         )
 

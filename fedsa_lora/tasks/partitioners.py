@@ -33,7 +33,7 @@ def assign_rows(
     """
     rows = len(columns[LABEL])
     if clients > rows:
-        raise DataError(f"{clients} clients but only {rows} train examples: lower partition.clients")
+        raise DataError(f"{clients} clients but only {rows} train examples: lower federation.clients")
     name = str(node.get("_target_", "")).removeprefix(f"{MODULE}.")
     arguments = _arguments(_partitioner_class(name), node, clients, seed)
     by = str(arguments.get("partition_by", LABEL))
@@ -56,7 +56,7 @@ def assign_rows(
         count = partitioner.num_partitions
         if count != clients:
             raise ConfigError(
-                f"{name} makes {count} clients, but partition.clients is {clients}: set it to {count}"
+                f"{name} makes {count} clients, but federation.clients is {clients}: set it to {count}"
             )
         parts = [
             partitioner.load_partition(client).with_format("numpy")[_ROW][:] for client in range(clients)
@@ -113,5 +113,5 @@ def _explained(name: str, clients: int, rows: int) -> Iterator[None]:
     except (ValueError, TypeError, IndexError, KeyError, FloatingPointError) as error:
         raise DataError(
             f"{name} cannot divide {rows} train examples between {clients} clients: {error} "
-            "Change its arguments, or lower partition.clients."
+            "Change its arguments, or lower federation.clients."
         ) from error

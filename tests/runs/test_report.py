@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from synthetic_run import REASON, write_failed_run, write_run
 
+from fedsa_lora import files
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs import writing
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.wording import verdict, what_left
 
@@ -262,7 +262,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(RunError, match=r"report\.html cannot be written: No space left on device"):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first

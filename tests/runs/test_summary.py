@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_lora import assemble
-from fedsa_lora.config import RunConfig, load
+from fedsa_lora.config import load
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
+from fedsa_lora.settings import RunConfig
 
 CLIENTS = ("0", "1", "2")
 EXAMPLES = {"0": 10, "1": 20, "2": 70}

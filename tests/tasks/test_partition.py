@@ -159,7 +159,7 @@ def test_clients_with_too_little_are_reported_by_name():
 def test_a_client_without_train_examples_is_an_error_that_names_it():
     one_class = {"label": np.zeros(40, dtype=np.int64)}
     node = {"_target_": PREFIX + "DirichletPartitioner", "alpha": 0.02, "min_partition_size": 0}
-    with pytest.raises(DataError, match=r"no train examples for client \d+.*lower partition.clients"):
+    with pytest.raises(DataError, match=r"no train examples for client \d+.*lower federation.clients"):
         split_federation(PartitionSettings(partitioner=node), 0, one_class, one_class)
 
 
@@ -187,7 +187,7 @@ def test_a_bad_partitioner_is_refused_with_the_remedy(node, message):
 
 
 def test_a_natural_partition_states_both_counts_when_they_differ():
-    with pytest.raises(ConfigError, match=r"makes 10 clients, but partition.clients is 4: set it to 10"):
+    with pytest.raises(ConfigError, match=r"makes 10 clients, but federation.clients is 4: set it to 10"):
         divide("natural", clients=4)
 
 

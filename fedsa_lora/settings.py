@@ -1,0 +1,125 @@
+"""What can be set, as frozen dataclasses, and the configuration that they make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.learning.adapters import LoraSettings
+from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a run is called, and the seed of everything that it draws."""
+
+    name: str
+    title: str
+    description: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """What becomes of A, B and the backbone; the head has a policy of its own."""
+
+    A: Literal["shared", "local", "frozen"]
+    B: Literal["shared", "local", "frozen"]
+    base: Literal["shared", "local", "frozen"] = "frozen"
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What becomes of the classifier; ``row_norm`` sets the norm of its random rows at the start."""
+
+    policy: Literal["shared", "local", "frozen"]
+    row_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class FederationSettings(PartitionSettings):
+    """Who takes part with which data, and for how long.
+
+    ``min_results``: share of the sampled clients that must answer well for a round to count;
+    ``wait_seconds``: how long to wait for all clients to connect.
+    """
+
+    rounds: int = 12
+    min_results: float = 1.0
+    wait_seconds: int = 120
+    round_timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """All clients are evaluated every ``every`` rounds (0: never between) and at the end.
+
+    ``before``: also measure each client before aggregation. ``local_only``: at the end, train
+    each client alone for comparison, with its own learning rate where one is given. ``part``:
+    "validation" measures on held-out train examples, to choose hyperparameters with.
+    """
+
+    part: Literal["test", "validation"] = "test"
+    every: int = 1
+    before: bool = True
+    local_only: bool = True
+    local_only_lr: float | None = None
+    local_only_head_lr: float | None = None
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """What one simulated client may use; ``gpus_per_client`` null shares one GPU when there is one."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_client: int = 1
+    gpus_per_client: float | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run writes. ``store`` null keeps the clients' state in the run directory.
+
+    ``keep_messages`` writes every serialised reply of every client beside its state, for audits.
+    """
+
+    dir: str | None = None
+    store: str | None = None
+    keep_generations: int = 3
+    keep_messages: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run; the same values give the same bits on one CPU thread."""
+
+    name: str
+    title: str
+    description: str
+    seed: int
+    task: Task
+    model: ModelSettings
+    lora: LoraSettings | None
+    split: RoleSplit
+    head: HeadSettings
+    train: TrainSettings
+    strategy: dict[str, Any]
+    federation: FederationSettings
+    evaluation: EvaluationSettings
+    machine: MachineSettings
+    run: RunSettings
+    resolved: dict[str, Any] = field(repr=False)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir or f"runs/{self.name}").expanduser().resolve()
+
+    @property
+    def store_dir(self) -> Path:
+        return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
