@@ -27,6 +27,7 @@ MOST_RATES = 6
 
 REGIMES = {
     "quickstart": ["experiment=quickstart"],
+    "common": ["experiment=quickstart", "federation.label_meaning=common"],
     "banking77": [
         "experiment=quickstart", "task=banking77", "partition=dirichlet", "federation.label_meaning=common",
         "head=local",
@@ -44,6 +45,13 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "share B, local head": ["split=share_b", "head=local"],
         "share A and B, local head": ["split=share_ab", "head=local"],
         "FedIT (share A and B), shared head": ["split=share_ab", "head=shared"],
+        "local only, local head": ["split=local_only", "head=local"],
+    },
+    "common": {
+        "FedSA (share A), frozen head": ["split=share_a", "head=frozen"],
+        "FedIT (share A and B), frozen head": ["split=share_ab", "head=frozen"],
+        "FedIT (share A and B), shared head": ["split=share_ab", "head=shared"],
+        "local only, frozen head": ["split=local_only", "head=frozen"],
         "local only, local head": ["split=local_only", "head=local"],
     },
     "banking77": {

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.common import (
@@ -27,17 +27,16 @@ from flwr.common import (
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
+from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, Vector
+from strategies.admission import Failure, admit
 from strategies.cohort import Cohort
 from strategies.traffic import message_bytes
 
 log = logging.getLogger("flwr")
-Res = TypeVar("Res", FitRes, EvaluateRes)
-Value = TypeVar("Value")
-Failure = tuple[ClientProxy, Res] | BaseException
 
 
 class Recorder(Protocol):
@@ -102,7 +101,8 @@ class FedSA(Strategy):
         self.cohort, self.evaluation, self.recorder = cohort, evaluation, recorder
         self.min_results = min_results
         self._started = time.perf_counter()
-        self._bytes_down = 0  # of one client's broadcast in this round
+        self._asked = 0  # clients that the present phase of the round waits for
+        self._bytes_down = 0  # of the broadcast to one of them
         self._row: dict[str, Any] = {}
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
@@ -122,6 +122,7 @@ class FedSA(Strategy):
             client_manager=self.cohort.at(server_round, client_manager),
         )
         instructions = [(proxy, FitIns(ins.parameters, ins.config | header)) for proxy, ins in chosen]
+        self._asked = len(instructions)
         self._bytes_down = message_bytes(instructions[0][1]) if instructions else 0
         return instructions
 
@@ -129,8 +130,10 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, order by client, let the inner strategy aggregate, keep float32, record."""
-        admitted, rejected = self._admit(server_round, results, failures, ("loss",), self._decode)
-        rows = [self._fit_row(header, result) for header, _, result, _ in admitted]
+        admitted, rejected = admit(
+            server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
+        )
+        rows = [self._fit_row(answer.header, answer.result) for answer in admitted]
         self._row = {
             "round": server_round,
             "fit_clients": len(admitted),
@@ -140,20 +143,20 @@ class FedSA(Strategy):
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]) if rows else None,
             "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
             "bytes_up": sum(message_bytes(result) for _, result in results),
-            "bytes_down": self._bytes_down * (len(results) + len(failures)),
+            "bytes_down": self._bytes_down * self._asked,
         }
         for row in rows:
             self.recorder.client(row)
         self._demand_enough(len(admitted), rejected)
         decoded = [
-            (proxy, FitRes(result.status, ndarrays_to_parameters([value]), header.examples, {}))
-            for header, proxy, result, value in admitted
+            (a.proxy, FitRes(a.result.status, ndarrays_to_parameters([a.value]), a.header.examples, {}))
+            for a in admitted
         ]
         parameters, metrics = self.inner.aggregate_fit(
             server_round=server_round, results=decoded, failures=[]
         )
         if parameters is not None:
-            self.shared = parameters_to_ndarrays(parameters)[0].astype(np.float32, copy=False)
+            self.shared = self._sound(parameters_to_ndarrays(parameters))
         self.recorder.checkpoint(server_round, self.layout, self.shared)
         if not self.evaluation.due(server_round):
             self._close(self._row | {"evaluated": False})
@@ -168,8 +171,9 @@ class FedSA(Strategy):
         last = server_round == self.evaluation.rounds
         header = self._header(server_round, reference=last and self.evaluation.reference)
         ins = EvaluateIns(ndarrays_to_parameters([self.shared]), dict(wire.write_header(header)))
-        self._bytes_down = message_bytes(ins)
-        return [(proxy, ins) for proxy in self.cohort.everyone(client_manager)]
+        everyone = self.cohort.everyone(client_manager)
+        self._asked, self._bytes_down = len(everyone), message_bytes(ins)
+        return [(proxy, ins) for proxy in everyone]
 
     def aggregate_evaluate(
         self,
@@ -178,17 +182,17 @@ class FedSA(Strategy):
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
-        admitted, rejected = self._admit(
-            server_round, results, failures, ("loss", "accuracy"), lambda header, result: None
+        admitted, rejected = admit(
+            server_round, results, failures, self.cohort.name, needed=("loss", "accuracy")
         )
-        rows = [self._evaluate_row(header, result) for header, _, result, _ in admitted]
+        rows = [self._evaluate_row(answer.header, answer.result) for answer in admitted]
         for row in rows:
             self.recorder.client(row)
         self._demand_enough(len(admitted), rejected)
         row = self._row
         row["failures"] = row["failures"] + rejected
         row["bytes_up"] += sum(message_bytes(result) for _, result in results)
-        row["bytes_down"] += self._bytes_down * (len(results) + len(failures))
+        row["bytes_down"] += self._bytes_down * self._asked
         accuracies = [(r["accuracy"], r["examples"]) for r in rows]
         summary = {
             "evaluated": True,
@@ -218,34 +222,21 @@ class FedSA(Strategy):
         wire.check_belongs(header, update, self.layout)
         return self.shared + update
 
-    def _admit(
-        self,
-        round_: int,
-        results: list[tuple[ClientProxy, Res]],
-        failures: list[Failure[Res]],
-        needed: tuple[str, ...],
-        decode: Callable[[wire.UploadHeader, Res], Value],
-    ) -> tuple[list[tuple[wire.UploadHeader, ClientProxy, Res, Value]], list[str]]:
-        """What holds, ordered by client, and for each thing that does not a line naming who and why."""
-        admitted: dict[str, tuple[wire.UploadHeader, ClientProxy, Res, Value]] = {}
-        rejected = [_reason(failure) for failure in failures]
-        for proxy, result in results:
-            try:
-                header = wire.read_header(result.metrics, wire.UploadHeader)
-                if header.client != self.cohort.name(proxy) or header.client in admitted:
-                    raise WireError(f"answers as client {header.client!r}, or for the second time")
-                wire.check_upload(header, round_, needed)
-                admitted[header.client] = (header, proxy, result, decode(header, result))
-            except WireError as error:
-                rejected.append(f"client {self.cohort.name(proxy)}: {error}")
-        return [admitted[client] for client in sorted(admitted)], rejected
+    def _sound(self, aggregated: list[NDArray[Any]]) -> Vector:
+        """What the inner strategy made, as float32. Raises RunError when it is not such a vector."""
+        try:
+            return wire.check_vector([a.astype(np.float32, copy=False) for a in aggregated], self.layout)
+        except WireError as error:
+            raise RunError(
+                f"strategy {type(self.inner).__name__} made an unusable aggregate: {error}"
+            ) from None
 
     def _demand_enough(self, admitted: int, rejected: list[str]) -> None:
         for line in rejected:
             log.warning("%s", line)
-        if admitted < self.min_results * (admitted + len(rejected)) or not admitted:
+        if admitted < self.min_results * self._asked or not admitted:
             raise RunError(
-                f"{len(rejected)} of {admitted + len(rejected)} clients failed, and "
+                f"{self._asked - admitted} of {self._asked} clients failed, and "
                 f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(rejected)
             )
 
@@ -284,10 +275,3 @@ def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float | None:
         return None
     values, weights = zip(*pairs, strict=True)
     return float(np.average(values, weights=weights))
-
-
-def _reason(failure: Failure[Any]) -> str:
-    if isinstance(failure, BaseException):
-        return f"a node failed: {failure}"
-    proxy, result = failure
-    return f"node {proxy.cid} failed: {result.status.message}"

@@ -21,7 +21,11 @@ def print_summary(run_dir: Path, console: Console) -> None:
     if record.summary:
         console.print(_accuracy_table(record.summary))
         judged = verdict(record.summary)
-        _line(console, f"{judged.answer}. {judged.sentence}", TONES.get(judged.tone, "bold"))
+        _line(
+            console,
+            f"Better together than alone? {judged.answer}. {judged.sentence}",
+            TONES.get(judged.tone, "bold"),
+        )
         _line(console, _cost(record.summary))
     report = run_dir / "report.html"
     _line(

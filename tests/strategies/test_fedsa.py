@@ -151,10 +151,10 @@ def test_values_that_are_not_finite_are_rejected(value):
 
 
 def test_a_second_answer_of_a_client_counts_once():
-    fedsa, nodes, notes, _ = strategy(min_results=0.5)
+    fedsa, nodes, notes, _ = strategy(min_results=1.0)
     sent = updates()
     results = [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)]
-    once = strategy(min_results=0.5)[0]
+    once = strategy()[0]
     once.aggregate_fit(1, results, [])
     fedsa.aggregate_fit(1, [*results, results[0]], [])
     assert np.array_equal(fedsa.shared, once.shared)
@@ -168,6 +168,21 @@ def test_too_few_results_end_the_run_with_the_reasons_and_leave_the_vector_as_it
     with pytest.raises(RunError, match=r"2 of 3 clients failed.*client 1: StoreError: gone"):
         fedsa.aggregate_fit(1, results, [ValueError("node lost")])
     assert np.array_equal(fedsa.shared, np.arange(LAYOUT.size, dtype=np.float32))
+    assert notes.checkpoints == []
+
+
+class Broken(FedAvg):
+    """An inner strategy whose arithmetic went wrong."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        return ndarrays_to_parameters([np.full(LAYOUT.size, np.nan)]), {}
+
+
+def test_an_aggregate_that_is_not_finite_ends_the_run_and_names_the_strategy():
+    fedsa, nodes, notes, _ = strategy(inner=Broken(min_fit_clients=1, min_available_clients=1))
+    results = [(n, upload(n.client, u)) for n, u in zip(nodes, updates(), strict=True)]
+    with pytest.raises(RunError, match=r"Broken made an unusable aggregate: .* NaN"):
+        fedsa.aggregate_fit(1, results, [])
     assert notes.checkpoints == []
 
 

@@ -1,0 +1,61 @@
+"""Which of the answers of a round are admitted, and who is rejected for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from flwr.common import EvaluateRes, FitRes
+from flwr.server.client_proxy import ClientProxy
+
+from fedsa_lora.errors import WireError
+from fedsa_lora.exchange import wire
+
+Res = TypeVar("Res", FitRes, EvaluateRes)
+Failure = tuple[ClientProxy, Res] | BaseException
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Res]):
+    """An admitted answer: who, from which node, and what was decoded of it."""
+
+    header: wire.UploadHeader
+    proxy: ClientProxy
+    result: Res
+    value: Any
+
+
+def admit(
+    round_: int,
+    results: Iterable[tuple[ClientProxy, Res]],
+    failures: Iterable[Failure[Res]],
+    name_of: Callable[[ClientProxy], str],
+    *,
+    needed: tuple[str, ...],
+    decode: Callable[[wire.UploadHeader, Res], Any] = lambda header, result: None,
+) -> tuple[list[Answer[Res]], list[str]]:
+    """What holds, ordered by client, and for each thing that does not a line that says who and why.
+
+    ``needed`` are the numbers that a report must have. ``decode`` raises WireError for values that
+    must not get in.
+    """
+    admitted: dict[str, Answer[Res]] = {}
+    rejected = [_reason(failure) for failure in failures]
+    for proxy, result in results:
+        try:
+            header = wire.read_header(result.metrics, wire.UploadHeader)
+            if header.client != name_of(proxy) or header.client in admitted:
+                raise WireError(f"answers as client {header.client!r}, or for the second time")
+            wire.check_upload(header, round_, needed)
+            admitted[header.client] = Answer(header, proxy, result, decode(header, result))
+        except WireError as error:
+            rejected.append(f"client {name_of(proxy)}: {error}")
+    return [admitted[client] for client in sorted(admitted)], rejected
+
+
+def _reason(failure: Failure[Any]) -> str:
+    if isinstance(failure, BaseException):
+        return f"a node failed: {failure}"
+    proxy, result = failure
+    return f"node {proxy.cid} failed: {result.status.message}"
