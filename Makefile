@@ -39,7 +39,7 @@ check: test lint types  ## what must pass before a commit is shared
 golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
 
-methods: $(READY)  ## the tables of the README, about two hours on two cores
+methods: $(READY)  ## the tables of the README, about an hour and a half on two cores
 	$(BIN)/python benchmarks/methods.py
 
 lock: $(READY)  ## pin what is installed now
