@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,11 +18,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedsa_lora.binding import raise_faults, unknown
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.sources import SHIPPED
 from fedsa_lora.validation import from_resolved
 
 PACKAGE = Path(__file__).resolve().parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
+PATHS = {"run": ("dir", "store"), "task": ("dataset", "files"), "model": ("path", "tokenizer")}
 NONE_CHOSEN = ("experiment",)  # groups of which none need be chosen
 
 
@@ -39,22 +42,53 @@ def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) ->
     composable = _composable(words, faults)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            node = OmegaConf.to_container(compose("run", overrides=composable), resolve=True)
+            composed = OmegaConf.to_container(compose("run", overrides=composable), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         faults.append(" ".join(str(error).split()))
         raise_faults(faults)
         raise
-    assert isinstance(node, dict)
+    assert isinstance(composed, dict)
+    node = {str(key): value for key, value in composed.items()}
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
+    _make_absolute(node)
     node["title"] = _changed_title(str(node.get("title")), words)
-    return from_resolved({str(k): v for k, v in node.items()}, faults)
+    return from_resolved(node, faults)
 
 
-def run_dir_override(path: Path) -> str:
-    """The override that names a run directory, whatever characters the path has."""
-    escaped = str(path).replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
-    return f'run.dir="{escaped}"'
+def places(config: RunConfig) -> list[str]:
+    """Overrides that name every folder and file of a config absolutely, whatever characters they have:
+    the apps of a run work in a folder of their own."""
+    run = config.resolved["run"] | {"dir": str(config.run_dir)}
+    words = []
+    for section, key, value in _paths(config.resolved | {"run": run}):
+        if Path(value).is_absolute():
+            escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
+            words.append(f'{section}.{key}="{escaped}"')
+    return words
+
+
+def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Section, key and value of everything in a config that may be a folder or a file."""
+    for section, keys in PATHS.items():
+        settings = node.get(section)
+        for key in keys:
+            value = settings.get(key) if isinstance(settings, dict) else None
+            if isinstance(value, str) and value:
+                yield section, key, value
+            elif isinstance(value, dict):
+                yield from ((f"{section}.{key}", name, path) for name, path in value.items())
+
+
+def _make_absolute(node: dict[str, Any]) -> None:
+    """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
+    a shipped data set, stays as it is; what a run is to write need not exist."""
+    for section, key, value in list(_paths(node)):
+        path = Path(value).expanduser() if isinstance(value, str) else None
+        if path is not None and value not in SHIPPED and (section == "run" or path.exists()):
+            first, *rest = section.split(".")
+            settings = node[first] if not rest else node[first][rest[0]]
+            settings[key] = str(path.resolve())
 
 
 def _changed_title(title: str, words: Sequence[str]) -> str:

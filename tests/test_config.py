@@ -8,7 +8,7 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
 
-from fedsa_lora.config import CONF, load, read_config, run_dir_override, to_yaml
+from fedsa_lora.config import CONF, load, places, read_config, to_yaml
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.validation import RANGES, build_inner, from_resolved
 
@@ -364,9 +364,23 @@ def test_a_title_tells_what_was_changed_of_the_experiment():
     assert load(["task=banking77"]).title == "FedSA-LoRA"
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "with space", "a,b", "(x)", "[y]", 'quo"te', "back\\slash", "ünï=1"]
-)
+@pytest.mark.parametrize("name", ["with space", "a,b", "(x)", "[y]", 'quo"te', "back\\slash", "ünï=1"])
 def test_a_run_directory_of_any_name_reaches_the_app_unchanged(tmp_path, name):
-    text = shlex.join(["experiment=smoke", run_dir_override(tmp_path / name)])
-    assert load(text).run_dir == tmp_path / name
+    config = load(["experiment=smoke"], default_dir=str(tmp_path / name))
+    assert load(shlex.join(["experiment=smoke", *places(config)])).run_dir == tmp_path / name
+
+
+def test_relative_paths_are_those_of_the_user_and_mean_the_same_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    (tmp_path / "snips").mkdir()
+    words = ["experiment=smoke", "task=text", "task.dataset=rows.csv", "run.store=kept", "run.dir=out"]
+    files = ["experiment=smoke", "task=text", "task.files={train: rows.csv}"]
+    here, by_split, shipped = load(words), load(files), load(["experiment=smoke"])
+    monkeypatch.chdir("/")
+    there = load([*words, *places(here)])
+    assert there.task.dataset == str(tmp_path / "rows.csv")
+    assert (there.run_dir, there.store_dir) == (tmp_path / "out", tmp_path / "kept")
+    assert load([*files, *places(by_split)]).task.files == {"train": str(tmp_path / "rows.csv")}
+    assert shipped.task.dataset == "snips", "a folder of that name does not hide the shipped set"
+    assert shipped.model.tokenizer.startswith("pkg://")

@@ -20,11 +20,12 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+def command_line(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "fedsa_lora.cli", *arguments], env=environment, capture_output=True, text=True
-    )
+        [sys.executable, "-m", "fedsa_lora.cli", *arguments],
+        env=environment, cwd=cwd, capture_output=True, text=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,11 @@ def test_the_run_directory_is_complete(flwr_run):
 
 
 def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
-    ended = command_line("run", "experiment=smoke", "train.lr=1e30", f"run.dir={tmp_path / 'run'}")
+    """It fails while it trains, so data at a relative path were found by clients that work elsewhere."""
+    rows = "".join(f"request number {i},{'yes' if i % 3 else 'no'}\n" for i in range(80))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    data = ["task=text", "task.dataset=rows.csv", "train.lr=1e30", "run.dir=run"]
+    ended = command_line("run", "experiment=smoke", *data, cwd=tmp_path)
     assert ended.returncode == 1
     assert "the loss became" in ended.stderr
     assert "Traceback" not in ended.stderr

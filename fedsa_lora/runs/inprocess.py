@@ -19,7 +19,7 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedsa_lora.client_app import app as client_app
-from fedsa_lora.config import load, run_dir_override
+from fedsa_lora.config import load, places
 from fedsa_lora.server_app import app as server_app
 
 
@@ -75,7 +75,7 @@ class InProcessGrid(Grid):
 def run_in_process(overrides: Sequence[str]) -> Path:
     """Run a federation here and return its run directory. Raises what the ServerApp raises."""
     config = load(overrides)
-    text = shlex.join([*overrides, run_dir_override(config.run_dir)])
+    text = shlex.join([*overrides, *places(config)])
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text})
     server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
     return config.run_dir

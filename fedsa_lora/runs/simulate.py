@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config import CONF, PACKAGE, run_dir_override
+from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.reading import read_json, read_jsonl
@@ -33,9 +33,8 @@ def stage_app(folder: Path) -> Path:
     A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
     """
     only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
-    shutil.copytree(PACKAGE, folder / "fedsa_lora", ignore=only)
-    shutil.copytree(PACKAGE.parent / "strategies", folder / "strategies", ignore=only)
-    shutil.copytree(CONF, folder / "conf", ignore=only)
+    for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
+        shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
     projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
     shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
     for extra in ("README.md", "LICENSE"):
@@ -51,7 +50,7 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")
-    text = shlex.join([*overrides, run_dir_override(run_dir)])
+    text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads)}
     try:
         with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
