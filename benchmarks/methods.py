@@ -127,7 +127,7 @@ def central(cell: Cell) -> dict[str, float]:
     )  # fmt: skip
     accuracy = {}
     for client, data in parts.items():
-        held_out = data.test if cell.part == "test" else data.validation
+        held_out = data.held_out(cell.part)
         logits = predict(bench.model, config.task, held_out, config.train)
         accuracy[client] = config.task.evaluate(logits, held_out.labels)["accuracy"]
     return accuracy

@@ -177,7 +177,7 @@ class FedSAClient(NumPyClient):
     @property
     def _held_out(self) -> Examples:
         part = self.bench.part
-        held_out = self._data.test if part == "test" else self._data.validation
+        held_out = self._data.held_out(part)
         if not len(held_out):
             raise DataError(
                 f"client {self.client} has no {part} examples to be measured on: raise "

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, Vector
-from strategies.admission import Failure, admit
+from strategies.admission import Answer, Failure, admit
 from strategies.cohort import Cohort
 from strategies.traffic import message_bytes
 
@@ -130,10 +130,11 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, order by client, let the inner strategy aggregate, keep float32, record."""
-        admitted, rejected = admit(
+        admission = admit(
             server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
         )
-        rows = [self._fit_row(answer.header, answer.result) for answer in admitted]
+        admitted, rejected = admission.answers, admission.rejected
+        rows = [self._fit_row(answer) for answer in admitted]
         self._row = {
             "round": server_round,
             "fit_clients": len(admitted),
@@ -142,7 +143,7 @@ class FedSA(Strategy):
             "fit_seconds": time.perf_counter() - self._started,
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]) if rows else None,
             "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
-            "bytes_up": sum(message_bytes(result) for _, result in results),
+            "bytes_up": admission.bytes_up,
             "bytes_down": self._bytes_down * self._asked,
         }
         for row in rows:
@@ -182,16 +183,15 @@ class FedSA(Strategy):
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
-        admitted, rejected = admit(
-            server_round, results, failures, self.cohort.name, needed=("loss", "accuracy")
-        )
-        rows = [self._evaluate_row(answer.header, answer.result) for answer in admitted]
+        admission = admit(server_round, results, failures, self.cohort.name, needed=("loss", "accuracy"))
+        admitted, rejected = admission.answers, admission.rejected
+        rows = [self._evaluate_row(answer) for answer in admitted]
         for row in rows:
             self.recorder.client(row)
         self._demand_enough(len(admitted), rejected)
         row = self._row
         row["failures"] = row["failures"] + rejected
-        row["bytes_up"] += sum(message_bytes(result) for _, result in results)
+        row["bytes_up"] += admission.bytes_up
         row["bytes_down"] += self._bytes_down * self._asked
         accuracies = [(r["accuracy"], r["examples"]) for r in rows]
         summary = {
@@ -240,23 +240,24 @@ class FedSA(Strategy):
                 f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(rejected)
             )
 
-    def _fit_row(self, header: wire.UploadHeader, result: FitRes) -> dict[str, Any]:
-        return self._client_row(header, result) | {
+    def _fit_row(self, answer: Answer[FitRes]) -> dict[str, Any]:
+        return self._client_row(answer) | {
             "phase": "fit",
-            "private_before": header.private_before,
-            "private_after": header.private_after,
+            "private_before": answer.header.private_before,
+            "private_after": answer.header.private_after,
         }
 
-    def _evaluate_row(self, header: wire.UploadHeader, result: EvaluateRes) -> dict[str, Any]:
-        return self._client_row(header, result) | {"phase": "evaluate"}
+    def _evaluate_row(self, answer: Answer[EvaluateRes]) -> dict[str, Any]:
+        return self._client_row(answer) | {"phase": "evaluate"}
 
-    def _client_row(self, header: wire.UploadHeader, result: FitRes | EvaluateRes) -> dict[str, Any]:
+    def _client_row(self, answer: Answer[Any]) -> dict[str, Any]:
+        header = answer.header
         return {
             **header.report,
             "round": header.round,
             "client": header.client,
             "examples": header.examples,
-            "bytes_up": message_bytes(result),
+            "bytes_up": answer.size,
             "bytes_down": self._bytes_down,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -179,7 +179,7 @@ def _optimizer(
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-def _schedule(settings: TrainSettings, steps: int):  # type: ignore[no-untyped-def]
+def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
     warmup = round(settings.warmup * steps)
 
     def factor(step: int) -> float:

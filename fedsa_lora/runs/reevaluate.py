@@ -33,8 +33,7 @@ def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
     for client in exporter.clients():
         bench.model.write(exporter.tensors(client))
-        data = config.task.load_client(client)
-        held_out = data.test if config.evaluation.part == "test" else data.validation
+        held_out = config.task.load_client(client).held_out(config.evaluation.part)
         logits = predict(bench.model, config.task, held_out, config.train)
         accuracy = config.task.evaluate(logits, held_out.labels)["accuracy"]
         yield Reevaluation(client, len(held_out), accuracy, recorded.get(client))

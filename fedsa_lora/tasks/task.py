@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class ClientData:
     train: Examples
     validation: Examples
     test: Examples
+
+    def held_out(self, part: Literal["test", "validation"]) -> Examples:
+        """The part that is measured on: the test part, or validation while rates are chosen."""
+        return self.test if part == "test" else self.validation
 
 
 @dataclass(frozen=True)
