@@ -23,11 +23,15 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True, order=True)
 class TensorSpec:
-    """Name, shape and role of one tensor. ``base`` is a weight of the backbone."""
+    """Name, shape and role of one tensor, and the layer that it belongs to.
+
+    ``base`` is a weight of the backbone. The A and the B of one adapter have the same ``layer``.
+    """
 
     name: str
     shape: tuple[int, ...]
     role: Role
+    layer: str = ""
 
     @property
     def size(self) -> int:

@@ -110,7 +110,9 @@ class AdapterModel:
                 parameter.requires_grad_(False)
                 continue
             self._parameters[plain_name(raw)] = parameter
-            specs.append(TensorSpec(plain_name(raw), tuple(parameter.shape), role))
+            name = plain_name(raw)
+            layer = name.partition(".lora_")[0] if role in ("A", "B") else name.rpartition(".")[0]
+            specs.append(TensorSpec(name, tuple(parameter.shape), role, layer))
         self.layout = Layout(tuple(specs))
         self._pretrained = {
             spec.name: self._parameters[spec.name].detach().clone()
