@@ -92,11 +92,14 @@ def train(
     rng: np.random.Generator,
     torch_seed: int,
     proximal: tuple[float, NamedArrays] | None = None,
+    observe: Callable[[AdapterModel], None] | None = None,
 ) -> TrainReport:
     """Train the named tensors in place, from the state the model is in.
 
     ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
-    (FedProx, arXiv:1812.06127). Raises TrainingError at the first loss that is not finite.
+    (FedProx, arXiv:1812.06127). ``observe`` sees the model with the gradients of the task's loss, neither
+    scaled nor clipped, at every step but the first: while B = 0 the gradient of A is 0.
+    Raises TrainingError at the first loss that is not finite.
     """
     torch.manual_seed(torch_seed)
     model.set_trainable(trained)
@@ -111,18 +114,14 @@ def train(
         batch = to_device(task.collate(examples, indices), model.device)
         with _autocast(settings, model.device):
             loss = task.loss(model.module, batch)
-        if not math.isfinite(value := loss.item()):
-            raise TrainingError(
-                f"the loss became {value} at step {step + 1} of {len(batches)}: lower train.lr "
-                f"(now {settings.lr:g}), set train.clip_norm, or use train.precision=fp32"
-            )
+        value = _finite(loss, f"step {step + 1} of {len(batches)}", settings)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(scaler.scale(loss))
         scaler.unscale_(optimizer)
-        for name, reference in anchor.items():
-            parameter = model.parameter(name)
-            if parameter.grad is not None and proximal:
-                parameter.grad.add_(parameter.detach() - reference, alpha=proximal[0])
+        if observe is not None and step > 0:
+            observe(model)
+        if proximal:
+            _pull(model, anchor, proximal[0])
         if settings.clip_norm is not None:
             clip_grad_norm_([model.parameter(n) for n in sorted(trained)], settings.clip_norm)
         scaler.step(optimizer)
@@ -198,6 +197,22 @@ def _autocast(settings: TrainSettings, device: torch.device) -> AbstractContextM
     if settings.precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=dtypes[settings.precision])
+
+
+def _finite(loss: torch.Tensor, where: str, settings: TrainSettings) -> float:
+    if not math.isfinite(value := loss.item()):
+        raise TrainingError(
+            f"the loss became {value} at {where}: lower train.lr (now {settings.lr:g}), set "
+            "train.clip_norm, or use train.precision=fp32"
+        )
+    return value
+
+
+def _pull(model: AdapterModel, anchor: Mapping[str, torch.Tensor], mu: float) -> None:
+    for name, reference in anchor.items():
+        parameter = model.parameter(name)
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - reference, alpha=mu)
 
 
 def _anchor(model: AdapterModel, reference: NamedArrays) -> Mapping[str, torch.Tensor]:

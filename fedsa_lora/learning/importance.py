@@ -1,0 +1,87 @@
+"""How much each tensor matters to a client's training, read off the gradients that it computes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import TrainingError
+from fedsa_lora.learning.adapters import AdapterModel
+
+Tensors = list[torch.Tensor]  # of the shapes of the tensors that are scored
+Sums = Sequence[torch.Tensor]  # float64 scalars, one for each of them
+
+
+class ImportanceMeter:
+    """Scores of tensors from the steps of one fit: means over their values, then over the steps.
+
+    ``gradient`` mean |g|; ``fisher`` mean g^2, the diagonal empirical Fisher of the gradients of batches;
+    ``taylor`` mean |theta g|, what setting a value to zero would change in the loss, to first order
+    (arXiv:1906.10771). No pass is made for them. Sums are taken in float64.
+    """
+
+    def __init__(self, score: Literal["gradient", "fisher", "taylor"], names: Sequence[str]) -> None:
+        self._sums = _SUMS[score]
+        self._names = tuple(names)
+        self._sizes = np.ones(len(self._names))
+        self._steps: list[tuple[list[int], torch.Tensor]] = []  # left on the device: nothing waits for them
+
+    @torch.no_grad()
+    def observe(self, model: AdapterModel) -> None:
+        """Take in the gradients of one step: before clipping, and of the task's loss alone."""
+        at, parameters, gradients = [], [], []
+        for i, name in enumerate(self._names):
+            parameter = model.parameter(name)
+            self._sizes[i] = parameter.numel()
+            if parameter.grad is not None:
+                at.append(i)
+                parameters.append(parameter.detach())
+                gradients.append(parameter.grad)
+        sums = torch.stack(list(self._sums(parameters, gradients))) if at else torch.zeros(0)
+        self._steps.append((at, sums))
+
+    def scores(self) -> list[float]:
+        """Finite and at least 0, in the order of the names; 0 for a tensor that has no gradient.
+
+        A step whose gradients are not all finite does not count: the scaler of fp16 takes no such step.
+        Raises TrainingError when no step counts.
+        """
+        if not self._steps:
+            raise TrainingError(
+                "importance needs at least two local steps, as the first is not scored: set train.steps to 2 "
+                "or more, or train.epochs"
+            )
+        sums: NDArray[np.float64] = np.zeros((len(self._steps), len(self._names)))
+        for row, (at, values) in zip(sums, self._steps, strict=True):
+            row[at] = values.cpu().numpy()
+        finite = sums[np.isfinite(sums).all(axis=1)]
+        if not len(finite):
+            raise TrainingError(
+                f"no importance: gradients were not finite in any of {len(sums)} steps: take more steps, "
+                "lower train.lr, or use train.precision=bf16 or fp32"
+            )
+        means: list[float] = (finite.mean(axis=0) / self._sizes).tolist()
+        return means
+
+
+def _gradient(_: Tensors, gradients: Tensors) -> Sums:
+    return torch._foreach_norm(gradients, 1, dtype=torch.float64)
+
+
+def _fisher(_: Tensors, gradients: Tensors) -> Sums:
+    return [norm.square() for norm in torch._foreach_norm(gradients, 2, dtype=torch.float64)]
+
+
+def _taylor(parameters: Tensors, gradients: Tensors) -> Sums:
+    return torch._foreach_norm(torch._foreach_mul(parameters, gradients), 1, dtype=torch.float64)
+
+
+_SUMS: dict[str, Callable[[Tensors, Tensors], Sums]] = {
+    "gradient": _gradient,
+    "fisher": _fisher,
+    "taylor": _taylor,
+}
