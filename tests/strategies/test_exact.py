@@ -208,9 +208,9 @@ def test_a_rule_samples_as_fedavg_and_refuses_to_average_flat_arrays(name):
         rule.aggregate_fit(1, [], [])
 
 
-def test_which_rules_mix_ranks_and_which_restart():
+def test_which_rules_mix_ranks_and_which_give_other_factors_each_round():
     assert {name for name, rule in RULES.items() if rule().mixes_ranks} == {"FLoRA", "FlexLoRA"}
-    assert {name for name, rule in RULES.items() if rule().restarts} == {"FLoRA"}
+    assert {name for name, rule in RULES.items() if rule().renews} == {"FLoRA", "FlexLoRA", "FedSVD"}
 
 
 # --- exact rules -------------------------------------------------------------------------------------
