@@ -10,15 +10,19 @@ import torch
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
-from fedsa_lora.client import Alone, Workbench
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.validation import build_inner
-from strategies import Cohort, Evaluation, FedSA, Recorder
+from fedsa_lora.workbench import Alone, Workbench
+from strategies import AdaptiveFedSA, Cohort, Evaluation, FedSA, Recorder, TopKFedSA
+from strategies.exact import FactorRule, pairs
+from strategies.exactness import Frozen
+from strategies.rules import LINEAR
 
 
 def device(config: RunConfig) -> torch.device:
@@ -38,10 +42,14 @@ def workbench(config: RunConfig) -> Workbench:
     model = config.task.build_model(seed=config.seed).to(device(config))
     return Workbench(
         task=config.task,
-        model=AdapterModel(attach(model, config.lora)),
+        model=AdapterModel(attach(model, config.lora, config.seed)),
         split=config.split,
         settings=config.train,
         seed=config.seed,
+        codec=config.codec,
+        downlink=config.downlink,
+        ranks=config.federation.client_ranks(config.seed),
+        counted=config.head.policy in ("shared", "soft") and config.head.count_weighted,
         head_row_norm=config.head.row_norm,
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
@@ -50,7 +58,8 @@ def workbench(config: RunConfig) -> Workbench:
 
 def skeleton(config: RunConfig) -> AdapterModel:
     """The model on the meta device: names, shapes and roles, not one weight."""
-    return AdapterModel(attach(config.task.build_model(seed=config.seed, empty=True), config.lora))
+    empty = config.task.build_model(seed=config.seed, empty=True)
+    return AdapterModel(attach(empty, config.lora, config.seed))
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:
@@ -60,23 +69,40 @@ def store(config: RunConfig, client: str) -> DirectoryStore:
 
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
-    parts = {key: config.resolved[key] for key in ("seed", "task", "model", "lora", "split", "head")}
+    decisive = ("seed", "task", "model", "lora", "split", "head", "codec", "downlink")
+    parts = {key: config.resolved[key] for key in decisive}
+    parts["ranks"] = config.federation.client_ranks(config.seed)
     parts["partition"] = {f.name: getattr(config.federation, f.name) for f in fields(PartitionSettings)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
-    """FedSA around the configured Flower strategy, from names and shapes alone."""
+    """FedSA around the configured strategy, from names and shapes alone.
+
+    Raises SplitError or ConfigError for a split or a strategy that the model does not fit.
+    """
     model = skeleton(config)
     split: AdapterSplit = config.split(model.layout)
     layout = model.layout.select(split.shared)
     start = initial_state(model.layout, config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
-    inner: Strategy = build_inner(config, initial_parameters=ndarrays_to_parameters([initial]))
-    return FedSA(
+    inner: Strategy = build_inner(
+        config, initial_parameters=ndarrays_to_parameters([initial]), seed=config.seed
+    )
+    if isinstance(inner, FactorRule):
+        _check_factors(inner, layout, model)
+    sort = AdaptiveFedSA if config.split.adaptive else FedSA
+    if sort is FedSA and config.codec.sparse and type(inner) in LINEAR:
+        sort = TopKFedSA
+    return sort(
         inner,
         layout,
         initial,
+        split=config.split,
+        codec=config.codec,
+        downlink=config.downlink,
+        ranks=config.federation.client_ranks(config.seed),
+        frozen=None if model.relative else _frozen(model.layout.select(split.frozen), start),
         cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
@@ -87,6 +113,21 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         recorder=recorder,
         min_results=config.federation.min_results,
     )
+
+
+def _frozen(layout: Layout, start: NamedArrays) -> Frozen:
+    factors = layout.select(spec.name for spec in layout if spec.role in ("A", "B"))
+    return Frozen(factors, {name: start[name] for name in factors.names})
+
+
+def _check_factors(rule: FactorRule, layout: Layout, model: AdapterModel) -> None:
+    """Raise ConfigError where a rule cannot have the factors themselves."""
+    if unknown := sorted(model.relative & set(layout.names)):
+        raise ConfigError(
+            f"{type(rule).__name__} needs the factors themselves; with this lora.variant and lora.init the "
+            f"server knows only their change, for example of {unknown[0]}: expected lora.init=default"
+        )
+    pairs(layout)
 
 
 def _alone(config: RunConfig) -> Alone:

@@ -91,8 +91,7 @@ def check_arguments(
 ) -> None:
     """Add a fault for every argument that the class does not take, that has another type than it
     declares, or that it needs and that is neither given nor one of ``known``."""
-    parameters = inspect.signature(cls).parameters
-    hints = get_type_hints(cls.__init__)
+    parameters, hints = _constructor(cls)
     for key, value in arguments.items():
         if key in hints:
             _value(hints[key], value, _join(path, key), faults)
@@ -102,6 +101,21 @@ def check_arguments(
         needed = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
         if needed and name not in arguments and name not in known:
             faults.append(f"{_join(path, name)}: missing")
+
+
+def arguments_of(cls: type[Any]) -> frozenset[str]:
+    """The names of the arguments that a class is made with."""
+    return frozenset(_constructor(cls)[0])
+
+
+def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """What a class is made with; where it hands ``**arguments`` on, also what the class above it takes."""
+    parameters, hints = dict(inspect.signature(cls).parameters), get_type_hints(cls.__init__)
+    above = cls.__mro__[1]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and above is not object:
+        taken, known = _constructor(above)
+        parameters, hints = taken | parameters, known | hints
+    return parameters, hints
 
 
 def raise_faults(faults: list[str]) -> None:

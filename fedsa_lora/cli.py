@@ -135,7 +135,7 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
     length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
     rows = {
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
-        "split": ", ".join(f"{r} {config.split.of(r)}" for r in ROLES if counts[r]),
+        "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
         "upload": f"{amount(plan.bytes_up)} by client and round",
         "clients": f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples",

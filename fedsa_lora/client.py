@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -14,59 +15,41 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError, FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector, digest
-from fedsa_lora.exchange.split import AdapterSplit, RoleSplit
-from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.exchange.adaptive import Importance, scored
+from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
+from fedsa_lora.exchange.codec import compress
+from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.learning.training import TrainReport, TrainSettings, predict, train
+from fedsa_lora.personal import (
+    COMMON,
+    HELD,
+    MERGED,
+    RESIDUAL,
+    START,
+    TRAINED,
+    Received,
+    personal,
+    receive,
+    turn_split,
+)
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.store import ClientState, ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples, Task
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The reference a client is compared with: the same training without a federation."""
-
-    split: RoleSplit
-    settings: TrainSettings
-    rounds: int
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What all clients of one process share: nothing here belongs to a client.
-
-    The backbone is resident; ``model`` holds whatever client was served last and is overwritten
-    completely before it is used for another.
-    """
-
-    task: Task
-    model: AdapterModel
-    split: RoleSplit
-    settings: TrainSettings
-    seed: int
-    head_row_norm: float | None = None
-    part: Literal["test", "validation"] = "test"
-    alone: Alone | None = None
-
-    @cached_property
-    def parts(self) -> AdapterSplit:
-        return self.split(self.model.layout)
-
-    @cached_property
-    def shared(self) -> Layout:
-        return self.model.layout.select(self.parts.shared)
-
-    @cached_property
-    def initial(self) -> dict[str, NDArray[np.float32]]:
-        return initial_state(self.model.layout, self.seed, self.head_row_norm)
+from fedsa_lora.tasks.task import ClientData, Examples
+from fedsa_lora.workbench import Alone, Workbench
 
 
 class FedSAClient(NumPyClient):
-    """One client of FedSA-LoRA (arXiv:2410.01463, algorithm 1) for any split by role."""
+    """One client of FedSA-LoRA (arXiv:2410.01463, algorithm 1) for any split and codec.
 
-    def __init__(self, client: str, bench: Workbench, store: ClientStore) -> None:
+    ``forbid`` are roles and patterns of tensor names that this machine does not let out.
+    """
+
+    def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:
         self.client, self.bench, self.store = client, bench, store
+        self.layout, self.pool = bench.layout(client), bench.pool(client)
+        self.allowed = bench.split.allowed(self.layout, forbid)
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
         """The id under which this client is known for good: not Flower's node id."""
@@ -79,11 +62,11 @@ class FedSAClient(NumPyClient):
         the server can name it; its stored state is then still that of the round before."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            update, upload = self._fit(header, parameters, config)
+            payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
-            update = np.zeros(0, np.float32)
-            upload = self._upload(header.round, 0, update, error=f"{type(error).__name__}: {error}")
-        return [update], upload.examples, dict(wire.write_header(upload))
+            payload = np.zeros(0, np.float32)
+            upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
+        return [payload], upload.examples, dict(wire.write_header(upload))
 
     def evaluate(
         self, parameters: list[FlowerArray], config: dict[str, Scalar]
@@ -91,8 +74,10 @@ class FedSAClient(NumPyClient):
         """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            self._install(self._receive(header, parameters), self.store.load(header.round))
-            report = self._measure(header)
+            state = self.store.load(header.round)
+            received = self._receive(header, parameters, state)
+            self._install(received, state)
+            report = self._measure(header, received)
         except FedSAError as error:
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
             return 0.0, 0, dict(wire.write_header(upload))
@@ -101,52 +86,129 @@ class FedSAClient(NumPyClient):
 
     def _fit(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], config: dict[str, Scalar]
-    ) -> tuple[Vector, wire.UploadHeader]:
-        bench, broadcast = self.bench, self._receive(header, parameters)
-        before = self._install(broadcast, self.store.load(header.round - 1))
+    ) -> tuple[FlowerArray, wire.UploadHeader]:
+        state = self.store.load(header.round - 1)
+        received = self._receive(header, parameters, state)
+        start = self._install(received, state)
+        parts = turn_split(self.bench.split, self.layout, received.turn)
         mu = float(config.get("proximal_mu", 0.0))
+        common = self.pool.select(parts.shared).unpack(self._of_pool(received.held, parts.shared))
+        meter = self._meter()
         report = self._train(
             header.round,
-            bench.parts.trained,
-            bench.settings,
-            (mu, bench.shared.unpack(broadcast)) if mu else None,
+            parts.trained,
+            self.bench.settings,
+            proximal=(mu, padded(common, self.bench.model.layout.select(parts.shared))) if mu else None,
+            observe=None if meter is None else meter.observe,
         )
-        arrays = bench.model.read()
+        arrays = self._read()
         check_finite(arrays)
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
         if header.measure_before:
             numbers["accuracy_before"] = self._metrics()["accuracy"]
-        private = {name: arrays[name] for name in bench.parts.local}
-        self.store.save(ClientState(header.round, private))
-        update = bench.shared.pack({name: arrays[name] for name in bench.parts.shared}) - broadcast
-        return update, self._upload(
-            header.round, len(self._data.train), update, before=before, after=digest(private), report=numbers
+        payload, residual = self._encode(header.round, received, parts, arrays, state)
+        private = {name: arrays[name] for name in parts.local}
+        memory = self._memory(received, start, arrays, residual)
+        self.store.save(ClientState(header.round, private, memory))
+        return payload, self._upload(
+            header.round,
+            len(self._data.train),
+            payload,
+            shared=self.pool.mask(parts.shared),
+            codec=self.bench.codec.name,
+            counts=self._counts() if self.bench.counted else (),
+            scores=() if meter is None else meter.scores(),
+            private_before=self._private_digest(start),
+            private_after=self._private_digest(arrays),
+            report=numbers,
         )
+
+    def _encode(
+        self,
+        round_: int,
+        received: Received,
+        parts: AdapterSplit,
+        arrays: NamedArrays,
+        state: ClientState | None,
+    ) -> tuple[FlowerArray, Vector | None]:
+        """The difference from the broadcast in what is shared, coded, and what of the pool is then
+        still to be sent."""
+        codec, shared = self.bench.codec, self.pool.select(parts.shared)
+        update = shared.pack({name: arrays[name] for name in shared.names})
+        update -= self._of_pool(received.held, parts.shared)
+        rng = generator(self.bench.seed, "codec", self.client, round_)
+        if codec.lossless or not codec.error_feedback:
+            return codec.encode(update, rng), None
+        unsent = np.zeros(self.pool.size, np.float32)
+        if state is not None and RESIDUAL in state.memory:
+            unsent[:] = state.memory[RESIDUAL]
+        for name in parts.local & set(self.pool.names):
+            unsent[self.pool.span(name)] = 0  # went into the client's own value, see personal()
+        index = self.pool.index(shared)
+        at = slice(None) if index is None else index
+        payload, unsent[at] = compress(codec, update, unsent[at], rng)
+        return payload, unsent
+
+    def _memory(
+        self, received: Received, start: NamedArrays, arrays: NamedArrays, residual: Vector | None
+    ) -> dict[str, NDArray[np.float32]]:
+        """What the next rounds need beside the private tensors."""
+        memory = {MERGED + layer: array for layer, array in received.merged.items()}
+        if residual is not None:
+            memory[RESIDUAL] = residual
+        if self.bench.downlink is not None:
+            memory[HELD] = received.held
+        common = self.pool.unpack(received.held)
+        for name in self.bench.split.degrees(self.layout):
+            memory |= {START + name: start[name], TRAINED + name: arrays[name], COMMON + name: common[name]}
+        return memory
+
+    def _meter(self) -> ImportanceMeter | None:
+        policy = self.bench.split
+        if not isinstance(policy, Importance):
+            return None
+        return ImportanceMeter(policy.score, scored(policy, self.pool).names)
+
+    def _counts(self) -> list[int]:
+        classes = len(self.bench.task.labels())
+        return [int(n) for n in np.bincount(self._data.train.labels, minlength=classes)]
+
+    def _private_digest(self, arrays: NamedArrays) -> str:
+        """Of what is always local, read back from the model: not of what a round makes so."""
+        return digest({name: arrays[name] for name in self.bench.split(self.layout).local})
+
+    def _of_pool(self, vector: Vector, names: frozenset[str]) -> Vector:
+        index = self.pool.index(self.pool.select(names))
+        return vector if index is None else vector[index]
 
     @cached_property
     def _data(self) -> ClientData:
         return self.bench.task.load_client(self.client)
 
-    def _receive(self, header: wire.BroadcastHeader, parameters: list[FlowerArray]) -> Vector:
-        vector = wire.check_vector(parameters, self.bench.shared)
-        wire.check_belongs(header, vector, self.bench.shared)
-        return vector
+    def _receive(
+        self, header: wire.BroadcastHeader, parameters: list[FlowerArray], state: ClientState | None
+    ) -> Received:
+        return receive(header, parameters, self.pool, self.allowed, state, self.bench.downlink)
 
-    def _install(self, broadcast: Vector, state: ClientState | None) -> str:
-        """Set every tensor of the model: shared from the broadcast, local from the own store, the
-        rest and a first round's from the common seed. Returns the digest of the private tensors as
+    def _install(self, received: Received, state: ClientState | None) -> dict[str, NDArray[np.float32]]:
+        """Set every tensor of the model, and what was merged into the backbone. Returns the tensors as
         they then stand in the model."""
-        bench = self.bench
-        local = bench.model.layout.select(bench.parts.local)
-        private = {name: bench.initial[name] for name in local.names} if state is None else state.tensors
-        local.check(private)
-        bench.model.write(bench.initial | bench.shared.unpack(broadcast) | private)
-        standing = bench.model.read()
-        installed = digest({name: standing[name] for name in local.names})
+        initial = cut(self.bench.initial, self.layout)
+        values = personal(self.bench.split, self.layout, received, initial, state)
+        self._write(values, received.merged)
+        standing = self._read()
         # a backbone is added to its pretrained value and taken off again, which rounds
-        if all(spec.role != "base" for spec in local) and installed != digest(private):
-            raise WireError(f"client {self.client}: its private tensors were not installed as stored")
-        return installed
+        exact = [n for n in values if n not in self.bench.model.relative]
+        if any(not np.array_equal(standing[name], values[name]) for name in exact):
+            raise WireError(f"client {self.client}: its tensors were not installed as they should be")
+        return standing
+
+    def _write(self, values: NamedArrays, merged: NamedArrays) -> None:
+        self.bench.model.merge(merged)
+        self.bench.model.write(padded(values, self.bench.model.layout))
+
+    def _read(self) -> dict[str, NDArray[np.float32]]:
+        return cut(self.bench.model.read(), self.layout)
 
     def _train(
         self,
@@ -154,6 +216,7 @@ class FedSAClient(NumPyClient):
         trained: frozenset[str],
         settings: TrainSettings,
         proximal: tuple[float, NamedArrays] | None = None,
+        observe: Callable[[AdapterModel], None] | None = None,
     ) -> TrainReport:
         return train(
             self.bench.model,
@@ -164,12 +227,13 @@ class FedSAClient(NumPyClient):
             rng=generator(self.bench.seed, "batches", self.client, round_),
             torch_seed=torch_seed(self.bench.seed, "dropout", self.client, round_),
             proximal=proximal,
+            observe=observe,
         )
 
-    def _measure(self, header: wire.BroadcastHeader) -> dict[str, float]:
+    def _measure(self, header: wire.BroadcastHeader, received: Received) -> dict[str, float]:
         report = self._metrics() | {"majority": majority_accuracy(self._data.train, self._held_out)}
-        if self.bench.split.head == "shared":
-            report["global_accuracy"] = self._global_accuracy(report["accuracy"])
+        if any(spec.role == "head" for spec in self.pool):
+            report["global_accuracy"] = self._global_accuracy(received)
         if header.reference and self.bench.alone is not None:
             report["local_only"] = self._train_alone(self.bench.alone)
         return report
@@ -190,44 +254,30 @@ class FedSAClient(NumPyClient):
         logits = predict(bench.model, bench.task, data, bench.settings)
         return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
 
-    def _global_accuracy(self, personalised: float) -> float:
-        """Of what a newcomer would get: the shared tensors, and the common start of the local ones."""
-        bench = self.bench
-        if not bench.parts.local:
-            return personalised
-        standing = bench.model.read()
-        bench.model.write(standing | {name: bench.initial[name] for name in bench.parts.local})
+    def _global_accuracy(self, received: Received) -> float:
+        """Of what a newcomer would get: what is shared, and the common start of what is local."""
+        initial = cut(self.bench.initial, self.layout)
+        self._write(personal(self.bench.split, self.layout, received, initial, None), received.merged)
         return self._metrics()["accuracy"]
 
     def _train_alone(self, alone: Alone) -> float:
         """Accuracy after the same rounds of the same seeds, from the common start, alone."""
-        self.bench.model.write(self.bench.initial)
-        trained = alone.split(self.bench.model.layout).trained
+        self._write(cut(self.bench.initial, self.layout), {})
+        trained = alone.split(self.layout).trained
         for round_ in range(1, alone.rounds + 1):
             self._train(round_, trained, alone.settings)
         return self._metrics()["accuracy"]
 
     def _upload(
-        self,
-        round_: int,
-        examples: int,
-        update: Vector | None = None,
-        *,
-        before: str = "",
-        after: str = "",
-        report: dict[str, float] | None = None,
-        error: str = "",
+        self, round_: int, examples: int, payload: FlowerArray | None = None, **fields: Any
     ) -> wire.UploadHeader:
         return wire.UploadHeader(
             client=self.client,
             round=round_,
-            layout=self.bench.shared.digest,
-            digest=wire.vector_digest(np.zeros(0, np.float32) if update is None else update),
+            layout=self.pool.digest,
+            digest=wire.vector_digest(np.zeros(0, np.float32) if payload is None else payload),
             examples=examples,
-            private_before=before,
-            private_after=after,
-            report=report or {},
-            error=error,
+            **fields,
         )
 
 

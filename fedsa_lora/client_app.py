@@ -10,11 +10,12 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient, Workbench
+from fedsa_lora.client import FedSAClient
 from fedsa_lora.config import load
 from fedsa_lora.egress import Egress
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.workbench import Workbench
 
 
 @lru_cache(maxsize=1)
@@ -37,7 +38,8 @@ def _serve(context: Context) -> tuple[RunConfig, Workbench, str]:
 
 def client_fn(context: Context) -> Client:
     config, bench, client = _serve(context)
-    return FedSAClient(client, bench, assemble.store(config, client)).to_client()
+    forbid = str(context.node_config.get("forbid", "")).split()
+    return FedSAClient(client, bench, assemble.store(config, client), forbid).to_client()
 
 
 def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import psutil
 import torch
 
@@ -22,6 +23,7 @@ from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.task import FederationData
+from strategies.ledger import Unwritten
 
 T = TypeVar("T")
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
@@ -52,6 +54,8 @@ def make_plan(config: RunConfig) -> Plan:
     device = _attempt(lambda: assemble.device(config), faults)
     federation = _attempt(config.task.describe, faults)
     model = _attempt(lambda: _skeleton(config, federation), faults)
+    if not faults:
+        _attempt(lambda: assemble.strategy(config, Unwritten()), faults)
     if len(faults) == 1:
         raise faults[0]
     raise_faults([str(fault) for fault in faults])
@@ -64,7 +68,7 @@ def make_plan(config: RunConfig) -> Plan:
     return Plan(
         parameters=parameters,
         trained=trained,
-        bytes_up=4 * parameters["shared"],
+        bytes_up=payload_bytes(config, model),
         federation=federation,
         simulation=simulation,
         actors=_actors(simulation),
@@ -106,6 +110,13 @@ def _actors(simulation: Simulation) -> int:
     if not simulation.gpus_per_client:
         return by_cpu
     return min(by_cpu, int((simulation.gpus or 0) / simulation.gpus_per_client + 1e-9))
+
+
+def payload_bytes(config: RunConfig, model: AdapterModel) -> int:
+    """Bytes of what a client sends in a round, less the header, where the update is spread evenly."""
+    shared = model.layout.select(config.split.in_round(model.layout, 1))
+    update = np.random.default_rng(0).normal(size=shared.size).astype(np.float32)
+    return int(config.codec.encode(update, np.random.default_rng(0)).nbytes)
 
 
 def _attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:

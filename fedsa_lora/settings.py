@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.split import Share, SplitPolicy
 from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
@@ -25,20 +28,27 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class SplitSettings:
-    """What becomes of A, B and the backbone; the head has a policy of its own."""
-
-    A: Literal["shared", "local", "frozen"]
-    B: Literal["shared", "local", "frozen"]
-    base: Literal["shared", "local", "frozen"] = "frozen"
-
-
-@dataclass(frozen=True)
 class HeadSettings:
-    """What becomes of the classifier; ``row_norm`` sets the norm of its random rows at the start."""
+    """What becomes of the classifier; ``row_norm`` sets the norm of its random rows at the start.
 
-    policy: Literal["shared", "local", "frozen"]
+    A ``soft`` head is local by ``degree``: 0 shared, 1 local. ``count_weighted``: a head that is shared
+    is averaged row by row with the clients' class counts, which tells the server how many examples
+    of each class a client has.
+    """
+
+    policy: Literal["shared", "local", "frozen", "soft"]
     row_norm: float | None = None
+    degree: float | None = None
+    count_weighted: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.policy == "soft") != (self.degree is not None):
+            raise ConfigError("degree is that of a soft head: give it with policy=soft, and only then")
+
+    @property
+    def share(self) -> Share:
+        """As a split takes it."""
+        return self.degree if self.policy == "soft" and self.degree is not None else self.policy  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,22 @@ class FederationSettings(PartitionSettings):
     """Who takes part with which data, and for how long.
 
     ``min_results``: share of the sampled clients that must answer well for a round to count;
-    ``wait_seconds``: how long to wait for all clients to connect.
+    ``wait_seconds``: how long to wait for all clients to connect. ``ranks``: those of clients with an
+    adapter of a lower rank than ``lora.r``, by client, or a list to draw each client's from.
     """
 
     rounds: int = 12
     min_results: float = 1.0
     wait_seconds: int = 120
     round_timeout: float | None = None
+    ranks: dict[str, int] | list[int] | None = None
+
+    def client_ranks(self, seed: int) -> dict[str, int]:
+        """The rank of each client that has one of its own."""
+        if self.ranks is None or isinstance(self.ranks, dict):
+            return self.ranks or {}
+        names = [str(number) for number in range(self.clients)]
+        return {name: int(generator(seed, "rank", name).choice(self.ranks)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -106,8 +125,10 @@ class RunConfig:
     task: Task
     model: ModelSettings
     lora: LoraSettings | None
-    split: RoleSplit
+    split: SplitPolicy
     head: HeadSettings
+    codec: Codec
+    downlink: Codec | None
     train: TrainSettings
     strategy: dict[str, Any]
     federation: FederationSettings

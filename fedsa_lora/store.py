@@ -8,7 +8,7 @@ one. The file names its client, round and experiment and carries a digest of its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,15 +22,21 @@ from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.files import sweep, write_atomically
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MEMORY = "memory/"
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """The tensors that a client keeps, as they were at the end of a round."""
+    """What a client keeps, as it was at the end of a round.
+
+    ``tensors`` are private: no value of them may leave. ``memory`` is what it needs to go on, such as
+    the residual of its codec or what it last received.
+    """
 
     round: int
     tensors: dict[str, NDArray[np.float32]]
+    memory: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class ClientStore(Protocol):
@@ -73,10 +79,11 @@ class DirectoryStore:
         return self._read(usable[-1]) if usable else None
 
     def save(self, state: ClientState) -> None:
-        metadata = self._metadata | {"round": str(state.round), "digest": digest(state.tensors)}
+        everything = state.tensors | {_MEMORY + name: array for name, array in state.memory.items()}
+        metadata = self._metadata | {"round": str(state.round), "digest": digest(everything)}
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
-        tensors = {name: np.asarray(array, order="C") for name, array in state.tensors.items()}
+        tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}
         write_atomically(self._path(state.round), save(tensors, metadata))
         kept = [r for r in self.rounds() if r <= state.round][-self._keep :]
         for stale in set(self.rounds()) - set(kept):
@@ -107,4 +114,5 @@ class DirectoryStore:
                 f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
                 "delete it to go on from the generation before"
             )
-        return ClientState(round_, tensors)
+        memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
+        return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})

@@ -9,11 +9,22 @@ from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
-from fedsa_lora.binding import TARGET, bind, check_arguments, raise_faults, resolve_target, unknown
+from fedsa_lora.binding import (
+    TARGET,
+    arguments_of,
+    bind,
+    check_arguments,
+    raise_faults,
+    resolve_target,
+    unknown,
+)
+from fedsa_lora.compatibility import clashes
 from fedsa_lora.errors import FedSAError
-from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.settings import (
@@ -24,16 +35,18 @@ from fedsa_lora.settings import (
     MachineSettings,
     RunConfig,
     RunSettings,
-    SplitSettings,
 )
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
+from strategies import FedSA
 
+SPLITS = ("fedsa_lora.exchange.",)
+CODECS = ("fedsa_lora.exchange.",)
 TASKS = ("fedsa_lora.tasks.",)
 STRATEGIES = ("flwr.server.strategy.", "strategies.")
-BUILT = ("initial_parameters",)  # arguments of a strategy that the run itself supplies
+BUILT = ("initial_parameters", "seed")  # arguments of a strategy that the run itself supplies
 # What a task is bound with to look at its data alone.
 _SOUND = {"model": {"pretrained": False, "config": {"model_type": "bert"}}, "federation": {}, "seed": 0}
 
@@ -99,7 +112,10 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     }
     heading = bind(Heading, {f.name: node[f.name] for f in fields(Heading)}, "", faults)
     values["lora"] = None if node["lora"] is None else bind(LoraSettings, node["lora"], "lora", faults)
-    split = bind(SplitSettings, node["split"], "split", faults)
+    values["split"] = _bind_split(node["split"], values["head"], faults)
+    values["codec"] = _bind_object(Codec, node["codec"], "codec", CODECS, faults)
+    coded = node["downlink"] is not None
+    values["downlink"] = _bind_object(Codec, node["downlink"], "downlink", CODECS, faults) if coded else None
     _check_strategy(node["strategy"], faults)
     _check_contradictions(node, faults)
     task = _bind_task(node, faults)
@@ -107,22 +123,47 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
         _look_for_files(node, task, faults)
     raise_faults(faults)
     assert heading is not None
-    assert split is not None
-    values["split"] = RoleSplit(A=split.A, B=split.B, base=split.base, head=values["head"].policy)
-    return RunConfig(**asdict(heading), **values, strategy=node["strategy"], task=task, resolved=node)
+    config = RunConfig(**asdict(heading), **values, strategy=node["strategy"], task=task, resolved=node)
+    raise_faults(clashes(config, strategy_class(config)))
+    return config
 
 
-def build_inner(config: RunConfig, **known: Any) -> Any:
-    """The inner Flower strategy; of ``known`` arguments it gets those that it takes and lacks."""
+def strategy_class(config: RunConfig) -> type[Strategy]:
+    """The class of the inner strategy."""
     faults: list[str] = []
     cls = resolve_target(config.strategy, "strategy", STRATEGIES, faults)
     raise_faults(faults)
     assert cls is not None
-    taken = inspect.signature(cls).parameters
+    return cls
+
+
+def build_inner(config: RunConfig, **known: Any) -> Any:
+    """The inner strategy; of ``known`` arguments it gets those that it takes and lacks."""
+    cls = strategy_class(config)
+    taken = arguments_of(cls)
     arguments = {k: v for k, v in known.items() if k in taken} | {
         k: v for k, v in config.strategy.items() if k != TARGET
     }
     return cls(**arguments)
+
+
+def _bind_split(node: Any, head: HeadSettings | None, faults: list[str]) -> Any:
+    if isinstance(node, Mapping) and "head" in node:
+        faults.append("split.head: set the head's policy with head=")
+        return None
+    share = {} if head is None else {"head": head.share}
+    whole = {**node, **share} if isinstance(node, Mapping) else node
+    return _bind_object(SplitPolicy, whole, "split", SPLITS, faults)
+
+
+def _bind_object(base: type[Any], node: Any, path: str, allowed: tuple[str, ...], faults: list[str]) -> Any:
+    """An object of the class that ``_target_`` names, which must be a ``base``."""
+    if (cls := resolve_target(node, path, allowed, faults)) is None:
+        return None
+    if not issubclass(cls, base):
+        faults.append(f"{path}._target_: {cls.__name__} is no {base.__name__}")
+        return None
+    return bind(cls, node, path, faults)
 
 
 def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
@@ -150,10 +191,20 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
 def _check_strategy(node: Any, faults: list[str]) -> None:
     if (cls := resolve_target(node, "strategy", STRATEGIES, faults)) is None:
         return
-    if issubclass(cls, Strategy):
-        check_arguments(cls, node, "strategy", faults, BUILT)
-    else:
-        faults.append(f"strategy._target_: {cls.__name__} is no Flower strategy")
+    if not issubclass(cls, Strategy) or issubclass(cls, FedSA):
+        faults.append(f"strategy._target_: {cls.__name__} is no strategy that FedSA can wrap")
+        return
+    before = len(faults)
+    check_arguments(cls, node, "strategy", faults, BUILT)
+    if len(faults) > before:
+        return
+    try:
+        given = {key: value for key, value in node.items() if key != TARGET}
+        built = {"initial_parameters": ndarrays_to_parameters([]), "seed": 0}
+        taken = arguments_of(cls)
+        cls(**{key: value for key, value in built.items() if key in taken}, **given)
+    except (TypeError, ValueError) as error:
+        faults.append(f"strategy: {error}")
 
 
 def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) -> None:

@@ -1,6 +1,25 @@
-"""Server side: Flower strategies for messages that carry part of an adapter."""
+"""The server side: Flower strategies that speak the project's messages."""
 
+from strategies.adaptive import AdaptiveFedSA
+from strategies.amended import Bulyan, QFedAvg
 from strategies.cohort import Cohort
-from strategies.fedsa import Evaluation, FedSA, Recorder
+from strategies.exact import FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
+from strategies.fedsa import FedSA
+from strategies.ledger import Evaluation, Recorder
+from strategies.topk import TopKFedSA
 
-__all__ = ["Cohort", "Evaluation", "FedSA", "Recorder"]
+__all__ = [
+    "AdaptiveFedSA",
+    "Bulyan",
+    "Cohort",
+    "Evaluation",
+    "FLoRA",
+    "FedEx",
+    "FedRot",
+    "FedSA",
+    "FedSVD",
+    "FlexLoRA",
+    "QFedAvg",
+    "Recorder",
+    "TopKFedSA",
+]

@@ -1,19 +1,16 @@
 """FedSA: a Flower strategy around a Flower strategy, for messages that carry part of an adapter.
 
 The inner strategy samples the clients and does the arithmetic, on plain float32 vectors of
-values. ``FedSA`` says what is broadcast, admits or rejects what comes back, orders it by client,
-and keeps the record of the round.
+values. ``FedSA`` says what is shared and sends it, admits or rejects what comes back, orders it by
+client, and keeps the record of the round.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
@@ -22,7 +19,6 @@ from flwr.common import (
     Parameters,
     Scalar,
     ndarrays_to_parameters,
-    parameters_to_ndarrays,
 )
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
@@ -32,36 +28,19 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, Vector
-from strategies.admission import Answer, Failure, admit
+from fedsa_lora.exchange.codec import Codec, Dense
+from fedsa_lora.exchange.split import SplitPolicy, Turn
+from strategies.admission import Admission, Failure, admit
 from strategies.cohort import Cohort
+from strategies.downlink import Downlink
+from strategies.exactness import Frozen, aggregation_error
+from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
+from strategies.rules import rule_for
 from strategies.traffic import message_bytes
+from strategies.updates import Update
 
+HELD, MERGED_A, MERGED_B = "held", "merged_A/", "merged_B/"  # in the memory of a checkpoint
 log = logging.getLogger("flwr")
-
-
-class Recorder(Protocol):
-    """Where a round is written down."""
-
-    def client(self, row: dict[str, Any]) -> None: ...
-    def round(self, row: dict[str, Any]) -> None: ...
-    def checkpoint(self, round_: int, layout: Layout, vector: Vector) -> None: ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """When all clients are evaluated: every ``every`` rounds and in the last one.
-
-    ``before``: clients also measure their own model before aggregation. ``reference``: in the
-    last round each client also trains alone, to be compared with.
-    """
-
-    rounds: int
-    every: int = 1
-    before: bool = True
-    reference: bool = True
-
-    def due(self, round_: int) -> bool:
-        return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
 
 
 class FedSA(Strategy):
@@ -70,11 +49,21 @@ class FedSA(Strategy):
     Parameters
     ----------
     inner : Strategy
-        Samples clients and aggregates vectors of values (layout.size,) in float32.
+        Samples clients and aggregates vectors of values (layout.size,) in float32, or is one of our
+        rules for LoRA factors.
     layout : Layout
-        The tensors that are shared; the server holds no other.
+        The tensors that may be shared; the server holds no other.
     initial : Vector
         Their common start, (layout.size,) float32.
+    split : SplitPolicy
+        Which of them are shared in which round.
+    codec, downlink : Codec
+        How uploads are coded, and broadcasts to clients that saw the one before (None: always whole).
+    ranks : mapping
+        The ranks of clients whose adapter is smaller than the layout's.
+    frozen : Frozen
+        The factors that all clients hold at the same value and nobody trains, to measure the aggregation
+        error with; None where the server does not know them.
     cohort : Cohort
         Who the clients are, and who takes part in a round.
     evaluation : Evaluation
@@ -92,18 +81,24 @@ class FedSA(Strategy):
         layout: Layout,
         initial: Vector,
         *,
+        split: SplitPolicy,
         cohort: Cohort,
         evaluation: Evaluation,
         recorder: Recorder,
+        codec: Codec | None = None,
+        downlink: Codec | None = None,
+        ranks: Mapping[str, int] | None = None,
+        frozen: Frozen | None = None,
         min_results: float = 1.0,
     ) -> None:
-        self.inner, self.layout, self.shared = inner, layout, initial
-        self.cohort, self.evaluation, self.recorder = cohort, evaluation, recorder
-        self.min_results = min_results
-        self._started = time.perf_counter()
-        self._asked = 0  # clients that the present phase of the round waits for
-        self._bytes_down = 0  # of the broadcast to one of them
-        self._row: dict[str, Any] = {}
+        self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
+        self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
+        self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.rule = rule_for(inner, layout)
+        self.downlink = Downlink(layout, initial, downlink, cohort.seed)
+        self.ledger, self.recorder = Ledger(recorder), recorder
+        self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
+        self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """The common start: no client is asked, and no backbone is loaded."""
@@ -112,56 +107,43 @@ class FedSA(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """The inner strategy's choice of clients, each sent the shared vector and the header."""
-        self._started = time.perf_counter()
-        measure = self.evaluation.before and self.evaluation.due(server_round)
-        header = wire.write_header(self._header(server_round, measure_before=measure))
+        """The inner strategy's choice of clients, each sent what it lacks and is asked for its turn."""
+        self.ledger.begin()
         chosen = self.inner.configure_fit(
             server_round=server_round,
             parameters=ndarrays_to_parameters([self.shared]),
             client_manager=self.cohort.at(server_round, client_manager),
         )
-        instructions = [(proxy, FitIns(ins.parameters, ins.config | header)) for proxy, ins in chosen]
-        self._asked = len(instructions)
-        self._bytes_down = message_bytes(instructions[0][1]) if instructions else 0
-        return instructions
+        everyone = map(self.cohort.name, self.cohort.everyone(client_manager))
+        self._round = {client: self.turn(client, server_round) for client in everyone}
+        turns = {name: self._round[name] for name in (self.cohort.name(proxy) for proxy, _ in chosen)}
+        measure = self.evaluation.before and self.evaluation.due(server_round)
+        messages = self._messages(turns, server_round, measure_before=measure)
+        return [
+            (proxy, FitIns(message.parameters, ins.config | message.config))
+            for (proxy, ins), message in zip(chosen, messages, strict=True)
+        ]
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Admit, order by client, let the inner strategy aggregate, keep float32, record."""
+        """Admit, order by client, aggregate, keep float32, record."""
         admission = admit(
             server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
         )
-        admitted, rejected = admission.answers, admission.rejected
-        rows = [self._fit_row(answer) for answer in admitted]
-        self._row = {
-            "round": server_round,
-            "fit_clients": len(admitted),
-            "fit_failures": len(rejected),
-            "failures": rejected,
-            "fit_seconds": time.perf_counter() - self._started,
-            "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]) if rows else None,
-            "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
-            "bytes_up": admission.bytes_up,
-            "bytes_down": self._bytes_down * self._asked,
-        }
-        for row in rows:
-            self.recorder.client(row)
-        self._demand_enough(len(admitted), rejected)
-        decoded = [
-            (a.proxy, FitRes(a.result.status, ndarrays_to_parameters([a.value]), a.header.examples, {}))
-            for a in admitted
-        ]
-        parameters, metrics = self.inner.aggregate_fit(
-            server_round=server_round, results=decoded, failures=[]
-        )
-        if parameters is not None:
-            self.shared = self._sound(parameters_to_ndarrays(parameters))
-        self.recorder.checkpoint(server_round, self.layout, self.shared)
+        self.ledger.fit(server_round, admission, self._announced())
+        self._demand_enough(admission)
+        updates: list[Update] = [answer.value for answer in admission.answers]
+        step = self.rule(server_round, self.shared, updates)
+        error = aggregation_error(self.split, self.layout, self.frozen, self.shared, updates)
+        self.ledger.aggregated({"aggregation_error": error})
+        self.learn(server_round, admission, updates)
+        self.shared = step.vector
+        self.downlink.publish(server_round, step.vector, step.merge, [u.client for u in updates])
+        self.recorder.checkpoint(server_round, self.layout, self.shared, self.memory())
         if not self.evaluation.due(server_round):
-            self._close(self._row | {"evaluated": False})
-        return ndarrays_to_parameters([self.shared]), metrics
+            self.ledger.close(evaluated=False)
+        return ndarrays_to_parameters([self.shared]), {}
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -170,11 +152,11 @@ class FedSA(Strategy):
         if not self.evaluation.due(server_round):
             return []
         last = server_round == self.evaluation.rounds
-        header = self._header(server_round, reference=last and self.evaluation.reference)
-        ins = EvaluateIns(ndarrays_to_parameters([self.shared]), dict(wire.write_header(header)))
         everyone = self.cohort.everyone(client_manager)
-        self._asked, self._bytes_down = len(everyone), message_bytes(ins)
-        return [(proxy, ins) for proxy in everyone]
+        # what joined in the round that ended has a common value now
+        turns = {name: Turn(self._round[name].shared) for name in map(self.cohort.name, everyone)}
+        messages = self._messages(turns, server_round, reference=last and self.evaluation.reference)
+        return list(zip(everyone, messages, strict=True))
 
     def aggregate_evaluate(
         self,
@@ -184,95 +166,104 @@ class FedSA(Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
         admission = admit(server_round, results, failures, self.cohort.name, needed=("loss", "accuracy"))
-        admitted, rejected = admission.answers, admission.rejected
-        rows = [self._evaluate_row(answer) for answer in admitted]
-        for row in rows:
-            self.recorder.client(row)
-        self._demand_enough(len(admitted), rejected)
-        row = self._row
-        row["failures"] = row["failures"] + rejected
-        row["bytes_up"] += admission.bytes_up
-        row["bytes_down"] += self._bytes_down * self._asked
-        accuracies = [(r["accuracy"], r["examples"]) for r in rows]
-        summary = {
-            "evaluated": True,
-            "accuracy": plain_mean([accuracy for accuracy, _ in accuracies]),
-            "accuracy_weighted": weighted_mean(accuracies),
-            "accuracy_worst": min(accuracy for accuracy, _ in accuracies),
-            "global_accuracy": weighted_mean(
-                [(r["global_accuracy"], r["examples"]) for r in rows if "global_accuracy" in r]
-            ),
-        }
-        self._close(row | summary)
-        loss = weighted_mean([(r["loss"], r["examples"]) for r in rows])
-        return loss, {"accuracy": summary["accuracy"] or 0.0}
+        rows = self.ledger.evaluate(admission)
+        self._demand_enough(admission)
+        self.ledger.close(evaluated=True)
+        loss = weighted_mean([(row["loss"], row["examples"]) for row in rows])
+        return loss, {"accuracy": plain_mean([row["accuracy"] for row in rows]) or 0.0}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """Nothing: the server holds no backbone and no data."""
         return
 
-    def _header(self, round_: int, **asked: bool) -> wire.BroadcastHeader:
-        return wire.BroadcastHeader(
-            round=round_, layout=self.layout.digest, digest=wire.vector_digest(self.shared), **asked
+    def turn(self, client: str, round_: int) -> Turn:
+        """What a client is asked to share in a round."""
+        return Turn(self.split.in_round(self.layout, round_))
+
+    def learn(self, round_: int, admission: Admission[FitRes], updates: Sequence[Update]) -> None:
+        """A place for subclasses that decide the next split from the clients' reports."""
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What is kept with a checkpoint beside the shared vector: what clients hold of it, and what was
+        merged into the frozen weights, as factors."""
+        found: dict[str, NDArray[Any]] = {}
+        if self.downlink.codec is not None:
+            found[HELD] = self.downlink.held
+        for layer, factors in self.downlink.merged.items():
+            found |= {f"{MERGED_A}{layer}": factors.A, f"{MERGED_B}{layer}": factors.B}
+        return found
+
+    def _messages(self, turns: Mapping[str, Turn], round_: int, **asked: Any) -> list[EvaluateIns]:
+        """The broadcast to each client, made once for all that are sent the same."""
+        made: dict[Any, tuple[EvaluateIns, int]] = {}
+        keys = {}
+        for client, turn in turns.items():
+            sending = self.downlink.sending(client, self.ranks.get(client))
+            keys[client] = (turn, sending.key)
+            if keys[client] not in made:
+                layout = self.layout.limited(self.ranks.get(client))
+                header = wire.BroadcastHeader(
+                    round=round_,
+                    shared=layout.mask(turn.shared),
+                    joining=layout.mask(turn.joining),
+                    **sending.fields,
+                    **asked,
+                )
+                message = EvaluateIns(ndarrays_to_parameters(sending.arrays), dict(wire.write_header(header)))
+                made[keys[client]] = message, message_bytes(message)
+        self._turns = dict(turns)
+        self.ledger.sends({client: made[key][1] for client, key in keys.items()})
+        return [made[key][0] for key in keys.values()]
+
+    def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
+        """The client's update, sparse where it was sent so. Raises WireError unless it is exactly what
+        this client was asked for."""
+        rank = self.ranks.get(header.client)
+        whole = self.layout.limited(rank)
+        wire.check_layout(header, whole)
+        shared = wire.names_of(header.shared, whole)
+        if header.codec != self.codec.name:
+            raise WireError(f"coded by {header.codec!r}, expected {self.codec.name!r}: both sides must agree")
+        if shared != self._turns[header.client].shared:
+            asked = sorted(self._turns[header.client].shared ^ shared)
+            raise WireError(f"shares other tensors than it was asked for; the difference is {asked}")
+        part = whole.select(shared)
+        payload = wire.read_array(
+            result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)
+        )
+        wire.check_digest(header, payload)
+        sent = self.codec.decode(payload, part.size)
+        wire.check_vector(sent.values, sent.values.size)
+        index, positions = self.layout.index(part), sent.positions
+        if index is not None:
+            positions = index if positions is None else index[positions]
+        return Update(
+            client=header.client,
+            examples=header.examples,
+            shared=shared,
+            positions=positions,
+            values=sent.values,
+            loss=header.report.get("loss", 0.0),
+            rank=rank,
+            counts=tuple(header.counts),
         )
 
-    def _decode(self, header: wire.UploadHeader, result: FitRes) -> Vector:
-        """The client's values: what was broadcast plus the difference it sent."""
-        update = wire.read_vector(result.parameters.tensors, self.layout)
-        wire.check_belongs(header, update, self.layout)
-        return self.shared + update
+    def _announced(self) -> dict[str, Any]:
+        """The split of the round for its row: the names, where they differ from those of the row before."""
+        shared = {name for turn in self._turns.values() for name in turn.shared}
+        said: dict[str, Any] = {"shared": sum(s.size for s in self.layout if s.name in shared)}
+        if self.split.adaptive or shared != set(self.layout.names):
+            said["split"] = {client: self.layout.mask(turn.shared) for client, turn in self._turns.items()}
+            if len(set(said["split"].values())) == 1:
+                said["split"] = sorted(shared)
+        return said
 
-    def _sound(self, aggregated: list[NDArray[Any]]) -> Vector:
-        """What the inner strategy made, as float32. Raises RunError when it is not such a vector."""
-        try:
-            return wire.check_vector([a.astype(np.float32, copy=False) for a in aggregated], self.layout)
-        except WireError as error:
-            raise RunError(
-                f"strategy {type(self.inner).__name__} made an unusable aggregate: {error}"
-            ) from None
-
-    def _demand_enough(self, admitted: int, rejected: list[str]) -> None:
+    def _demand_enough(self, admission: Admission[Any]) -> None:
+        rejected, admitted, asked = admission.rejected, len(admission.answers), len(self._turns)
         for line in rejected:
             log.warning("%s", line)
-        if admitted < self.min_results * self._asked or not admitted:
+        if admitted < self.min_results * asked or not admitted:
             raise RunError(
-                f"{self._asked - admitted} of {self._asked} clients failed, and "
+                f"{asked - admitted} of {asked} clients failed, and "
                 f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(rejected)
             )
-
-    def _fit_row(self, answer: Answer[FitRes]) -> dict[str, Any]:
-        return self._client_row(answer) | {
-            "phase": "fit",
-            "private_before": answer.header.private_before,
-            "private_after": answer.header.private_after,
-        }
-
-    def _evaluate_row(self, answer: Answer[EvaluateRes]) -> dict[str, Any]:
-        return self._client_row(answer) | {"phase": "evaluate"}
-
-    def _client_row(self, answer: Answer[Any]) -> dict[str, Any]:
-        header = answer.header
-        return {
-            **header.report,
-            "round": header.round,
-            "client": header.client,
-            "examples": header.examples,
-            "bytes_up": answer.size,
-            "bytes_down": self._bytes_down,
-        }
-
-    def _close(self, row: dict[str, Any]) -> None:
-        self.recorder.round(row | {"seconds": time.perf_counter() - self._started})
-
-
-def plain_mean(values: Sequence[float]) -> float | None:
-    """Mean; None when there are no values."""
-    return float(np.mean(values)) if values else None
-
-
-def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float | None:
-    """Mean of (value, weight) pairs; None when there are none."""
-    if not pairs:
-        return None
-    values, weights = zip(*pairs, strict=True)
-    return float(np.average(values, weights=weights))

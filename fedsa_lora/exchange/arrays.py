@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Literal, get_args
@@ -106,11 +106,85 @@ class Layout:
         """Views into a vector (size,), by name. Raises LayoutError for another shape or dtype."""
         if vector.shape != (self.size,) or vector.dtype != np.float32:
             raise LayoutError(f"expected float32 ({self.size},), got {vector.dtype} {vector.shape}")
-        offsets = np.cumsum([0, *(spec.size for spec in self.specs)])
-        return {
-            spec.name: vector[start : start + spec.size].reshape(spec.shape)
-            for spec, start in zip(self.specs, offsets, strict=False)
-        }
+        return {spec.name: vector[self.span(spec.name)].reshape(spec.shape) for spec in self.specs}
+
+    def span(self, name: str) -> slice:
+        """Where a tensor's values stand in the packed vector."""
+        start, spec = self._starts[name]
+        return slice(start, start + spec.size)
+
+    def limited(self, rank: int | None) -> Layout:
+        """The same tensors for an adapter of a lower rank: at most ``rank`` rows of A and columns of B."""
+        if rank is None:
+            return self
+        return Layout(tuple(replace(spec, shape=_limited(spec, rank)) for spec in self.specs))
+
+    def index(self, part: Layout) -> NDArray[np.int64] | None:
+        """Where each value of ``part`` stands in a vector of this layout, ascending; None: one to one.
+
+        ``part`` has some of the tensors, of which some may be limited to a lower rank.
+        """
+        if part.specs == self.specs:
+            return None
+        places = [np.zeros(0, np.int64)]
+        for spec in part:
+            start, whole = self._starts[spec.name]
+            numbers = np.arange(start, start + whole.size).reshape(whole.shape)
+            places.append(numbers[_corner(spec)].ravel())
+        return np.concatenate(places)
+
+    def mask(self, names: Iterable[str]) -> str:
+        """Some of the tensors as text: one bit for each in the order of packing, as hex."""
+        chosen = frozenset(names)
+        bits = "".join("1" if name in chosen else "0" for name in self.names)
+        return f"{int(bits or '0', 2):x}"
+
+    def named(self, mask: str) -> frozenset[str]:
+        """The tensors of a mask. Raises LayoutError for a text that is none of this layout."""
+        try:
+            bits = f"{int(mask, 16):0{len(self.names)}b}" if self.names else ""
+        except ValueError:
+            bits = "?"
+        if len(bits) != len(self.names) or mask != f"{int(bits or '0', 2):x}":
+            raise LayoutError(f"{mask[:40]!r} does not name tensors of this layout of {len(self.names)}")
+        return frozenset(name for name, bit in zip(self.names, bits, strict=True) if bit == "1")
+
+    @cached_property
+    def _starts(self) -> dict[str, tuple[int, TensorSpec]]:
+        starts, at = {}, 0
+        for spec in self.specs:
+            starts[spec.name] = (at, spec)
+            at += spec.size
+        return starts
+
+
+def cut(arrays: NamedArrays, layout: Layout) -> dict[str, NDArray[np.float32]]:
+    """The leading corner of each array that the layout has room for."""
+    return {spec.name: arrays[spec.name][_corner(spec)] for spec in layout}
+
+
+def padded(arrays: NamedArrays, layout: Layout) -> dict[str, NDArray[np.float32]]:
+    """The arrays with zeros up to the shapes of the layout: an adapter of low rank as one of a higher."""
+    whole = {}
+    for spec in layout:
+        array = arrays[spec.name]
+        if array.shape != spec.shape:
+            larger = np.zeros(spec.shape, np.float32)
+            larger[tuple(slice(0, length) for length in array.shape)] = array
+            array = larger
+        whole[spec.name] = array
+    return whole
+
+
+def _corner(spec: TensorSpec) -> tuple[slice, ...]:
+    return tuple(slice(0, length) for length in spec.shape)
+
+
+def _limited(spec: TensorSpec, rank: int) -> tuple[int, ...]:
+    if len(spec.shape) < 2 or spec.role not in ("A", "B"):
+        return spec.shape
+    axis = 0 if spec.role == "A" else 1
+    return tuple(min(n, rank) if i == axis else n for i, n in enumerate(spec.shape))
 
 
 def digest(arrays: NamedArrays) -> str:

@@ -1,14 +1,19 @@
-"""Which tensors a client shares, which it keeps, and which nobody trains."""
+"""Which tensors a client shares in a round, which it keeps, and which nobody trains."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
 
-from fedsa_lora.errors import SplitError
-from fedsa_lora.exchange.arrays import Layout, Role
+from fedsa_lora.errors import ConfigError, SplitError
+from fedsa_lora.exchange.arrays import ROLES, Layout, Role
 
 Disposition = Literal["shared", "local", "frozen"]
+Share = Disposition | float
+Factor = Literal["A", "B"]
 
 
 @dataclass(frozen=True)
@@ -32,42 +37,149 @@ class AdapterSplit:
     def trained(self) -> frozenset[str]:
         return self.shared | self.local
 
+    def narrowed(self, shared: frozenset[str], idle: Literal["local", "frozen"]) -> AdapterSplit:
+        """The split of a round in which only some of what may be shared is."""
+        rest = self.shared - shared
+        local, frozen = (rest, frozenset[str]()) if idle == "local" else (frozenset[str](), rest)
+        return AdapterSplit(shared & self.shared, self.local | local, self.frozen | frozen)
+
 
 @dataclass(frozen=True)
-class RoleSplit:
-    """A split by role: what becomes of every A, B, head and backbone tensor.
+class Turn:
+    """What a client is asked for in a round: the tensors to share, and those of them that it starts from
+    its own value where it had them to itself, because they were shared by nobody before."""
 
-    FedSA-LoRA (arXiv:2410.01463) shares A and keeps B; Fed-ALoRA shares B and keeps A;
-    FedIT (arXiv:2305.05644) shares both; FFA-LoRA (arXiv:2403.12313) shares B and freezes A;
-    ``base="shared"`` is FedAvg of the whole model.
+    shared: frozenset[str]
+    joining: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPolicy(ABC):
+    """What may be shared, and what of it is in which round.
+
+    ``allow`` are the factors that a client lets out whatever a server asks for: B is not among them
+    unless a config puts it there. ``head`` is the disposition of the classifier, or the degree to
+    which it is local (0: shared, 1: local).
     """
 
-    A: Disposition
-    B: Disposition
-    head: Disposition
-    base: Disposition = "frozen"
+    allow: tuple[Factor, ...] = ("A",)
+    head: Share = "local"
+
+    idle: ClassVar[Literal["local", "frozen"]] = "local"  # what a tensor is in a round that does not share it
+    adaptive: ClassVar[bool] = False  # whether the server decides from what clients report
+
+    @abstractmethod
+    def of(self, role: Role) -> Share:
+        """What becomes of tensors of this role; "shared" where some of them are in some round."""
+
+    def __post_init__(self) -> None:
+        for role in ROLES:
+            value = self.of(role)
+            if not isinstance(value, str) and not 0 <= value <= 1:
+                raise ConfigError(f"{role}={value:g}: a degree of being local is from 0 to 1")
+            if role in ("A", "B") and _travels(value) and role not in self.allow:
+                raise ConfigError(
+                    f"{role} is to be shared, which split.allow={list(self.allow)} forbids: add {role} to "
+                    f"split.allow if {role} may leave the clients"
+                )
 
     def __call__(self, layout: Layout) -> AdapterSplit:
-        """Every tensor of the layout, in exactly one set."""
-        return AdapterSplit(
-            shared=self._names(layout, "shared"),
-            local=self._names(layout, "local"),
-            frozen=self._names(layout, "frozen"),
+        """Every tensor in one set; ``shared`` is all that may be shared in some round.
+
+        Raises SplitError when the model lacks what the policy names.
+        """
+        dispositions = {spec.name: _disposition(self.of(spec.role)) for spec in layout}
+        return AdapterSplit(*(_having(dispositions, what) for what in ("shared", "local", "frozen")))
+
+    def in_round(self, layout: Layout, round_: int) -> frozenset[str]:
+        """What is shared in a round (the first is 1) unless the server has reason to choose otherwise."""
+        return self(layout).shared
+
+    def allowed(self, layout: Layout, forbid: Iterable[str] = ()) -> frozenset[str]:
+        """The tensors that a client with this config lets out. ``forbid`` are roles and patterns of names
+        (``*.layer.5.*``) that the client's own machine keeps in besides."""
+        rest: tuple[Role, Role] = ("head", "base")
+        roles = {*self.allow, *(role for role in rest if _travels(self.of(role)))}
+        patterns = tuple(forbid)
+        return frozenset(
+            spec.name
+            for spec in layout
+            if spec.role in roles and not any(spec.role == p or fnmatchcase(spec.name, p) for p in patterns)
         )
 
-    def of(self, role: Role) -> Disposition:
-        disposition: Disposition = getattr(self, role)
-        return disposition
+    def degrees(self, layout: Layout) -> dict[str, float]:
+        """The tensors that are local by degree: above 0 and below 1."""
+        values = {spec.name: self.of(spec.role) for spec in layout}
+        return {name: v for name, v in values.items() if not isinstance(v, str) and 0 < v < 1}
 
     def alone(self) -> RoleSplit:
         """The split of a client that trains the same model without a federation: nothing is
         shared, both factors are trained, and what is frozen by policy stays so."""
-        return RoleSplit(
-            A="local",
-            B="local",
-            head="frozen" if self.head == "frozen" else "local",
-            base="frozen" if self.base == "frozen" else "local",
-        )
+        frozen: dict[Role, Disposition] = {
+            role: "frozen" if self.of(role) == "frozen" else "local" for role in ("head", "base")
+        }
+        return RoleSplit(A="local", B="local", head=frozen["head"], base=frozen["base"])
 
-    def _names(self, layout: Layout, disposition: Disposition) -> frozenset[str]:
-        return frozenset(spec.name for spec in layout if self.of(spec.role) == disposition)
+    def words(self) -> dict[str, str]:
+        """What becomes of each role, to be read."""
+        return {role: _disposition(self.of(role)) for role in ROLES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSplit(SplitPolicy):
+    """A split by role: what becomes of every A, B, head and backbone tensor.
+
+    FedSA-LoRA (arXiv:2410.01463) shares A and keeps B; Fed-ALoRA shares B and keeps A;
+    FedIT (arXiv:2305.05644) shares both; FFA-LoRA (arXiv:2403.12313) shares B and freezes A;
+    ``base="shared"`` is FedAvg of the whole model. A number is the degree to which a role is local:
+    0 is "shared", 1 is "local", and between them each client mixes its own with the common value.
+    """
+
+    A: Share
+    B: Share
+    base: Disposition = "frozen"
+
+    def of(self, role: Role) -> Share:
+        share: Share = getattr(self, role)
+        return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternate(SplitPolicy):
+    """Both factors are common; in a round one of them is trained and sent, the other stands still.
+
+    ``order`` names the factor of each round, over and over. RoLoRA (arXiv:2502.01755) is B, A: B first,
+    because the gradient of A is zero while B is. FedSVD (arXiv:2505.12805) is B alone, with an A that
+    the server chooses. The mean of B_k A is (mean of B_k) A: aggregation is exact.
+    """
+
+    idle = "frozen"
+
+    order: tuple[Factor, ...] = ("B", "A")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.order:
+            raise ConfigError("order is empty: expected the factors in turn, such as [B, A]")
+
+    def of(self, role: Role) -> Share:
+        return self.head if role == "head" else "frozen" if role == "base" else "shared"
+
+    def in_round(self, layout: Layout, round_: int) -> frozenset[str]:
+        trained = self.order[(round_ - 1) % len(self.order)]
+        shared = self(layout).shared
+        return shared - {spec.name for spec in layout if spec.role in ("A", "B") and spec.role != trained}
+
+
+def _travels(share: Share) -> bool:
+    return share == "shared" or (not isinstance(share, str) and share < 1)
+
+
+def _disposition(share: Share) -> Disposition:
+    if isinstance(share, str):
+        return share
+    return "shared" if share < 1 else "local"
+
+
+def _having(dispositions: dict[str, Disposition], wanted: str) -> frozenset[str]:
+    return frozenset(name for name, found in dispositions.items() if found == wanted)

@@ -1,10 +1,11 @@
 """Broadcast and Upload, and the one door through which bytes of others come in.
 
-A message is one contiguous float32 vector in Flower's ``Parameters`` plus a JSON header under
-the key ``fedsa`` of the config or metrics dict, so that Flower's own strategies and mods see
-plain float arrays. The vector of a broadcast holds values; that of an upload holds the
-*difference* from the broadcast that it answers. Nothing is allocated before its size is known
-to be the expected one, and nothing is believed before its digest fits.
+A message is one contiguous vector in Flower's ``Parameters`` plus a JSON header under the key
+``fedsa`` of the config or metrics dict. With the dense codec it is float32, so that Flower's own
+strategies and mods see plain float arrays; other codecs send bytes. A broadcast holds values, or
+the change since one that the client has seen; an upload the *difference* from the broadcast that
+it answers. Nothing is allocated before its size is known to be an expected one, and nothing is
+believed before its digest fits.
 """
 
 from __future__ import annotations
@@ -13,30 +14,45 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import WireError
+from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout, Vector
 
 KEY = "fedsa"
-VERSION = 1
-MAX_HEADER_BYTES = 65_536
+VERSION = 2
+MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
+MAX_ARRAY_HEADER = 1024
 
 
 @dataclass(frozen=True)
 class BroadcastHeader:
-    """What the server asks for. ``measure_before``: also evaluate the client's own model before
-    aggregation; ``reference``: also train alone, to compare with."""
+    """What the server sends and asks for.
+
+    ``digest`` is that of the values which the client is to hold once it has read the message.
+    ``shared`` are the tensors to be uploaded this round, ``joining`` those of them that a client which
+    had them to itself starts from its own value, ``carried`` those that are in the message (masks of
+    the layout). ``base`` is the round whose broadcast the message is the change from, coded by
+    ``codec``; 0: the values themselves. ``merge`` are the ranks, layer by layer, of the factors that
+    every client adds to its frozen weights. ``measure_before``: also evaluate the client's own model
+    before aggregation; ``reference``: also train alone, to compare with.
+    """
 
     round: int
     layout: str
     digest: str
+    shared: str
+    carried: str
+    joining: str = "0"
+    base: int = 0
+    codec: str = ""
+    merge: Sequence[int] = ()
     measure_before: bool = False
     reference: bool = False
     version: int = VERSION
@@ -44,14 +60,23 @@ class BroadcastHeader:
 
 @dataclass(frozen=True)
 class UploadHeader:
-    """Who answers which broadcast. ``report`` are numbers about the training; the digests name
-    the client's private state before and after the round without revealing it."""
+    """Who answers which broadcast, with a difference in the tensors of ``shared`` coded by ``codec``.
+
+    ``counts`` are the client's train examples by class, where a shared head is averaged by them;
+    ``scores`` the importance of tensors in the order of the layout. ``report`` are numbers about the
+    training; the digests name the client's private state before and after the round without
+    revealing it.
+    """
 
     client: str
     round: int
     layout: str
     digest: str
     examples: int
+    shared: str = "0"
+    codec: str = ""
+    counts: Sequence[int] = ()
+    scores: Sequence[float] = ()
     private_before: str = ""
     private_after: str = ""
     report: Mapping[str, float] = field(default_factory=dict)
@@ -62,9 +87,12 @@ class UploadHeader:
 Header = TypeVar("Header", BroadcastHeader, UploadHeader)
 
 
-def vector_digest(vector: Vector) -> str:
-    """SHA-256 of a vector's bits, 32 hex digits."""
-    return hashlib.sha256(np.ascontiguousarray(vector).tobytes()).hexdigest()[:32]
+def vector_digest(*vectors: NDArray[Any]) -> str:
+    """SHA-256 of the bits of vectors, 32 hex digits."""
+    state = hashlib.sha256()
+    for vector in vectors:
+        state.update(np.ascontiguousarray(vector).tobytes())
+    return state.hexdigest()[:32]
 
 
 def write_header(header: BroadcastHeader | UploadHeader) -> dict[str, str]:
@@ -97,74 +125,86 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
             raise WireError(f"header field {name!r} must be {declared}, got {type(value).__name__}")
     if header.round < 0:
         raise WireError(f"header field 'round' must not be negative, got {header.round}")
-    if isinstance(header, UploadHeader):
-        report = header.report
-        if not isinstance(report, dict) or not all(map(_is_number, report.values())):
-            raise WireError("header field 'report' must map names to finite numbers")
+    if isinstance(header, BroadcastHeader):
+        _check_list("merge", header.merge, lambda value: type(value) is int and value >= 0)
+        return
+    _check_list("counts", header.counts, lambda value: type(value) is int and 0 <= value <= MAX_EXAMPLES)
+    _check_list("scores", header.scores, lambda value: _is_number(value) and value >= 0)  # type: ignore[operator]
+    report = header.report
+    if not isinstance(report, dict) or not all(map(_is_number, report.values())):
+        raise WireError("header field 'report' must map names to finite numbers")
+
+
+def _check_list(name: str, values: object, sound: Callable[[object], bool]) -> None:
+    if not isinstance(values, list | tuple) or not all(map(sound, values)):
+        raise WireError(f"header field {name!r} must be a list of finite numbers, none negative")
 
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
-def read_vector(tensors: list[bytes], layout: Layout) -> Vector:
-    """The float32 vector of a serialised message, checked *before* anything is allocated.
+def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]:
+    """The one vector (n,) of a serialised message, checked *before* anything is allocated.
 
-    Returns a read-only view (layout.size,) of the bytes received. Raises WireError for any other
-    number of arrays, dtype, shape or length, and for values that are not finite.
+    Returns a read-only view of the bytes received. Raises WireError for any other number of arrays,
+    dtype, shape or length.
     """
     if len(tensors) != 1:
         raise WireError(f"expected one array, got {len(tensors)}")
-    content, prefix = tensors[0], _array_prefix(layout.size)
-    if not content.startswith(prefix):
-        raise WireError(f"expected float32 ({layout.size},), got {_announced(content)}")
-    if len(content) - len(prefix) != 4 * layout.size:
-        raise WireError(f"expected {4 * layout.size} bytes of values, got {len(content) - len(prefix)}")
-    return check_vector([np.frombuffer(content, dtype="<f4", offset=len(prefix))], layout)
+    content, wanted = tensors[0], np.dtype(dtype)
+    if len(content) > max_bytes + MAX_ARRAY_HEADER:
+        raise WireError(f"{len(content)} bytes, expected at most {max_bytes} of values")
+    at, found, shape = _announced(content)
+    if found != wanted.str or len(shape) != 1:
+        raise WireError(f"expected a vector of {wanted}, got {found} {shape}")
+    if len(content) - at != shape[0] * wanted.itemsize or shape[0] * wanted.itemsize > max_bytes:
+        raise WireError(f"announces {shape[0]} values and brings {len(content) - at} bytes")
+    return np.frombuffer(content, dtype=wanted, offset=at)
 
 
-def _array_prefix(size: int) -> bytes:
-    """What NumPy writes in front of the values of a float32 vector (size,)."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
-    return stream.getvalue()
-
-
-def _announced(content: bytes) -> str:
-    """The dtype and shape that bytes claim to be, for a message: nothing is done with them."""
-    stream = io.BytesIO(content)
+def _announced(content: bytes) -> tuple[int, str, tuple[int, ...]]:
+    """Where the values begin, and the dtype and shape that bytes claim to be: nothing is done with them."""
+    stream = io.BytesIO(content[:MAX_ARRAY_HEADER])
     try:
         np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_ARRAY_HEADER)
     except Exception:  # NumPy's parser meets hostile text with errors of many kinds
-        return "no NumPy array"
-    return f"{dtype} {shape}"
+        return 0, "no NumPy array", ()
+    return stream.tell(), dtype.str, shape
 
 
-def check_vector(arrays: list[NDArray[Any]], layout: Layout) -> Vector:
-    """The one float32 vector (layout.size,) that a message carries, all values finite.
-
-    Raises WireError for anything else; nothing is cast or broadcast to fit.
-    """
-    if len(arrays) != 1:
-        raise WireError(f"expected one array, got {len(arrays)}")
-    vector = arrays[0]
-    if vector.dtype != np.float32 or vector.shape != (layout.size,):
-        raise WireError(f"expected float32 ({layout.size},), got {vector.dtype} {vector.shape}")
-    if not np.isfinite(vector).all():
-        raise WireError(f"{int((~np.isfinite(vector)).sum())} values are NaN or infinite")
-    return vector
+def check_vector(array: NDArray[Any], size: int) -> Vector:
+    """A float32 vector (size,), all values finite. Raises WireError for anything else; nothing is cast
+    or broadcast to fit."""
+    if array.dtype != np.float32 or array.shape != (size,):
+        raise WireError(f"expected float32 ({size},), got {array.dtype} {array.shape}")
+    if not np.isfinite(array).all():
+        raise WireError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
+    return array
 
 
-def check_belongs(header: BroadcastHeader | UploadHeader, vector: Vector, layout: Layout) -> None:
-    """Raise WireError unless header, vector and layout belong together."""
+def check_layout(header: BroadcastHeader | UploadHeader, layout: Layout) -> None:
+    """Raise WireError unless both sides mean the same tensors."""
     if header.layout != layout.digest:
         raise WireError(
             f"tensors of layout {header.layout}, expected {layout.digest} ({len(layout.names)} tensors, "
             f"{layout.size} values): both sides must run the same model, lora and split"
         )
-    if header.digest != vector_digest(vector):
+
+
+def check_digest(header: BroadcastHeader | UploadHeader, *vectors: NDArray[Any]) -> None:
+    """Raise WireError unless the header names these values."""
+    if header.digest != vector_digest(*vectors):
         raise WireError("digest does not fit the values: altered or cut off on the way")
+
+
+def names_of(mask: str, layout: Layout) -> frozenset[str]:
+    """The tensors of a mask in a header. Raises WireError when it is none of this layout."""
+    try:
+        return layout.named(mask)
+    except LayoutError as error:
+        raise WireError(str(error)) from None
 
 
 def check_upload(header: UploadHeader, round_: int, needed: Sequence[str] = ()) -> None:

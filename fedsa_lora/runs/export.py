@@ -10,45 +10,76 @@ from numpy.typing import NDArray
 
 from fedsa_lora import assemble
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.exchange.arrays import cut, padded
+from fedsa_lora.exchange.split import Turn
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.personal import Received, personal
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
+from strategies.adaptive import SHARED
+from strategies.fedsa import HELD, MERGED_A, MERGED_B
 
 
 class Exporter:
-    """Writes the personalised model of any client: the shared tensors, its own, and the common start
-    of those it never trained."""
+    """Writes the personalised model of any client: what is common, what is its own, and the common start
+    of what it never trained."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
         self.config, self.directory, self.model = config, directory, model
-        self._shared = directory.shared_tensors()
+        self._checkpoint = directory.last_checkpoint()
         self._initial = initial_state(model.layout, config.seed, config.head.row_norm)
+        self._ranks = config.federation.client_ranks(config.seed)
 
     def clients(self) -> list[str]:
         """The clients whose state can be read from here."""
         root = self.config.store_dir
         return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
+    @property
+    def merged(self) -> dict[str, NDArray[np.float32]]:
+        """By layer, what the run merged into the frozen weights of all clients, (d_out, d_in)."""
+        memory = self._checkpoint.memory
+        layers = [name.removeprefix(MERGED_A) for name in memory if name.startswith(MERGED_A)]
+        return {layer: memory[MERGED_B + layer] @ memory[MERGED_A + layer] for layer in layers}
+
     def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
         """Every tensor of the client's personalised model, by name."""
         state = assemble.store(self.config, client).load()
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
-        private: NamedArrays = {} if state is None else state.tensors
-        return {**self._initial, **self._shared, **private}
+        policy, layout = self.config.split, self.model.layout.limited(self._ranks.get(client))
+        pool = layout.select(policy(layout).shared)
+        memory = self._checkpoint.memory
+        held = {n: a for n, a in self._checkpoint.tensors.items() if n in pool.names}
+        if HELD in memory:
+            held = pool.unpack(memory[HELD])
+        shared = policy.in_round(layout, self._checkpoint.round)
+        if SHARED + client in memory:
+            asked = zip(pool.names, memory[SHARED + client], strict=True)
+            shared = frozenset(name for name, bit in asked if bit)
+        received = Received(Turn(shared), pool.pack(cut(held, pool)), {})
+        values = personal(policy, layout, received, cut(self._initial, layout), state)
+        return padded(values, self.model.layout)
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """An adapter folder for ``PeftModel.from_pretrained``, or with ``merge`` (and for a model
         without adapters) a whole model for ``AutoModel...from_pretrained``; a model card beside it.
+
+        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them.
         """
-        tensors = self.tensors(client)
+        tensors, merged = self.tensors(client), self.merged
         adapter = self.model.has_adapters and not merge
+        if adapter and merged:
+            raise RunError(
+                "this run merged updates into the frozen weights, which an adapter does not carry: export "
+                "the whole model with --merge"
+            )
         if adapter:
             self.model.save_adapter(folder, tensors, self._base())
         else:
             model = assemble.workbench(self.config).model
+            model.merge(merged)
             model.write(tensors)
             model.save_merged(folder)
         (folder / "README.md").write_text(self._card(client, adapter), encoding="utf-8")
@@ -77,7 +108,7 @@ class Exporter:
         return CARD.format(
             client=client,
             title=self.config.title,
-            split=", ".join(f"{role}: {what}" for role, what in self.config.resolved["split"].items()),
+            split=", ".join(f"{role}: {what}" for role, what in self.config.split.words().items()),
             head=self.config.head.policy,
             base=self._base() if adapter else "merged into this folder",
             labels="\n".join(f"{i}. {label}" for i, label in enumerate(labels)),

@@ -12,11 +12,12 @@ from fedsa_lora.settings import RunConfig
 
 
 def finish(config: RunConfig, directory: RunDirectory) -> None:
-    """Write everything that a reader opens first. Names and shapes suffice: no backbone is read."""
+    """Write everything that a reader opens first. Names and shapes suffice: no backbone is read, so
+    there are no adapter folders where the backbone itself was changed."""
     model = assemble.skeleton(config)
     directory.write_summary(summarise(config, directory.path, model))
     exporter = Exporter(config, directory, model)
-    for client in exporter.clients():
+    for client in [] if exporter.merged else exporter.clients():
         exporter.export(client, directory.path / "adapters" / client)
     draw_all(directory.path)
     write_report(directory.path)

@@ -31,6 +31,7 @@ def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
+    bench.model.merge(exporter.merged)
     for client in exporter.clients():
         bench.model.write(exporter.tensors(client))
         held_out = config.task.load_client(client).held_out(config.evaluation.part)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import write_atomically
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -58,16 +59,18 @@ class RunDirectory:
     def round(self, row: dict[str, Any]) -> None:
         self._append("rounds.jsonl", row)
 
-    def checkpoint(self, round_: int, layout: Layout, vector: Vector) -> None:
-        """Keep the shared tensors of a round."""
-        self._checkpoints().save(ClientState(round_, layout.unpack(vector)))
+    def checkpoint(
+        self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
+    ) -> None:
+        """Keep what the server knows at the end of a round."""
+        self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
 
-    def shared_tensors(self) -> NamedArrays:
+    def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""
         state = self._checkpoints().load()
         if state is None:
             raise RunError(f"{self.path} has no checkpoint: the run ended before its first round did")
-        return state.tensors
+        return state
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "description": config.description,
         "rounds": len(rounds),
         "clients": config.federation.clients,
-        "split": asdict(config.split),
+        "split": config.split.words(),
+        "codec": config.codec.name,
+        "aggregation_error": _last(rounds, "aggregation_error"),
         "personalised": personalised,
         "before_aggregation": over_clients(before, "accuracy_before"),
         "local_only": alone,
@@ -50,6 +51,11 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "parameters": parameters,
         "proof": proof(config.store_dir, fits),
     }
+
+
+def _last(rounds: Sequence[Row], key: str) -> float | None:
+    """The value of the newest round that has one."""
+    return next((row[key] for row in reversed(rounds) if row.get(key) is not None), None)
 
 
 def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:

@@ -1,0 +1,101 @@
+"""Choices that are sound one by one and do not go together: all said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flwr.server.strategy import Bulyan, Krum, Strategy
+
+from fedsa_lora.exchange.adaptive import Importance
+from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.split import Alternate, RoleSplit
+from fedsa_lora.settings import RunConfig
+from strategies.exact import FactorRule, FedSVD
+from strategies.rules import LINEAR
+
+
+def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
+    """One line for each pair of settings that cannot be had together."""
+    faults = [*_of_split(config), *_of_ranks(config, strategy)]
+    if issubclass(strategy, FactorRule):
+        return [*faults, *_of_factors(config, strategy)]
+    if strategy not in LINEAR:
+        faults += _of_whole_vectors(config, strategy)
+    return faults
+
+
+def _of_split(config: RunConfig) -> Iterator[str]:
+    if isinstance(config.split, Importance) and config.train.steps == 1:
+        yield (
+            "split: importance is not measured in the first local step, where the gradient of A vanishes; "
+            "expected train.steps of at least 2"
+        )
+
+
+def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    ranks = config.federation.ranks
+    if ranks is None:
+        return
+    if not issubclass(strategy, FactorRule) or not strategy.mixes_ranks:
+        yield (
+            f"federation.ranks: {strategy.__name__} cannot mix adapters of different ranks; expected "
+            "strategy=flora, flexlora or another that combines products"
+        )
+    if config.downlink is not None:
+        yield "federation.ranks: broadcasts differ by rank, so they cannot be coded: set downlink=whole"
+    if config.lora is None or config.lora.variant == "vera":
+        yield "federation.ranks: this model has no A and B of a rank to limit"
+        return
+    wrong = sorted({r for r in _numbers(ranks) if not 1 <= r <= config.lora.r})
+    if wrong or not ranks:
+        yield f"federation.ranks: {wrong or 'none'}; expected ranks from 1 to lora.r={config.lora.r}"
+    clients = {str(number) for number in range(config.federation.clients)}
+    if isinstance(ranks, dict) and (unknown := sorted(ranks.keys() - clients)):
+        yield f"federation.ranks: no clients {unknown}; there are 0 to {config.federation.clients - 1}"
+
+
+def _numbers(ranks: dict[str, int] | list[int]) -> list[int]:
+    return list(ranks.values()) if isinstance(ranks, dict) else ranks
+
+
+def _of_factors(config: RunConfig, strategy: type[FactorRule]) -> Iterator[str]:
+    """A rule that combines A with B must know both of every client."""
+    split, name = config.split, strategy.__name__
+    if issubclass(strategy, FedSVD):
+        if not (isinstance(split, Alternate) and split.order == ("B",)):
+            yield f"strategy: {name} chooses A on the server and has B trained; expected split=fedsvd"
+    elif not isinstance(split, RoleSplit) or split.A != "shared" or split.B != "shared":
+        yield f"strategy: {name} needs A and B of every client; expected split=share_ab"
+    if strategy.renews and _keeps_residual(config.codec):
+        yield (
+            f"codec: {name} gives clients other factors each round, so what a codec left out of the last "
+            "cannot be sent later; expected codec.error_feedback=false, or a lossless codec"
+        )
+
+
+def _of_whole_vectors(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    """A strategy that compares clients' vectors value by value."""
+    split, head, name = config.split, config.head, strategy.__name__
+    if isinstance(split, Importance) and split.scope == "client":
+        yield f"strategy: {name} compares whole vectors, with split.scope=client those of clients differ"
+    if head.policy in ("shared", "soft") and head.count_weighted:
+        yield (
+            f"strategy: {name} compares clients' heads, which head.count_weighted averages instead; expected "
+            "head.count_weighted=false"
+        )
+    sampled = _sampled(config)
+    malicious = int(config.strategy.get("num_malicious_clients", 0))
+    if issubclass(strategy, Bulyan) and sampled < 4 * malicious + 3:
+        yield f"strategy: Bulyan needs 4 f + 3 = {4 * malicious + 3} clients a round, {sampled} are sampled"
+    if issubclass(strategy, Krum) and sampled < 2 * malicious + 3:
+        yield f"strategy: Krum needs 2 f + 3 = {2 * malicious + 3} clients a round, {sampled} are sampled"
+
+
+def _sampled(config: RunConfig) -> int:
+    """How many clients a round has, as Flower counts them."""
+    share = int(config.federation.clients * float(config.strategy.get("fraction_fit", 1.0)))
+    return max(share, int(config.strategy.get("min_fit_clients", 2)))
+
+
+def _keeps_residual(codec: Codec) -> bool:
+    return codec.error_feedback and not codec.lossless

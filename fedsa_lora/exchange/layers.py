@@ -1,0 +1,80 @@
+"""Splits that go by the depth of a layer in the model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fedsa_lora.errors import ConfigError, SplitError
+from fedsa_lora.exchange.arrays import Layout, Role
+from fedsa_lora.exchange.split import AdapterSplit, Share, SplitPolicy
+
+_BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWise(SplitPolicy):
+    """Share A of some layers, keep A of the others, and every B.
+
+    Exactly one of: ``first`` n, ``last`` n, ``every`` n-th (the first of them included), or ``layers``,
+    a list of numbers of layers, counted from 0. A layer here is a block of the model, with all its
+    adapters.
+    """
+
+    first: int | None = None
+    last: int | None = None
+    every: int | None = None
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen = self._given()
+        if len(chosen) != 1:
+            raise ConfigError(
+                f"expected exactly one of first, last, every and layers, got {chosen or 'none'}"
+            )
+        if any(isinstance(value, int) and value < 1 for value in chosen.values()):
+            raise ConfigError(f"{chosen}: expected a number of layers, at least 1")
+
+    def of(self, role: Role) -> Share:
+        return {"A": "shared", "B": "local", "head": self.head, "base": "frozen"}[role]
+
+    def __call__(self, layout: Layout) -> AdapterSplit:
+        whole = super().__call__(layout)
+        blocks = blocks_of(layout)
+        chosen = self._chosen(sorted(set(blocks.values())))
+        kept = frozenset(
+            spec.name for spec in layout if spec.role == "A" and blocks.get(spec.layer) not in chosen
+        )
+        return whole.narrowed(whole.shared - kept, "local")
+
+    def words(self) -> dict[str, str]:
+        ((key, value),) = self._given().items()
+        return super().words() | {"A": f"shared in layers: {key} {value}"}
+
+    def _given(self) -> dict[str, object]:
+        choices = {key: getattr(self, key) for key in ("first", "last", "every", "layers")}
+        return {key: value for key, value in choices.items() if value is not None}
+
+    def _chosen(self, numbers: list[int]) -> list[int]:
+        if self.layers is not None:
+            if unknown := sorted(set(self.layers) - set(numbers)):
+                raise SplitError(
+                    f"split.layers={list(self.layers)}: no layers {unknown}; there are {numbers}"
+                )
+            return list(self.layers)
+        wanted = self.first or self.last or self.every or 0
+        if wanted > len(numbers):
+            raise SplitError(f"split asks for {wanted} layers with adapters, the model has {len(numbers)}")
+        if self.every is not None:
+            return numbers[:: self.every]
+        return numbers[:wanted] if self.first is not None else numbers[-wanted:]
+
+
+def blocks_of(layout: Layout) -> dict[str, int]:
+    """The number of the block in which each layer with an adapter lies: the first number in its path.
+
+    Layers outside of the blocks, such as embeddings, are not in it.
+    """
+    found = {spec.layer: _BLOCK.search(spec.layer) for spec in layout if spec.role in ("A", "B")}
+    return {layer: int(match[1]) for layer, match in found.items() if match}

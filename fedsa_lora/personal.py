@@ -1,0 +1,195 @@
+"""A client's own model, put together from what is common and what it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import SplitError, WireError
+from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.split import AdapterSplit, SplitPolicy, Turn
+from fedsa_lora.store import ClientState
+
+# What a client remembers beside its private tensors, by name in ``ClientState.memory``.
+RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
+HELD = "held"  # what it last received, (pool.size,)
+MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
+START, TRAINED, COMMON = "start/", "trained/", "common/"  # by soft tensor: a round's start, end and broadcast
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a broadcast means to a client: what it is asked for, the common values (pool.size,) that it now
+    holds, and what is merged into the frozen weights by layer, (d_out, d_in)."""
+
+    turn: Turn
+    held: Vector
+    merged: Arrays
+
+
+def receive(
+    header: wire.BroadcastHeader,
+    arrays: list[NDArray[np.float32]],
+    pool: Layout,
+    allowed: frozenset[str],
+    state: ClientState | None,
+    downlink: Codec | None,
+) -> Received:
+    """Read a broadcast. Raises SplitError naming the tensors that it asks for and may not have, and
+    WireError for one that does not fit what this client is, or last saw."""
+    wire.check_layout(header, pool)
+    turn = Turn(wire.names_of(header.shared, pool), wire.names_of(header.joining, pool))
+    if refused := sorted(turn.shared - allowed):
+        raise SplitError(
+            f"the server asks for {refused}, which this client does not share: its split.allow, its head "
+            "policy or its node's forbid keeps them in"
+        )
+    factors = bool(header.merge)
+    if len(arrays) != 1 + factors:
+        raise WireError(f"expected {1 + factors} arrays, got {len(arrays)}")
+    memory = _remembered(header, state)
+    held = _held(header, arrays[0], pool, memory, downlink)
+    merged = {n.removeprefix(MERGED): a for n, a in memory.items() if n.startswith(MERGED)}
+    if factors:
+        merged = _merged(header.merge, arrays[1], pool, merged)
+    wire.check_digest(header, held, *arrays[1:])
+    return Received(turn, held, merged)
+
+
+def _remembered(header: wire.BroadcastHeader, state: ClientState | None) -> Arrays:
+    """What the message is the change from: nothing for a whole broadcast."""
+    if not header.base:
+        return {}
+    if state is None or state.round != header.base:
+        seen = "nothing" if state is None else f"round {state.round}"
+        raise WireError(
+            f"the broadcast is a change from that of round {header.base}, this client last kept {seen}: it "
+            "needs a whole one"
+        )
+    return state.memory
+
+
+def _held(
+    header: wire.BroadcastHeader,
+    payload: NDArray[np.float32],
+    pool: Layout,
+    memory: Arrays,
+    downlink: Codec | None,
+) -> Vector:
+    carried = pool.select(wire.names_of(header.carried, pool))
+    if not header.codec:
+        if len(carried.specs) != len(pool.specs):
+            raise WireError("a whole broadcast must carry every tensor that may be shared")
+        return wire.check_vector(payload, pool.size)
+    if downlink is None or downlink.name != header.codec or HELD not in memory:
+        expected = "none" if downlink is None else downlink.name
+        raise WireError(f"the broadcast is coded by {header.codec!r}, this client reads {expected}")
+    return changed(memory[HELD], pool, carried, payload, downlink)
+
+
+def changed(
+    held: Vector, pool: Layout, carried: Layout, payload: NDArray[np.float32], codec: Codec
+) -> Vector:
+    """What is held after a coded change; the server computes the same, so that both know it to the bit."""
+    change = codec.decode(payload, carried.size).dense()
+    after = held.copy()
+    index = pool.index(carried)
+    after[slice(None) if index is None else index] += change
+    return after
+
+
+def _merged(ranks: object, vector: NDArray[np.float32], pool: Layout, before: Arrays) -> Arrays:
+    """Add the factors of a message, layer by layer, to what was merged before."""
+    layers = adapted(pool)
+    assert isinstance(ranks, list | tuple)
+    sizes = [rank * (d_out + d_in) for rank, (d_out, d_in) in zip(ranks, layers.values(), strict=False)]
+    if len(ranks) != len(layers):
+        raise WireError(f"factors for {len(ranks)} layers, expected {len(layers)}")
+    wire.check_vector(vector, sum(sizes))
+    merged, at = dict(before), 0
+    for (layer, (d_out, d_in)), rank in zip(layers.items(), ranks, strict=True):
+        b = vector[at : at + rank * d_out].reshape(d_out, rank)
+        a = vector[at + rank * d_out : at + rank * (d_out + d_in)].reshape(rank, d_in)
+        at += rank * (d_out + d_in)
+        merged[layer] = merged.get(layer, np.zeros((d_out, d_in), np.float32)) + b @ a
+    return merged
+
+
+def adapted(pool: Layout) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of each layer of which the pool has A and B, by layer."""
+    found: dict[str, dict[str, int]] = {}
+    for spec in pool:
+        if spec.role in ("A", "B") and len(spec.shape) > 1:
+            rank = spec.shape[0 if spec.role == "A" else 1]
+            found.setdefault(spec.layer, {})[spec.role] = spec.size // rank
+    return {layer: (d["B"], d["A"]) for layer, d in sorted(found.items()) if len(d) == 2}
+
+
+def turn_split(policy: SplitPolicy, layout: Layout, turn: Turn) -> AdapterSplit:
+    """Every tensor in one set, in this round."""
+    return policy(layout).narrowed(turn.shared, policy.idle)
+
+
+def personal(
+    policy: SplitPolicy,
+    layout: Layout,
+    received: Received,
+    initial: NamedArrays,
+    state: ClientState | None,
+) -> Arrays:
+    """Every tensor of the client's model, (as in ``layout``).
+
+    What is shared is common; what is local comes from the client's own state; what is soft is mixed;
+    what just became local goes on from the common value with what was not sent of it yet. Without
+    anything of its own a client starts from what is common.
+    """
+    parts = turn_split(policy, layout, received.turn)
+    pool = layout.select(policy(layout).shared)
+    common = pool.unpack(received.held)
+    own: Arrays = {} if state is None else state.tensors
+    degrees = policy.degrees(layout)
+    values: Arrays = {}
+    for spec in layout:
+        name = spec.name
+        if name in parts.shared:
+            starts_own = name in received.turn.joining and name in own
+            values[name] = own[name] if starts_own else common[name]
+            if name in degrees and state is not None:
+                values[name] = _mixed(name, degrees[name], state.memory, common[name], spec.role == "head")
+        elif name in own and name in parts.local:
+            values[name] = own[name]
+        elif name in common:
+            values[name] = common[name] + _unsent(name, pool, state) if name in parts.local else common[name]
+        else:
+            values[name] = initial[name]
+    return values
+
+
+def _mixed(
+    name: str, degree: float, memory: Arrays, common: NDArray[np.float32], head: bool
+) -> NDArray[np.float32]:
+    """Between the client's own value, which it ended its last round with, and the common one.
+
+    A factor keeps the deviation that it began that round with and adds ``degree`` times what its own
+    update deviates from the common movement; a head's deviation decays by ``degree`` each round.
+    """
+    if TRAINED + name not in memory:
+        return common
+    trained = memory[TRAINED + name]
+    if head:
+        return common + np.float32(degree) * (trained - common)
+    follows = memory[START + name] + (common - memory[COMMON + name])
+    mixed: NDArray[np.float32] = follows + np.float32(degree) * (trained - follows)
+    return mixed
+
+
+def _unsent(name: str, pool: Layout, state: ClientState | None) -> NDArray[np.float32] | float:
+    if state is None or RESIDUAL not in state.memory:
+        return 0.0
+    return pool.unpack(state.memory[RESIDUAL])[name]

@@ -1,0 +1,65 @@
+"""What all clients of one process share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.exchange.arrays import Layout
+from fedsa_lora.exchange.codec import Codec, Dense
+from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
+from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The reference a client is compared with: the same training without a federation."""
+
+    split: RoleSplit
+    settings: TrainSettings
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all clients of one process share: nothing here belongs to a client.
+
+    The backbone is resident; ``model`` holds whatever client was served last and is overwritten
+    completely before it is used for another. ``codec`` is for uploads, ``downlink`` for broadcasts
+    that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
+    a lower rank than the model. ``counted``: clients tell how many train examples they have of each
+    class. ``measures``: the importance score that clients report.
+    """
+
+    task: Task
+    model: AdapterModel
+    split: SplitPolicy
+    settings: TrainSettings
+    seed: int
+    codec: Codec = field(default_factory=Dense)
+    downlink: Codec | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    counted: bool = False
+    head_row_norm: float | None = None
+    part: Literal["test", "validation"] = "test"
+    alone: Alone | None = None
+
+    def layout(self, client: str) -> Layout:
+        """Every tensor of a client's adapter and head, at the client's rank."""
+        return self.model.layout.limited(self.ranks.get(client))
+
+    def pool(self, client: str) -> Layout:
+        """The tensors of a client that may be shared."""
+        layout = self.layout(client)
+        return layout.select(self.split(layout).shared)
+
+    @cached_property
+    def initial(self) -> dict[str, NDArray[np.float32]]:
+        return initial_state(self.model.layout, self.seed, self.head_row_norm)

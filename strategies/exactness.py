@@ -1,0 +1,54 @@
+"""How far the mean of the factors is from the mean of their products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.split import SplitPolicy
+from strategies.exact import pairs
+from strategies.factors import norm, residual, stack
+from strategies.rules import ended_with, examples_shares
+from strategies.updates import Update, mean_update
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Factors that all clients hold at the same value and nobody trains."""
+
+    layout: Layout
+    tensors: NamedArrays
+
+
+def aggregation_error(
+    split: SplitPolicy, layout: Layout, frozen: Frozen | None, vector: Vector, updates: Sequence[Update]
+) -> float | None:
+    """||sum p_k B_k A_k - B_mean A_mean||_F / ||sum p_k B_k A_k||_F over all layers.
+
+    That of averaging A and B apart, whatever the strategy then does. None where the server does not
+    know both factors of each client: what is local, or local by degree, it does not.
+    """
+    everything = Layout((*layout.specs, *frozen.layout.specs)) if frozen else layout
+    unknown = bool(split.degrees(everything)) or (
+        split.idle == "local" and any(set(layout.names) - update.shared for update in updates)
+    )
+    if unknown or frozen is None:
+        return None
+    try:
+        found = pairs(everything)
+    except ConfigError:  # not both factors of every layer
+        return None
+    clients = [{**frozen.tensors, **ended_with(layout, vector, update)} for update in updates]
+    mean = {**frozen.tensors, **layout.unpack(vector + mean_update(layout, updates))}
+    weights = examples_shares(updates)
+    errors, sizes = [], []
+    for pair in found.values():
+        factors = [pair.read(client) for client in clients]
+        errors.append(norm(residual(factors, weights, pair.read(mean))))
+        sizes.append(norm(stack(factors, weights)))
+    size = float(np.linalg.norm(sizes))
+    return float(np.linalg.norm(errors)) / size if size else 0.0

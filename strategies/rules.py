@@ -1,0 +1,157 @@
+"""What the server makes of the updates: a Flower strategy's numbers, or an exact rule for LoRA factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedOpt,
+    FedProx,
+    FedYogi,
+    Strategy,
+)
+
+from fedsa_lora.errors import RunError, WireError
+from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from strategies.exact import FactorRule
+from strategies.factors import Factors
+from strategies.updates import Update, mean_update, shares
+
+# Strategies that use their clients' results through the weighted mean alone.
+LINEAR = (FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The new values of everything that may be shared, (layout.size,), and by layer what every client
+    adds to its frozen weights."""
+
+    vector: Vector
+    merge: Mapping[str, Factors] = field(default_factory=dict)
+
+
+class Rule(Protocol):
+    """From the server's values and the clients' updates, sorted by client, to new values."""
+
+    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step: ...
+
+
+def rule_for(inner: Strategy, layout: Layout) -> Rule:
+    """How an inner strategy is to be given what clients sent."""
+    if isinstance(inner, FactorRule):
+        return OfFactors(inner, layout)
+    return OfMean(inner, layout) if type(inner) in LINEAR else OfEach(inner, layout)
+
+
+class OfMean:
+    """The inner strategy is given the weighted mean as the result of one client.
+
+    For strategies that are linear in their results this gives what giving it all of them would, and
+    sparse updates never become dense.
+    """
+
+    def __init__(self, inner: Strategy, layout: Layout) -> None:
+        self.inner, self.layout = inner, layout
+
+    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
+        mean = vector + mean_update(self.layout, updates)
+        result = FitRes(_OK, ndarrays_to_parameters([mean]), 1, {})
+        return Step(_aggregated(self.inner, self.layout, round_, vector, updates, [result]))
+
+
+class OfEach:
+    """The inner strategy is given what every client ended with, (layout.size,) each."""
+
+    def __init__(self, inner: Strategy, layout: Layout) -> None:
+        self.inner, self.layout = inner, layout
+
+    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
+        results = [
+            FitRes(
+                _OK,
+                ndarrays_to_parameters([vector + update.dense(self.layout.size)]),
+                update.examples,
+                {"loss": update.loss},
+            )
+            for update in updates
+        ]
+        return Step(_aggregated(self.inner, self.layout, round_, vector, updates, results))
+
+
+class OfFactors:
+    """A rule that needs the A and the B of every client."""
+
+    def __init__(self, inner: FactorRule, layout: Layout) -> None:
+        self.inner, self.layout = inner, layout
+
+    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
+        start = self.layout.unpack(vector)
+        clients = [ended_with(self.layout, vector, update) for update in updates]
+        weights = examples_shares(updates)
+        combined = self.inner.combine(round_, self.layout, start, clients, weights)
+        means = self.layout.unpack(vector + mean_update(self.layout, updates))
+        heads = {spec.name: means[spec.name] for spec in self.layout if spec.role == "head"}
+        return Step(self.layout.pack(combined.shared | heads), combined.merge)
+
+
+def ended_with(layout: Layout, vector: Vector, update: Update) -> NamedArrays:
+    """The tensors that a client ended its round with, zero beyond its rank."""
+    ended = vector + update.dense(layout.size)
+    index = None if update.rank is None else layout.index(layout.limited(update.rank))
+    if index is not None:
+        cut = np.zeros_like(ended)
+        cut[index] = ended[index]
+        ended = cut
+    return layout.unpack(ended)
+
+
+def examples_shares(updates: Sequence[Update]) -> list[float]:
+    """p_k of all clients."""
+    total = sum(update.examples for update in updates)
+    return [update.examples / total for update in updates]
+
+
+def _aggregated(
+    inner: Strategy,
+    layout: Layout,
+    round_: int,
+    before: Vector,
+    updates: Sequence[Update],
+    results: list[FitRes],
+) -> Vector:
+    """What the inner strategy makes of the results. What nobody shared keeps its value, whatever
+    momentum says, and the strategy's own copy of the values is that of the server, in float32."""
+    pairs: Any = [(None, result) for result in results]  # no strategy of Flower looks at the node
+    parameters, _ = inner.aggregate_fit(server_round=round_, results=pairs, failures=[])
+    if parameters is None:
+        return before
+    after = _sound(inner, parameters, layout)
+    for name, weight in zip(layout.names, shares(layout, updates).sum(axis=0), strict=True):
+        if not weight:
+            after[layout.span(name)] = before[layout.span(name)]
+    if isinstance(inner, FedOpt):
+        inner.current_weights = [after]
+    elif isinstance(inner, FedAvgM):
+        inner.initial_parameters = ndarrays_to_parameters([after])
+    return after
+
+
+def _sound(inner: Strategy, parameters: Parameters, layout: Layout) -> Vector:
+    """The aggregate as float32, to be written to. Raises RunError when it is not such a vector."""
+    try:
+        (vector,) = parameters_to_ndarrays(parameters)
+        return np.array(wire.check_vector(vector.astype(np.float32, copy=False), layout.size))
+    except (WireError, ValueError) as error:
+        raise RunError(f"strategy {type(inner).__name__} made an unusable aggregate: {error}") from None
+
+
+_OK = Status(Code.OK, "")

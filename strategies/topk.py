@@ -1,0 +1,32 @@
+"""TopKFedSA: aggregation of sparse updates, at a cost that grows with the values received."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.server.strategy import Strategy
+
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout, Vector
+from strategies.fedsa import FedSA
+from strategies.rules import LINEAR, OfMean
+
+
+class TopKFedSA(FedSA):
+    """FedSA for a sparse codec: no update is made dense by itself.
+
+    The values that arrive are added up where they belong, and the inner strategy is given the mean.
+    Takes the arguments of FedSA. Raises ConfigError for a codec that is not sparse, and for a strategy
+    that must see each client's whole vector; ``FedSA`` serves those, at the cost of dense updates.
+    """
+
+    def __init__(self, inner: Strategy, layout: Layout, initial: Vector, **arguments: Any) -> None:
+        super().__init__(inner, layout, initial, **arguments)
+        if not self.codec.sparse:
+            raise ConfigError(f"TopKFedSA needs a sparse codec, got {self.codec.name!r}: use FedSA")
+        if not isinstance(self.rule, OfMean):
+            known = ", ".join(cls.__name__ for cls in LINEAR)
+            raise ConfigError(
+                f"TopKFedSA cannot hand sparse updates to {type(inner).__name__}, which compares whole "
+                f"vectors; expected one of {known}, or use FedSA"
+            )

@@ -1,0 +1,107 @@
+"""What clients sent, on the server: sparse where it was sent so, and its mean without making it dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
+
+COUNT_FLOOR = 1e-3  # examples that a client is taken to have of a class it never saw
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's difference from what it started from.
+
+    ``positions`` are those of its ``values`` in the vector of everything that may be shared, ascending;
+    None: every one. ``shared`` are the tensors that it covers, ``rank`` that of the client's adapter
+    where it has one of its own. ``counts`` are the client's train examples by class, empty unless it
+    tells them; ``loss`` is that of its training.
+    """
+
+    client: str
+    examples: int
+    shared: frozenset[str]
+    positions: NDArray[np.int64] | None
+    values: Vector
+    loss: float = 0.0
+    rank: int | None = None
+    counts: Sequence[int] = field(default_factory=tuple)
+
+    def within(self, span: slice) -> slice:
+        """Which of the values lie in a stretch of the whole vector."""
+        if self.positions is None:
+            return span
+        start, stop = np.searchsorted(self.positions, (span.start, span.stop))
+        return slice(int(start), int(stop))
+
+    def dense(self, size: int) -> Vector:
+        """The whole vector (size,), zeros where nothing was sent."""
+        if self.positions is None:
+            return self.values
+        vector = np.zeros(size, np.float32)
+        vector[self.positions] = self.values
+        return vector
+
+
+def shares(layout: Layout, updates: Sequence[Update]) -> NDArray[np.float64]:
+    """p_k by client and tensor, (clients, tensors): examples over those of the clients that share the
+    tensor. Zero where a client does not share it."""
+    examples = np.array([[u.examples * (name in u.shared) for name in layout.names] for u in updates], float)
+    total = examples.sum(axis=0)
+    weights: NDArray[np.float64] = examples / np.where(total > 0, total, 1)
+    return weights
+
+
+def mean_update(layout: Layout, updates: Sequence[Update]) -> Vector:
+    """sum_k p_k u_k tensor by tensor over those who share it, (layout.size,).
+
+    Every value that was received is read once: the cost grows with them, not with clients x
+    parameters. A head whose clients tell their class counts is averaged row by row with
+    u_kc = (n_kc + 1e-3) / sum_j (n_jc + 1e-3).
+    """
+    weights = shares(layout, updates)
+    total = np.zeros(layout.size)
+    for update, by_tensor in zip(updates, weights, strict=True):
+        same = by_tensor[by_tensor > 0]
+        if same.size and (same == same[0]).all():
+            _add(total, update, slice(0, layout.size), same[0])
+            continue
+        for spec, weight in zip(layout, by_tensor, strict=True):
+            if weight:
+                _add(total, update, layout.span(spec.name), weight)
+    _average_heads(total, layout, updates)
+    return total.astype(np.float32)
+
+
+def _add(total: NDArray[np.float64], update: Update, span: slice, weight: float) -> None:
+    part = update.within(span)
+    at = span if update.positions is None else update.positions[part]
+    total[at] += weight * update.values[part].astype(np.float64)
+
+
+def _average_heads(total: NDArray[np.float64], layout: Layout, updates: Sequence[Update]) -> None:
+    """Overwrite the head's rows by their mean with class counts."""
+    classes = len(updates[0].counts)
+    if not classes or any(len(update.counts) != classes for update in updates):
+        return
+    for spec in _rows_by_class(layout, classes):
+        sharing = [update for update in updates if spec.name in update.shared]
+        if not sharing:
+            continue
+        weights = np.array([update.counts for update in sharing], float) + COUNT_FLOOR
+        weights /= weights.sum(axis=0)
+        span, width = layout.span(spec.name), spec.size // classes
+        total[span] = 0
+        for update, rows in zip(sharing, weights, strict=True):
+            part = update.within(span)
+            at = np.arange(span.start, span.stop) if update.positions is None else update.positions[part]
+            total[at] += rows[(at - span.start) // width] * update.values[part].astype(np.float64)
+
+
+def _rows_by_class(layout: Layout, classes: int) -> list[TensorSpec]:
+    return [spec for spec in layout if spec.role == "head" and spec.shape[:1] == (classes,)]
