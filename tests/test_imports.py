@@ -39,7 +39,7 @@ FORBIDDEN = {
 ONLY_IN = {
     "hydra": ["fedsa_lora/config.py"],
     "omegaconf": ["fedsa_lora/config.py"],
-    "peft": ["fedsa_lora/learning/adapters.py"],
+    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
 }
 
 

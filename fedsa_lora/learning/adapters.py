@@ -1,128 +1,110 @@
-"""A PEFT model as named arrays with roles. The only file that knows PEFT's names."""
+"""A PEFT model as named arrays with roles. With its neighbours, the only place that knows PEFT."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.vera import VeraLayer
 from torch import nn
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
+from fedsa_lora.learning.lora import ADAPTER, VERA_D, LoraSettings, attach
+from fedsa_lora.learning.stock import beside_start, projections, stock_config
+from fedsa_lora.learning.targets import HEADS
 from fedsa_lora.seeds import generator
 
-HEADS = ("classifier", "score")  # what transformers names the layer behind the backbone
+__all__ = ["HEADS", "AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
+
+DIFFERENCE = ".difference"  # ends the name of an adapter tensor that is exchanged as its difference
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
-
-    Without ``target_modules`` PEFT's defaults for the architecture are used, and the attention
-    projections of query and value where PEFT has none.
-    """
-
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    target_modules: list[str] | None = None
-    rslora: bool = False
-
-
-def attach(model: nn.Module, lora: LoraSettings | None) -> nn.Module:
-    """The model with LoRA adapters and a trainable copy of its head; as it is without ``lora``.
-
-    Raises ModelError when a target module is not in the model.
-    """
-    if lora is None:
-        return model
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        target_modules=lora.target_modules or _default_targets(model),
-        modules_to_save=[name for name in HEADS if hasattr(model, name)],
-        task_type=TaskType.SEQ_CLS if type(model).__name__.endswith("SequenceClassification") else None,
-    )
-    try:
-        adapted: nn.Module = get_peft_model(model, config)
-        return adapted
-    except ValueError as error:
-        raise ModelError(
-            f"lora.target_modules={lora.target_modules} do not fit {type(model).__name__}: {error}"
-        ) from None
-
-
-def _default_targets(model: nn.Module) -> list[str] | None:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
-
-    if getattr(model.config, "model_type", None) in known:
-        return None
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    leaves = {name.rsplit(".", 1)[-1] for name in linear}
-    for pair in (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"]):
-        if leaves.issuperset(pair):
-            return pair
-    raise ModelError(
-        f"cannot infer LoRA targets for {type(model).__name__}: set lora.target_modules, for example from "
-        f"{sorted(leaves)}"
-    )
+_ROLES: dict[str, Role] = {
+    "lora_A": "A",
+    "lora_embedding_A": "A",
+    "vera_lambda_d": "A",
+    "lora_B": "B",
+    "lora_embedding_B": "B",
+    "lora_magnitude_vector": "B",
+    "vera_lambda_b": "B",
+}
 
 
 def plain_name(parameter: str) -> str:
     """PEFT's name of a parameter, less what PEFT wrapped around it."""
-    name = parameter.removeprefix(_PREFIX)
-    return name.replace(".modules_to_save.default", "").replace(".default.", ".")
+    name = parameter.removeprefix(_PREFIX).replace(f".modules_to_save.{ADAPTER}", "")
+    return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
-def _role(parameter: str) -> Role:
-    if ".lora_A." in parameter:
-        return "A"
-    if ".lora_B." in parameter:
-        return "B"
-    head = any(part in HEADS for part in parameter.split(".")[:-1])
-    return "head" if head else "base"
+def _role(parameter: str) -> tuple[Role, str]:
+    """The role of a parameter, and the layer that it belongs to."""
+    parts = plain_name(parameter).split(".")
+    for place, part in enumerate(parts):
+        if part in _ROLES:
+            return _ROLES[part], ".".join(parts[:place])
+    return "base" if set(HEADS).isdisjoint(parts[:-1]) else "head", ".".join(parts[:-1])
 
 
 class AdapterModel:
     """A model whose trainable tensors are read and written by plain names, in place.
 
     The layout holds every A, B and head tensor; a model without adapters is trained whole, so
-    its layout holds the backbone as well. Backbone tensors are exchanged as their difference
-    from the pretrained value: whoever holds only the layout starts from zeros.
+    its layout holds the backbone as well. What starts from the pretrained weights (the backbone
+    itself, DoRA's magnitudes, A and B of PiSSA) or from a draw of the attached model (orthogonal)
+    is exchanged as its difference from that start, the value at the time this object is made:
+    whoever holds only the layout starts from zeros. Such adapter tensors are named ``*.difference``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = model
-        whole = not isinstance(model, PeftModel)
+        config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
+        drawn = getattr(config, "init_lora_weights", True) is True
         self._parameters: dict[str, nn.Parameter] = {}
+        self._raw: dict[str, str] = {}
         specs = []
         for raw, parameter in model.named_parameters():
-            role = _role(raw)
-            if "original_module" in raw or (role == "base" and not whole):
+            role, layer = _role(raw)
+            if "original_module" in raw or (role == "base" and config is not None):
                 parameter.requires_grad_(False)
                 continue
-            self._parameters[plain_name(raw)] = parameter
-            name = plain_name(raw)
-            layer = name.partition(".lora_")[0] if role in ("A", "B") else name.rpartition(".")[0]
+            moved = role in ("A", "B") and (not drawn or "lora_magnitude_vector" in raw)
+            name = plain_name(raw) + DIFFERENCE * moved
+            self._parameters[name], self._raw[name] = parameter, raw
             specs.append(TensorSpec(name, tuple(parameter.shape), role, layer))
         self.layout = Layout(tuple(specs))
-        self._pretrained = {
-            spec.name: self._parameters[spec.name].detach().clone()
-            for spec in self.layout
-            if spec.role == "base" and not self._parameters[spec.name].is_meta
+        self._starts = {
+            name: self._parameters[name].detach().clone()
+            for name in self.relative
+            if not self._parameters[name].is_meta
         }
+        self._written: dict[str, torch.Tensor] = {}
+        self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
+        if config is not None:
+            _keep_statistics(model)
+
+    @property
+    def relative(self) -> frozenset[str]:
+        """The tensors that are exchanged as their difference from a start that only clients know."""
+        return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """s of h = W0 x + s B A x by layer; 1 for VeRA."""
+        return {
+            name: float(module.scaling[ADAPTER]) if isinstance(module, LoraLayer) else 1.0
+            for name, module in self._layers().items()
+        }
 
     def parameter(self, name: str) -> nn.Parameter:
         return self._parameters[name]
@@ -141,17 +123,58 @@ class AdapterModel:
         for name, parameter in self._parameters.items():
             value = torch.from_numpy(np.ascontiguousarray(arrays[name]))
             parameter.copy_(value)
-            if name in self._pretrained:
-                parameter.add_(self._pretrained[name])
+            if name in self._starts:
+                parameter.add_(self._starts[name].to(parameter.device))
+                if name.endswith(DIFFERENCE):
+                    self._written[name] = value.clone()
 
     @torch.no_grad()
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of every tensor of the layout."""
-        arrays = {}
-        for name, parameter in self._parameters.items():
-            value = parameter - self._pretrained[name] if name in self._pretrained else parameter
-            arrays[name] = value.detach().to("cpu", torch.float32).numpy().copy()
-        return arrays
+        """Copies of every tensor of the layout; one that was written and not changed since, to the bit."""
+        return {
+            name: self._exchanged(name, parameter).detach().to("cpu", torch.float32).numpy().copy()
+            for name, parameter in self._parameters.items()
+        }
+
+    def _exchanged(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
+        if name not in self._starts:
+            return parameter
+        start = self._starts[name].to(parameter.device)
+        if name in self._written:
+            # adding the start and taking it off again would round
+            written = self._written[name].to(parameter.device)
+            if torch.equal(parameter, written + start):
+                return written
+        return parameter - start
+
+    @torch.no_grad()
+    def merge(self, deltas: Mapping[str, NDArray[np.float32]]) -> None:
+        """Set the frozen weight of each named layer to its first value plus s * delta.
+
+        A delta is (d_out, d_in), as B @ A is; that of a convolution has d_in = channels * kernel.
+        Layers that are not named go back to their first value (with PiSSA the residual).
+        Raises ModelError, before anything is changed, for a layer without adapter or a wrong shape.
+        """
+        if not deltas and not self._frozen:
+            return
+        layers, scales = self._layers(), self.scales
+        if unknown := sorted(deltas.keys() - layers.keys()):
+            raise ModelError(
+                f"cannot merge into {unknown}: no layers with adapters; there are {sorted(layers)}"
+            )
+        moves = {name: scales[name] * _oriented(name, layers[name], delta) for name, delta in deltas.items()}
+        for name in self._frozen.keys() | deltas.keys():
+            weight = layers[name].get_base_layer().weight
+            first = self._frozen.setdefault(name, weight.detach().clone()).to(weight.device)
+            weight.copy_(first + moves[name].to(weight.device) if name in moves else first)
+
+    def _layers(self) -> dict[str, Any]:
+        """PEFT's layers by the name that their tensors have in the layout."""
+        return {
+            name.removeprefix(_PREFIX): module
+            for name, module in self.module.named_modules()
+            if isinstance(module, (LoraLayer, VeraLayer))
+        }
 
     @property
     def has_adapters(self) -> bool:
@@ -160,17 +183,32 @@ class AdapterModel:
     def save_adapter(self, folder: Path, arrays: NamedArrays, base: str) -> None:
         """Write the arrays as ``PeftModel.from_pretrained`` loads them over the backbone at ``base``.
 
-        The model itself is left alone, and may be on the meta device.
+        The model itself is left alone. It may be on the meta device unless tensors are ``relative``:
+        ModelError is raised then, for their start is not known there. PiSSA is written as plain
+        LoRA of twice the rank, s (B A - B0 A0), so that the backbone need not be decomposed again.
         """
         assert isinstance(self.module, PeftModel)
         self.layout.check(arrays)
-        state = {
-            raw: torch.from_numpy(np.array(arrays[plain_name(raw)]))
-            for raw, _ in self.module.named_parameters()
-            if plain_name(raw) in arrays and "original_module" not in raw
-        }
-        self.module.peft_config["default"].base_model_name_or_path = base
-        self.module.save_pretrained(str(folder), state_dict=state)
+        if lacking := sorted(self.relative - self._starts.keys()):
+            raise ModelError(
+                f"{lacking[0]} and {len(lacking) - 1} more are relative to weights that a model on the meta "
+                "device does not have: save from a model with its backbone"
+            )
+        state = {raw: torch.from_numpy(np.array(arrays[name])) for name, raw in self._raw.items()}
+        starts = {self._raw[name]: start.to("cpu", torch.float32) for name, start in self._starts.items()}
+        for raw, start in starts.items():
+            state[raw] += start
+        configs = self.module.peft_config
+        kept = configs[ADAPTER]
+        if getattr(kept, "init_lora_weights", None) == "pissa":
+            state |= beside_start(state, starts)
+        if self.module.peft_type == "VERA":
+            state |= projections(self.module.base_model, kept)
+        try:
+            configs[ADAPTER] = stock_config(kept, base)
+            self.module.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+        finally:
+            configs[ADAPTER] = kept
 
     def save_merged(self, folder: Path) -> None:
         """Write the model with its adapters merged, as transformers loads it. The adapters are used up."""
@@ -182,8 +220,31 @@ class AdapterModel:
         found: dict[str, int] = {"base": 0, "A": 0, "B": 0, "head": 0}
         for raw, parameter in self.module.named_parameters():
             if "original_module" not in raw:
-                found[_role(raw)] += parameter.numel()
+                found[_role(raw)[0]] += parameter.numel()
         return found
+
+
+def _oriented(name: str, layer: Any, delta: NDArray[np.float32]) -> torch.Tensor:
+    """A delta (d_out, d_in) in the shape of the layer's frozen weight."""
+    weight = layer.get_base_layer().weight
+    turned = isinstance(layer.get_base_layer(), nn.Embedding) or getattr(layer, "fan_in_fan_out", False)
+    shape = tuple(weight.shape[::-1]) if turned else (weight.shape[0], math.prod(weight.shape[1:]))
+    if delta.shape != shape:
+        raise ModelError(f"cannot merge into {name}: expected a delta of shape {shape}, got {delta.shape}")
+    tensor = torch.from_numpy(np.array(delta, dtype=np.float32))
+    return (tensor.T if turned else tensor.reshape(weight.shape)).contiguous()
+
+
+def _keep_statistics(model: nn.Module) -> None:
+    """Batch norms of a frozen backbone use their pretrained statistics and keep them: running means
+    are in no layout, and would carry one client's data to the next that this model serves."""
+
+    def to_eval(module: nn.Module, _: object) -> None:
+        module.eval()
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(to_eval)
 
 
 def initial_state(
@@ -193,15 +254,20 @@ def initial_state(
 
     A: Kaiming uniform with a = sqrt(5) as in LoRA (arXiv:2106.09685), that is
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)); B and biases: zero; head weights: N(0, 0.02), or rows of
-    norm ``head_row_norm`` in the last head layer; backbone: no difference from the pretrained.
+    norm ``head_row_norm`` in the last head layer; VeRA's d: 0.1; the backbone and whatever else is
+    exchanged as a difference: no difference.
     """
     heads = [spec.name for spec in layout if spec.role == "head" and len(spec.shape) == 2]
     state: dict[str, NDArray[np.float32]] = {}
     for spec in layout:
         rng = generator(seed, "initial", spec.name)
-        if spec.role == "A":
+        if spec.name.endswith(DIFFERENCE):
+            value: NDArray[Any] = np.zeros(spec.shape)
+        elif spec.name.endswith(".vera_lambda_d"):
+            value = np.full(spec.shape, VERA_D)
+        elif spec.role == "A":
             bound = 1.0 / np.sqrt(np.prod(spec.shape[1:]))
-            value: NDArray[Any] = rng.uniform(-bound, bound, spec.shape)
+            value = rng.uniform(-bound, bound, spec.shape)
         elif spec.role == "head" and len(spec.shape) == 2:
             value = rng.normal(0.0, 0.02, spec.shape)
             if head_row_norm is not None and spec.name == heads[-1]:

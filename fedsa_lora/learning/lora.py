@@ -1,0 +1,190 @@
+"""The adapters that can be attached: LoRA, its variants and their starts, through PEFT."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.learning.targets import HEADS, Intent, check_kinds, choose, find, ranks_by_block
+from fedsa_lora.seeds import torch_seed
+
+ADAPTER = "default"  # PEFT's name of the one adapter
+VERA_D = 0.1  # where VeRA's d starts
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
+
+    ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
+    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and common to all layers, without
+    alpha (arXiv:2310.11454). ``init``: default, A Kaiming and B zero; pissa, the first r singular
+    components of W0, which keeps the rest (arXiv:2404.02948); orthogonal, both random with B A = 0.
+
+    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``).
+    ``rank_pattern`` and ``alpha_pattern`` are PEFT's: by regular expression on the end of a name.
+    ``layer_ranks`` gives a rank to each transformer layer in order, and every layer the same scale
+    alpha / r, so that its rank decides what it can hold and not how fast it learns; with rsLoRA,
+    where the scale is to follow the rank, alpha / sqrt(rank).
+    Raises ConfigError for values that contradict each other.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    target_modules: list[str] | None = None
+    rslora: bool = False
+    variant: Literal["lora", "dora", "vera"] = "lora"
+    init: Literal["default", "pissa", "orthogonal"] = "default"
+    targets: Intent = "default"
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layer_ranks: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        faults = [*_contradictions(self), *_pattern_faults(self)]
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+
+def _contradictions(lora: LoraSettings) -> list[str]:
+    faults = []
+    if lora.variant == "vera":
+        others = ("rslora", "rank_pattern", "alpha_pattern", "layer_ranks")
+        set_ = [f"{name}={getattr(lora, name)}" for name in others if getattr(lora, name)]
+        set_ += [f"init={lora.init}"] if lora.init != "default" else []
+        if set_:
+            faults.append(
+                f"variant=vera has one rank, no alpha and its own start; leave out {', '.join(set_)}"
+            )
+    if lora.layer_ranks is not None and (lora.rank_pattern or lora.alpha_pattern):
+        faults.append("layer_ranks sets ranks and alphas: leave out rank_pattern and alpha_pattern")
+    if lora.target_modules and lora.targets != "default":
+        faults.append(f"target_modules and targets={lora.targets} both choose the layers; give one of them")
+    return faults
+
+
+def _pattern_faults(lora: LoraSettings) -> list[str]:
+    ranks = {f"layer_ranks[{i}]": rank for i, rank in enumerate(lora.layer_ranks or [])}
+    ranks |= {f"rank_pattern.{key}": rank for key, rank in (lora.rank_pattern or {}).items()}
+    faults = [f"{key}={rank}; expected a rank of at least 1" for key, rank in ranks.items() if rank < 1]
+    for key, alpha in (lora.alpha_pattern or {}).items():
+        if not alpha > 0:
+            faults.append(f"alpha_pattern.{key}={alpha}; expected more than 0")
+    for key in [*(lora.rank_pattern or {}), *(lora.alpha_pattern or {})]:
+        try:
+            re.compile(key)
+        except re.error as error:
+            faults.append(f"pattern {key!r} is no regular expression: {error}")
+    return faults
+
+
+def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Module:
+    """The model with adapters and a trainable copy of its head; as it is without ``lora``.
+
+    On the meta device names and shapes are those of the real model, and nothing is computed.
+    ``seed``: that of the run, equal on every client: VeRA's frozen projections and the orthogonal
+    start are drawn from it. Raises ModelError naming the layer or setting that does not fit the model.
+    """
+    if lora is None:
+        return model
+    if lora.r < 1:
+        raise ModelError(f"lora.r={lora.r}: expected a rank of at least 1")
+    targets = lora.target_modules or choose(model, lora.targets)
+    found = find(model, targets)
+    plain = lora.variant != "vera" and lora.init == "default"
+    what = "lora" if plain else f"lora.variant={lora.variant}, lora.init={lora.init}"
+    check_kinds(found, what, linear_only=not plain)
+    common = {
+        "r": lora.r,
+        "target_modules": targets,
+        "modules_to_save": [name for name in HEADS if hasattr(model, name)],
+        "task_type": TaskType.SEQ_CLS if type(model).__name__.endswith("SequenceClassification") else None,
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in found.values()),
+    }
+    config = _vera(lora, common, seed) if lora.variant == "vera" else _lora(lora, common, found)
+    try:
+        adapted: nn.Module = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{what} with targets {targets} does not fit {type(model).__name__}: {error}"
+        ) from None
+    if lora.init != "default":
+        _start(adapted, lora.init, seed)
+    return adapted
+
+
+def _vera(lora: LoraSettings, common: dict[str, Any], seed: int) -> VeraConfig:
+    key = torch_seed(seed, "vera")
+    return VeraConfig(**common, vera_dropout=lora.dropout, d_initial=VERA_D, projection_prng_key=key)
+
+
+def _lora(lora: LoraSettings, common: dict[str, Any], found: dict[str, nn.Module]) -> LoraConfig:
+    ranks, alphas = dict(lora.rank_pattern or {}), dict(lora.alpha_pattern or {})
+    if lora.layer_ranks is not None:
+        blocks = ranks_by_block(found, lora.layer_ranks)
+        ranks = {rf"{re.escape(name)}\..*": rank for name, rank in blocks.items()}
+        if not lora.rslora:
+            alphas = {key: lora.alpha * rank / lora.r for key, rank in ranks.items()}
+    for key in [*ranks, *alphas]:
+        if not any(re.match(rf"(.*\.)?({key})$", name) for name in found):
+            raise ModelError(
+                f"lora pattern {key!r} fits none of the adapted layers, for example {next(iter(found))}"
+            )
+    return LoraConfig(
+        **common,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.variant == "dora",
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+
+
+@torch.no_grad()
+def _start(adapted: Any, init: str, seed: int) -> None:
+    """Give every A and B the start ``init``, and say so in the adapter's config.
+
+    It is done here rather than by PEFT at once, because the meta device has no weights to decompose,
+    and the start must be the same on every client.
+    """
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        rank, most = layer.r[ADAPTER], min(layer.in_features, layer.out_features)
+        if init == "pissa" and rank > most:
+            raise ModelError(f"lora.init=pissa: rank {rank} of {name} exceeds its {most} singular values")
+        if init == "orthogonal" and rank % 2:
+            raise ModelError(f"lora.init=orthogonal: rank {rank} of {name} is odd; expected an even rank")
+        if layer.get_base_layer().weight.is_meta:
+            continue
+        if init == "pissa":
+            layer.pissa_init(ADAPTER, "pissa")
+            _canonical_signs(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(torch_seed(seed, "orthogonal", name))
+                layer.orthogonal_init(ADAPTER)
+            layer._move_adapter_to_device_of_base_layer(ADAPTER)
+    adapted.peft_config[ADAPTER].init_lora_weights = init
+
+
+def _canonical_signs(A: torch.Tensor, B: torch.Tensor) -> None:
+    """Make the largest entry of each row of A (r, d_in) positive, and turn B (d_out, r) with it.
+
+    Singular vectors are unique up to their sign (and up to rotation where values are equal), and
+    libraries differ in it. The product, and with it the residual backbone, stays as it is.
+    """
+    largest = A.gather(1, A.abs().argmax(dim=1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    A.mul_(signs)
+    B.mul_(signs.T)

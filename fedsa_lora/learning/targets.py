@@ -1,0 +1,133 @@
+"""Which layers of a model get an adapter, by what models have in common rather than by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedsa_lora.errors import ModelError
+
+HEADS = ("classifier", "score")  # what transformers names the layer behind the backbone
+LINEAR = (nn.Linear, Conv1D)
+ADAPTABLE = (*LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Intent = Literal["default", "attention", "all_linear"]
+
+_BLOCK = re.compile(r"(.*?\.\d+)\.")
+_ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])
+
+
+def block(name: str) -> str | None:
+    """The repeated block that a layer is part of: its name up to the first number, None outside of all.
+
+    A block is what papers call a transformer layer; T5 has those of its encoder and then its decoder.
+    """
+    found = _BLOCK.match(name)
+    return found[1] if found else None
+
+
+def choose(model: nn.Module, intent: Intent) -> list[str] | str:
+    """What PEFT calls ``target_modules``: names, last parts of names, or one regular expression.
+
+    ``default``: PEFT's choice for the architecture, elsewhere query and value; ``attention``: the
+    linear layers of attention, q, k, v and output; ``all_linear``: those and the MLP's. The last two
+    look only into the repeated blocks, so never at a head, a pooler or an output embedding.
+    Raises ModelError when the model has no such layer.
+    """
+    if intent == "default":
+        return _default(model)
+    names = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and block(name)]
+    if intent == "attention":
+        names = [name for name in names if _ATTENTION.search(name.removeprefix(block(name) or ""))]
+    names = [name for name in names if not in_head(name)]
+    if not names:
+        raise ModelError(
+            f"{type(model).__name__} has no layers for lora.targets={intent}: set lora.target_modules, "
+            f"for example from {leaves(model)}"
+        )
+    return names
+
+
+def find(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:
+    """The layers that the targets name, by full name, without those of the head.
+
+    Raises ModelError when one of the named targets is nowhere, or only in the head, which is trained
+    whole and gets no adapter.
+    """
+    modules = {name: module for name, module in model.named_modules() if name and not in_head(name)}
+    if isinstance(targets, str):
+        found = {name: module for name, module in modules.items() if re.fullmatch(targets, name)}
+        lost = set() if found else {targets}
+    else:
+        wanted = set(targets)
+        found = {name: module for name, module in modules.items() if not wanted.isdisjoint(_endings(name))}
+        lost = wanted.difference(*(_endings(name) for name in found))
+    if lost:
+        raise ModelError(
+            f"lora.target_modules: {sorted(lost)} not found in {type(model).__name__} (its head gets no "
+            f"adapter); expected some of {leaves(model)}"
+        )
+    return found
+
+
+def check_kinds(found: Mapping[str, nn.Module], what: str, *, linear_only: bool) -> None:
+    """Raise ModelError naming the first layer that cannot carry the adapter ``what``."""
+    kinds = LINEAR if linear_only else ADAPTABLE
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    for name, module in found.items():
+        if not isinstance(module, kinds):
+            raise ModelError(f"{what}: {name} is a {type(module).__name__}; expected {expected}")
+        if getattr(module, "groups", 1) > 1 or set(getattr(module, "dilation", (1,))) != {1}:
+            # PEFT builds A without dilation, and cannot merge into groups
+            raise ModelError(f"{what}: {name} is a grouped or dilated convolution; choose other targets")
+
+
+def ranks_by_block(found: Mapping[str, nn.Module], ranks: list[int]) -> dict[str, int]:
+    """One rank for each repeated block with adapters, in the model's order.
+
+    Raises ModelError naming how many blocks there are when the ranks are not as many.
+    """
+    blocks = list(dict.fromkeys(b for name in found if (b := block(name))))
+    if len(blocks) != len(ranks):
+        named = f", {blocks[0]} to {blocks[-1]}" if blocks else ""
+        raise ModelError(
+            f"lora.layer_ranks has {len(ranks)} ranks, but the model has {len(blocks)} layers with "
+            f"adapters{named}; give one rank for each"
+        )
+    return dict(zip(blocks, ranks, strict=True))
+
+
+def leaves(model: nn.Module) -> list[str]:
+    """The last parts of the names that may be targets."""
+    names = [n for n, m in model.named_modules() if isinstance(m, ADAPTABLE) and not in_head(n)]
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
+def in_head(name: str) -> bool:
+    return not set(HEADS).isdisjoint(name.split("."))
+
+
+def _endings(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
+
+
+def _default(model: nn.Module) -> list[str] | str:
+    known: Any = PEFT_DEFAULTS.get(getattr(getattr(model, "config", None), "model_type", None))
+    if isinstance(known, str):
+        return known
+    available = leaves(model)
+    if present := [name for name in known or () if name in available]:
+        return present
+    for pair in _PAIRS:
+        if set(pair) <= set(available):
+            return pair
+    raise ModelError(
+        f"cannot infer LoRA targets for {type(model).__name__}: set lora.target_modules, for example from "
+        f"{available}"
+    )
