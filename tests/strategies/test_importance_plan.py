@@ -107,6 +107,14 @@ def test_a_pool_of_nothing_shares_nothing():
     assert plan.levels("0") == {}
 
 
+def test_a_tensor_comes_back_when_its_level_reaches_the_threshold():
+    layout = one_kind(3)
+    plan = taught(ImportancePlan(policy(threshold=0.5), layout), [1.0, 2.0, 3.0])
+    assert plan.shared("0") == set(layout.names[1:])
+    taught(plan, [2.0, 1.0, 3.0])
+    assert plan.shared("0") == {layout.names[0], layout.names[2]}
+
+
 # --- normalisation -----------------------------------------------------------------------------------
 
 
@@ -138,6 +146,16 @@ def test_tensors_of_one_kind_are_compared_with_each_other(data):
     larger = [16 * s if "value" in spec.layer else s for s, spec in zip(scores, layout, strict=True)]
     one, other = (taught(ImportancePlan(policy(), layout), s) for s in (scores, larger))
     assert one.levels("0") == other.levels("0")
+
+
+def test_what_differs_by_rounding_alone_goes_by_name():
+    layout = pool(5)
+    scores = [float(1 + i // 2) for i in range(10)]  # the same for query and value
+    tied = taught(ImportancePlan(policy(), layout), scores).levels("0")
+    assert list(tied.values()) == [(i + 0.5) / 10 for i in range(10)]
+    for factor in (0.1, 0.3, 0.7, 1 / 3, 1e-9):
+        scaled = [s * factor if i % 2 == 0 else s for i, s in enumerate(scores)]
+        assert taught(ImportancePlan(policy(), layout), scaled).levels("0") == tied
 
 
 def test_kinds_are_brought_to_one_scale_before_they_are_ranked():
@@ -176,6 +194,12 @@ def test_clients_are_averaged_by_their_examples():
         plan = ImportancePlan(policy(), layout)
         plan.learn(votes, weights, {})
         assert plan.shared("a") == plan.shared("b") == plan.shared("new") == {layout.names[winner]}
+
+
+def test_a_round_in_which_nobody_has_weight_teaches_nothing():
+    plan = ImportancePlan(policy(), one_kind(2))
+    plan.learn({"a": [1.0, 0.0]}, {"a": 0}, {})
+    assert plan.levels("a") == {}
 
 
 def test_with_scope_client_each_goes_by_its_own_scores_and_one_not_heard_keeps_its_own():
@@ -437,21 +461,21 @@ def test_all_is_shared_while_it_is_measured_and_then_the_blocks_that_differ_leas
     layout = pool(4)
     plan = VariancePlan(LeastVariance(count=2, measure=2), layout)
     seen = [plan.shared("0")]
-    for round_, spread in enumerate([(0.1, 0.5, 0.2, 0.3), (0.6, 0.5, 0.1, 0.2), (0, 0, 9, 9)], start=1):
+    for round_, spread in enumerate([(0.1, 0.3, 0.45, 1), (1, 0.45, 0.3, 0.1), (0, 0, 9, 9)], start=1):
         plan.learn(round_, differing(layout, *spread))
         seen.append(plan.shared("0"))
     assert seen[:2] == [set(layout.names)] * 2
-    assert seen[2:] == [of_blocks(layout, 2, 3)] * 2  # the mean of both rounds, and of no later one
+    assert seen[2:] == [of_blocks(layout, 1, 2)] * 2  # by the mean of both rounds, and of no later one
 
 
 def test_it_is_measured_again_and_the_new_measure_replaces_the_old():
     layout = pool(3)
     plan = VariancePlan(LeastVariance(count=1, measure=1, again=2), layout)
-    plan.learn(1, differing(layout, 0.1, 0.5, 0.2))
+    plan.learn(1, differing(layout, 0.1, 0.5, 0.4))
     assert plan.shared("0") == of_blocks(layout, 0)
     plan.learn(2, differing(layout, 9, 9, 9))
     assert plan.shared("0") == set(layout.names)  # round 3 measures
-    plan.learn(3, differing(layout, 0.4, 0.5, 0.3))
+    plan.learn(3, differing(layout, 0.35, 0.5, 0.3))
     assert plan.shared("0") == of_blocks(layout, 2)
 
 
