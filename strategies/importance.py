@@ -21,7 +21,7 @@ Updates = Sequence[tuple[frozenset[str], Vector]]  # names shared, and the pool'
 
 _BYTES = 4  # of a value, as a budget counts
 _DIGITS = 12  # of a disagreement: orthogonal updates are exactly 0.5, whatever the order of a sum
-_MOST = float(np.finfo(np.float32).max)  # of a score: sums of such do not overflow
+_MOST = float(np.finfo(np.float32).max)  # that a score counts for: sums of such do not overflow
 _FEDERATION = ""  # under which the scores of scope "federation" are kept
 
 
@@ -126,12 +126,12 @@ class ImportancePlan:
 
     def _row(self, client: str, scores: Sequence[float]) -> Values:
         row = np.array(scores, np.float64)
-        if row.shape != (len(self._bytes),) or not ((row >= 0) & (row <= _MOST)).all():
+        if row.shape != (len(self._bytes),) or not ((row >= 0) & (row < np.inf)).all():
             raise WireError(
-                f"client {client}: expected {len(self._bytes)} scores of at least 0, finite in float32, "
+                f"client {client}: expected {len(self._bytes)} finite scores of at least 0, "
                 f"got {row.size}: {str(row.tolist())[:80]}"
             )
-        return row
+        return np.minimum(row, _MOST)
 
     def _heard(self, rows: Mapping[str, Values], weights: Mapping[str, float]) -> Mapping[str, Values]:
         if self._policy.scope == "client":

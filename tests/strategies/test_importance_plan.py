@@ -196,6 +196,15 @@ def test_clients_are_averaged_by_their_examples():
         assert plan.shared("a") == plan.shared("b") == plan.shared("new") == {layout.names[winner]}
 
 
+def test_scores_as_large_as_a_float_do_not_overflow():
+    layout = one_kind(2)
+    plan = ImportancePlan(policy(ema=0.5), layout)
+    for _ in range(2):
+        plan.learn(dict.fromkeys("abc", [1.0, 1.7e308]), dict.fromkeys("abc", 1.0), {})
+        assert plan.shared("a") == {layout.names[1]}
+    assert np.isfinite(plan.state()["known/"]).all()
+
+
 def test_a_round_in_which_nobody_has_weight_teaches_nothing():
     plan = ImportancePlan(policy(), one_kind(2))
     plan.learn({"a": [1.0, 0.0]}, {"a": 0}, {})
@@ -215,12 +224,10 @@ def test_with_scope_client_each_goes_by_its_own_scores_and_one_not_heard_keeps_i
     assert plan.shared("b") == {layout.names[0]}
 
 
-@pytest.mark.parametrize(
-    "bad", [[1.0], [1.0, np.nan], [1.0, np.inf], [1.0, 1e300], [1.0, -1.0], [[1.0, 1.0]]]
-)
+@pytest.mark.parametrize("bad", [[1.0], [1.0, np.nan], [1.0, np.inf], [1.0, -1.0], [[1.0, 1.0]]])
 def test_scores_that_are_none_are_refused_by_name_and_nothing_is_learned(bad):
     plan = ImportancePlan(policy(), one_kind(2))
-    with pytest.raises(WireError, match="client b: expected 2 scores of at least 0, finite"):
+    with pytest.raises(WireError, match="client b: expected 2 finite scores of at least 0"):
         plan.learn({"a": [1.0, 0.0], "b": bad}, {"a": 1, "b": 1}, {"x": 1.0})
     assert plan.levels("a") == {}
 
