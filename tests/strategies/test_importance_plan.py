@@ -200,7 +200,7 @@ def test_scores_as_large_as_a_float_do_not_overflow():
     layout = one_kind(2)
     plan = ImportancePlan(policy(ema=0.5), layout)
     for _ in range(2):
-        plan.learn(dict.fromkeys("abc", [1.0, 1.7e308]), dict.fromkeys("abc", 1.0), {})
+        plan.learn({c: [1.0, 1.7e308] for c in "abc"}, dict.fromkeys("abc", 1.0), {})
         assert plan.shared("a") == {layout.names[1]}
     assert np.isfinite(plan.state()["known/"]).all()
 
