@@ -158,7 +158,8 @@ def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return bind(hint, value, path, faults)
     if origin is dict and isinstance(value, Mapping):
-        return {key: _value(arguments[1], item, _join(path, key), faults) for key, item in value.items()}
+        named = {str(key) if arguments[0] is str else key: item for key, item in value.items()}
+        return {key: _value(arguments[1], item, _join(path, key), faults) for key, item in named.items()}
     return _scalar(origin or hint, value, path, faults)
 
 

@@ -61,6 +61,11 @@ def _numbers(ranks: dict[str, int] | list[int]) -> list[int]:
 def _of_factors(config: RunConfig, strategy: type[FactorRule]) -> Iterator[str]:
     """A rule that combines A with B must know both of every client."""
     split, name = config.split, strategy.__name__
+    if config.downlink is not None and not config.downlink.lossless:
+        yield (
+            f"downlink: {name} is exact only where clients hold the server's factors; expected downlink=whole "
+            "or dense"
+        )
     if issubclass(strategy, FedSVD):
         if not (isinstance(split, Alternate) and split.order == ("B",)):
             yield f"strategy: {name} chooses A on the server and has B trained; expected split=fedsvd"

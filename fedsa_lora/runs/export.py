@@ -76,7 +76,9 @@ class Exporter:
                 "the whole model with --merge"
             )
         if adapter:
-            self.model.save_adapter(folder, tensors, self._base())
+            # what is relative to the pretrained weights is saved with them
+            model = assemble.workbench(self.config).model if self.model.relative else self.model
+            model.save_adapter(folder, tensors, self._base())
         else:
             model = assemble.workbench(self.config).model
             model.merge(merged)

@@ -13,11 +13,11 @@ from fedsa_lora.settings import RunConfig
 
 def finish(config: RunConfig, directory: RunDirectory) -> None:
     """Write everything that a reader opens first. Names and shapes suffice: no backbone is read, so
-    there are no adapter folders where the backbone itself was changed."""
+    there are no adapter folders where that is needed; ``fedsa-lora export`` makes them."""
     model = assemble.skeleton(config)
     directory.write_summary(summarise(config, directory.path, model))
     exporter = Exporter(config, directory, model)
-    for client in [] if exporter.merged else exporter.clients():
+    for client in [] if exporter.merged or model.relative else exporter.clients():
         exporter.export(client, directory.path / "adapters" / client)
     draw_all(directory.path)
     write_report(directory.path)
