@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from cells import Cell, mean, measure
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 RATES = (1e-3, 2e-3, 4e-3)
@@ -63,89 +58,8 @@ METHODS: dict[str, dict[str, list[str]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: the accuracies of its clients on a part of their data."""
-
-    regime: str
-    method: str
-    lr: float
-    seed: int
-    part: str
-
-    def overrides(self) -> list[str]:
-        return [
-            *REGIMES[self.regime], *[word for word in METHODS[self.regime][self.method] if "=" in word],
-            f"train.lr={self.lr}", f"seed={self.seed}", f"evaluation.part={self.part}",
-            "evaluation.every=0", "evaluation.before=false", "evaluation.local_only=false",
-        ]  # fmt: skip
-
-
-def measure(cell: Cell) -> dict[str, Any]:
-    """Run a cell here: accuracy by client, and bytes sent up by a client in a round."""
-    import flwr.common  # noqa: F401  sets the level of its logger when it is imported
-
-    warnings.filterwarnings("ignore")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    folder = tempfile.mkdtemp(prefix="fedsa-methods-")
-    try:
-        if "central" in METHODS[cell.regime][cell.method]:
-            return {"accuracy": central(cell), "bytes_up": None}
-        return federated(cell, Path(folder) / "run")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def federated(cell: Cell, folder: Path) -> dict[str, Any]:
-    from fedsa_lora.runs.inprocess import run_in_process
-    from fedsa_lora.runs.reading import read_json, read_jsonl
-
-    run_in_process([*cell.overrides(), f"run.dir={folder}"])
-    rows = [row for row in read_jsonl(folder / "clients.jsonl") if row["phase"] == "evaluate"]
-    sent = read_json(folder / "summary.json")["bytes_up_per_client_round"]
-    return {"accuracy": {row["client"]: row["accuracy"] for row in rows}, "bytes_up": sent}
-
-
-def central(cell: Cell) -> dict[str, float]:
-    """One model trained on the union of the clients' data, with as many steps as all clients together."""
-    from fedsa_lora import assemble
-    from fedsa_lora.config import load
-    from fedsa_lora.learning.training import predict, train
-    from fedsa_lora.seeds import generator, torch_seed
-
-    config = load(cell.overrides())
-    bench = assemble.workbench(config)
-    clients = config.task.describe().clients
-    parts = {client: config.task.load_client(client) for client in clients}
-    steps = config.federation.rounds * (config.train.steps or 0) * len(clients)
-    bench.model.write(bench.initial)
-    train(
-        bench.model, config.task, union(data.train for data in parts.values()),
-        replace(config.train, steps=steps),
-        trained=config.split.alone()(bench.model.layout).trained,
-        rng=generator(config.seed, "central"), torch_seed=torch_seed(config.seed, "central"),
-    )  # fmt: skip
-    accuracy = {}
-    for client, data in parts.items():
-        held_out = data.held_out(cell.part)
-        logits = predict(bench.model, config.task, held_out, config.train)
-        accuracy[client] = config.task.evaluate(logits, held_out.labels)["accuracy"]
-    return accuracy
-
-
-def union(parts: Iterable[Any]) -> Any:
-    import numpy as np
-
-    from fedsa_lora.tasks.task import Examples
-
-    parts = list(parts)
-    features = {k: list(chain.from_iterable(p.features[k] for p in parts)) for k in parts[0].features}
-    labels, lengths = (np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "lengths"))
-    return Examples(features, labels, lengths)
-
-
-def mean(result: dict[str, Any]) -> float:
-    return sum(result["accuracy"].values()) / len(result["accuracy"])
+def cell(regime: str, method: str, lr: float, seed: int, part: str) -> Cell:
+    return Cell((*REGIMES[regime], *METHODS[regime][method]), lr, seed, part)
 
 
 def untried(tried: dict[float, float]) -> list[float]:
@@ -161,18 +75,20 @@ def untried(tried: dict[float, float]) -> list[float]:
 def search(regime: str, seed: int, pool: ProcessPoolExecutor) -> dict[str, dict[float, float]]:
     """Mean validation accuracy by method and learning rate."""
     tried: dict[str, dict[float, float]] = {method: {} for method in METHODS[regime]}
-    while cells := [Cell(regime, m, lr, seed, "validation") for m in tried for lr in untried(tried[m])]:
-        for cell, result in zip(cells, pool.map(measure, cells), strict=True):
-            tried[cell.method][cell.lr] = mean(result)
-            print(f"  {cell.method:38} lr {cell.lr:g}: validation {mean(result):.3f}", flush=True)
+    while asked := [(method, lr) for method in tried for lr in untried(tried[method])]:
+        cells = [cell(regime, method, lr, seed, "validation") for method, lr in asked]
+        for (method, lr), result in zip(asked, pool.map(measure, cells), strict=True):
+            tried[method][lr] = mean(result)
+            print(f"  {method:38} lr {lr:g}: validation {mean(result):.3f}", flush=True)
     return tried
 
 
 def compare(regime: str, seeds: list[int], pool: ProcessPoolExecutor) -> dict[str, Any]:
     tried = search(regime, seeds[0], pool)
     best = {method: max(rates, key=lambda lr, r=rates: r[lr]) for method, rates in tried.items()}
-    cells = [Cell(regime, method, best[method], seed, "test") for method in best for seed in seeds]
-    results = dict(zip(cells, pool.map(measure, cells), strict=True))
+    asked = [(method, seed) for method in best for seed in seeds]
+    cells = [cell(regime, method, best[method], seed, "test") for method, seed in asked]
+    results = dict(zip(asked, pool.map(measure, cells), strict=True))
     return {
         "regime": regime, "overrides": REGIMES[regime], "seeds": seeds,
         "command": f"python benchmarks/methods.py {regime} --seeds {' '.join(map(str, seeds))}",
@@ -180,7 +96,7 @@ def compare(regime: str, seeds: list[int], pool: ProcessPoolExecutor) -> dict[st
             {
                 "method": method, "overrides": METHODS[regime][method], "lr": best[method],
                 "validation": {f"{lr:g}": accuracy for lr, accuracy in sorted(tried[method].items())},
-                "runs": [{"seed": c.seed, **results[c]} for c in cells if c.method == method],
+                "runs": [{"seed": seed, **results[method, seed]} for seed in seeds],
             }
             for method in best
         ],

@@ -63,8 +63,7 @@ def _of_factors(config: RunConfig, strategy: type[FactorRule]) -> Iterator[str]:
     split, name = config.split, strategy.__name__
     if config.downlink is not None and not config.downlink.lossless:
         yield (
-            f"downlink: {name} is exact only where clients hold the server's factors; expected downlink=whole "
-            "or dense"
+            f"downlink: {name} is exact only where clients hold the server's factors; expected whole or dense"
         )
     if issubclass(strategy, FedSVD):
         if not (isinstance(split, Alternate) and split.order == ("B",)):

@@ -122,7 +122,7 @@ class SplitPolicy(ABC):
 
     def words(self) -> dict[str, str]:
         """What becomes of each role, to be read."""
-        return {role: _disposition(self.of(role)) for role in ROLES}
+        return {role: _word(self.of(role)) for role in ROLES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +165,19 @@ class Alternate(SplitPolicy):
     def of(self, role: Role) -> Share:
         return self.head if role == "head" else "frozen" if role == "base" else "shared"
 
+    def words(self) -> dict[str, str]:
+        turns = f"shared, trained in turn: {', '.join(self.order)}"
+        return super().words() | dict.fromkeys(("A", "B"), turns)
+
     def in_round(self, layout: Layout, round_: int) -> frozenset[str]:
         trained = self.order[(round_ - 1) % len(self.order)]
         shared = self(layout).shared
         return shared - {spec.name for spec in layout if spec.role in ("A", "B") and spec.role != trained}
+
+
+def _word(share: Share) -> str:
+    mixed = not isinstance(share, str) and 0 < share < 1
+    return f"shared, {share:.0%} local" if mixed else _disposition(share)
 
 
 def _travels(share: Share) -> bool:

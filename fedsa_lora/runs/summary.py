@@ -27,6 +27,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
     parameters = parameter_counts(config, model)
     sent = float(np.mean([row["bytes_up"] for row in fits]))
+    heads = parameters["head"] if config.head.share not in ("local", "frozen") else 0
     return {
         "name": config.name,
         "title": config.title,
@@ -46,7 +47,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "bytes_up_per_client_round": sent,
-        "bytes_up_share_ab": sent + 4 * (parameters["A"] + parameters["B"] - parameters["shared_factors"]),
+        "bytes_up_share_ab": 4 * (parameters["A"] + parameters["B"] + heads),
         "seconds": sum(row["seconds"] for row in rounds),
         "parameters": parameters,
         "proof": proof(config.store_dir, fits),
@@ -74,10 +75,8 @@ def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:
 
 
 def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:
-    """Parameters by role, how many are shared, and how many of the shared are A or B."""
-    shared = model.layout.select(config.split(model.layout).shared)
-    factors = shared.count("A") + shared.count("B")
-    return model.counts() | {"shared": shared.size, "shared_factors": factors}
+    """Parameters by role, and how many may be shared."""
+    return model.counts() | {"shared": model.layout.select(config.split(model.layout).shared).size}
 
 
 def proof(store_dir: Path, fits: Sequence[Row]) -> dict[str, Any]:

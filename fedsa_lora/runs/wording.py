@@ -111,7 +111,7 @@ def listed(words: list[str]) -> str:
 def roles(summary: Row, treatment: str) -> list[str]:
     """The names of the roles that the run's split treats as shared, local or frozen."""
     split: Row = summary.get("split") or {}
-    return [ROLE_NAMES.get(role, role) for role, given in split.items() if given == treatment]
+    return [ROLE_NAMES.get(role, role) for role, given in split.items() if given.startswith(treatment)]
 
 
 def verdict(summary: Row) -> Verdict:
@@ -164,7 +164,7 @@ def cost(summary: Row) -> list[str]:
         lines.append(f"A client sends {amount(each)} per round.")
     if each and fedit:
         lines.append(
-            f"FedIT, which sends A and B, would send {amount(fedit)}: {fedit / each:.1f} times that."
+            f"FedIT, which sends A and B as they are, would send {amount(fedit)}: {fedit / each:.1f} times that."
         )
     return lines
 
