@@ -162,9 +162,9 @@ def cost(summary: Row) -> list[str]:
     ]
     if each:
         lines.append(f"A client sends {amount(each)} per round.")
-    if each and fedit:
+    if each and fedit and fedit > each:
         lines.append(
-            f"FedIT, which sends A and B as they are, would send {amount(fedit)}: {fedit / each:.1f} times that."
+            f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
         )
     return lines
 
