@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test slow lint types format check golden methods lock clean
+.PHONY: run test slow lint types format check golden methods methods-table lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -41,6 +41,9 @@ golden: $(READY)  ## make the golden run again, after a change that is meant to 
 
 methods: $(READY)  ## the tables of the README, about an hour and a half on two cores
 	$(BIN)/python benchmarks/methods.py
+
+methods-table: $(READY)  ## every method on six cells, two and a half hours on two cores (ARGS=--quick: ten minutes)
+	$(BIN)/python benchmarks/methods_table.py $(ARGS)
 
 lock: $(READY)  ## pin what is installed now
 	{ echo "# Every package of a working environment, pinned. Made by: make lock"; \
