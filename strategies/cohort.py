@@ -34,6 +34,7 @@ class Cohort:
 
     def everyone(self, manager: ClientManager) -> list[ClientProxy]:
         """All nodes that are there, ordered by client id."""
+        manager.all()  # Flower looks for new nodes when it is asked for all, otherwise every five seconds
         if not manager.wait_for(self.expected, timeout=self.wait_seconds):
             raise RunError(
                 f"{manager.num_available()} of {self.expected} clients are connected after "

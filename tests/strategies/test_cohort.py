@@ -99,6 +99,21 @@ def test_a_node_that_comes_later_is_asked_then():
     assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["a", "b", "c"]
 
 
+class Flowers(SimpleClientManager):
+    """As in a ServerApp: nodes are registered when someone asks for all of them."""
+
+    def all(self):
+        if not self.clients:
+            self.register(Named("1", {"client": "a"}))
+        return super().all()
+
+
+def test_a_node_that_is_there_is_not_waited_for():
+    """Flower would look again after five seconds, in every run."""
+    cohort = Cohort(0, 1, wait_seconds=0)
+    assert [cohort.name(proxy) for proxy in cohort.everyone(Flowers())] == ["a"]
+
+
 def test_two_nodes_of_one_client_end_the_run_with_its_name():
     manager = SimpleClientManager()
     for cid, name in (("1", "berlin"), ("2", "paris"), ("3", "berlin")):
