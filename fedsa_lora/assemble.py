@@ -49,7 +49,7 @@ def workbench(config: RunConfig) -> Workbench:
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
-        counted=config.head.policy in ("shared", "soft") and config.head.count_weighted,
+        counted=_counted(config),
         head_row_norm=config.head.row_norm,
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
@@ -102,6 +102,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
+        classes=len(config.task.labels()) if _counted(config) else 0,
         frozen=None if model.relative else _frozen(model.layout.select(split.frozen), start),
         cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
         evaluation=Evaluation(
@@ -113,6 +114,11 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         recorder=recorder,
         min_results=config.federation.min_results,
     )
+
+
+def _counted(config: RunConfig) -> bool:
+    """Whether clients tell their class counts, by which a shared head is averaged."""
+    return config.head.policy in ("shared", "soft") and config.head.count_weighted
 
 
 def _frozen(layout: Layout, start: NamedArrays) -> Frozen:

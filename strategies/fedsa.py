@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.common import (
     EvaluateIns,
@@ -40,6 +40,7 @@ from strategies.traffic import message_bytes
 from strategies.updates import Update
 
 HELD, MERGED_A, MERGED_B = "held", "merged_A/", "merged_B/"  # in the memory of a checkpoint
+Ins = TypeVar("Ins", FitIns, EvaluateIns)
 log = logging.getLogger("flwr")
 
 
@@ -61,6 +62,8 @@ class FedSA(Strategy):
         How uploads are coded, and broadcasts to clients that saw the one before (None: always whole).
     ranks : mapping
         The ranks of clients whose adapter is smaller than the layout's.
+    classes : int
+        How many classes clients tell the counts of, by which a shared head is averaged; 0: they tell none.
     frozen : Frozen
         The factors that all clients hold at the same value and nobody trains, to measure the aggregation
         error with; None where the server does not know them.
@@ -88,11 +91,13 @@ class FedSA(Strategy):
         codec: Codec | None = None,
         downlink: Codec | None = None,
         ranks: Mapping[str, int] | None = None,
+        classes: int = 0,
         frozen: Frozen | None = None,
         min_results: float = 1.0,
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
+        self.classes = classes
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
@@ -118,11 +123,9 @@ class FedSA(Strategy):
         self._round = {client: self.turn(client, server_round) for client in everyone}
         turns = {name: self._round[name] for name in (self.cohort.name(proxy) for proxy, _ in chosen)}
         measure = self.evaluation.before and self.evaluation.due(server_round)
-        messages = self._messages(turns, server_round, measure_before=measure)
-        return [
-            (proxy, FitIns(message.parameters, ins.config | message.config))
-            for (proxy, ins), message in zip(chosen, messages, strict=True)
-        ]
+        configs = [ins.config for _, ins in chosen]
+        messages = self._messages(FitIns, turns, configs, server_round, measure_before=measure)
+        return list(zip((proxy for proxy, _ in chosen), messages, strict=True))
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
@@ -153,9 +156,12 @@ class FedSA(Strategy):
             return []
         last = server_round == self.evaluation.rounds
         everyone = self.cohort.everyone(client_manager)
-        # what joined in the round that ended has a common value now
-        turns = {name: Turn(self._round[name].shared) for name in map(self.cohort.name, everyone)}
-        messages = self._messages(turns, server_round, reference=last and self.evaluation.reference)
+        turns = {}
+        for name in map(self.cohort.name, everyone):  # some perhaps came during the round
+            turn = self._round.get(name) or self.turn(name, server_round)
+            turns[name] = Turn(turn.shared)  # what joined in the round that ended has a common value now
+        measure = last and self.evaluation.reference
+        messages = self._messages(EvaluateIns, turns, [{}] * len(turns), server_round, reference=measure)
         return list(zip(everyone, messages, strict=True))
 
     def aggregate_evaluate(
@@ -193,13 +199,21 @@ class FedSA(Strategy):
             found |= {f"{MERGED_A}{layer}": factors.A, f"{MERGED_B}{layer}": factors.B}
         return found
 
-    def _messages(self, turns: Mapping[str, Turn], round_: int, **asked: Any) -> list[EvaluateIns]:
-        """The broadcast to each client, made once for all that are sent the same."""
-        made: dict[Any, tuple[EvaluateIns, int]] = {}
+    def _messages(
+        self,
+        kind: type[Ins],
+        turns: Mapping[str, Turn],
+        configs: Sequence[Mapping[str, Scalar]],
+        round_: int,
+        **asked: Any,
+    ) -> list[Ins]:
+        """The broadcast to each client, made once for all that are sent the same; ``configs`` are what
+        the inner strategy tells each of them."""
+        made: dict[Any, tuple[Ins, int]] = {}
         keys = {}
-        for client, turn in turns.items():
+        for (client, turn), config in zip(turns.items(), configs, strict=True):
             sending = self.downlink.sending(client, self.ranks.get(client))
-            keys[client] = (turn, sending.key)
+            keys[client] = (turn, sending.key, tuple(sorted(config.items())))
             if keys[client] not in made:
                 layout = self.layout.limited(self.ranks.get(client))
                 header = wire.BroadcastHeader(
@@ -209,7 +223,8 @@ class FedSA(Strategy):
                     **sending.fields,
                     **asked,
                 )
-                message = EvaluateIns(ndarrays_to_parameters(sending.arrays), dict(wire.write_header(header)))
+                entries = {**config, **wire.write_header(header)}
+                message = kind(ndarrays_to_parameters(sending.arrays), entries)
                 made[keys[client]] = message, message_bytes(message)
         self._turns = dict(turns)
         self.ledger.sends({client: made[key][1] for client, key in keys.items()})
@@ -227,6 +242,9 @@ class FedSA(Strategy):
         if shared != self._turns[header.client].shared:
             asked = sorted(self._turns[header.client].shared ^ shared)
             raise WireError(f"shares other tensors than it was asked for; the difference is {asked}")
+        counts, total = header.counts, header.examples if self.classes else 0
+        if len(counts) != self.classes or sum(counts) != total:
+            raise WireError(f"tells {len(counts)} class counts, expected {self.classes} with the sum {total}")
         part = whole.select(shared)
         payload = wire.read_array(
             result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)

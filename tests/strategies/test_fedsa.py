@@ -1,174 +1,148 @@
 """FedSA by itself: what it admits, what it does with it, and in which order."""
 
 import json
-from dataclasses import replace
+import re
 
 import numpy as np
 import pytest
-from flwr.common import Code, EvaluateRes, FitRes, GetPropertiesRes, Status, ndarrays_to_parameters
-from flwr.server import SimpleClientManager
-from flwr.server.client_proxy import ClientProxy
-from flwr.server.strategy import FedAvg
+from flwr.common import EvaluateRes, ndarrays_to_parameters
+from flwr.server.strategy import FedAvg, FedProx
+from server_side import EVERYONE, LAYOUT, OK, Node, Server, some_updates
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies import Cohort, Evaluation, FedSA
+from fedsa_lora.exchange.codec import Dense, Threshold, TopK
+from fedsa_lora.exchange.split import RoleSplit
+from strategies import Evaluation
+from strategies.traffic import message_bytes
 
-LAYOUT = Layout((TensorSpec("x.lora_A.weight", (2, 3), "A"), TensorSpec("y.lora_A.weight", (1, 4), "A")))
-OK = Status(Code.OK, "")
-
-
-class Node(ClientProxy):
-    """A node that only knows its client's name."""
-
-    def __init__(self, cid: str, client: str) -> None:
-        super().__init__(cid)
-        self.client = client
-
-    def get_properties(self, ins, timeout, group_id):
-        return GetPropertiesRes(OK, {"client": self.client})
-
-    def get_parameters(self, ins, timeout, group_id):
-        raise AssertionError("the server must not ask a client for parameters")
-
-    fit = evaluate = reconnect = get_parameters
+CLIENTS = ["0", "1", "2"]
 
 
-class Notes:
-    """A recorder that remembers."""
-
-    def __init__(self) -> None:
-        self.clients, self.rounds, self.checkpoints = [], [], []
-
-    def client(self, row):
-        self.clients.append(row)
-
-    def round(self, row):
-        self.rounds.append(row)
-
-    def checkpoint(self, round_, layout, vector):
-        self.checkpoints.append((round_, vector.copy()))
-
-
-def strategy(clients: int = 3, min_results: float = 1.0, inner=None, **evaluation):
-    """A strategy in its first round, its nodes and its recorder. Node ids do not follow the names."""
-    notes, manager = Notes(), SimpleClientManager()
-    nodes = [Node(f"{900 - 7 * i}", str(i)) for i in range(clients)]
-    for node in nodes:
-        manager.register(node)
-    start = np.arange(LAYOUT.size, dtype=np.float32)
-    fedsa = FedSA(
-        inner or FedAvg(min_fit_clients=1, min_available_clients=1, min_evaluate_clients=1),
-        LAYOUT,
-        start,
-        cohort=Cohort(0, clients, wait_seconds=1),
-        evaluation=Evaluation(rounds=2, **evaluation),
-        recorder=notes,
-        min_results=min_results,
-    )
-    instructions = fedsa.configure_fit(1, ndarrays_to_parameters([start]), manager)
-    return fedsa, nodes, notes, instructions
-
-
-def upload(client: str, update: np.ndarray, examples: int = 10, **changes) -> FitRes:
-    header = wire.UploadHeader(
-        client=client, round=1, layout=LAYOUT.digest, digest=wire.vector_digest(update), examples=examples,
-        private_before="b", private_after=f"a{client}", report={"loss": 1.0, "accuracy_before": 0.5},
-    )  # fmt: skip
-    header = replace(header, **changes)
-    return FitRes(OK, ndarrays_to_parameters([update]), examples, wire.write_header(header))
-
-
-def updates(clients: int = 3) -> list[np.ndarray]:
-    rng = np.random.default_rng(3)
-    return [rng.normal(size=LAYOUT.size).astype(np.float32) for _ in range(clients)]
+def answers(server: Server, sent, examples=(10, 10, 10), **changes):
+    return {c: server.upload(c, u, w, **changes) for c, u, w in zip(CLIENTS, sent, examples, strict=True)}
 
 
 def test_the_new_value_is_the_weighted_mean_by_hand():
-    fedsa, nodes, _, _ = strategy()
-    sent, weights = updates(), [5, 20, 75]
-    results = [(n, upload(n.client, u, w)) for n, u, w in zip(nodes, sent, weights, strict=True)]
-    fedsa.aggregate_fit(1, results, [])
+    server, sent, weights = Server(), some_updates(), [5, 20, 75]
+    server.ask()
+    shared = server.take(answers(server, sent, weights))
     expected = np.arange(LAYOUT.size) + sum(w / 100 * u for u, w in zip(sent, weights, strict=True))
-    np.testing.assert_allclose(fedsa.shared, expected, rtol=0, atol=1e-5)
-    assert fedsa.shared.dtype == np.float32
+    np.testing.assert_allclose(shared, expected, rtol=0, atol=1e-5)
+    assert shared.dtype == np.float32
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+@pytest.mark.parametrize("order", [["0", "1", "2"], ["2", "1", "0"], ["1", "2", "0"]])
 def test_the_order_of_arrival_does_not_change_a_bit(order):
-    sent = updates()
-    reference, nodes, _, _ = strategy()
-    reference.aggregate_fit(1, [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)], [])
-    fedsa, nodes, notes, _ = strategy()
-    fedsa.aggregate_fit(1, [(nodes[i], upload(str(i), sent[i])) for i in order], [])
-    assert np.array_equal(fedsa.shared, reference.shared)
-    assert [row["client"] for row in notes.clients] == ["0", "1", "2"]
+    sent, reference, server = some_updates(), Server(), Server()
+    for each in (reference, server):
+        each.ask()
+    expected = reference.take(answers(reference, sent))
+    assert np.array_equal(server.take(answers(server, sent), order), expected)
+    assert [row["client"] for row in server.notes.clients] == CLIENTS
 
 
 def test_a_broadcast_holds_the_shared_vector_and_nothing_else():
-    fedsa, _, _, instructions = strategy()
-    assert len(instructions) == 3
-    for _, ins in instructions:
-        header = wire.read_header(ins.config, wire.BroadcastHeader)
-        vector = wire.read_vector(ins.parameters.tensors, LAYOUT)
-        wire.check_belongs(header, vector, LAYOUT)
-        assert np.array_equal(vector, fedsa.shared)
+    server = Server()
+    sent = server.ask()
+    assert list(sent) == CLIENTS
+    for client, ins in sent.items():
+        vector = wire.read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
+        wire.check_digest(server.asked[client], vector)
+        wire.check_layout(server.asked[client], LAYOUT)
+        assert np.array_equal(vector, server.strategy.shared)
         assert set(ins.config) == {wire.KEY}
+        assert wire.names_of(server.asked[client].shared, LAYOUT) == set(LAYOUT.names)
 
 
 REJECTED = {
-    "of another round": {"round": 2},
-    "under another name": {"client": "1"},
-    "without examples": {"examples": 0},
-    "with a digest of other values": {"digest": "0" * 32},
-    "of another layout": {"layout": "0" * 16},
-    "with an error of its own": {"error": "TrainingError: the loss became nan"},
+    "of another round": ({"round": 2}, "answers round 2"),
+    "under another name": ({"client": "1"}, "answers as client '1'"),
+    "without examples": ({"examples": 0}, "claims 0 examples"),
+    "with a digest of other values": ({"digest": "0" * 32}, "digest does not fit"),
+    "of another layout": ({"layout": "0" * 16}, "tensors of layout 0000"),
+    "of fewer tensors than asked": ({"shared": "1"}, r"difference is \['x.lora_A.weight'\]"),
+    "of tensors that there are not": ({"shared": "7"}, "does not name tensors"),
+    "of another codec": ({"codec": "dense fp16"}, "coded by 'dense fp16', expected 'dense fp32'"),
+    "with values left out": ({"payload": np.ones(9, np.float32)}, r"expected float32 \(10,\)"),
+    "with values added": ({"payload": np.ones(11, np.float32)}, "brings 44 bytes"),
+    "of another dtype": ({"payload": np.ones(10, np.float64)}, "expected"),
+    "with class counts nobody asked for": ({"counts": (5, 5)}, "2 class counts, expected 0"),
+    "with an error of its own": ({"error": "TrainingError: the loss became nan"}, "TrainingError: the loss"),
 }
 
 
-@pytest.mark.parametrize("changes", REJECTED.values(), ids=REJECTED)
-def test_what_does_not_hold_is_rejected_named_and_the_others_go_on(changes):
-    fedsa, nodes, notes, _ = strategy(min_results=0.5)
-    sent = updates()
-    results = [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)]
-    results[0] = (nodes[0], upload(**{"client": "0", "update": sent[0]} | changes))
-    fedsa.aggregate_fit(1, results, [])
-    np.testing.assert_allclose(
-        fedsa.shared, np.arange(LAYOUT.size) + (sent[1] + sent[2]) / 2, rtol=0, atol=1e-5
-    )
-    assert [row["client"] for row in notes.clients] == ["1", "2"]
+@pytest.mark.parametrize(("changes", "reason"), REJECTED.values(), ids=REJECTED)
+def test_what_does_not_hold_is_rejected_named_and_the_others_go_on(changes, reason):
+    server, sent = Server(min_results=0.5, every=1), some_updates()
+    server.ask()
+    results = answers(server, sent) | {"0": server.upload("0", sent[0], **changes)}
+    shared = server.take(results)
+    np.testing.assert_allclose(shared, server.start + (sent[1] + sent[2]) / 2, rtol=0, atol=1e-5)
+    assert [row["client"] for row in server.notes.clients] == ["1", "2"]
+    server.ask_to_evaluate()
+    server.strategy.aggregate_evaluate(1, [(n, evaluated(c, 1)) for c, n in server.nodes.items()], [])
+    (row,) = server.notes.rounds
+    assert len(row["failures"]) == row["fit_failures"] == 1
+    assert re.search("client 0: .*" + reason, row["failures"][0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_rejected(value):
-    fedsa, nodes, notes, _ = strategy(min_results=0.5)
-    sent = updates()
-    sent[1][3] = value
-    fedsa.aggregate_fit(1, [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)], [])
-    assert [row["client"] for row in notes.clients] == ["0", "2"]
-    assert np.isfinite(fedsa.shared).all()
+    server, sent = Server(min_results=0.5), some_updates()
+    server.ask()
+    bad = sent[1].copy()
+    bad[3] = value
+    shared = server.take(answers(server, sent) | {"1": server.upload("1", bad, payload=bad)})
+    assert [row["client"] for row in server.notes.clients] == ["0", "2"]
+    np.testing.assert_allclose(shared, server.start + (sent[0] + sent[2]) / 2, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", [TopK(ratio=0.3), TopK(ratio=0.3, values="int8"), Threshold(threshold=0.9)])
+@pytest.mark.parametrize("bit", [0, 7, -1, -9])
+def test_a_payload_that_was_altered_is_rejected_whatever_bit_it_is(codec, bit):
+    server, sent = Server(min_results=0.5, codec=codec), some_updates()
+    server.ask()
+    honest = codec.encode(sent[0], np.random.default_rng(0))
+    altered = honest.copy()
+    altered[bit // 8] ^= 1 << bit % 8
+    results = answers(server, sent) | {
+        "0": server.upload("0", sent[0], payload=altered, digest=wire.vector_digest(honest))
+    }
+    server.take(results)
+    assert [row["client"] for row in server.notes.clients] == ["1", "2"]
+
+
+def test_positions_beyond_the_vector_are_rejected_though_their_digest_fits():
+    """Gaps of zeros and ones can only ascend: no payload names a position twice."""
+    codec = TopK(ratio=0.2)
+    server, sent = Server(min_results=0.5, codec=codec), some_updates()
+    server.ask()
+    values = np.ones(2, np.float32).view(np.uint8)
+    beyond = np.concatenate([values, np.array([0, 0b00000000, 0b00000011], np.uint8)])
+    server.take(answers(server, sent) | {"0": server.upload("0", sent[0], payload=beyond)})
+    assert [row["client"] for row in server.notes.clients] == ["1", "2"]
 
 
 def test_a_second_answer_of_a_client_counts_once():
-    fedsa, nodes, notes, _ = strategy(min_results=1.0)
-    sent = updates()
-    results = [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)]
-    once = strategy()[0]
-    once.aggregate_fit(1, results, [])
-    fedsa.aggregate_fit(1, [*results, results[0]], [])
-    assert np.array_equal(fedsa.shared, once.shared)
-    assert len(notes.clients) == 3
+    server, once, sent = Server(), Server(), some_updates()
+    for each in (server, once):
+        each.ask()
+    expected = once.take(answers(once, sent))
+    assert np.array_equal(server.take(answers(server, sent), [*CLIENTS, "0"]), expected)
+    assert len(server.notes.clients) == 3
 
 
 def test_too_few_results_end_the_run_with_the_reasons_and_leave_the_vector_as_it_was():
-    fedsa, nodes, notes, _ = strategy(min_results=0.9)
-    sent = updates()
-    results = [(nodes[0], upload("0", sent[0])), (nodes[1], upload("1", sent[1], error="StoreError: gone"))]
+    server, sent = Server(min_results=0.9), some_updates()
+    server.ask()
+    good, bad = server.upload("0", sent[0]), server.upload("1", sent[1], error="StoreError: gone")
+    results = [(server.nodes["0"], good), (server.nodes["1"], bad)]
     with pytest.raises(RunError, match=r"2 of 3 clients failed.*client 1: StoreError: gone"):
-        fedsa.aggregate_fit(1, results, [ValueError("node lost")])
-    assert np.array_equal(fedsa.shared, np.arange(LAYOUT.size, dtype=np.float32))
-    assert notes.checkpoints == []
+        server.strategy.aggregate_fit(1, results, [ValueError("node lost")])
+    assert np.array_equal(server.strategy.shared, server.start)
+    assert server.notes.checkpoints == []
 
 
 class Broken(FedAvg):
@@ -179,46 +153,42 @@ class Broken(FedAvg):
 
 
 def test_an_aggregate_that_is_not_finite_ends_the_run_and_names_the_strategy():
-    fedsa, nodes, notes, _ = strategy(inner=Broken(min_fit_clients=1, min_available_clients=1))
-    results = [(n, upload(n.client, u)) for n, u in zip(nodes, updates(), strict=True)]
+    server = Server(inner=Broken(**EVERYONE))
+    server.ask()
     with pytest.raises(RunError, match=r"Broken made an unusable aggregate: .* NaN"):
-        fedsa.aggregate_fit(1, results, [])
-    assert notes.checkpoints == []
+        server.take(answers(server, some_updates()))
+    assert server.notes.checkpoints == []
 
 
-def evaluated(client: str, accuracy: float, examples: int) -> EvaluateRes:
+def evaluated(client: str, round_: int, accuracy: float = 0.5, examples: int = 10) -> EvaluateRes:
     header = wire.UploadHeader(
-        client=client, round=2, layout=LAYOUT.digest, digest="", examples=examples,
+        client=client, round=round_, layout=LAYOUT.digest, digest="", examples=examples,
         report={"accuracy": accuracy, "loss": 1.0, "majority": 0.1},
     )  # fmt: skip
     return EvaluateRes(OK, 1.0, examples, wire.write_header(header))
 
 
-def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways():
-    fedsa, nodes, notes, instructions = strategy(every=1)
-    from strategies.traffic import message_bytes
-
-    sent = updates()
-    results = [(n, upload(n.client, u)) for n, u in zip(nodes, sent, strict=True)]
-    fedsa.aggregate_fit(1, results, [])
-    down = sum(message_bytes(ins) for _, ins in instructions)
-    manager = SimpleClientManager()
-    for node in nodes:
-        manager.register(node)
-    asked = fedsa.configure_evaluate(2, ndarrays_to_parameters([fedsa.shared]), manager)
-    answers = [
-        (n, evaluated(n.client, a, e)) for n, a, e in zip(nodes, (0.2, 0.6, 1.0), (10, 10, 80), strict=True)
-    ]
-    fedsa.aggregate_evaluate(2, answers, [])
-    (row,) = notes.rounds
+@pytest.mark.parametrize("codec", [Dense(), TopK(ratio=0.3)], ids=lambda codec: codec.name)
+def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways(codec):
+    server = Server(every=1, codec=codec, inner=FedProx(proximal_mu=0.1, **EVERYONE))
+    asked = list(server.ask().values())
+    results = answers(server, some_updates())
+    server.take(results)
+    asked += server.ask_to_evaluate().values()
+    accuracies = zip(CLIENTS, (0.2, 0.6, 1.0), (10, 10, 80), strict=True)
+    replies = [(server.nodes[c], evaluated(c, 1, a, e)) for c, a, e in accuracies]
+    server.strategy.aggregate_evaluate(1, replies, [])
+    (row,) = server.notes.rounds
     assert row["accuracy"] == pytest.approx(0.6)
     assert row["accuracy_weighted"] == pytest.approx(0.88)
     assert row["accuracy_worst"] == 0.2
     assert row["accuracy_before"] == 0.5
-    assert row["bytes_up"] == sum(message_bytes(r) for _, r in results) + sum(
-        message_bytes(r) for _, r in answers
-    )
-    assert row["bytes_down"] == down + sum(message_bytes(ins) for _, ins in asked)
+    up = [*results.values(), *(reply for _, reply in replies)]
+    assert row["bytes_up"] == sum(map(message_bytes, up))
+    assert row["bytes_down"] == sum(map(message_bytes, asked))
+    for key, messages in {"bytes_up": up, "bytes_down": asked}.items():
+        by_client = sorted(noted[key] for noted in server.notes.clients)
+        assert by_client == sorted(map(message_bytes, messages)), key
     assert json.dumps(row)
 
 
@@ -226,3 +196,26 @@ def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways():
 def test_all_clients_are_evaluated_when_due_and_always_in_the_last_round(every, due):
     evaluation = Evaluation(rounds=2, every=every)
     assert [round_ for round_ in (1, 2) if evaluation.due(round_)] == due
+
+
+def test_a_node_that_comes_during_a_round_is_evaluated_in_it():
+    server = Server(every=1)
+    server.ask()
+    server.take(answers(server, some_updates()))
+    server.manager.register(Node("1", "late"))
+    assert list(server.ask_to_evaluate()) == [*CLIENTS, "late"]
+
+
+HEADED = Layout((*LAYOUT.specs, TensorSpec("classifier.weight", (2, 2), "head")))
+
+
+@pytest.mark.parametrize("counts", [(), (10,), (5, 4, 1), (10**9, 10**9)])
+def test_class_counts_that_are_not_one_for_each_class_or_not_of_the_examples_are_rejected(counts):
+    """One client that tells none would otherwise end the weighting by counts for all."""
+    split = RoleSplit(A="shared", B="local", head="shared")
+    server = Server(HEADED, split=split, classes=2, min_results=0.5, every=1)
+    sent = some_updates(size=HEADED.size)
+    server.ask()
+    results = answers(server, sent, counts=(9, 1))
+    server.take(results | {"0": server.upload("0", sent[0], counts=counts)})
+    assert [row["client"] for row in server.notes.clients] == ["1", "2"]
