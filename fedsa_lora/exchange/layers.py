@@ -16,9 +16,9 @@ _BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 class LayerWise(SplitPolicy):
     """Share A of some layers, keep A of the others, and every B.
 
-    Exactly one of: ``first`` n, ``last`` n, ``every`` n-th (the first of them included), or ``layers``,
-    a list of numbers of layers, counted from 0. A layer here is a block of the model, with all its
-    adapters.
+    Exactly one of: ``first`` n, ``last`` n, ``every`` n-th (counted from the first with adapters, which
+    is included), or ``layers``, a list of numbers of layers, counted from 0. A layer here is a block of the
+    model, with all its adapters. Of a layout that holds only what is shared, all is shared.
     """
 
     first: int | None = None
@@ -33,7 +33,7 @@ class LayerWise(SplitPolicy):
             raise ConfigError(
                 f"expected exactly one of first, last, every and layers, got {chosen or 'none'}"
             )
-        if any(isinstance(value, int) and value < 1 for value in chosen.values()):
+        if any(value < 1 if isinstance(value, int) else not value for value in chosen.values()):
             raise ConfigError(f"{chosen}: expected a number of layers, at least 1")
 
     def of(self, role: Role) -> Share:
@@ -67,7 +67,7 @@ class LayerWise(SplitPolicy):
         if wanted > len(numbers):
             raise SplitError(f"split asks for {wanted} layers with adapters, the model has {len(numbers)}")
         if self.every is not None:
-            return numbers[:: self.every]
+            return [number for number in numbers if (number - numbers[0]) % self.every == 0]
         return numbers[:wanted] if self.first is not None else numbers[-wanted:]
 
 
