@@ -67,7 +67,7 @@ class Floats:
 
 
 def _write_fp32(values: Vector) -> Bytes:
-    return np.ascontiguousarray(values, "<f4").view(np.uint8)
+    return values.astype("<f4").view(np.uint8)
 
 
 def _read_fp32(payload: Bytes) -> Vector:

@@ -158,6 +158,7 @@ def test_encoding_depends_on_the_vector_and_the_draws_alone_and_leaves_the_vecto
     first, again = codec.encode(vector, rng(1)), codec.encode(vector.copy(), rng(1))
     assert first.tobytes() == again.tobytes()
     np.testing.assert_array_equal(vector, normal(500))
+    assert not np.shares_memory(first, vector)
     drawn = isinstance(codec, RandomK) and codec.sparse
     other = codec.encode(vector, rng(2)).tobytes()
     assert (other != first.tobytes()) == (drawn or codec.values not in EXACT)
@@ -429,6 +430,31 @@ def test_a_threshold_payload_that_announces_too_much_is_refused_without_memory(c
             finally:
                 tracemalloc.stop()
             assert peak < 100_000
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_threshold_payload_of_more_values_than_there_are_is_refused_at_every_length(name):
+    for size in (1, 2, 3, 8):
+        head = (size + 1).to_bytes(8, "little")
+        for length in range(Threshold(0.1, name).max_bytes(size) - 7):
+            payload = np.frombuffer(head + bytes(length), np.uint8)
+            with pytest.raises(
+                WireError, match=f"expected a count of at most {size} in 8 bytes, got {size + 1}"
+            ):
+                Threshold(0.1, name).decode(payload, size)
+
+
+@every_codec
+def test_a_payload_longer_than_any_is_refused_before_it_is_read(codec):
+    payload = np.zeros((1, 10**6), codec.dtype)[:, ::2][0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match=r"got (uint8|float32) \(500000,\)"):
+            codec.decode(payload, 90)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000
 
 
 @pytest.mark.parametrize("codec", [TopK(0.1), TopK(1.0), RandomK(0.1), RandomK(1.0), Dense("int8"), Dense()])

@@ -140,6 +140,13 @@ def test_tiny_values_are_not_biased_by_a_scale_that_cannot_be_written_exactly():
 
 
 @pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("most", [MOST, -MOST])
+def test_the_largest_float_is_never_rounded_beyond_the_last_level(name, most):
+    received = sent(np.full(2_000_000, most), name)  # 1 in 65,536 would go over: the scale has no room above
+    np.testing.assert_allclose(received, most, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEVELS)
 def test_each_block_has_its_own_scale(name):
     values = np.concatenate(
         [normal(10) * np.float32(1e-6), normal(10) * np.float32(1e6), np.zeros(10, np.float32)]

@@ -162,6 +162,18 @@ def test_a_huge_count_in_a_few_bytes_is_refused_without_memory(count):
     assert peak < 100_000
 
 
+def test_more_bytes_than_any_positions_take_are_refused_before_they_are_unpacked():
+    payload = np.zeros(10**6, np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="expected at most 2 bytes of positions, got 1000000"):
+            decode_positions(payload, 1, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000
+
+
 def test_any_bytes_are_refused_or_say_positions_of_that_count_and_size():
     rng, accepted = random.Random(0), 0
     for _ in range(5000):
