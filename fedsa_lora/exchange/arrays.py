@@ -142,12 +142,13 @@ class Layout:
     def named(self, mask: str) -> frozenset[str]:
         """The tensors of a mask. Raises LayoutError for a text that is none of this layout."""
         try:
-            bits = f"{int(mask, 16):0{len(self.names)}b}" if self.names else ""
+            bits = f"{int(mask, 16):0{len(self.names)}b}"
         except ValueError:
-            bits = "?"
-        if len(bits) != len(self.names) or mask != f"{int(bits or '0', 2):x}":
+            bits = ""
+        found = frozenset(name for name, bit in zip(self.names, bits, strict=False) if bit == "1")
+        if self.mask(found) != mask:  # one set has one mask
             raise LayoutError(f"{mask[:40]!r} does not name tensors of this layout of {len(self.names)}")
-        return frozenset(name for name, bit in zip(self.names, bits, strict=True) if bit == "1")
+        return found
 
     @cached_property
     def _starts(self) -> dict[str, tuple[int, TensorSpec]]:

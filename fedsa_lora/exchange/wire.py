@@ -107,8 +107,8 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
         content = json.loads(text)
-        header = kind(**content)
-    except (ValueError, TypeError, RecursionError) as error:
+        header = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
     if header.version != VERSION:
         raise WireError(f"header of version {header.version!r}, expected {VERSION}: update the older side")
@@ -148,30 +148,41 @@ def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]
     """The one vector (n,) of a serialised message, checked *before* anything is allocated.
 
     Returns a read-only view of the bytes received. Raises WireError for any other number of arrays,
-    dtype, shape or length.
+    dtype, shape or length, and for any other bytes than those that NumPy writes for such a vector.
     """
     if len(tensors) != 1:
         raise WireError(f"expected one array, got {len(tensors)}")
     content, wanted = tensors[0], np.dtype(dtype)
     if len(content) > max_bytes + MAX_ARRAY_HEADER:
         raise WireError(f"{len(content)} bytes, expected at most {max_bytes} of values")
-    at, found, shape = _announced(content)
+    found, shape = _announced(content)
     if found != wanted.str or len(shape) != 1:
         raise WireError(f"expected a vector of {wanted}, got {found} {shape}")
-    if len(content) - at != shape[0] * wanted.itemsize or shape[0] * wanted.itemsize > max_bytes:
-        raise WireError(f"announces {shape[0]} values and brings {len(content) - at} bytes")
-    return np.frombuffer(content, dtype=wanted, offset=at)
+    size, prefix = int(shape[0]), _array_prefix(wanted, int(shape[0]))
+    if not content.startswith(prefix):
+        raise WireError("values do not begin as NumPy lets them: altered on the way")
+    if len(content) - len(prefix) != size * wanted.itemsize or size * wanted.itemsize > max_bytes:
+        raise WireError(f"announces {size} values and brings {len(content) - len(prefix)} bytes")
+    return np.frombuffer(content, dtype=wanted, offset=len(prefix))
 
 
-def _announced(content: bytes) -> tuple[int, str, tuple[int, ...]]:
-    """Where the values begin, and the dtype and shape that bytes claim to be: nothing is done with them."""
+def _array_prefix(dtype: np.dtype[Any], size: int) -> bytes:
+    """What NumPy writes in front of the values of a vector (size,)."""
+    stream = io.BytesIO()
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+def _announced(content: bytes) -> tuple[str, tuple[int, ...]]:
+    """The dtype and shape that bytes claim to be: nothing is done with them."""
     stream = io.BytesIO(content[:MAX_ARRAY_HEADER])
     try:
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_ARRAY_HEADER)
     except Exception:  # NumPy's parser meets hostile text with errors of many kinds
-        return 0, "no NumPy array", ()
-    return stream.tell(), dtype.str, shape
+        return "no NumPy array", ()
+    return dtype.str, shape
 
 
 def check_vector(array: NDArray[Any], size: int) -> Vector:

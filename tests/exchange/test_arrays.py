@@ -8,13 +8,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_lora.errors import LayoutError
-from fedsa_lora.exchange.arrays import ROLES, Layout, TensorSpec, digest
+from fedsa_lora.exchange.arrays import ROLES, Layout, TensorSpec, cut, digest, padded
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 SPECS = st.dictionaries(
     st.text(min_size=1, max_size=6), st.tuples(SHAPES, st.sampled_from(ROLES)), max_size=6
 )
 LAYOUTS = SPECS.map(lambda found: Layout(tuple(TensorSpec(n, s, r) for n, (s, r) in found.items())))
+# A (r, d_in) and B (d_out, r) of one rank, also as those of a convolution, vectors and a head
+ADAPTERS = st.builds(
+    lambda rank, sizes: Layout(
+        tuple(
+            TensorSpec(f"{i}.{role}", shape, role, str(i))
+            for i, (d_out, d_in, kind) in enumerate(sizes)
+            for role, shape in {
+                "matrix": (("A", (rank, d_in)), ("B", (d_out, rank))),
+                "kernel": (("A", (rank, d_in, 2, 1)), ("B", (d_out, rank, 1, 1))),
+                "vector": (("A", (d_in,)), ("B", (d_out,))),
+                "head": (("head", (d_out, d_in)),),
+            }[kind]
+        )
+    ),
+    st.integers(1, 5),
+    st.lists(
+        st.tuples(
+            st.integers(1, 4), st.integers(1, 4), st.sampled_from(["matrix", "kernel", "vector", "head"])
+        ),
+        max_size=4,
+    ),
+)
 
 
 def arrays_for(layout: Layout, seed: int = 0) -> dict[str, np.ndarray]:
@@ -137,6 +159,86 @@ def test_a_selection_and_its_complement_add_up(layout, data):
     assert part.size + rest.size == layout.size
     for role in ROLES:
         assert part.count(role) + rest.count(role) == layout.count(role)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LAYOUTS)
+def test_a_span_is_where_packing_puts_a_tensor_and_spans_fill_the_vector(layout):
+    arrays = arrays_for(layout)
+    vector = layout.pack(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(vector[layout.span(name)], array.ravel())
+    filled = [place for name in layout.names for place in range(*layout.span(name).indices(layout.size))]
+    assert filled == list(range(layout.size))
+
+
+@settings(max_examples=80, deadline=None)
+@given(ADAPTERS, st.none() | st.integers(1, 6), st.data())
+def test_an_index_picks_what_packing_the_cut_arrays_gives_and_puts_it_back(layout, rank, data):
+    chosen = data.draw(st.sets(st.sampled_from(layout.names))) if layout.names else set()
+    part, arrays = layout.select(chosen).limited(rank), arrays_for(layout)
+    vector, small = layout.pack(arrays), part.pack(cut(arrays, part))
+    index = layout.index(part)
+    np.testing.assert_array_equal(vector if index is None else vector[index], small, strict=True)
+    assert (index is None) == (part == layout)
+    if index is not None:
+        assert (np.diff(index) > 0).all()
+        back = np.zeros(layout.size, np.float32)
+        back[index] = small
+        whole = padded(part.unpack(small), layout.select(chosen))
+        rest = {spec.name: np.zeros(spec.shape, np.float32) for spec in layout if spec.name not in chosen}
+        np.testing.assert_array_equal(back, layout.pack(whole | rest))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ADAPTERS, st.integers(1, 6))
+def test_a_lower_rank_bounds_rows_of_a_and_columns_of_b_and_nothing_else(layout, rank):
+    limited = layout.limited(rank)
+    assert limited.names == layout.names
+    for before, after in zip(layout, limited, strict=True):
+        axis = {"A": 0, "B": 1}.get(before.role) if len(before.shape) > 1 else None
+        expected = [min(n, rank) if i == axis else n for i, n in enumerate(before.shape)]
+        assert after == replace(before, shape=tuple(expected))
+    assert layout.limited(None) == layout == layout.limited(99)
+    assert limited.limited(rank) == limited
+
+
+@settings(max_examples=60, deadline=None)
+@given(ADAPTERS, st.integers(1, 6))
+def test_a_cut_adapter_is_padded_with_zeros_and_cut_again_without_loss(layout, rank):
+    arrays, small = arrays_for(layout), layout.limited(rank)
+    low = cut(arrays, small)
+    small.check(low)
+    whole = padded(low, layout)
+    layout.check(whole)
+    for spec in layout:
+        corner = tuple(slice(0, n) for n in low[spec.name].shape)
+        np.testing.assert_array_equal(whole[spec.name][corner], arrays[spec.name][corner])
+        beyond = whole[spec.name].copy()
+        beyond[corner] = 0
+        assert not beyond.any()
+    assert digest(cut(whole, small)) == digest(low)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LAYOUTS, st.data())
+def test_a_mask_names_the_same_tensors_again_and_two_sets_have_two_masks(layout, data):
+    sets = st.frozensets(st.sampled_from(layout.names)) if layout.names else st.just(frozenset())
+    one, two = data.draw(sets), data.draw(sets)
+    assert layout.named(layout.mask(one)) == one
+    assert (layout.mask(one) == layout.mask(two)) == (one == two)
+    assert layout.named(layout.mask(layout.names)) == set(layout.names)
+    assert layout.mask(()) == "0"
+
+
+@pytest.mark.parametrize(
+    "mask",
+    ["4", "ff", "-1", "-0", "+1", "0x1", "00", "01", " 1", "1\n", "1_0", "٣", "A", "x", "", "1" * 10**6],
+)
+def test_a_mask_of_another_form_or_length_is_refused(mask):
+    for place in (layout(), layout().select(())):
+        with pytest.raises(LayoutError, match=f"does not name tensors of this layout of {len(place.names)}"):
+            place.named(mask)
 
 
 def test_selecting_an_unknown_name_names_it():
