@@ -106,12 +106,15 @@ class RunSettings:
     """Where a run writes. ``store`` null keeps the clients' state in the run directory.
 
     ``keep_messages`` writes every serialised reply of every client beside its state, for audits.
+    ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only
+    the summary and the rows.
     """
 
     dir: str | None = None
     store: str | None = None
     keep_generations: int = 3
     keep_messages: bool = False
+    report: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Run the smoke experiment with overrides, and return its run directory."""
+    """Run the smoke experiment with overrides, and return its run directory; no report but on request."""
 
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("run") / "run"
-        return run_in_process(["experiment=smoke", *overrides, f"run.dir={folder}"])
+        return run_in_process(["experiment=smoke", "run.report=false", *overrides, f"run.dir={folder}"])
 
     return run
 
@@ -30,4 +30,4 @@ def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def smoke_run(run_smoke: Runner) -> Path:
     """FedSA-LoRA with a local head, kept messages and every evaluation."""
-    return run_smoke("run.keep_messages=true", "run.keep_generations=9")
+    return run_smoke("run.report=true", "run.keep_messages=true", "run.keep_generations=9")

@@ -263,7 +263,7 @@ def test_a_client_is_evaluated_with_its_own_b_after_others_were_served(smoke_run
 def test_with_frozen_a_all_clients_have_the_same_a(run_smoke):
     from safetensors.numpy import load_file
 
-    run = run_smoke("split=ffa", "head=local", "federation.rounds=2", *NO_FRILLS)
+    run = run_smoke("split=ffa", "head=local", "federation.rounds=2", "run.report=true", *NO_FRILLS)
     config = read_config(run)
     start = initial_state(layout_of(config), config.seed)
     for client in "0123":
@@ -295,7 +295,7 @@ def test_training_alone_as_reference_equals_a_local_only_run(run_smoke):
 def test_a_second_task_runs_through_the_same_client_strategy_store_and_report(run_smoke):
     run = run_smoke(
         "task=image", "model=tiny_vit", "federation.train_examples=null", "federation.test_examples=null",
-        "train.lr=5e-3", "train.steps=20", "train.batch_size=16", "evaluation.every=0",
+        "train.lr=5e-3", "train.steps=20", "train.batch_size=16", "evaluation.every=0", "run.report=true",
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary["parameters"]["A"] == summary["parameters"]["B"] == 4 * 2 * 8 * 64

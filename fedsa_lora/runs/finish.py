@@ -16,6 +16,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     there are no adapter folders where that is needed; ``fedsa-lora export`` makes them."""
     model = assemble.skeleton(config)
     directory.write_summary(summarise(config, directory.path, model))
+    if not config.run.report:
+        return
     exporter = Exporter(config, directory, model)
     for client in [] if exporter.merged or model.relative else exporter.clients():
         exporter.export(client, directory.path / "adapters" / client)
