@@ -30,7 +30,8 @@ class Cell:
         return [
             *[word for word in self.words if word != CENTRAL],
             f"train.lr={self.lr}", f"seed={self.seed}", f"evaluation.part={self.part}",
-            f"evaluation.every={self.every}", "evaluation.before=false", "evaluation.local_only=false", "run.report=false",
+            f"evaluation.every={self.every}", "evaluation.before=false", "evaluation.local_only=false",
+            "run.report=false",
         ]  # fmt: skip
 
 

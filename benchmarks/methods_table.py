@@ -91,7 +91,7 @@ FURTHER: dict[str, list[str]] = {
     "FedSA, PiSSA": ["split=share_a", "lora=pissa", "own"],
     "FedSA, orthogonal": ["split=share_a", "lora=orthogonal", "own"],
 }
-FURTHER_IN = ("meanings-snips", "dirichlet-banking77")
+FURTHER_IN = ("meanings-snips",)
 QUICK = (ALONE, "FedSA (share A)", "FedIT (share A and B)", "soft", "FedEx", "FedSA, int8")
 QUICK_CELLS = ("meanings-snips", "dirichlet-banking77")
 
