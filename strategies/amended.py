@@ -9,7 +9,6 @@ from flwr.common import FitRes, Parameters, Scalar, ndarrays_to_parameters, para
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Bulyan as FlowerBulyan
 from flwr.server.strategy import QFedAvg as FlowerQFedAvg
-from flwr.server.strategy.aggregate import aggregate_qffl
 
 from fedsa_lora.errors import RunError
 
@@ -38,18 +37,27 @@ class QFedAvg(FlowerQFedAvg):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Raises RunError for a result without a loss."""
+        """Raises RunError for a result without a loss; one below 0 counts as 0.
+
+        Step: sum_k F_k^q g_k / sum_k (q F_k^(q-1) |g_k|^2 + F_k^q / rate), with both sums divided by
+        the largest F^q, so that no loss that a client may tell overflows.
+        """
         if self.pre_weights is None:
             raise RunError("QFedAvg aggregates before it was configured: call configure_fit first")
-        (before,), rate = self.pre_weights, self.learning_rate
-        deltas, scales = [], []
-        for _, result in results:
+        (before,), rate, q = self.pre_weights, self.learning_rate, self.q_param
+        losses = [_loss(result) for _, result in results]
+        total, scale = np.zeros(before.shape), 0.0
+        for (_, result), loss in zip(results, losses, strict=True):
             (after,) = parameters_to_ndarrays(result.parameters)
-            loss = result.metrics.get("loss")
-            if not isinstance(loss, float) or loss < 0:
-                raise RunError(f"QFedAvg needs the training loss of each client, got {loss!r}")
-            gradient, loss = (before - after) / rate, loss + 1e-10
-            deltas.append([loss**self.q_param * gradient])
-            norm = float(np.square(gradient, dtype=np.float64).sum())
-            scales.append(self.q_param * loss ** (self.q_param - 1) * norm + loss**self.q_param / rate)
-        return ndarrays_to_parameters(aggregate_qffl(self.pre_weights, deltas, scales)), {}
+            gradient = (before.astype(np.float64) - after) / rate
+            weight = (loss / max(losses)) ** q
+            total += weight * gradient
+            scale += weight * (q * float(gradient @ gradient) / loss + 1 / rate)
+        return ndarrays_to_parameters([before - total / scale]), {}
+
+
+def _loss(result: FitRes) -> float:
+    loss = result.metrics.get("loss")
+    if not isinstance(loss, int | float):
+        raise RunError(f"QFedAvg needs the training loss of each client, got {loss!r}")
+    return max(float(loss), 0.0) + 1e-10
