@@ -79,6 +79,8 @@ class DirectoryStore:
         return self._read(usable[-1]) if usable else None
 
     def save(self, state: ClientState) -> None:
+        if taken := sorted(name for name in state.tensors if name.startswith(_MEMORY)):
+            raise StoreError(f"{taken}: a tensor's name cannot begin with {_MEMORY!r}, as memory's do")
         everything = state.tensors | {_MEMORY + name: array for name, array in state.memory.items()}
         metadata = self._metadata | {"round": str(state.round), "digest": digest(everything)}
         sweep(self.folder)

@@ -88,6 +88,14 @@ def test_two_values_of_b_hidden_in_the_shared_vector_or_in_a_metric_are_not_sent
         reply_of(Egress(store), [A], {"note": b"hello" + b_of(2).tobytes()[8:16]})
 
 
+def test_what_a_client_remembers_of_the_common_values_is_not_private(tmp_path):
+    store = store_with(tmp_path, rounds=0)
+    store.save(ClientState(1, {"x.lora_B.weight": b_of(1)}, {"held": A, "residual": A + 1}))
+    reply_of(Egress(store), [A, A + 1])
+    (row,) = log_of(store)
+    assert (row["private_values"], row["matches"]) == (24, 0)
+
+
 def test_before_its_first_state_a_client_has_nothing_to_leak(tmp_path):
     store = store_with(tmp_path, rounds=0)
     reply_of(Egress(store), [A, b_of(1)])

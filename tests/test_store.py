@@ -1,5 +1,6 @@
 """A client's state survives everything or is refused; it is never another one in silence."""
 
+import json
 import os
 import pickle
 import signal
@@ -36,7 +37,8 @@ while True:
 def state(round_: int = 1, seed: int = 0) -> ClientState:
     rng = np.random.default_rng((round_, seed))
     shapes = {"x.lora_B.weight": (6, 2), "classifier.weight": (3, 6), "classifier.bias": (3,)}
-    return ClientState(round_, {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()})
+    tensors = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    return ClientState(round_, tensors, {"residual": rng.normal(size=9).astype(np.float32)})
 
 
 def store(folder: Path, client: str = "7", experiment: str = "e", keep: int = 3) -> DirectoryStore:
@@ -49,6 +51,8 @@ def same(found: ClientState | None, expected: ClientState) -> bool:
         and found.round == expected.round
         and found.tensors.keys() == expected.tensors.keys()
         and digest(found.tensors) == digest(expected.tensors)
+        and found.memory.keys() == expected.memory.keys()
+        and digest(found.memory) == digest(expected.memory)
     )
 
 
@@ -68,12 +72,23 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
     square = np.arange(12, dtype=np.float32).reshape(3, 4)
     views = {"fortran": np.asfortranarray(square), "strided": square[:, ::2], "transposed": square.T}
     tensors = {"odd": odd, "none": np.zeros((0, 4), np.float32), "scalar": np.array(2.5, np.float32), **views}
-    store(tmp_path).save(ClientState(1, tensors))
+    memory = {"odd": odd[::-1], "merged/odd": square.T, "start/memory/odd": square}
+    store(tmp_path).save(ClientState(1, tensors, memory))
     found = store(tmp_path).load()
-    assert found.tensors.keys() == tensors.keys()
-    for name, array in tensors.items():
-        assert found.tensors[name].shape == array.shape
-        assert found.tensors[name].tobytes() == array.tobytes()
+    for kept, saved in ((found.tensors, tensors), (found.memory, memory)):
+        assert kept.keys() == saved.keys()
+        for name, array in saved.items():
+            assert kept[name].shape == array.shape
+            assert kept[name].tobytes() == array.tobytes()
+
+
+def test_a_tensor_under_the_name_of_a_memory_is_refused_and_nothing_is_written(tmp_path):
+    one = np.zeros(1, np.float32)
+    with pytest.raises(
+        StoreError, match=r"\['memory/residual'\]: a tensor's name cannot begin with 'memory/'"
+    ):
+        store(tmp_path).save(ClientState(1, {"x": one, "memory/residual": one}, {"residual": one}))
+    assert store(tmp_path).rounds() == []
 
 
 def test_a_client_without_private_tensors_has_a_state_too(tmp_path):
@@ -158,11 +173,13 @@ def test_an_altered_byte_is_refused_or_leaves_every_bit_of_the_state_as_it_was(t
     assert outcome.startswith(str(path)) if isinstance(outcome, str) else same(outcome, state())
 
 
-def test_a_flipped_bit_in_a_value_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["x.lora_B.weight", "memory/residual"])
+def test_a_flipped_bit_in_a_value_is_refused(tmp_path, name):
     store(tmp_path).save(state())
     path = generation(tmp_path)
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    begin = 8 + int.from_bytes(content[:8], "little")
+    content[begin + json.loads(content[8:begin])[name]["data_offsets"][0]] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreError, match=f"^{path} does not fit its digest.*restore it from a copy"):
         store(tmp_path).load()
