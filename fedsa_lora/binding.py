@@ -147,7 +147,9 @@ def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
             bound = _value(option, value, path, found)
             if not found:
                 return bound
-        faults.extend(trials[0][1])
+        # of the right form, but for something in it: that is what was meant
+        formed = [found for _, found in trials if not found[0].startswith(f"{path}:")]
+        faults.extend([*formed, trials[0][1]][0])
         return None
     if origin is Literal:
         if value not in arguments:

@@ -96,6 +96,32 @@ def test_what_is_missing_or_unknown_is_listed_with_its_place():
     ]
 
 
+@dataclass(frozen=True)
+class Either:
+    table: dict[str, int] | list[int] | None = None
+    mark: float | Literal["best", "worst"] = 1.0
+    whole: int | str = 1
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"table": [1, "x"]}, "table[1]: expected int, got 'x'"),
+        ({"table": {"a": 1.5}}, "table.a: expected int, got 1.5"),
+        ({"table": 3}, "table: expected dict, got 3"),
+        ({"mark": "bst"}, "mark=bst: no such choice (did you mean 'best'?)"),
+        ({"whole": 1.5}, "whole: expected int, got 1.5"),
+    ],
+)
+def test_of_several_forms_the_fault_is_that_of_the_one_which_was_meant(node, said):
+    faults: list[str] = []
+    assert bind(Either, node, "", faults) is None
+    assert faults == [said]
+    for good in ({"table": [1]}, {"table": {"a": 1}}, {"table": None}, {"mark": "best"}, {"mark": 2}):
+        bound = bind(Either, good, "", faults := [])
+        assert (vars(bound) | good, faults) == (vars(bound), [])
+
+
 def test_what_a_class_itself_refuses_is_a_fault_at_its_place():
     faults: list[str] = []
     assert bind(Outer, {"name": "forbidden", "inner": {"size": 1}}, "here", faults) is None
