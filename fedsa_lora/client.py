@@ -116,7 +116,7 @@ class FedSAClient(NumPyClient):
             payload,
             shared=self.pool.mask(parts.shared),
             codec=self.bench.codec.name,
-            counts=self._counts() if self.bench.counted else (),
+            counts=self._counts() if self.bench.counted and self.pool.count("head") else (),
             scores=() if meter is None else meter.scores(),
             private_before=self._private_digest(start),
             private_after=self._private_digest(arrays),

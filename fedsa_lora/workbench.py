@@ -35,7 +35,7 @@ class Workbench:
     completely before it is used for another. ``codec`` is for uploads, ``downlink`` for broadcasts
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
-    class. ``measures``: the importance score that clients report.
+    class, where they share a head.
     """
 
     task: Task

@@ -1,7 +1,5 @@
 """FedSAClient by itself: several clients on one resident model, and what it refuses."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -9,8 +7,16 @@ from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient, cross_entropy, majority_accuracy
 from fedsa_lora.config import load
 from fedsa_lora.exchange import wire
+from fedsa_lora.personal import HELD, RESIDUAL
 from fedsa_lora.store import ClientState
 from fedsa_lora.tasks.task import Examples
+from strategies.downlink import Downlink
+from strategies.factors import Factors
+
+STILL = (
+    "train.lr=1e-30",
+    "train.head_lr=1e-30",
+)  # training that moves nothing: a client ends where it starts
 
 
 class Desk:
@@ -19,22 +25,47 @@ class Desk:
     def __init__(self, folder, *overrides: str) -> None:
         self.config = load(["experiment=smoke", f"run.dir={folder}", *overrides])
         self.bench = assemble.workbench(self.config)
-        self.start = self.bench.shared.pack({n: self.bench.initial[n] for n in self.bench.shared.names})
+        layout = self.bench.model.layout
+        self.pool = layout.select(self.bench.split(layout).shared)
+        self.start = self.pool.pack({n: self.bench.initial[n] for n in self.pool.names})
+        self.downlink = Downlink(self.pool, self.start, self.config.downlink, seed=0)
 
     def store(self, client: str):
         return assemble.store(self.config, client)
 
-    def client(self, name: str) -> FedSAClient:
-        return FedSAClient(name, self.bench, self.store(name))
+    def client(self, name: str, *forbid: str) -> FedSAClient:
+        return FedSAClient(name, self.bench, self.store(name), forbid)
 
-    def ask(self, round_: int, vector=None, **changes):
-        vector = self.start if vector is None else vector
-        header = wire.BroadcastHeader(round_, self.bench.shared.digest, wire.vector_digest(vector))
-        return [vector], dict(wire.write_header(replace(header, **changes)))
+    def ask(self, name: str, round_: int, vector=None, shared=None, joining=(), **changes):
+        """The broadcast to a client: what the server has for it, or other values or fields."""
+        pool, sending = self.bench.pool(name), self.downlink.sending(name, self.bench.ranks.get(name))
+        shared = self.bench.split.in_round(pool, round_) if shared is None else shared
+        fields = {"shared": pool.mask(shared), "joining": pool.mask(joining), **sending.fields}
+        arrays = sending.arrays
+        if vector is not None:
+            arrays, fields["digest"] = [vector], wire.vector_digest(vector)
+        header = wire.BroadcastHeader(round=round_, **fields | changes)
+        return arrays, dict(wire.write_header(header))
 
-    def fit(self, name: str, round_: int, **changes):
-        arrays, count, metrics = self.client(name).fit(*self.ask(round_, **changes))
+    def fit(self, name: str, round_: int, forbid=(), **asked):
+        arrays, count, metrics = self.client(name, *forbid).fit(*self.ask(name, round_, **asked))
         return arrays[0], count, wire.read_header(metrics, wire.UploadHeader)
+
+    def evaluate(self, name: str, round_: int):
+        return self.client(name).evaluate(*self.ask(name, round_))
+
+    def report(self, name: str, round_: int):
+        return wire.read_header(self.evaluate(name, round_)[2], wire.UploadHeader).report
+
+    def trained(self) -> np.ndarray:
+        """What the client that was served last has of the pool, (pool.size,)."""
+        standing = self.bench.model.read()
+        return self.pool.pack({name: standing[name] for name in self.pool.names})
+
+    def next(self, round_: int, merge=None) -> None:
+        """End a round at values of its own: all took part."""
+        moved = np.random.default_rng(round_).normal(scale=0.01, size=self.pool.size).astype(np.float32)
+        self.downlink.publish(round_, self.downlink.held + moved, merge or {}, "0123")
 
 
 @pytest.fixture
@@ -42,54 +73,89 @@ def desk(tmp_path):
     return Desk(tmp_path / "run")
 
 
-def test_clients_served_in_turn_end_as_if_each_had_a_process_of_its_own(tmp_path):
-    shared_process = Desk(tmp_path / "one")
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
+
+
+WAYS = {
+    "fedsa": [],
+    "fedex, merged weights": ["split=share_ab", "strategy=fedex", "head=shared"],
+    "soft": ["split=soft", "head=soft"],
+    "alternate, top-k both ways": ["split=alternate", "codec=topk", "downlink=topk_int8"],
+    "importance": ["split=importance"],
+    "ranks": ["split=share_ab", "strategy=flora", "federation.ranks={0: 1, 2: 4}"],
+}
+
+
+def rounds(desk: Desk, order: str, answers: dict) -> None:
+    """Two rounds in which the clients are served in an order, and their answers by client and round."""
+    rng, layers = np.random.default_rng(0), [spec for spec in desk.bench.model.layout if spec.role == "A"]
+    merge = {
+        s.layer: Factors(*(rng.normal(size=n).astype(np.float32) for n in [(1, 32), (32, 1)])) for s in layers
+    }
     for round_ in (1, 2):
-        for name in "0123":
-            shared_process.fit(name, round_)
-    for name in "13":
-        own = Desk(tmp_path / f"own{name}")
-        for round_ in (1, 2):
-            own.fit(name, round_)
-        alone, among = own.store(name).load().tensors, shared_process.store(name).load().tensors
-        assert all(np.array_equal(alone[n], among[n]) for n in alone)
+        for name in order:
+            payload, _, header = desk.fit(name, round_)
+            assert not header.error
+            answers[name, round_] = (
+                payload.tobytes(),
+                header.private_before,
+                header.private_after,
+                header.scores,
+            )
+        desk.next(round_, merge if "fedex" in str(desk.config.strategy).lower() else None)
+        for name in order:
+            answers[name, round_] += (desk.report(name, round_)["loss"],)
 
 
-def test_the_order_of_the_clients_does_not_matter(tmp_path):
-    forward, backward = Desk(tmp_path / "f"), Desk(tmp_path / "b")
-    updates = {name: forward.fit(name, 1)[0] for name in "0123"}
-    assert all(np.array_equal(backward.fit(name, 1)[0], updates[name]) for name in "3210")
+@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
+def test_neither_the_order_of_the_clients_nor_the_others_of_a_process_change_a_bit(tmp_path, overrides):
+    forward, backward, alone = ({} for _ in range(3))
+    rounds(Desk(tmp_path / "f", *overrides), "0123", forward)
+    rounds(Desk(tmp_path / "b", *overrides), "3210", backward)
+    for name in "02":
+        rounds(Desk(tmp_path / name, *overrides), name, alone)
+    assert forward == backward
+    assert alone == {key: forward[key] for key in alone}
+    for name in "0123":
+        states = [
+            assemble.store(load(["experiment=smoke", *overrides, f"run.dir={tmp_path}/{at}"]), name)
+            for at in "fb"
+        ]
+        one, two = (store.load() for store in states)
+        assert same(one.tensors, two.tensors)
+        assert same(one.memory, two.memory)
 
 
 def test_an_upload_is_the_difference_from_what_was_broadcast(desk):
     update, count, header = desk.fit("0", 1)
-    standing = desk.bench.model.read()
-    expected = desk.bench.shared.pack({n: standing[n] for n in desk.bench.shared.names}) - desk.start
-    assert np.array_equal(update, expected)
+    assert np.array_equal(update, desk.trained() - desk.start)
     assert update.any()
     assert count == header.examples == len(desk.config.task.load_client("0").train)
     assert header.digest == wire.vector_digest(update)
+    assert desk.pool.named(header.shared) == set(desk.pool.names)
+    assert (header.codec, header.counts, header.scores) == ("dense fp32", (), ())
 
 
 def test_evaluating_changes_neither_state_nor_answer(desk):
     desk.fit("0", 1)
     before = desk.store("0").load()
-    answers = [desk.client("0").evaluate(*desk.ask(1)) for _ in range(2)]
-    desk.client("1").evaluate(*desk.ask(1))
-    answers.append(desk.client("0").evaluate(*desk.ask(1)))
+    answers = [desk.evaluate("0", 1) for _ in range(2)]
+    desk.evaluate("1", 1)
+    answers.append(desk.evaluate("0", 1))
     assert answers[0] == answers[1] == answers[2]
     after = desk.store("0").load()
     assert before.round == after.round
-    assert all(np.array_equal(before.tensors[n], after.tensors[n]) for n in before.tensors)
+    assert same(before.tensors, after.tensors)
 
 
 def test_a_client_uses_its_own_b(desk):
     """With another's B in its store a client answers otherwise: the store decides, not what is in memory."""
     desk.fit("0", 1)
-    own = desk.client("0").evaluate(*desk.ask(1))[0]
+    own = desk.evaluate("0", 1)[0]
     other = {n: a + np.float32(0.5) for n, a in desk.store("0").load().tensors.items()}
     desk.store("0").save(ClientState(1, other))
-    assert desk.client("0").evaluate(*desk.ask(1))[0] != own
+    assert desk.evaluate("0", 1)[0] != own
 
 
 def test_a_later_generation_is_not_used_for_an_earlier_round(desk):
@@ -104,6 +170,8 @@ def test_a_later_generation_is_not_used_for_an_earlier_round(desk):
 FAULTS = {
     "another layout": ({"layout": "0" * 16}, "both sides must run the same model, lora and split"),
     "a digest that does not fit": ({"digest": "0" * 32}, "altered or cut off"),
+    "a tensor that is not there": ({"carried": "ff"}, "does not name tensors of this layout of 4"),
+    "a change of what it never saw": ({"base": 7}, "this client last kept nothing: it needs a whole one"),
 }
 
 
@@ -119,6 +187,37 @@ def test_a_broadcast_that_is_too_long_or_too_short_is_refused(desk):
     for vector in (desk.start[:-1], np.append(desk.start, np.float32(0))):
         assert "expected float32" in desk.fit("0", 1, vector=vector)[2].error
     assert desk.store("0").load() is None
+
+
+def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk, tmp_path):
+    greedy = Desk(tmp_path / "greedy", "split=share_ab")
+    arrays, count, metrics = desk.client("0").fit(*greedy.ask("0", 1))
+    assert "both sides must run the same model, lora and split" in metrics[wire.KEY]
+    assert (arrays[0].size, count) == (0, 0)
+    assert desk.store("0").load() is None
+
+
+@pytest.mark.parametrize(
+    ("forbid", "named"),
+    [
+        (["B"], [f"{layer}.{at}.lora_B" for layer in (0, 1) for at in ("query", "value")]),
+        (["*.layer.1.*query*"], ["1.query.lora_A", "1.query.lora_B"]),
+        (["*.0.*value.lora_A*", "no.such.*"], ["0.value.lora_A"]),
+        (["head"], ["classifier.bias", "classifier.weight"]),
+    ],
+)
+def test_what_a_machine_keeps_in_is_named_and_not_sent(tmp_path, forbid, named):
+    desk = Desk(tmp_path / "run", "split=share_ab", "head=shared")
+    update, count, header = desk.fit("0", 1, forbid=forbid)
+    names = [
+        f"'{name}'" if name.startswith("cl") else name.replace(".", ".attention.self.", 1) for name in named
+    ]
+    assert "SplitError: the server asks for" in header.error
+    assert all(name in header.error for name in names)
+    assert header.error.count(", '") == len(named) - 1
+    assert (update.size, count) == (0, 0)
+    assert desk.store("0").load() is None
+    assert not desk.fit("0", 1, forbid=["*.layer.7.*"])[2].error
 
 
 def test_a_truncated_state_stops_the_client_and_is_named(desk):
@@ -139,7 +238,9 @@ def test_a_full_disk_is_an_error_and_the_round_before_stays(desk, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedsa_lora.files.os.fsync", full)
-    assert "No space left on device" in desk.fit("0", 2)[2].error
+    update, _, header = desk.fit("0", 2)
+    assert "No space left on device" in header.error
+    assert not update.size
     monkeypatch.undo()
     after = desk.store("0").load()
     assert after.round == before.round == 1
@@ -149,14 +250,179 @@ def test_a_full_disk_is_an_error_and_the_round_before_stays(desk, monkeypatch):
 def test_the_global_model_is_what_a_newcomer_gets(tmp_path):
     everything = Desk(tmp_path / "ab", "split=share_ab", "head=shared")
     everything.fit("0", 1)
-    report = wire.read_header(
-        everything.client("0").evaluate(*everything.ask(1))[2], wire.UploadHeader
-    ).report
+    report = everything.report("0", 1)
     assert report["global_accuracy"] == report["accuracy"]
     partly = Desk(tmp_path / "a", "split=share_a", "head=shared", "train.lr=0.5")
     partly.fit("0", 1)
-    newcomer = wire.read_header(partly.client("3").evaluate(*partly.ask(1))[2], wire.UploadHeader).report
+    newcomer = partly.report("3", 1)
     assert newcomer["global_accuracy"] == newcomer["accuracy"], "client 3 has trained nothing yet"
+
+
+def test_a_tensor_that_joins_starts_from_the_clients_own_value(tmp_path):
+    desk, still = (
+        Desk(tmp_path / "run", "split=importance"),
+        Desk(tmp_path / "run", "split=importance", *STILL),
+    )
+    names = desk.pool.names
+    assert desk.fit("0", 1, shared=())[0].size == 0
+    own = desk.store("0").load().tensors
+    assert set(names) < own.keys()
+    for joining, expected in ((names, desk.pool.pack({n: own[n] for n in names})), ((), desk.start)):
+        update, _, header = still.fit("0", 2, joining=joining, shared=names)
+        assert not header.error
+        np.testing.assert_array_equal(still.trained(), expected)
+        np.testing.assert_array_equal(update, still.trained() - desk.start)
+    update = desk.fit("0", 2, joining=names, shared=names)[0]
+    np.testing.assert_allclose(desk.start + update, desk.trained(), atol=1e-7)
+    assert set(names).isdisjoint(desk.store("0").load().tensors)
+
+
+def test_a_tensor_that_leaves_goes_on_from_the_common_value_and_what_was_not_sent_of_it(tmp_path):
+    words = ["split=importance", "codec=topk"]
+    desk, still = Desk(tmp_path / "run", *words), Desk(tmp_path / "run", *words, *STILL)
+    names = desk.pool.names
+    stays, leaves = names[:2], names[2:]
+    desk.fit("0", 1, shared=names)
+    unsent = desk.store("0").load().memory[RESIDUAL]
+    assert np.count_nonzero(unsent) > 0.8 * unsent.size
+    common = np.random.default_rng(0).normal(size=unsent.size).astype(np.float32)
+    assert not still.fit("0", 2, vector=common, shared=stays)[2].error
+    went_on, state = desk.pool.unpack(still.trained()), still.store("0").load()
+    for name in leaves:
+        np.testing.assert_array_equal(
+            went_on[name], (common + unsent)[desk.pool.span(name)].reshape(32 // 4, -1)
+        )
+        np.testing.assert_array_equal(state.tensors[name], went_on[name])
+        assert not state.memory[RESIDUAL][desk.pool.span(name)].any(), "it is in the client's own value now"
+    for name in stays:
+        np.testing.assert_array_equal(went_on[name].ravel(), common[desk.pool.span(name)])
+        assert state.memory[RESIDUAL][desk.pool.span(name)].any()
+
+
+@pytest.mark.parametrize("codec", ["dense", "topk"])
+def test_what_waits_for_its_turn_stands_still_to_the_bit_and_is_not_sent(tmp_path, codec):
+    desk = Desk(tmp_path / "run", "split=alternate", f"codec={codec}")
+    for round_, trained in ((1, "B"), (2, "A"), (3, "B")):
+        before = desk.store("0").load()
+        header = desk.fit("0", round_)[2]
+        sent = {spec.role for spec in desk.pool.select(desk.pool.named(header.shared))}
+        assert sent == {trained}
+        now, held = (desk.pool.unpack(v) for v in (desk.trained(), desk.downlink.held))
+        for spec in desk.pool:
+            assert np.array_equal(now[spec.name], held[spec.name]) == (spec.role != trained), spec.name
+        assert set(desk.store("0").load().tensors) == {"classifier.bias", "classifier.weight"}
+        if codec == "topk" and before is not None:
+            residuals = [before.memory[RESIDUAL], desk.store("0").load().memory[RESIDUAL]]
+            for spec in desk.pool:
+                kept = np.array_equal(*(residual[desk.pool.span(spec.name)] for residual in residuals))
+                assert kept == (spec.role != trained), "what was not sent waits for its turn too"
+        desk.next(round_)
+
+
+def test_changes_are_held_to_the_bit_and_no_other_change_is_taken(tmp_path):
+    desk = Desk(tmp_path / "run", "downlink=topk_int8")
+    for round_ in (1, 2, 3):
+        arrays, _ = desk.ask("0", round_)
+        assert (arrays[0].dtype == np.uint8) == (round_ > 1)
+        assert not desk.fit("0", round_)[2].error
+        assert desk.store("0").load().memory[HELD].tobytes() == desk.downlink.held.tobytes()
+        desk.next(round_)
+        assert desk.report("0", round_)["loss"] > 0
+    arrays, entries = desk.ask("0", 4)
+    arrays[0][0] ^= 1
+    state = desk.store("0").load()
+    broken = {
+        "altered": (lambda: desk.client("0").fit([arrays[0].copy()], entries), "WireError"),
+        "never seen": (lambda: desk.client("1").fit(*desk.ask("1", 4)), "last kept nothing"),
+        "another base": (lambda: desk.client("0").fit(*desk.ask("0", 4, base=2)), "last kept round 3"),
+    }
+    for call, said in broken.values():
+        payload, count, metrics = call()
+        assert said in wire.read_header(metrics, wire.UploadHeader).error
+        assert (payload[0].size, count) == (0, 0)
+    desk.store("0").save(ClientState(3, state.tensors, {}))
+    assert "this client reads" in desk.fit("0", 4)[2].error, "its memory is lost: no change can be read"
+    assert (desk.store("0").rounds()[-1], desk.store("1").load()) == (3, None)
+
+
+@pytest.mark.parametrize("codec", [["codec=topk", "codec.ratio=0.02"], ["codec=randomk"], ["codec=int4"]])
+def test_over_twenty_rounds_what_was_sent_and_what_is_left_is_all_that_was_learned(tmp_path, codec):
+    desk = Desk(tmp_path / "run", *codec)
+    learned, sent = np.zeros(desk.pool.size), np.zeros(desk.pool.size)
+    for round_ in range(1, 21):
+        payload, _, header = desk.fit("0", round_)
+        assert not header.error
+        learned += desk.trained().astype(float) - desk.downlink.held
+        update = desk.config.codec.decode(payload, desk.pool.size).dense()
+        sent += update
+        desk.downlink.publish(round_, desk.downlink.held + update, {}, "0")
+    left = desk.store("0").load().memory[RESIDUAL]
+    np.testing.assert_allclose(sent + left, learned, atol=1e-5)
+    assert np.abs(left).max() > 1e-3, "without the residual something is missing"
+
+
+@pytest.mark.parametrize("codec", ["dense", "topk", "randomk", "threshold", "int4"])
+def test_a_client_that_shares_nothing_sends_nothing(tmp_path, codec):
+    desk = Desk(tmp_path / "run", "split=local_only", f"codec={codec}")
+    payload, count, header = desk.fit("0", 1)
+    assert not header.error
+    assert payload.nbytes == 0
+    assert count == header.examples
+    assert header.private_before != header.private_after
+
+
+def test_an_adapter_of_a_lower_rank_sends_its_own_rows_and_the_others_stay_zero(tmp_path):
+    desk = Desk(tmp_path / "run", "split=share_ab", "strategy=flora", "federation.ranks={0: 2, 1: 8}")
+    for round_ in (1, 2):
+        for name, rank in (("0", 2), ("1", 8), ("2", 8)):
+            payload, _, header = desk.fit(name, round_)
+            assert not header.error
+            assert payload.size == desk.pool.size * rank // 8
+            now = desk.bench.model.read()
+            for spec in desk.pool:
+                rows = now[spec.name] if spec.role == "A" else now[spec.name].T
+                assert rows[:rank].any(axis=1).all()
+                assert not rows[rank:].any()
+        desk.next(round_)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["head=shared"], True),
+        (["head=soft", "split=soft"], True),
+        (["head=shared", "head.count_weighted=false"], False),
+        (["head=local"], False),
+        (["head=frozen"], False),
+        (["head=soft", "head.degree=1"], False),
+    ],
+)
+def test_class_counts_are_told_where_a_shared_head_is_weighted_by_them_and_nowhere_else(
+    tmp_path, overrides, told
+):
+    desk = Desk(tmp_path / "run", *overrides)
+    header = desk.fit("0", 1)[2]
+    labels = desk.config.task.load_client("0").train.labels
+    assert header.counts == (tuple(np.bincount(labels, minlength=7)) if told else ())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["split=share_a"], 0),
+        (["split=least_variance", "split.count=1"], 0),
+        (["split=importance"], 4),
+        (["split=importance", "split.score=taylor", "head=shared"], 4),
+        (["split=importance", "split.allow=[A,B]", "split.pool=[A,B]", "head=shared"], 8),
+    ],
+)
+def test_scores_are_one_for_each_factor_of_the_pool_whatever_a_round_shares(tmp_path, overrides, count):
+    desk = Desk(tmp_path / "run", *overrides)
+    for shared in (desk.pool.names, desk.pool.names[:1]):
+        header = desk.fit("0", 1, shared=shared)[2]
+        assert not header.error
+        assert len(header.scores) == count
+        assert all(score > 0 for score in header.scores)
 
 
 def test_floor_and_loss_by_hand():

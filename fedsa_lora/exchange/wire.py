@@ -106,8 +106,9 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
-        content = json.loads(text)
-        header = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+        content: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        header = kind(**values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
     if header.version != VERSION:
