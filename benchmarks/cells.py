@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+KEPT = Path(__file__).resolve().parent.parent / "build" / "cells"
 CENTRAL = "central"  # in place of an override: one model, trained on all data in one place
 
 
@@ -33,6 +37,20 @@ class Cell:
             f"evaluation.every={self.every}", "evaluation.before=false", "evaluation.local_only=false",
             "run.report=false",
         ]  # fmt: skip
+
+
+def measured_once(cell: Cell) -> dict[str, Any]:
+    """What ``measure`` gives, kept in ``build/cells``: an interrupted comparison goes on where it was."""
+    key = hashlib.sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:24]
+    kept = KEPT / f"{key}.json"
+    if kept.is_file():
+        return dict(json.loads(kept.read_text())["result"])
+    result = measure(cell)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps({"cell": asdict(cell), "result": result}))
+    unfinished.replace(kept)
+    return result
 
 
 def measure(cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ are those of `flwr run`, in this process. Writes `docs/results/table-CELL.json` 
 
     python benchmarks/methods_table.py            # about two and a half hours on two cores
     python benchmarks/methods_table.py --quick    # about ten minutes: half the rounds, two cells, six methods
+    python benchmarks/methods_table.py --resume   # go on where an interrupted one stopped
     python benchmarks/methods_table.py --recorded # the tables from what was recorded
 """
 
@@ -16,11 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, mean, measure
+from cells import KEPT, Cell, mean, measured_once
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -119,13 +121,13 @@ def run_cell(name: str, quick: bool, pool: ProcessPoolExecutor) -> dict[str, Any
     asked = [(method, lr) for method in words for lr in RATES]
     searched = [Cell(tuple(words[method]), lr, SEEDS[0], "validation") for method, lr in asked]
     tried: dict[str, dict[float, float]] = {method: {} for method in words}
-    for (method, lr), result in zip(asked, pool.map(measure, searched), strict=True):
+    for (method, lr), result in zip(asked, pool.map(measured_once, searched), strict=True):
         tried[method][lr] = mean(result)
         print(f"  {name} {method:40} lr {lr:g}: validation {mean(result):.3f}", flush=True)
     best = {method: max(rates, key=lambda lr, r=rates: r[lr]) for method, rates in tried.items()}
     seeds = SEEDS[:1] if quick else SEEDS
     measured = [Cell(tuple(words[m]), best[m], seed, "test", every=2) for m in words for seed in seeds]
-    results = list(pool.map(measure, measured))
+    results = list(pool.map(measured_once, measured))
     runs = {m: results[i * len(seeds) : (i + 1) * len(seeds)] for i, m in enumerate(words)}
     return {
         "cell": name, "overrides": CELLS[name], "seeds": list(seeds), "rates": list(RATES),
@@ -195,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cells", nargs="*", help=f"of {list(CELLS)}; default: all")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--recorded", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -204,6 +207,8 @@ def main() -> None:
     if not AMAZON.is_dir() and "domains-amazon" in chosen:
         print(f"domains-amazon is left out: {AMAZON} is not there (FEDSA_LORA_AMAZON names it)")
         chosen = [name for name in chosen if name != "domains-amazon"]
+    if not (options.resume or options.recorded):
+        shutil.rmtree(KEPT, ignore_errors=True)
     with ProcessPoolExecutor(options.processes) as pool:
         for name in [] if options.recorded else chosen:
             report = run_cell(name, options.quick, pool)
