@@ -7,10 +7,12 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedsa_lora import assemble
+from fedsa_lora.client import cross_entropy
 from fedsa_lora.config import read_config
-from fedsa_lora.errors import FedSAError
+from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.rundir import RunDirectory
 
 
@@ -23,6 +25,7 @@ def in_the_run(run, client: str) -> tuple[list[dict[str, torch.Tensor]], np.ndar
     """Single-example inputs of a client's test part, and the logits of its model as the run has it."""
     config = read_config(run)
     bench = assemble.workbench(config)
+    bench.model.merge(exporter(run).merged)
     bench.model.write(exporter(run).tensors(client))
     test = config.task.load_client(client).test
     inputs = [config.task.collate(test, np.array([i])) for i in range(len(test))]
@@ -84,9 +87,39 @@ def test_a_merged_model_needs_no_peft_and_gives_the_same_logits(smoke_run, tmp_p
     np.testing.assert_allclose(logits_of(merged, inputs), expected, rtol=0, atol=1e-5)
 
 
+METHODS = {
+    "soft": ["split=soft", "head=soft"],
+    "merged into the backbone": ["split=share_ab", "strategy=fedex", "head=shared"],
+    "ranks": ["split=share_ab", "strategy=flora", "federation.ranks={0: 2, 1: 4}"],
+    "in turn": ["split=alternate"],
+    "by importance": ["split=importance", "split.scope=client", "split.ema=0.0"],
+    "coded both ways": ["codec=topk", "downlink=topk_int8"],
+    "a part of the clients": ["strategy.fraction_fit=0.5", "federation.rounds=2", "downlink=int8"],
+}
+
+
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke, tmp_path, overrides):
+    run = run_smoke(*overrides, "evaluation.local_only=false")
+    rows = read_jsonl(run / "clients.jsonl")
+    labels = {c: read_config(run).task.load_client(c).test.labels for c in "0123"}
+    measured = {row["client"]: row for row in rows if row["phase"] == "evaluate"}
+    for client, row in measured.items():
+        inputs, logits = in_the_run(run, client)
+        assert cross_entropy(logits, labels[client]) == pytest.approx(row["loss"], abs=1e-5)
+    folder = exporter(run).export("1", tmp_path / "whole", merge=True)
+    stock = AutoModelForSequenceClassification.from_pretrained(str(folder))
+    inputs, logits = in_the_run(run, "1")
+    np.testing.assert_allclose(logits_of(stock, inputs), logits, rtol=0, atol=1e-4)
+    if exporter(run).merged:
+        with pytest.raises(RunError, match=r"merged updates into the frozen weights.*--merge"):
+            exporter(run).export("1", tmp_path / "adapter")
+
+
 def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smoke):
     run = run_smoke(
         "federation.label_meaning=per_client", "federation.rounds=1", "evaluation.local_only=false",
+        "run.report=true",
     )  # fmt: skip
     task = read_config(run).task
     for client in "01":

@@ -112,17 +112,22 @@ def test_whatever_ends_a_run_is_its_reason_and_goes_on(tmp_path, error):
     assert status["ended"]
 
 
-def test_shared_tensors_are_the_newest_checkpoint_to_the_bit(tmp_path):
+def test_the_last_checkpoint_is_the_newest_to_the_bit_with_what_the_server_remembers(tmp_path):
     directory = RunDirectory(tmp_path, load(["experiment=smoke", "run.keep_generations=2"]))
     with pytest.raises(RunError, match="has no checkpoint: the run ended before its first round did"):
-        directory.shared_tensors()
+        directory.last_checkpoint()
     rng = np.random.default_rng(0)
     for round_ in (1, 2, 3):
         vector = rng.normal(size=LAYOUT.size).astype(np.float32)
-        directory.checkpoint(round_, LAYOUT, vector)
-        tensors = directory.shared_tensors()
-        LAYOUT.check(tensors)
-        assert LAYOUT.pack(tensors).tobytes() == vector.tobytes()
+        memory = {"held": vector + 1, "plan/next": np.array([round_ + 1.0])}
+        directory.checkpoint(round_, LAYOUT, vector, memory)
+        found = directory.last_checkpoint()
+        assert found.round == round_
+        LAYOUT.check(found.tensors)
+        assert LAYOUT.pack(found.tensors).tobytes() == vector.tobytes()
+        assert found.memory.keys() == memory.keys()
+        for name, array in memory.items():
+            np.testing.assert_array_equal(found.memory[name], array, strict=True)
     files = sorted(os.listdir(tmp_path / "checkpoints"))
     assert files == ["round-000002.safetensors", "round-000003.safetensors"]
 

@@ -1,7 +1,6 @@
 """The figures of a summary, by hand, and the proof that it states."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -44,6 +43,10 @@ def written_run(folder: Path, *overrides: str, **last) -> RunConfig:
     """A run of two rounds by three clients; ``last`` goes into the last round's evaluations."""
     config = load(["experiment=smoke", "federation.clients=3", *overrides, f"run.dir={folder}"])
     rounds = [{"round": r, "bytes_up": 3000, "bytes_down": 5000 * r, "seconds": 1.5} for r in (1, 2)]
+    rounds[0]["aggregation_error"], rounds[1]["aggregation_error"] = (
+        0.25,
+        None,
+    )  # the newest that was measured
     extra = {c: {name: values[c] for name, values in last.items()} for c in CLIENTS}
     rows = rounds_of() + [evaluated(1, c, local_only=0.0) for c in CLIENTS]
     write(folder / "rounds.jsonl", rounds)
@@ -73,7 +76,9 @@ def test_the_summary_by_hand(tmp_path):
     assert (found["rounds"], found["clients"], found["seconds"]) == (2, 3, 3.0)
     assert (found["bytes_up"], found["bytes_down"]) == (6000, 15_000)
     assert found["bytes_up_per_client_round"] == 1000
-    assert found["split"] == asdict(config.split)
+    assert found["split"] == {"A": "shared", "B": "local", "head": "local", "base": "frozen"}
+    assert found["codec"] == "dense fp32"
+    assert found["aggregation_error"] == 0.25
     assert json.loads(json.dumps(found)) == found
 
 
@@ -87,15 +92,14 @@ def test_a_global_model_is_summed_up_where_there_is_one(tmp_path):
     assert found["global"]["worst"] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("split", "factors"), [("share_a", 1), ("share_b", 1), ("share_ab", 2), ("ffa", 1), ("local_only", 0)]
-)
-def test_what_both_factors_would_have_cost_is_told_for_every_split(tmp_path, split, factors):
-    found = summary_of(written_run(tmp_path, f"split={split}", "head=shared"))
-    a, b = (found["parameters"][role] for role in "AB")
-    assert a == b
-    assert found["parameters"]["shared_factors"] == factors * a
-    assert found["bytes_up_share_ab"] == 1000 + 4 * (2 - factors) * a
+@pytest.mark.parametrize("head", ["local", "shared", "frozen", "soft"])
+@pytest.mark.parametrize("split", ["share_a", "share_ab", "soft", "alternate", "local_only"])
+def test_what_both_factors_would_have_cost_is_told_whatever_was_shared(tmp_path, split, head):
+    found = summary_of(written_run(tmp_path, f"split={split}", f"head={head}"))
+    counts = found["parameters"]
+    heads = counts["head"] if head in ("shared", "soft") else 0
+    assert found["bytes_up_share_ab"] == 4 * (counts["A"] + counts["B"] + heads)
+    assert counts["A"] == counts["B"] > 0
 
 
 def test_parameters_by_role_are_those_of_the_model(tmp_path):
