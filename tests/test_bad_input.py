@@ -1,5 +1,7 @@
 """What a user can get wrong: a clear error that names it, before anything starts or is written."""
 
+import re
+
 import pytest
 
 from fedsa_lora.cli import main
@@ -46,6 +48,59 @@ def test_each_fault_is_named_and_nothing_is_written(capsys, tmp_path, table, ove
     assert code == 1
     assert all(word in error for word in said), error
     assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+FLORA = "strategy=flora split=share_ab"
+METHODS = {
+    "codec=topk codec.ratio=0": ["codec: ratio=0.0", "more than 0 and at most 1"],
+    "codec=topk codec.ratio=1.5": ["codec: ratio=1.5", "at most 1"],
+    "codec=randomk codec.ratio=-1": ["codec: ratio=-1.0", "more than 0"],
+    "downlink=topk downlink.ratio=nan": ["downlink: ratio=nan", "more than 0"],
+    "codec=threshold codec.threshold=0": ["codec: threshold=0.0", "above 0"],
+    "codec=int8 codec.block=0": ["codec: block=0", "1 to 65536"],
+    "split=layer_wise split.last=null split.layers=[1,99]": ["no layers [99]", "[0, 1]"],
+    "split=layer_wise split.last=3": ["3 layers", "has 2"],
+    "split=least_variance split.count=9": ["split.count=9", "2 layers"],
+    "split.B=shared": ["B is to be shared", "split.allow=['A']", "add B"],
+    "split.B=-0.5": ["split: B=-0.5", "from 0 to 1"],
+    "split.head=shared": ["split.head", "head="],
+    "split=importance train.steps=1": ["importance", "train.steps of at least 2"],
+    "split=importance split.ema=1.0": ["ema=1.0", "below 1"],
+    "split=importance split.scope=client strategy=krum federation.clients=9": ["Krum", "split.scope=client"],
+    "head=shared strategy=krum federation.clients=9": ["Krum", "head.count_weighted=false"],
+    "strategy=krum": ["Krum needs 2 f + 3 = 5", "4 are sampled"],
+    "strategy=bulyan": ["Bulyan needs 4 f + 3 = 7", "4 are sampled"],
+    "strategy=krum federation.clients=9 strategy.fraction_fit=0.5": ["Krum needs", "4 are sampled"],
+    "strategy=fedtrimmedavg strategy.beta=0.7": ["beta", "0.5"],
+    "strategy._target_=strategies.FedSA": ["FedSA is no strategy that FedSA can wrap"],
+    "federation.ranks={0: 4}": ["FedAvg cannot mix", "strategy=flora"],
+    f"{FLORA} federation.ranks=[4,9]": ["[9]", "lora.r=8"],
+    f"{FLORA} federation.ranks={{0: 0}}": ["[0]", "from 1"],
+    f"{FLORA} federation.ranks={{7: 4}}": ["no clients ['7']", "0 to 3"],
+    f"{FLORA} federation.ranks=[4,many]": ["federation.ranks[1]: expected int, got 'many'"],
+    f"{FLORA} federation.ranks=[4] downlink=dense": ["broadcasts differ by rank", "downlink=whole"],
+    f"{FLORA} codec=topk": ["FLoRA", "codec.error_feedback=false"],
+    "strategy=fedex": ["FedEx needs A and B", "split=share_ab"],
+    "strategy=fedex split=soft head=soft": ["FedEx needs A and B", "split=share_ab"],
+    "strategy=fedsvd split=share_ab": ["FedSVD", "split=fedsvd"],
+    "strategy=fedex split=share_ab downlink=int8": ["FedEx is exact only", "expected whole or dense"],
+    "strategy=fedex split=share_ab lora=pissa": ["FedEx needs the factors", "lora.init=default"],
+    "strategy=fedex split=share_ab lora=vera": ["combines A with B", "plain LoRA"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), METHODS.items(), ids=METHODS)
+def test_what_cannot_be_had_together_is_said_at_once_and_nothing_is_written(
+    capsys, tmp_path, monkeypatch, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    code = main(["run", "experiment=smoke", *re.split(r" (?=\w+(?:\.\w+)*=)", words)])
+    error = " ".join(capsys.readouterr().err.split())
+    assert code == 1
+    assert "Traceback" not in error
+    assert all(word in error for word in said), error
+    assert error.count("the configuration has") <= 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hub_id_without_network_says_what_to_do(capsys, monkeypatch):

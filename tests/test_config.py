@@ -1,6 +1,8 @@
 """Every config in conf/ binds; whatever is wrong with one is said at once, by name, before anything runs."""
 
+import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,12 @@ from flwr.server.strategy import FedAdam, FedAvg, FedProx
 
 from fedsa_lora.config import CONF, load, places, read_config, to_yaml
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.validation import RANGES, build_inner, from_resolved
 
-NEEDS = {
-    "lora/none": ["split=full", "head=shared"],
-    "split/full": ["lora=none", "head=shared"],
-    "partition/natural": ["task=clinc150"],
-    "task/image": ["model=tiny_vit"],
-    "task/text": ["task.dataset=rows.csv"],
-}
+NEEDS = {"partition/natural": ["task=clinc150"], "task/text": ["task.dataset=rows.csv"]}
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
 HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
 PLUGIN = """
 from dataclasses import dataclass
@@ -43,20 +41,45 @@ def at(config: dict, key: str):
     return config
 
 
+def companions(option: str) -> list[str]:
+    """What a file's own header says that it goes with."""
+    named = COMPANIONS.findall((CONF / f"{option}.yaml").read_text())
+    return [word for word in named if f"{word.replace('=', '/')}" in OPTIONS]
+
+
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_file_of_every_group_composes_and_binds(option):
+def test_every_file_of_every_group_composes_and_binds_with_what_its_header_names(option):
     group, name = option.split("/")
-    config = load([f"{group}={name}", *NEEDS.get(option, [])])
+    config = load([f"{group}={name}", *companions(option), *NEEDS.get(option, [])])
     again = from_resolved(config.resolved)
     assert again == config
 
 
-@pytest.mark.parametrize("head", ["local", "shared", "frozen"])
+@pytest.mark.parametrize("head", ["local", "shared", "frozen", "soft"])
 @pytest.mark.parametrize("split", sorted({o.split("/")[1] for o in OPTIONS if o.startswith("split/")}))
 def test_a_split_and_a_head_policy_bind_to_what_their_files_say(split, head):
     bound = load([f"split={split}", f"head={head}", *(["lora=none"] if split == "full" else [])])
-    assert bound.split.head == head
-    assert bound.resolved["split"] == {role: bound.split.of(role) for role in ("A", "B", "base")}
+    assert bound.split.head == bound.head.share == (0.6 if head == "soft" else head)
+    said = bound.resolved["split"]
+    assert f"{type(bound.split).__module__}.{type(bound.split).__name__}" == said.pop("_target_")
+    for key, value in said.items():
+        assert getattr(bound.split, key) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("codec/", "downlink/"))])
+def test_a_codec_binds_for_each_way_to_what_its_file_says(option):
+    group, name = option.split("/")
+    bound = load([option.replace("/", "=")])
+    said, codec = bound.resolved[group], getattr(bound, group)
+    assert (
+        getattr(bound, {"codec": "downlink", "downlink": "codec"}[group])
+        == {"codec": None, "downlink": Dense()}[group]
+    )
+    if name == "whole":
+        assert codec is said is None
+        return
+    assert said.pop("_target_").endswith(f".{type(codec).__name__}")
+    assert said == asdict(codec)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +150,15 @@ def test_a_bound_that_is_allowed_is_taken(key, value):
         ("federation.client=3", "federation.client: no such key (did you mean 'clients'?)"),
         ("model.pth=x", "model.pth: no such key (did you mean 'path'?)"),
         ("lora.alfa=3", "lora.alfa: no such key (did you mean 'alpha'?)"),
-        ("split.head=shared", "split.head: no such key; expected one of A, B, base"),
+        ("split.head=shared", "split.head: set the head's policy with head="),
+        ("split.C=shared", "split.C: no such key; expected one of A, B, allow, base, head"),
+        ("split.allow=[A,C]", "split.allow[1]=C: no such choice; expected one of A, B"),
+        ("split=importance split.threshold=heterogenous", "(did you mean 'heterogeneity'?)"),
+        ("split._target_=fedsa_lora.exchange.split.RoleSplt", "no such class (did you mean 'RoleSplit'?)"),
+        ("codec._target_=fedsa_lora.exchange.codec.Topk", "no such class (did you mean 'TopK'?)"),
+        ("codec.values=int7", "codec.values=int7: no such choice"),
+        ("codec=topkk", "codec=topkk: no such option (did you mean 'topk'?)"),
+        ("strategy=fedexx", "strategy=fedexx: no such option (did you mean 'fedex'?)"),
         ("head.polcy=local", "head.polcy: no such key (did you mean 'policy'?)"),
         ("evaluation.evry=1", "evaluation.evry: no such key (did you mean 'every'?)"),
         ("machine.thread=1", "machine.thread: no such key (did you mean 'threads'?)"),
@@ -142,14 +173,14 @@ def test_a_bound_that_is_allowed_is_taken(key, value):
         ("experiment=quikstart", "experiment=quikstart: no such option (did you mean 'quickstart'?)"),
         ("task=5", "task=5: no such option"),
         ("task=[snips,image]", "no such option"),
-        ("lora=null", "lora=null: no such option; expected one of default, none, rslora"),
+        ("lora=null", "lora=null: no such option; expected one of balanced, default, "),
         ("task=../run", "task=../run: no such option"),
         ("task._target_=fedsa_lora.tasks.text.TextTak", "no such class (did you mean 'TextTask'?)"),
         ("task._target_=fedsa_lora.tasks.txt.TextTask", "no such class"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_told_with_the_nearest_valid_one(word, said):
-    assert said in faults_of([word])
+    assert said in faults_of(word if " " in word else [word])
 
 
 @pytest.mark.parametrize(
@@ -196,16 +227,21 @@ def test_a_value_of_another_type_or_form_is_told(word, said):
         (["model.path="], "model: path is empty"),
         (["model=tiny_bert", "~model.config.model_type"], "model.config lacks model_type"),
         (["task.dataset="], "give exactly one of them"),
+        (["head.degree=0.5"], "head: degree is that of a soft head: give it with policy=soft"),
+        (["head=soft", "head.degree=null"], "head: degree is that of a soft head"),
+        (["head=soft", "head.degree=1.5"], "head=1.5: a degree of being local is from 0 to 1"),
+        (["split=layer_wise", "split.first=2"], "exactly one of first, last, every and layers"),
     ],
 )
 def test_a_contradiction_is_told_with_the_way_out(words, said):
     assert said in faults_of(words)
 
 
-@pytest.mark.parametrize("place", ["task", "strategy"])
+@pytest.mark.parametrize("place", ["task", "strategy", "split", "codec", "downlink"])
 @pytest.mark.parametrize("target", HOSTILE)
 def test_a_config_cannot_name_any_class_it_likes(place, target):
-    assert f"{place}._target_: '{target}' is not allowed" in faults_of([f"++{place}._target_={target}"])
+    words = ["downlink=dense", f"++{place}._target_={target}"]
+    assert f"{place}._target_: '{target}' is not allowed" in faults_of(words)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +254,16 @@ def test_a_config_cannot_name_any_class_it_likes(place, target):
         ("task", "fedsa_lora.tasks.task.ClientData"),
         ("task", "fedsa_lora.tasks.sources.read_split"),
         ("task", "fedsa_lora.tasks."),
+        ("split", "fedsa_lora.exchange.split.SplitPolicy"),
+        ("split", "fedsa_lora.exchange.split.AdapterSplit"),
+        ("split", "fedsa_lora.exchange.codec.Dense"),
+        ("split", "fedsa_lora.exchange.adaptive.ConfigError"),
+        ("codec", "fedsa_lora.exchange.codec.Codec"),
+        ("codec", "fedsa_lora.exchange.split.Alternate"),
+        ("codec", "fedsa_lora.exchange.codec.Fraction"),
+        ("strategy", "strategies.FedSA"),
+        ("strategy", "strategies.AdaptiveFedSA"),
+        ("strategy", "strategies.exact.FactorRule"),
         ("strategy", "strategies.cohort.ThreadPoolExecutor"),
         ("strategy", "strategies.Cohort"),
         ("strategy", "strategies.fedsa.RunError"),
@@ -310,6 +356,10 @@ def test_a_run_is_where_it_is_told_to_be_else_at_the_default(tmp_path):
     [
         ["experiment=quickstart"],
         ["train.lr=1e-7", "seed=123456789", "strategy=fedprox"],
+        ["split=importance", "split.threshold=heterogeneity", "codec=topk_int8", "downlink=int8"],
+        ["split=soft", "head=soft", "codec=threshold", "codec.threshold=1e-8"],
+        ["split=share_ab", "strategy=flora", "federation.ranks={0: 4, 1: 8}"],
+        ["split=layer_wise", "split.last=null", "split.layers=[0,2]"],
         ["lora=none", "split=full", "head=shared", "task=image", "model=tiny_vit"],
         [r"description='a \${b} [c] # d'", "title='yes: no'", "name='007'"],
     ],
