@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.broadcast import changed, unpack_factors
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import AdapterSplit, SplitPolicy, Turn
 from fedsa_lora.store import ClientState
@@ -93,42 +95,12 @@ def _held(
     return changed(memory[HELD], pool, carried, payload, downlink)
 
 
-def changed(
-    held: Vector, pool: Layout, carried: Layout, payload: NDArray[np.float32], codec: Codec
-) -> Vector:
-    """What is held after a coded change; the server computes the same, so that both know it to the bit."""
-    change = codec.decode(payload, carried.size).dense()
-    after = held.copy()
-    index = pool.index(carried)
-    after[slice(None) if index is None else index] += change
-    return after
-
-
-def _merged(ranks: object, vector: NDArray[np.float32], pool: Layout, before: Arrays) -> Arrays:
+def _merged(ranks: Sequence[int], vector: NDArray[np.float32], pool: Layout, before: Arrays) -> Arrays:
     """Add the factors of a message, layer by layer, to what was merged before."""
-    layers = adapted(pool)
-    assert isinstance(ranks, list | tuple)
-    sizes = [rank * (d_out + d_in) for rank, (d_out, d_in) in zip(ranks, layers.values(), strict=False)]
-    if len(ranks) != len(layers):
-        raise WireError(f"factors for {len(ranks)} layers, expected {len(layers)}")
-    wire.check_vector(vector, sum(sizes))
-    merged, at = dict(before), 0
-    for (layer, (d_out, d_in)), rank in zip(layers.items(), ranks, strict=True):
-        b = vector[at : at + rank * d_out].reshape(d_out, rank)
-        a = vector[at + rank * d_out : at + rank * (d_out + d_in)].reshape(rank, d_in)
-        at += rank * (d_out + d_in)
-        merged[layer] = merged.get(layer, np.zeros((d_out, d_in), np.float32)) + b @ a
+    merged = dict(before)
+    for layer, (b, a) in unpack_factors(ranks, vector, pool).items():
+        merged[layer] = b @ a if layer not in merged else merged[layer] + b @ a
     return merged
-
-
-def adapted(pool: Layout) -> dict[str, tuple[int, int]]:
-    """(d_out, d_in) of each layer of which the pool has A and B, by layer."""
-    found: dict[str, dict[str, int]] = {}
-    for spec in pool:
-        if spec.role in ("A", "B") and len(spec.shape) > 1:
-            rank = spec.shape[0 if spec.role == "A" else 1]
-            found.setdefault(spec.layer, {})[spec.role] = spec.size // rank
-    return {layer: (d["B"], d["A"]) for layer, d in sorted(found.items()) if len(d) == 2}
 
 
 def turn_split(policy: SplitPolicy, layout: Layout, turn: Turn) -> AdapterSplit:

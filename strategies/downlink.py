@@ -6,24 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.broadcast import changed, pack_factors
 from fedsa_lora.exchange.codec import Codec
-from fedsa_lora.personal import adapted, changed
 from fedsa_lora.seeds import generator
 from strategies.factors import Factors, stack, truncate
 
 
 @dataclass(frozen=True)
 class Sending:
-    """The arrays of a broadcast, and what its header says of them; ``key`` is equal where both are."""
+    """The arrays of a broadcast, and what its header says of them."""
 
     arrays: list[NDArray[Any]]
     fields: dict[str, Any]
-    key: tuple[bool, int | None]
 
 
 class Downlink:
@@ -42,12 +40,14 @@ class Downlink:
         self._took_part: frozenset[str] = frozenset()
         self._change: tuple[str, NDArray[Any]] | None = None
         self._merge: Mapping[str, Factors] = {}
+        self._made: dict[tuple[bool, int | None], Sending] = {}
 
     def publish(
         self, round_: int, vector: Vector, merge: Mapping[str, Factors], took_part: Iterable[str]
     ) -> None:
         """Take up the aggregate of a round. ``took_part`` are the clients that hold what was sent in it."""
         self._round, self._took_part, self._merge = round_, frozenset(took_part), merge
+        self._made = {}
         for layer, factors in merge.items():
             known = self.merged.get(layer)
             self.merged[layer] = factors if known is None else truncate(stack([known, factors], [1, 1]))
@@ -64,39 +64,32 @@ class Downlink:
         self._change = self.layout.mask(names), payload
 
     def sending(self, client: str, rank: int | None = None) -> Sending:
-        """The broadcast to one client whose adapter has this rank (None: that of the layout)."""
+        """The broadcast to one client whose adapter has this rank (None: that of the layout). Clients that
+        are sent the same are given the same object."""
         follows = client in self._took_part and bool(self._change or self._merge)
-        merge = self._merge if follows else self.merged
-        part = self.layout.limited(rank)
+        if (follows, rank) not in self._made:
+            self._made[follows, rank] = self._sending(follows, self.layout.limited(rank))
+        return self._made[follows, rank]
+
+    def _sending(self, follows: bool, part: Layout) -> Sending:
         index = self.layout.index(part)
         held = self.held if index is None else self.held[index]
-        everything = self.layout.mask(self.layout.names)
+        payload: NDArray[Any] = held
+        fields = {"carried": self.layout.mask(self.layout.names)}
         if follows and self._change is not None and self.codec is not None:
             mask, payload = self._change
             fields = {"carried": mask, "codec": self.codec.name}
-        else:
-            payload, fields = held, {"carried": everything}
-        factors = _flat(merge, part) if merge else None
-        arrays = [payload] if factors is None else [payload, factors[1]]
+        arrays, ranks = [payload], list[int]()
+        if merge := self._merge if follows else self.merged:
+            ranks, vector = pack_factors({layer: (f.B, f.A) for layer, f in merge.items()}, part)
+            arrays.append(vector)
         return Sending(
             arrays,
             {
                 "layout": part.digest,
                 "digest": wire.vector_digest(held, *arrays[1:]),
                 "base": self._round if follows else 0,
-                "merge": [] if factors is None else factors[0],
+                "merge": ranks,
                 **fields,
             },
-            (follows, rank),
         )
-
-
-def _flat(merge: Mapping[str, Factors], layout: Layout) -> tuple[list[int], Vector]:
-    """Ranks by layer, and for one layer after the other B and A, in one vector."""
-    ranks, parts = [], [np.zeros(0, np.float32)]
-    for layer in adapted(layout):
-        factors = merge.get(layer)
-        ranks.append(0 if factors is None else int(factors.A.shape[0]))
-        if factors is not None:
-            parts += [factors.B.astype(np.float32).ravel(), factors.A.astype(np.float32).ravel()]
-    return ranks, np.concatenate(parts)

@@ -213,7 +213,7 @@ class FedSA(Strategy):
         keys = {}
         for (client, turn), config in zip(turns.items(), configs, strict=True):
             sending = self.downlink.sending(client, self.ranks.get(client))
-            keys[client] = (turn, sending.key, tuple(sorted(config.items())))
+            keys[client] = (turn, id(sending), tuple(sorted(config.items())))
             if keys[client] not in made:
                 layout = self.layout.limited(self.ranks.get(client))
                 header = wire.BroadcastHeader(

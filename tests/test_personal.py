@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.exchange.broadcast import adapted
 from fedsa_lora.exchange.codec import Dense, RandomK, Threshold, TopK
 from fedsa_lora.exchange.split import Alternate, RoleSplit, Turn
 from fedsa_lora.personal import (
@@ -20,7 +21,6 @@ from fedsa_lora.personal import (
     START,
     TRAINED,
     Received,
-    adapted,
     personal,
     receive,
 )
