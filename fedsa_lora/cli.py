@@ -129,6 +129,7 @@ _COMMANDS = {"run": _run, "evaluate": _evaluate, "export": _export, "doctor": _d
 def print_plan(config: RunConfig, plan: Plan) -> None:
     """The plan of a run as a table."""
     from fedsa_lora.runs.wording import amount
+    from fedsa_lora.validation import strategy_class
 
     counts, clients, train = plan.parameters, plan.federation.clients, config.train
     sizes = [share.train for share in clients.values()]
@@ -137,7 +138,9 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
         "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
-        "upload": f"{amount(plan.bytes_up)} by client and round",
+        "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
+        "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
+        "server rule": strategy_class(config).__name__,
         "clients": f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples",
         "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
         "machine": f"{plan.actors} clients at a time on {plan.device}",

@@ -8,6 +8,7 @@ from fedsa_lora.runs.reading import Row
 
 NOT_MEASURED = "–"  # noqa: RUF001
 CLEAR_GAIN = 0.01  # below one point a single run says nothing
+DENSE = "dense fp32"  # the codec that sends every value as it is
 ROLE_NAMES = {
     "A": "the A matrices",
     "B": "the B matrices",
@@ -161,10 +162,17 @@ def cost(summary: Row) -> list[str]:
         f"in {duration(summary.get('seconds'))}.",
     ]
     if each:
-        lines.append(f"A client sends {amount(each)} per round.")
+        coded = summary.get("codec") or DENSE
+        lines.append(
+            f"A client sends {amount(each)} per round{'' if coded == DENSE else f', coded as {coded}'}."
+        )
     if each and fedit and fedit > each:
         lines.append(
             f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
+        )
+    if error := summary.get("aggregation_error"):
+        lines.append(
+            f"The mean A times the mean B misses the mean of the products B A by {error:.1%} (last round)."
         )
     return lines
 
