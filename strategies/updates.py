@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
 
+CHUNK = 1 << 15  # values added at a time: their float64 forms stay in the cache
 COUNT_FLOOR = 1e-3  # examples that a client is taken to have of a class it never saw
 
 
@@ -80,8 +81,10 @@ def mean_update(layout: Layout, updates: Sequence[Update]) -> Vector:
 
 def _add(total: NDArray[np.float64], update: Update, span: slice, weight: float) -> None:
     part = update.within(span)
-    at = span if update.positions is None else update.positions[part]
-    total[at] += weight * update.values[part].astype(np.float64)
+    for start in range(part.start, part.stop, CHUNK):
+        piece = slice(start, min(start + CHUNK, part.stop))
+        at = piece if update.positions is None else update.positions[piece]
+        total[at] += weight * update.values[piece].astype(np.float64)
 
 
 def _average_heads(total: NDArray[np.float64], layout: Layout, updates: Sequence[Update]) -> None:
