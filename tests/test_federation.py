@@ -331,12 +331,14 @@ def test_a_failed_run_tells_why_in_its_directory(tmp_path):
     assert "the loss became" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["FedMedian", "FedAdam", "FedAvgM", "Krum"])
-def test_any_flower_strategy_does_the_arithmetic(run_smoke, name):
-    run = run_smoke(f"strategy._target_=flwr.server.strategy.{name}", "federation.rounds=2", *NO_FRILLS)
-    assert all(np.isfinite(a).all() and a.dtype == np.float32 for a in shared(run).values())
-    plain = run_smoke("federation.rounds=2", *NO_FRILLS)
-    assert any(not np.array_equal(a, shared(plain)[n]) for n, a in shared(run).items())
+def test_any_flower_strategy_does_the_arithmetic(run_smoke):
+    """By the name of its class; ``test_methods`` runs each of the config files."""
+    plain = shared(run_smoke("federation.rounds=2", *NO_FRILLS))
+    for name, *words in (["FedMedian"], ["FedAdam"], ["FedAvgM", "+strategy.server_momentum=0.9"], ["Krum"]):
+        target = f"strategy._target_=flwr.server.strategy.{name}"
+        found = shared(run_smoke(target, *words, "federation.rounds=2", *NO_FRILLS))
+        assert all(np.isfinite(a).all() and a.dtype == np.float32 for a in found.values())
+        assert any(not np.array_equal(a, plain[n]) for n, a in found.items()), name
 
 
 def test_fedprox_without_its_term_is_fedavg_and_with_it_stays_nearer_to_the_broadcast(run_smoke):

@@ -38,13 +38,16 @@ def flwr_run(tmp_path_factory) -> Path:
 
 
 def states(run: Path) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Every state of every client that is still kept, and the shared tensors under the name 'A'."""
-    config, found = read_config(run), {}
-    for folder in sorted((run / "clients").iterdir()):
-        store = assemble.store(config, folder.name)
-        found |= {(folder.name, r): store.load(r).tensors for r in store.rounds()}
-    checkpoints = DirectoryStore(run, "checkpoints", config.name, 9)
-    return found | {("A", r): checkpoints.load(r).tensors for r in checkpoints.rounds()}
+    """Every state of every client that is still kept, and those of the server under the name 'A', each
+    with what is remembered beside it."""
+    config = read_config(run)
+    stores = {folder.name: assemble.store(config, folder.name) for folder in (run / "clients").iterdir()}
+    stores["A"] = DirectoryStore(run, "checkpoints", config.name, 9)
+    found = {(name, r): store.load(r) for name, store in sorted(stores.items()) for r in store.rounds()}
+    return {
+        key: state.tensors | {f"memory/{name}": array for name, array in state.memory.items()}
+        for key, state in found.items()
+    }
 
 
 def lines(run: Path, name: str) -> list[dict]:
@@ -97,17 +100,31 @@ def test_clients_that_outnumber_actors_keep_their_own_b(flwr_run):
     assert proof["messages"] == 6 + 3 * 3 + 3 * 6
 
 
-def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
-    here = run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"])
-    expected, found = states(flwr_run), states(here)
+def assert_same_bits(one: Path, two: Path) -> None:
+    """Every state of the server and of the clients, what they remember, and every row but its times."""
+    expected, found = states(one), states(two)
     assert expected.keys() == found.keys()
     for key, tensors in expected.items():
+        assert tensors.keys() == found[key].keys()
         assert all(np.array_equal(array, found[key][name]) for name, array in tensors.items()), key
-    for one, two in zip(lines(flwr_run, "clients.jsonl"), lines(here, "clients.jsonl"), strict=True):
-        timed = {"seconds"}
-        assert {k: v for k, v in one.items() if k not in timed | {"bytes_up"}} == {
-            k: v for k, v in two.items() if k not in timed | {"bytes_up"}
-        }
+    timed = {"seconds", "bytes_up"}  # a header has the digits of seconds
+    for first, second in zip(lines(one, "clients.jsonl"), lines(two, "clients.jsonl"), strict=True):
+        assert first.keys() == second.keys()
+        assert all(first[key] == second[key] for key in first.keys() - timed)
+
+
+def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
+    assert_same_bits(flwr_run, run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"]))
+
+
+def test_so_it_does_when_splits_adapt_and_both_ways_are_coded(tmp_path):
+    words = [*OVERRIDES, "split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
+    ended = command_line("run", *words, f"run.dir={tmp_path / 'one'}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    here = run_in_process([*words, f"run.dir={tmp_path / 'two'}"])
+    assert {len(row["split"]) for row in lines(here, "rounds.jsonl")} == {4, 2}
+    assert any(name.startswith("memory/") for _, state in states(here).items() for name in state)
+    assert_same_bits(tmp_path / "one", here)
 
 
 def test_the_run_directory_is_complete(flwr_run):

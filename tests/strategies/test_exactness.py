@@ -85,7 +85,7 @@ def test_of_one_client_the_mean_is_exact():
     [
         (Layout(A), SHARE_A, NOTHING, FedSA),
         (Layout((*B, HEAD)), FFA, None, FedSA),
-        (BOTH, RoleSplit(A="shared", B=0.5, allow=("A", "B")), NOTHING, FedSA),
+        (BOTH, RoleSplit(A="shared", B=0.5, head="shared", allow=("A", "B")), NOTHING, FedSA),
         (BOTH, Importance(allow=("A", "B"), pool=("A", "B"), ema=0.0), NOTHING, AdaptiveFedSA),
         (Layout((HEAD,)), RoleSplit(A="local", B="local", head="shared"), NOTHING, FedSA),
     ],
