@@ -102,7 +102,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
-        classes=len(config.task.labels()) if _counted(config) else 0,
+        classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
         frozen=None if model.relative else _frozen(model.layout.select(split.frozen), start),
         cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
         evaluation=Evaluation(

@@ -65,7 +65,7 @@ def admit(
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
             rejected.append(f"client {name_of(proxy)}: {error}")
-    return Admission([admitted[client] for client in sorted(admitted)], rejected, bytes_up)
+    return Admission([admitted[client] for client in sorted(admitted)], sorted(rejected), bytes_up)
 
 
 def _reason(failure: Failure[Any]) -> str:

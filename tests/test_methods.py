@@ -110,6 +110,12 @@ SAME = {
         ("split=share_ab", "codec=topk", "codec.ratio=1.0"), ("split=share_ab",)
     ),
     "soft with B of its own is FedSA": (("split=soft", "split.B=1.0"), FEDSA),
+    "soft with B and head of its own is FedSA": (
+        ("split=soft", "split.B=1.0", "head=soft", "head.degree=1.0"), FEDSA
+    ),
+    "soft with nothing of its own is FedIT": (
+        ("split=soft", "split.B=0.0", "head=soft", "head.degree=0.0"), FEDIT
+    ),
     "soft without B of its own is FedIT": (("split=soft", "split.B=0.0", "head=shared"), FEDIT),
     "FedProx without its term is FedAvg": (("strategy=fedprox", "strategy.proximal_mu=0"), FEDSA),
     "FedAvgM without momentum is FedAvg": (("strategy=fedavgm", "strategy.server_momentum=0"), FEDSA),

@@ -134,6 +134,15 @@ def test_a_second_answer_of_a_client_counts_once():
     assert len(server.notes.clients) == 3
 
 
+def test_the_reasons_are_in_the_order_of_clients_whatever_arrived_first():
+    server, sent = Server(min_results=0.3), some_updates()
+    server.ask()
+    results = answers(server, sent, round=2) | {"1": server.upload("1", sent[1])}
+    server.take(results, ["2", "1", "0"])
+    (row,) = server.notes.rounds
+    assert [line[:8] for line in row["failures"]] == ["client 0", "client 2"]
+
+
 def test_too_few_results_end_the_run_with_the_reasons_and_leave_the_vector_as_it_was():
     server, sent = Server(min_results=0.9), some_updates()
     server.ask()
