@@ -91,6 +91,9 @@ def _of_whole_vectors(config: RunConfig, strategy: type[Strategy]) -> Iterator[s
     malicious = int(config.strategy.get("num_malicious_clients", 0))
     if issubclass(strategy, Bulyan) and sampled < 4 * malicious + 3:
         yield f"strategy: Bulyan needs 4 f + 3 = {4 * malicious + 3} clients a round, {sampled} are sampled"
+    kept = int(config.strategy.get("num_clients_to_keep", 0))
+    if issubclass(strategy, Krum) and kept > sampled:
+        yield f"strategy.num_clients_to_keep={kept}: expected at most {sampled}, the clients of a round"
     if issubclass(strategy, Krum) and sampled < 2 * malicious + 3:
         yield f"strategy: Krum needs 2 f + 3 = {2 * malicious + 3} clients a round, {sampled} are sampled"
 

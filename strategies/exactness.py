@@ -30,11 +30,14 @@ def aggregation_error(
     """||sum p_k B_k A_k - B_mean A_mean||_F / ||sum p_k B_k A_k||_F over all layers.
 
     That of averaging A and B apart, whatever the strategy then does. None where the server does not
-    know both factors of each client: what is local, or local by degree, it does not.
+    know both factors of each client: what is local, or local by degree, it does not; nor where ranks
+    differ, because there is no mean of the factors then.
     """
     everything = Layout((*layout.specs, *frozen.layout.specs)) if frozen else layout
-    unknown = bool(split.degrees(everything)) or (
-        split.idle == "local" and any(set(layout.names) - update.shared for update in updates)
+    unknown = (
+        any(update.rank for update in updates)
+        or bool(split.degrees(everything))
+        or (split.idle == "local" and any(set(layout.names) - update.shared for update in updates))
     )
     if unknown or frozen is None:
         return None

@@ -102,6 +102,7 @@ class FedSA(Strategy):
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
+        self._common: dict[int, Turn] = {}  # what all clients are asked for in a round, found once
         self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
         self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
 
@@ -121,7 +122,8 @@ class FedSA(Strategy):
         )
         everyone = map(self.cohort.name, self.cohort.everyone(client_manager))
         self._round = {client: self.turn(client, server_round) for client in everyone}
-        turns = {name: self._round[name] for name in (self.cohort.name(proxy) for proxy, _ in chosen)}
+        names = [self.cohort.name(proxy) for proxy, _ in chosen]
+        turns = {name: self._round.get(name) or self.turn(name, server_round) for name in names}
         measure = self.evaluation.before and self.evaluation.due(server_round)
         configs = [ins.config for _, ins in chosen]
         messages = self._messages(FitIns, turns, configs, server_round, measure_before=measure)
@@ -184,7 +186,9 @@ class FedSA(Strategy):
 
     def turn(self, client: str, round_: int) -> Turn:
         """What a client is asked to share in a round."""
-        return Turn(self.split.in_round(self.layout, round_))
+        if round_ not in self._common:
+            self._common = {round_: Turn(self.split.in_round(self.layout, round_))}
+        return self._common[round_]
 
     def learn(self, round_: int, admission: Admission[FitRes], updates: Sequence[Update]) -> None:
         """A place for subclasses that decide the next split from the clients' reports."""

@@ -69,6 +69,7 @@ METHODS = {
     "split=importance split.scope=client strategy=krum federation.clients=9": ["Krum", "split.scope=client"],
     "head=shared strategy=krum federation.clients=9": ["Krum", "head.count_weighted=false"],
     "strategy=krum": ["Krum needs 2 f + 3 = 5", "4 are sampled"],
+    "strategy=multikrum federation.clients=5 strategy.num_clients_to_keep=7": ["expected at most 5"],
     "strategy=bulyan": ["Bulyan needs 4 f + 3 = 7", "4 are sampled"],
     "strategy=krum federation.clients=9 strategy.fraction_fit=0.5": ["Krum needs", "4 are sampled"],
     "strategy=fedtrimmedavg strategy.beta=0.7": ["beta", "0.5"],
