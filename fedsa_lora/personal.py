@@ -89,9 +89,11 @@ def _held(
         if len(carried.specs) != len(pool.specs):
             raise WireError("a whole broadcast must carry every tensor that may be shared")
         return wire.check_vector(payload, pool.size)
-    if downlink is None or downlink.name != header.codec or HELD not in memory:
+    if downlink is None or downlink.name != header.codec:
         expected = "none" if downlink is None else downlink.name
         raise WireError(f"the broadcast is coded by {header.codec!r}, this client reads {expected}")
+    if HELD not in memory:
+        raise WireError("the broadcast is a change of values that this client lacks: it needs a whole one")
     return changed(memory[HELD], pool, carried, payload, downlink)
 
 

@@ -67,6 +67,11 @@ class Desk:
         moved = np.random.default_rng(round_).normal(scale=0.01, size=self.pool.size).astype(np.float32)
         self.downlink.publish(round_, self.downlink.held + moved, merge or {}, "0123")
 
+    def backbone(self) -> dict[str, np.ndarray]:
+        """The frozen weights under the adapters, as the client that was served last has them."""
+        weights = self.bench.model.module.named_parameters()
+        return {n: w.detach().numpy().copy() for n, w in weights if n.endswith("base_layer.weight")}
+
 
 @pytest.fixture
 def desk(tmp_path):
@@ -87,12 +92,15 @@ WAYS = {
 }
 
 
+def some_factors(desk: Desk, seed: int) -> dict[str, Factors]:
+    """Of rank 1, for every layer."""
+    rng, layers = np.random.default_rng(seed), [s.layer for s in desk.pool if s.role == "A"]
+    draw = [[rng.normal(size=n).astype(np.float32) for n in [(1, 32), (32, 1)]] for _ in layers]
+    return {layer: Factors(*pair) for layer, pair in zip(layers, draw, strict=True)}
+
+
 def rounds(desk: Desk, order: str, answers: dict) -> None:
     """Two rounds in which the clients are served in an order, and their answers by client and round."""
-    rng, layers = np.random.default_rng(0), [spec for spec in desk.bench.model.layout if spec.role == "A"]
-    merge = {
-        s.layer: Factors(*(rng.normal(size=n).astype(np.float32) for n in [(1, 32), (32, 1)])) for s in layers
-    }
     for round_ in (1, 2):
         for name in order:
             payload, _, header = desk.fit(name, round_)
@@ -103,7 +111,7 @@ def rounds(desk: Desk, order: str, answers: dict) -> None:
                 header.private_after,
                 header.scores,
             )
-        desk.next(round_, merge if "fedex" in str(desk.config.strategy).lower() else None)
+        desk.next(round_, some_factors(desk, round_) if "FedEx" in str(desk.config.strategy) else None)
         for name in order:
             answers[name, round_] += (desk.report(name, round_)["loss"],)
 
@@ -135,6 +143,54 @@ def test_an_upload_is_the_difference_from_what_was_broadcast(desk):
     assert header.digest == wire.vector_digest(update)
     assert desk.pool.named(header.shared) == set(desk.pool.names)
     assert (header.codec, header.counts, header.scores) == ("dense fp32", (), ())
+
+
+def test_what_was_merged_round_by_round_is_what_a_newcomer_is_sent_at_once_and_stays_with_no_other(tmp_path):
+    desk = Desk(tmp_path / "run", "split=share_ab", "strategy=fedex")
+    pretrained = desk.backbone()
+    for round_ in (1, 2):
+        desk.fit("0", round_)
+        desk.downlink.publish(round_, desk.start, some_factors(desk, round_), "0")
+    assert desk.report("0", 2)["loss"] > 0
+    by_rounds = desk.backbone()
+    assert desk.report("1", 2)["loss"] > 0
+    at_once = desk.backbone()
+    scale = desk.config.lora.alpha / desk.config.lora.r
+    for layer, (first, second) in {
+        n: [some_factors(desk, r)[n] for r in (1, 2)] for n in some_factors(desk, 1)
+    }.items():
+        (name,) = (n for n in pretrained if f".{layer}." in n)
+        expected = pretrained[name] + scale * (first.B @ first.A + second.B @ second.A)
+        np.testing.assert_allclose(by_rounds[name], expected, atol=1e-4)
+        np.testing.assert_allclose(at_once[name], expected, atol=1e-4)
+    desk.downlink = Downlink(desk.pool, desk.start, None, seed=0)
+    assert desk.report("2", 1)["loss"] > 0
+    assert same(desk.backbone(), pretrained)
+
+
+def test_a_soft_client_goes_on_from_between_its_own_and_the_common_value(tmp_path):
+    """B_k <- B_k + dB + l (dB_k - dB) and H_k <- H + l (H'_k - H), through two rounds of training."""
+    words = ["split=soft", "head=soft"]
+    desk, still = Desk(tmp_path / "run", *words), Desk(tmp_path / "run", *words, *STILL)
+    starts, common, ended = [], [], []
+    for round_ in (1, 2, 3):
+        still.downlink = desk.downlink
+        assert not still.fit("0", round_)[2].error
+        starts.append(desk.pool.unpack(still.trained()))
+        desk.fit("0", round_)
+        common.append(desk.pool.unpack(desk.downlink.held))
+        ended.append(desk.pool.unpack(desk.trained()))
+        desk.next(round_)
+    for now in (1, 2):
+        for spec in desk.pool:
+            before, moved = (each[now - 1][spec.name] for each in (common, ended))
+            follows = starts[now - 1][spec.name] + common[now][spec.name] - before
+            mixed = {
+                "A": common[now][spec.name],
+                "B": follows + 0.5 * (moved - follows),
+                "head": common[now][spec.name] + 0.6 * (moved - common[now][spec.name]),
+            }
+            np.testing.assert_allclose(starts[now][spec.name], mixed[spec.role], atol=1e-6)
 
 
 def test_evaluating_changes_neither_state_nor_answer(desk):
@@ -341,7 +397,7 @@ def test_changes_are_held_to_the_bit_and_no_other_change_is_taken(tmp_path):
         assert said in wire.read_header(metrics, wire.UploadHeader).error
         assert (payload[0].size, count) == (0, 0)
     desk.store("0").save(ClientState(3, state.tensors, {}))
-    assert "this client reads" in desk.fit("0", 4)[2].error, "its memory is lost: no change can be read"
+    assert "this client lacks: it needs a whole one" in desk.fit("0", 4)[2].error
     assert (desk.store("0").rounds()[-1], desk.store("1").load()) == (3, None)
 
 

@@ -177,14 +177,14 @@ def test_a_change_from_another_base_or_coded_otherwise_or_altered_is_refused():
     cases = [
         (message, None, codec, "this client last kept nothing"),
         (message, replace(state, round=1), codec, "this client last kept round 1"),
-        (message, replace(state, memory={}), codec, "this client reads dense int8/256"),
+        (message, replace(state, memory={}), codec, "a change of values that this client lacks"),
         (message, replace(state, memory={HELD: vector(7)}), codec, "digest"),
         (message, state, None, "this client reads none"),
         (message, state, Dense(values="int4"), "this client reads dense int4/256"),
         ((header, [altered]), state, codec, "digest"),
         ((header, [sending.arrays[0][:-1]]), state, codec, "bytes"),
         ((header, [START_]), state, codec, "uint8"),
-        ((replace(header, base=0), sending.arrays), state, codec, "coded by"),
+        ((replace(header, base=0), sending.arrays), state, codec, "values that this client lacks"),
         ((replace(header, base=-2), sending.arrays), state, codec, "round -2"),
         ((replace(header, carried="1"), sending.arrays), state, codec, "expected at most"),
     ]
