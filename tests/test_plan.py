@@ -1,13 +1,14 @@
 """A plan tells what a run will be, changes nothing, and lists all that stands in its way."""
 
 import os
+import re
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from fedsa_lora.config import load
+from fedsa_lora.config import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
 from fedsa_lora.plan import fit_simulation, make_plan
 
@@ -43,6 +44,9 @@ def test_the_quickstart_in_numbers_and_nothing_is_written(tmp_path, monkeypatch)
         ("share_ab", "shared", ("A", "B", "head"), ("A", "B", "head")),
         ("ffa", "local", ("B",), ("B", "head")),
         ("local_only", "local", (), ("A", "B", "head")),
+        ("soft", "soft", ("A", "B", "head"), ("A", "B", "head")),
+        ("alternate", "shared", ("B", "head"), ("A", "B", "head")),
+        ("fedsvd", "frozen", ("B",), ("A", "B")),
     ],
 )
 def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained):
@@ -50,6 +54,23 @@ def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained
     assert plan.bytes_up == 4 * sum(plan.parameters[role] for role in shared)
     assert plan.trained == sum(plan.parameters[role] for role in trained)
     assert plan.parameters["A"] == plan.parameters["B"] == 2 * 2 * 8 * 32
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "codec").glob("*.yaml")))
+def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
+    said = re.search(r"([\d.]+) bytes a value", (CONF / "codec" / f"{name}.yaml").read_text())
+    plan = make_plan(load(["model=minilm", f"codec={name}"]))
+    if said is None:
+        assert name == "threshold", "how many values are sent depends on the training"
+    else:
+        digits = len(said[1].partition(".")[2])
+        assert round(plan.bytes_up / plan.parameters["shared"], digits) == float(said[1])
+
+
+def test_of_some_layers_their_share_is_sent():
+    whole, half = (make_plan(load(["model=minilm", *w])) for w in ([], ["split=layer_wise"]))
+    assert 2 * half.bytes_up == whole.bytes_up
+    assert half.trained == whole.trained
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
