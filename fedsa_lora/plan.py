@@ -113,8 +113,10 @@ def _actors(simulation: Simulation) -> int:
 
 
 def payload_bytes(config: RunConfig, model: AdapterModel) -> int:
-    """Bytes of what a client sends in a round, less the header, where the update is spread evenly."""
-    shared = model.layout.select(config.split.in_round(model.layout, 1))
+    """Bytes of what a client sends in a round, less the header, where the update is spread evenly; the
+    larger of the first two rounds, which a split may have take turns."""
+    turns = [model.layout.select(config.split.in_round(model.layout, round_)) for round_ in (1, 2)]
+    shared = max(turns, key=lambda layout: layout.size)
     update = np.random.default_rng(0).normal(size=shared.size).astype(np.float32)
     return int(config.codec.encode(update, np.random.default_rng(0)).nbytes)
 

@@ -75,10 +75,11 @@ def pairs(layout: Layout) -> dict[str, Pair]:
     ordered = {layer: sorted(found[layer], key=lambda spec: spec.role) for layer in sorted(found)}
     wrong = {layer: [s.name for s in specs] for layer, specs in ordered.items() if not _multiply(specs)}
     if wrong or not found:
+        shown = dict(list(wrong.items())[:3])
         raise ConfigError(
             "this strategy combines A with B, so it needs one of each from every layer, A (r, ...) and "
-            f"B (d_out, r), but the shared tensors are {wrong or 'neither'}: choose a split that has both, "
-            "and plain LoRA"
+            f"B (d_out, r), but the shared tensors are {shown or 'neither'}"
+            f"{' and others' if len(wrong) > 3 else ''}: choose a split that has both, and plain LoRA"
         )
     return {layer: Pair(*specs) for layer, specs in ordered.items()}
 

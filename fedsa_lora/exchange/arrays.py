@@ -75,8 +75,7 @@ class Layout:
     def select(self, names: Iterable[str]) -> Layout:
         """The layout of some of the tensors. Raises LayoutError for a name it lacks."""
         chosen = frozenset(names)
-        if unknown := chosen - set(self.names):
-            raise LayoutError(f"no such tensors in this layout: {sorted(unknown)}")
+        self._demand(chosen)
         return Layout(tuple(spec for spec in self.specs if spec.name in chosen))
 
     def count(self, role: Role) -> int:
@@ -134,8 +133,12 @@ class Layout:
         return np.concatenate(places)
 
     def mask(self, names: Iterable[str]) -> str:
-        """Some of the tensors as text: one bit for each in the order of packing, as hex."""
+        """Some of the tensors as text: one bit for each in the order of packing, as hex.
+
+        Raises LayoutError for a name it lacks.
+        """
         chosen = frozenset(names)
+        self._demand(chosen)
         bits = "".join("1" if name in chosen else "0" for name in self.names)
         return f"{int(bits or '0', 2):x}"
 
@@ -149,6 +152,10 @@ class Layout:
         if self.mask(found) != mask:  # one set has one mask
             raise LayoutError(f"{mask[:40]!r} does not name tensors of this layout of {len(self.names)}")
         return found
+
+    def _demand(self, names: frozenset[str]) -> None:
+        if unknown := names - set(self.names):
+            raise LayoutError(f"no such tensors in this layout: {sorted(unknown)}")
 
     @cached_property
     def _starts(self) -> dict[str, tuple[int, TensorSpec]]:

@@ -27,7 +27,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
     parameters = parameter_counts(config, model)
     sent = float(np.mean([row["bytes_up"] for row in fits]))
-    heads = parameters["head"] if config.head.share not in ("local", "frozen") else 0
+    heads = model.layout.select(config.split(model.layout).shared).count("head")
     return {
         "name": config.name,
         "title": config.title,
