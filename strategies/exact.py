@@ -161,7 +161,7 @@ class FedEx(FactorRule):
     def layer(
         self, round_: int, pair: Pair, start: Factors, clients: Sequence[Factors], weights: Sequence[float]
     ) -> tuple[Factors, Factors | None]:
-        mean = _mean_factors(clients, weights)
+        mean = mean_factors(clients, weights)
         return mean, truncate(residual(clients, weights, mean))
 
 
@@ -236,7 +236,7 @@ class FedRot(FactorRule):
     def layer(
         self, round_: int, pair: Pair, start: Factors, clients: Sequence[Factors], weights: Sequence[float]
     ) -> tuple[Factors, Factors | None]:
-        return _mean_factors([align(client, start) for client in clients], weights), None
+        return mean_factors([align(client, start) for client in clients], weights), None
 
 
 def _mean(arrays: Sequence[Matrix], weights: Sequence[float]) -> NDArray[np.float64]:
@@ -247,7 +247,7 @@ def _mean(arrays: Sequence[Matrix], weights: Sequence[float]) -> NDArray[np.floa
     return total
 
 
-def _mean_factors(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
+def mean_factors(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """The weighted means of A and of B, each by itself."""
     return Factors(_mean([f.A for f in factors], weights), _mean([f.B for f in factors], weights))
 

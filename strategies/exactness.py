@@ -10,10 +10,10 @@ import numpy as np
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy
-from strategies.exact import pairs
+from strategies.exact import Pair, mean_factors, pairs
 from strategies.factors import norm, residual, stack
-from strategies.rules import ended_with, examples_shares
-from strategies.updates import Update, mean_update
+from strategies.rules import examples_shares
+from strategies.updates import Update
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,24 @@ def aggregation_error(
         found = pairs(everything)
     except ConfigError:  # not both factors of every layer
         return None
-    clients = [{**frozen.tensors, **ended_with(layout, vector, update)} for update in updates]
-    mean = {**frozen.tensors, **layout.unpack(vector + mean_update(layout, updates))}
     weights = examples_shares(updates)
     errors, sizes = [], []
-    for pair in found.values():
-        factors = [pair.read(client) for client in clients]
-        errors.append(norm(residual(factors, weights, pair.read(mean))))
+    for pair in found.values():  # layer by layer: no client's whole update is made dense
+        factors = [pair.read(_ended(pair, layout, frozen, vector, update)) for update in updates]
+        mean = mean_factors(factors, weights)
+        errors.append(norm(residual(factors, weights, mean)))
         sizes.append(norm(stack(factors, weights)))
     size = float(np.linalg.norm(sizes))
     return float(np.linalg.norm(errors)) / size if size else 0.0
+
+
+def _ended(pair: Pair, layout: Layout, frozen: Frozen, vector: Vector, update: Update) -> NamedArrays:
+    """The two factors of a layer that a client ended its round with."""
+    ended = {}
+    for spec in (pair.A, pair.B):
+        if spec.name in frozen.tensors:
+            ended[spec.name] = frozen.tensors[spec.name]
+        else:
+            span = layout.span(spec.name)
+            ended[spec.name] = (vector[span] + update.stretch(span)).reshape(spec.shape)
+    return ended

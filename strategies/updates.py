@@ -42,10 +42,14 @@ class Update:
 
     def dense(self, size: int) -> Vector:
         """The whole vector (size,), zeros where nothing was sent."""
+        return self.stretch(slice(0, size))
+
+    def stretch(self, span: slice) -> Vector:
+        """A stretch of the whole vector, zeros where nothing was sent."""
         if self.positions is None:
-            return self.values
-        vector = np.zeros(size, np.float32)
-        vector[self.positions] = self.values
+            return self.values[span]
+        part, vector = self.within(span), np.zeros(span.stop - span.start, np.float32)
+        vector[self.positions[part] - span.start] = self.values[part]
         return vector
 
 
