@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-KEPT = Path(__file__).resolve().parent.parent / "build" / "cells"
 CENTRAL = "central"  # in place of an override: one model, trained on all data in one place
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: what it is, its learning rate and seed, and which part of the clients' data is measured
-    after every ``every`` rounds (0: at the end)."""
+    """One run: what it is, its learning rate and seed, measured every ``every`` rounds and at the end."""
 
     words: tuple[str, ...]
     lr: float
     seed: int
-    part: str
     every: int = 0
 
     def overrides(self) -> list[str]:
         return [
             *[word for word in self.words if word != CENTRAL],
-            f"train.lr={self.lr}", f"seed={self.seed}", f"evaluation.part={self.part}",
-            f"evaluation.every={self.every}", "evaluation.before=false", "evaluation.local_only=false",
-            "run.report=false",
+            f"train.lr={self.lr}", f"seed={self.seed}", f"evaluation.every={self.every}",
+            "evaluation.before=false", "evaluation.local_only=false", "run.report=false",
         ]  # fmt: skip
 
 
-def measured_once(cell: Cell) -> dict[str, Any]:
-    """What ``measure`` gives, kept in ``build/cells``: an interrupted comparison goes on where it was."""
-    key = hashlib.sha256(json.dumps(asdict(cell), sort_keys=True).encode()).hexdigest()[:24]
-    kept = KEPT / f"{key}.json"
-    if kept.is_file():
-        return dict(json.loads(kept.read_text())["result"])
-    result = measure(cell)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({"cell": asdict(cell), "result": result}))
-    unfinished.replace(kept)
-    return result
-
-
 def measure(cell: Cell) -> dict[str, Any]:
-    """Run a cell here: accuracy by client at the end, bytes of a client in a round, and by evaluated
-    round the mean accuracy with the bytes of all training messages until then."""
+    """Run a cell here: accuracy by client at the end, on the test part and on the validation part, bytes
+    of a client in a round, and by evaluated round the mean test accuracy with the bytes of all training
+    messages until then."""
     import flwr.common  # noqa: F401  sets the level of its logger when it is imported
 
     warnings.filterwarnings("ignore")
@@ -63,7 +43,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     folder = tempfile.mkdtemp(prefix="fedsa-cell-")
     try:
         if CENTRAL in cell.words:
-            return {"accuracy": central(cell), "bytes_up": None, "bytes_down": None, "curve": []}
+            return {**central(cell), "bytes_up": None, "bytes_down": None, "curve": []}
         return federated(cell, Path(folder) / "run")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,6 +52,7 @@ def measure(cell: Cell) -> dict[str, Any]:
 def federated(cell: Cell, folder: Path) -> dict[str, Any]:
     from fedsa_lora.runs.inprocess import run_in_process
     from fedsa_lora.runs.reading import read_jsonl
+    from fedsa_lora.runs.reevaluate import reevaluate
 
     run_in_process([*cell.overrides(), f"run.dir={folder}"])
     rows, rounds = read_jsonl(folder / "clients.jsonl"), read_jsonl(folder / "rounds.jsonl")
@@ -80,6 +61,7 @@ def federated(cell: Cell, folder: Path) -> dict[str, Any]:
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
         "accuracy": {row["client"]: row["accuracy"] for row in last},
+        "validation": {row.client: row.accuracy for row in reevaluate(folder, "validation")},
         "bytes_up": sum(row["bytes_up"] for row in fits) / len(fits),
         "bytes_down": sum(row["bytes_down"] for row in fits) / len(fits),
         "aggregation_error": sum(errors) / len(errors) if errors else None,
@@ -96,7 +78,7 @@ def federated(cell: Cell, folder: Path) -> dict[str, Any]:
     }
 
 
-def central(cell: Cell) -> dict[str, float]:
+def central(cell: Cell) -> dict[str, dict[str, float]]:
     """One model trained on the union of the clients' data, with as many steps as all clients together."""
     from fedsa_lora import assemble
     from fedsa_lora.config import load
@@ -115,12 +97,12 @@ def central(cell: Cell) -> dict[str, float]:
         trained=config.split.alone()(bench.model.layout).trained,
         rng=generator(config.seed, "central"), torch_seed=torch_seed(config.seed, "central"),
     )  # fmt: skip
-    accuracy = {}
+    measured: dict[str, dict[str, float]] = {"accuracy": {}, "validation": {}}
     for client, data in parts.items():
-        held_out = data.held_out(cell.part)
-        logits = predict(bench.model, config.task, held_out, config.train)
-        accuracy[client] = config.task.evaluate(logits, held_out.labels)["accuracy"]
-    return accuracy
+        for name, held_out in (("accuracy", data.test), ("validation", data.validation)):
+            logits = predict(bench.model, config.task, held_out, config.train)
+            measured[name][client] = config.task.evaluate(logits, held_out.labels)["accuracy"]
+    return measured
 
 
 def union(parts: Iterable[Any]) -> Any:
@@ -134,6 +116,6 @@ def union(parts: Iterable[Any]) -> Any:
     return Examples(features, labels, lengths)
 
 
-def mean(result: dict[str, Any]) -> float:
-    """Mean accuracy over clients."""
-    return float(sum(result["accuracy"].values()) / len(result["accuracy"]))
+def mean(result: dict[str, Any], part: str = "accuracy") -> float:
+    """Mean accuracy over clients, on the test part or on that named."""
+    return float(sum(result[part].values()) / len(result[part]))

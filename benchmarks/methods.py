@@ -58,8 +58,8 @@ METHODS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def cell(regime: str, method: str, lr: float, seed: int, part: str) -> Cell:
-    return Cell((*REGIMES[regime], *METHODS[regime][method]), lr, seed, part)
+def cell(regime: str, method: str, lr: float, seed: int) -> Cell:
+    return Cell((*REGIMES[regime], *METHODS[regime][method]), lr, seed)
 
 
 def untried(tried: dict[float, float]) -> list[float]:
@@ -76,10 +76,10 @@ def search(regime: str, seed: int, pool: ProcessPoolExecutor) -> dict[str, dict[
     """Mean validation accuracy by method and learning rate."""
     tried: dict[str, dict[float, float]] = {method: {} for method in METHODS[regime]}
     while asked := [(method, lr) for method in tried for lr in untried(tried[method])]:
-        cells = [cell(regime, method, lr, seed, "validation") for method, lr in asked]
+        cells = [cell(regime, method, lr, seed) for method, lr in asked]
         for (method, lr), result in zip(asked, pool.map(measure, cells), strict=True):
-            tried[method][lr] = mean(result)
-            print(f"  {method:38} lr {lr:g}: validation {mean(result):.3f}", flush=True)
+            tried[method][lr] = mean(result, "validation")
+            print(f"  {method:38} lr {lr:g}: validation {tried[method][lr]:.3f}", flush=True)
     return tried
 
 
@@ -87,7 +87,7 @@ def compare(regime: str, seeds: list[int], pool: ProcessPoolExecutor) -> dict[st
     tried = search(regime, seeds[0], pool)
     best = {method: max(rates, key=lambda lr, r=rates: r[lr]) for method, rates in tried.items()}
     asked = [(method, seed) for method in best for seed in seeds]
-    cells = [cell(regime, method, best[method], seed, "test") for method, seed in asked]
+    cells = [cell(regime, method, best[method], seed) for method, seed in asked]
     results = dict(zip(asked, pool.map(measure, cells), strict=True))
     return {
         "regime": regime, "overrides": REGIMES[regime], "seeds": seeds,

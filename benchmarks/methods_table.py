@@ -1,12 +1,13 @@
 """Every split, codec, rule and variant on real data, compared fairly: `make methods-table`.
 
 Six cells: two data sets in each of three regimes. In a cell each method has the same data, seeds and
-search: learning rates 1.5e-3, 4e-3 and 1e-2 on the validation part of the first seed, the best of them
-on the test part of every seed. The target is what training alone reaches; bytes to it are those of all
-training messages, up and down, until the mean over clients first reaches it. The clients and strategies
-are those of `flwr run`, in this process. Writes `docs/results/table-CELL.json` and `docs/results/table.md`.
+search: learning rates 1.5e-3, 4e-3 and 1e-2 by the validation part of the first seed, the best of them
+on every seed, measured on the test part every third round. The target is what training alone reaches;
+bytes to it are those of all training messages, up and down, until the mean over clients first reaches it.
+The clients and strategies are those of `flwr run`, in this process. Every run is a line of
+`docs/results/runs.jsonl`; `docs/results/table.md` is made of them.
 
-    python benchmarks/methods_table.py            # about two and a half hours on two cores
+    python benchmarks/methods_table.py            # somewhat under three hours on two cores
     python benchmarks/methods_table.py --quick    # about ten minutes: half the rounds, two cells, six methods
     python benchmarks/methods_table.py --resume   # go on where an interrupted one stopped
     python benchmarks/methods_table.py --recorded # the tables from what was recorded
@@ -17,12 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cells import KEPT, Cell, mean, measured_once
+from cells import Cell, mean, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -40,7 +40,7 @@ CELLS: dict[str, list[str]] = {
     "meanings-clinc_banking": [*MEANINGS, "task=clinc150_banking"],
     "domains-clinc150": [*COMMON, "task=clinc150", "partition=natural", "federation.test_examples=100"],
     "domains-amazon": [
-        *COMMON, "task=text", f"task.dataset={AMAZON}", "task.group=domain", "task.test_split=validation",
+        *COMMON, "task=text", "task.dataset=AMAZON", "task.group=domain", "task.test_split=validation",
         "partition=natural", "federation.clients=5", "federation.test_examples=60",
     ],
     "dirichlet-banking77": [*SKEWED, "task=banking77", "federation.test_examples=60"],
@@ -60,19 +60,22 @@ EVERYWHERE: dict[str, list[str]] = {
     "share A, soft head": ["split=share_a", "soft"],
     "importance, upper half of A": ["split=importance", "own"],
     "FedEx": ["split=share_ab", "strategy=fedex", "common"],
+    "FedSA, int8": ["split=share_a", "codec=int8", "own"],
+    "FedSA, top-k .1": ["split=share_a", "codec=topk", "own"],
+}
+# What only some cells show: rules for factors where averaging everything works, the rest where A matters.
+FACTORS: dict[str, list[str]] = {
     "FLoRA": ["split=share_ab", "strategy=flora", "common"],
     "FlexLoRA": ["split=share_ab", "strategy=flexlora", "common"],
     "FedSVD": ["split=fedsvd", "strategy=fedsvd", "common"],
     "FedRot": ["split=share_ab", "strategy=fedrot", "common"],
-    "FedSA, int8": ["split=share_a", "codec=int8", "own"],
-    "FedSA, top-k .1": ["split=share_a", "codec=topk", "own"],
-    "FedSA, top-k .1 int8 both ways": ["split=share_a", "codec=topk_int8", "downlink=topk_int8", "own"],
 }
-FURTHER: dict[str, list[str]] = {
+REST: dict[str, list[str]] = {
     "A of the last 3 layers": ["split=layer_wise", "own"],
     "A of the 3 layers of least variance": ["split=least_variance", "own"],
     "importance by heterogeneity": ["split=importance", "split.threshold=heterogeneity", "own"],
     "FedSA, int4": ["split=share_a", "codec=int4", "own"],
+    "FedSA, top-k .1 int8 both ways": ["split=share_a", "codec=topk_int8", "downlink=topk_int8", "own"],
     "FedSA, top-k .1 without feedback": ["split=share_a", "codec=topk", "codec.error_feedback=false", "own"],
     "FedSA, top-k .01": ["split=share_a", "codec=topk", "codec.ratio=0.01", "own"],
     "FedSA, random-k .1": ["split=share_a", "codec=randomk", "own"],
@@ -93,16 +96,14 @@ FURTHER: dict[str, list[str]] = {
     "FedSA, PiSSA": ["split=share_a", "lora=pissa", "own"],
     "FedSA, orthogonal": ["split=share_a", "lora=orthogonal", "own"],
 }
-FURTHER_IN = ("meanings-snips",)
+FURTHER = {"domains-clinc150": FACTORS, "meanings-snips": REST}
 QUICK = (ALONE, "FedSA (share A)", "FedIT (share A and B)", "soft", "FedEx", "FedSA, int8")
 QUICK_CELLS = ("meanings-snips", "dirichlet-banking77")
 
 
 def methods(cell: str, quick: bool) -> dict[str, list[str]]:
     """The words of each method that is tried in a cell."""
-    found = {name: EVERYWHERE[name] for name in QUICK} if quick else dict(EVERYWHERE)
-    if not quick and cell in FURTHER_IN:
-        found |= FURTHER
+    found = {name: EVERYWHERE[name] for name in QUICK} if quick else EVERYWHERE | FURTHER.get(cell, {})
     heads = {"own": "head=local", "common": "head=shared", "soft": "head=soft"}
     if cell.startswith("meanings"):
         heads = dict.fromkeys(heads, "head=frozen")
@@ -115,43 +116,72 @@ def methods(cell: str, quick: bool) -> dict[str, list[str]]:
     }
 
 
-def run_cell(name: str, quick: bool, pool: ProcessPoolExecutor) -> dict[str, Any]:
-    """Every method of a cell: the search, then every seed."""
+class Record:
+    """Runs that were measured, a line of a file each, so that an interrupted comparison can go on."""
+
+    def __init__(self, path: Path, pool: ProcessPoolExecutor | None) -> None:
+        self.path, self.pool = path, pool
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.known = {_key(row): row for row in map(json.loads, lines)}
+
+    def measure(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results of runs, those that are not known yet by making them."""
+        if self.pool is not None:
+            missing = [run for run in runs if _key(run) not in self.known]
+            cells = [Cell(_located(run["words"]), run["lr"], run["seed"], every=3) for run in missing]
+            for run, result in zip(missing, self.pool.map(measure, cells), strict=True):
+                row = {**run, "result": result}
+                self.known[_key(run)] = row
+                with self.path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                accuracies = f"validation {mean(result, 'validation'):.3f}, test {mean(result):.3f}"
+                print(f"  {run['cell']} {run['method']:36} lr {run['lr']:g} {accuracies}", flush=True)
+        return [self.known[_key(run)]["result"] for run in runs if _key(run) in self.known]
+
+
+def _located(words: list[str]) -> tuple[str, ...]:
+    """The words of a run here: the place of data that the project may not ship is not recorded."""
+    return tuple(word.replace("=AMAZON", f"={AMAZON}") for word in words)
+
+
+def _key(run: dict[str, Any]) -> str:
+    return json.dumps([run["words"], run["lr"], run["seed"]])
+
+
+def compare(name: str, quick: bool, record: Record) -> list[dict[str, Any]]:
+    """Every method of a cell: the search on the first seed, and the best rate on every seed. Methods of
+    which a run is missing in the record are left out."""
     words = methods(name, quick)
-    asked = [(method, lr) for method in words for lr in RATES]
-    searched = [Cell(tuple(words[method]), lr, SEEDS[0], "validation") for method, lr in asked]
-    tried: dict[str, dict[float, float]] = {method: {} for method in words}
-    for (method, lr), result in zip(asked, pool.map(measured_once, searched), strict=True):
-        tried[method][lr] = mean(result)
-        print(f"  {name} {method:40} lr {lr:g}: validation {mean(result):.3f}", flush=True)
-    best = {method: max(rates, key=lambda lr, r=rates: r[lr]) for method, rates in tried.items()}
+    runs = [
+        {"cell": name, "method": method, "lr": lr, "seed": SEEDS[0], "words": words[method]}
+        for method in words
+        for lr in RATES
+    ]
+    record.measure(runs)
+    best = {}
+    for method in words:
+        tried = [run for run in runs if run["method"] == method]
+        results = record.measure(tried) if all(_key(run) in record.known for run in tried) else []
+        if results:
+            best[method] = max(zip(tried, results, strict=True), key=lambda r: mean(r[1], "validation"))[0]
     seeds = SEEDS[:1] if quick else SEEDS
-    measured = [Cell(tuple(words[m]), best[m], seed, "test", every=2) for m in words for seed in seeds]
-    results = list(pool.map(measured_once, measured))
-    runs = {m: results[i * len(seeds) : (i + 1) * len(seeds)] for i, m in enumerate(words)}
-    return {
-        "cell": name, "overrides": CELLS[name], "seeds": list(seeds), "rates": list(RATES),
-        "methods": [
-            {
-                "method": method, "overrides": [w for w in words[method] if w not in CELLS[name]],
-                "lr": best[method], "validation": {f"{lr:g}": a for lr, a in tried[method].items()},
-                "runs": runs[method],
-            }
-            for method in words
-        ],
-    }  # fmt: skip
+    asked = {method: [{**run, "seed": seed} for seed in seeds] for method, run in best.items()}
+    record.measure([run for each in asked.values() for run in each])
+    found = [{"method": m, "lr": best[m]["lr"], "runs": record.measure(each)} for m, each in asked.items()]
+    return [entry for entry in found if len(entry["runs"]) == len(seeds)]
 
 
-def table(report: dict[str, Any]) -> str:
+def table(entries: list[dict[str, Any]]) -> str:
     """A Markdown table, best mean first."""
-    target = average([mean(run) for run in runs_of(report, ALONE)])
+    alone = [mean(run) for entry in entries if entry["method"] == ALONE for run in entry["runs"]]
+    target = average(alone) if alone else 1.0
     lines = [
-        f"Target: {target:.3f}, the mean of training alone. kB are those of one client and round, up / down.",
+        f"Target: {target:.3f}, the mean of training alone. kB are those of one client and round.",
         "",
         "| method | lr | mean | by seed | worst client | kB up | kB down | MB to target | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for entry in sorted(report["methods"], key=lambda m: -average([mean(r) for r in m["runs"]])):
+    for entry in sorted(entries, key=lambda m: -average([mean(r) for r in m["runs"]])):
         runs = entry["runs"]
         reached = [to_target(run, target) for run in runs]
         error = runs[0]["aggregation_error"]
@@ -168,10 +198,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def runs_of(report: dict[str, Any], method: str) -> list[dict[str, Any]]:
-    return next(entry["runs"] for entry in report["methods"] if entry["method"] == method)
-
-
 def to_target(run: dict[str, Any], target: float) -> int | None:
     """Bytes of all training messages until the mean over clients first reached the target."""
     return next((point["bytes"] for point in run["curve"] if point["accuracy"] >= target), None)
@@ -181,15 +207,12 @@ def average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def document(folder: Path) -> str:
-    """All recorded cells as one page."""
+def document(quick: bool, record: Record) -> str:
+    """All that is recorded as one page."""
     parts = ["# Methods compared", "", (__doc__ or "").strip().split("\n\n")[1], ""]
     for name in CELLS:
-        path = folder / f"table-{name}.json"
-        if path.is_file():
-            report = json.loads(path.read_text())
-            words = " ".join(word for word in CELLS[name] if not word.startswith("task.dataset="))
-            parts += [f"## {name}", "", f"`{words}`, seeds {report['seeds']}", "", table(report), ""]
+        if entries := compare(name, quick, record):
+            parts += [f"## {name}", "", f"`{' '.join(CELLS[name])}`", "", table(entries), ""]
     return "\n".join(parts)
 
 
@@ -203,18 +226,21 @@ def main() -> None:
     options = parser.parse_args()
     folder = ROOT / "build" / "methods-table-quick" if options.quick else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = options.cells or (QUICK_CELLS if options.quick else CELLS)
+    path = folder / "runs.jsonl"
+    chosen = list(options.cells or (QUICK_CELLS if options.quick else CELLS))
     if not AMAZON.is_dir() and "domains-amazon" in chosen:
         print(f"domains-amazon is left out: {AMAZON} is not there (FEDSA_LORA_AMAZON names it)")
-        chosen = [name for name in chosen if name != "domains-amazon"]
+        chosen.remove("domains-amazon")
     if not (options.resume or options.recorded):
-        shutil.rmtree(KEPT, ignore_errors=True)
-    with ProcessPoolExecutor(options.processes) as pool:
-        for name in [] if options.recorded else chosen:
-            report = run_cell(name, options.quick, pool)
-            (folder / f"table-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "table.md").write_text(document(folder))
-    print(document(folder))
+        path.unlink(missing_ok=True)
+    if not options.recorded:
+        with ProcessPoolExecutor(options.processes) as pool:
+            record = Record(path, pool)
+            for name in chosen:
+                compare(name, options.quick, record)
+    page = document(options.quick, Record(path, None))
+    (folder / "table.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

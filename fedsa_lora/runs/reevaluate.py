@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
@@ -24,8 +25,11 @@ class Reevaluation:
     recorded: float | None
 
 
-def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
-    """One client after the other. Raises FedSAError when the run or a client's state is unusable."""
+def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None) -> Iterator[Reevaluation]:
+    """One client after the other, on the part of its data that the run measured or on ``part``.
+
+    Raises FedSAError when the run or a client's state is unusable.
+    """
     config = read_config(run_dir)
     bench = assemble.workbench(config)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
@@ -34,7 +38,7 @@ def reevaluate(run_dir: Path) -> Iterator[Reevaluation]:
     bench.model.merge(exporter.merged)
     for client in exporter.clients():
         bench.model.write(exporter.tensors(client))
-        held_out = config.task.load_client(client).held_out(config.evaluation.part)
+        held_out = config.task.load_client(client).held_out(part or config.evaluation.part)
         logits = predict(bench.model, config.task, held_out, config.train)
         accuracy = config.task.evaluate(logits, held_out.labels)["accuracy"]
         yield Reevaluation(client, len(held_out), accuracy, recorded.get(client))
