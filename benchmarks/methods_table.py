@@ -30,6 +30,7 @@ AMAZON = Path(os.environ.get("FEDSA_LORA_AMAZON", ROOT.parent / "shared" / "data
 RATES = (1.5e-3, 4e-3, 1e-2)
 SEEDS = (0, 1)
 ALONE = "local only"
+AT_ONCE = 4  # methods that are searched together
 
 SIZES = ["experiment=quickstart", "federation.train_examples=[60,100]"]
 MEANINGS = [*SIZES, "federation.label_meaning=per_client"]
@@ -149,9 +150,15 @@ def _key(run: dict[str, Any]) -> str:
 
 
 def compare(name: str, quick: bool, record: Record) -> list[dict[str, Any]]:
-    """Every method of a cell: the search on the first seed, and the best rate on every seed. Methods of
-    which a run is missing in the record are left out."""
-    words = methods(name, quick)
+    """Every method of a cell, a few at a time, so that those of an interrupted comparison are complete."""
+    words = list(methods(name, quick).items())
+    some = [dict(words[i : i + AT_ONCE]) for i in range(0, len(words), AT_ONCE)]
+    return [entry for part in some for entry in compare_some(name, part, quick, record)]
+
+
+def compare_some(name: str, words: dict[str, list[str]], quick: bool, record: Record) -> list[dict[str, Any]]:
+    """The search on the first seed, and the best rate on every seed. Methods of which a run is missing in
+    the record are left out."""
     runs = [
         {"cell": name, "method": method, "lr": lr, "seed": SEEDS[0], "words": words[method]}
         for method in words
