@@ -42,7 +42,7 @@ golden: $(READY)  ## make the golden run again, after a change that is meant to 
 methods: $(READY)  ## the tables of the README, about an hour and a half on two cores
 	$(BIN)/python benchmarks/methods.py
 
-methods-table: $(READY)  ## every method on six cells, two and a half hours on two cores (ARGS=--quick: ten minutes)
+methods-table: $(READY)  ## every method on six cells, under three hours on two cores (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/methods_table.py $(ARGS)
 
 lock: $(READY)  ## pin what is installed now
