@@ -92,13 +92,12 @@ class FedSAClient(NumPyClient):
         start = self._install(received, state)
         parts = turn_split(self.bench.split, self.layout, received.turn)
         mu = float(config.get("proximal_mu", 0.0))
-        common = self.pool.select(parts.shared).unpack(self._of_pool(received.held, parts.shared))
         meter = self._meter()
         report = self._train(
             header.round,
             parts.trained,
             self.bench.settings,
-            proximal=(mu, padded(common, self.bench.model.layout.select(parts.shared))) if mu else None,
+            proximal=(mu, self._common(received, parts.shared)) if mu else None,
             observe=None if meter is None else meter.observe,
         )
         arrays = self._read()
@@ -176,6 +175,11 @@ class FedSAClient(NumPyClient):
     def _private_digest(self, arrays: NamedArrays) -> str:
         """Of what is always local, read back from the model: not of what a round makes so."""
         return digest({name: arrays[name] for name in self.bench.split(self.layout).local})
+
+    def _common(self, received: Received, names: frozenset[str]) -> NamedArrays:
+        """The common values of some tensors, in the shapes of the resident model."""
+        values = self.pool.select(names).unpack(self._of_pool(received.held, names))
+        return padded(values, self.bench.model.layout.select(names))
 
     def _of_pool(self, vector: Vector, names: frozenset[str]) -> Vector:
         index = self.pool.index(self.pool.select(names))
