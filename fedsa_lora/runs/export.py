@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ class Exporter:
         root = self.config.store_dir
         return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
-    @property
+    @cached_property
     def merged(self) -> dict[str, NDArray[np.float32]]:
         """By layer, what the run merged into the frozen weights of all clients, (d_out, d_in)."""
         memory = self._checkpoint.memory
