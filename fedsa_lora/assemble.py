@@ -39,10 +39,11 @@ def device(config: RunConfig) -> torch.device:
 def workbench(config: RunConfig) -> Workbench:
     """The resident model and task of a process that serves clients."""
     torch.set_num_threads(config.machine.threads)
-    model = config.task.build_model(seed=config.seed).to(device(config))
+    resident = model(config)
+    resident.hold_frozen(config.train.dtype)
     return Workbench(
         task=config.task,
-        model=AdapterModel(attach(model, config.lora, config.seed)),
+        model=resident,
         split=config.split,
         settings=config.train,
         seed=config.seed,
@@ -54,6 +55,12 @@ def workbench(config: RunConfig) -> Workbench:
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
     )
+
+
+def model(config: RunConfig) -> AdapterModel:
+    """The pretrained model with its adapters, on the device to train on."""
+    backbone = config.task.build_model(seed=config.seed).to(device(config))
+    return AdapterModel(attach(backbone, config.lora, config.seed))
 
 
 def skeleton(config: RunConfig) -> AdapterModel:
@@ -81,16 +88,16 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
 
     Raises SplitError or ConfigError for a split or a strategy that the model does not fit.
     """
-    model = skeleton(config)
-    split: AdapterSplit = config.split(model.layout)
-    layout = model.layout.select(split.shared)
-    start = initial_state(model.layout, config.seed, config.head.row_norm)
+    empty = skeleton(config)
+    split: AdapterSplit = config.split(empty.layout)
+    layout = empty.layout.select(split.shared)
+    start = initial_state(empty.layout, config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
     inner: Strategy = build_inner(
         config, initial_parameters=ndarrays_to_parameters([initial]), seed=config.seed
     )
     if isinstance(inner, FactorRule):
-        _check_factors(inner, layout, model)
+        _check_factors(inner, layout, empty)
     sort = AdaptiveFedSA if config.split.adaptive else FedSA
     if sort is FedSA and config.codec.sparse and type(inner) in LINEAR:
         sort = TopKFedSA
@@ -103,7 +110,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
-        frozen=None if model.relative else _frozen(model.layout.select(split.frozen), start),
+        frozen=None if empty.relative else _frozen(empty.layout.select(split.frozen), start),
         cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
         evaluation=Evaluation(
             rounds=config.federation.rounds,

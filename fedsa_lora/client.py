@@ -187,7 +187,7 @@ class FedSAClient(NumPyClient):
 
     @cached_property
     def _data(self) -> ClientData:
-        return self.bench.task.load_client(self.client)
+        return self.bench.data(self.client)
 
     def _receive(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], state: ClientState | None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,9 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.training import TrainSettings
-from fedsa_lora.tasks.task import Task
+from fedsa_lora.tasks.task import ClientData, Task
+
+KEPT = 32  # clients whose encoded examples stay in memory
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,8 @@ class Workbench:
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:
         return initial_state(self.model.layout, self.seed, self.head_row_norm)
+
+    @cached_property
+    def data(self) -> Callable[[str], ClientData]:
+        """The data of a client. Those of the clients that were served last stay in memory, encoded."""
+        return lru_cache(maxsize=KEPT)(self.task.load_client)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.vera import VeraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
@@ -26,6 +27,7 @@ __all__ = ["HEADS", "AdapterModel", "LoraSettings", "attach", "initial_state", "
 
 DIFFERENCE = ".difference"  # ends the name of an adapter tensor that is exchanged as its difference
 _PREFIX = "base_model.model."
+_ROUNDED = (nn.Linear, nn.modules.conv._ConvNd, Conv1D)  # whose weights autocast rounds
 _ROLES: dict[str, Role] = {
     "lora_A": "A",
     "lora_embedding_A": "A",
@@ -114,6 +116,19 @@ class AdapterModel:
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in names)
             parameter.grad = None
+
+    def hold_frozen(self, dtype: torch.dtype) -> None:
+        """Keep the matrices that no one changes as autocast to ``dtype`` uses them: it gives the same bits,
+        and no longer rounds them again at each use. Those under an adapter stay, for merge()."""
+        changing = {id(parameter) for parameter in self._parameters.values()}
+        for layer in self._layers().values():
+            changing |= {id(parameter) for parameter in layer.get_base_layer().parameters()}
+        looked_up = {id(m.weight) for m in self.module.modules() if isinstance(m, nn.Embedding)}
+        for module in self.module.modules():
+            if isinstance(module, _ROUNDED):
+                for parameter in module.parameters(recurse=False):
+                    if id(parameter) not in changing | looked_up:
+                        parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
     def write(self, arrays: NamedArrays) -> None:

@@ -40,6 +40,11 @@ class TrainSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     eval_batch_size: int = 64
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers that are multiplied; what is trained stays float32."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
 
 @dataclass(frozen=True)
 class TrainReport:
@@ -193,10 +198,9 @@ def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if settings.precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=dtypes[settings.precision])
+    return torch.autocast(device.type, dtype=settings.dtype)
 
 
 def _finite(loss: torch.Tensor, where: str, settings: TrainSettings) -> float:

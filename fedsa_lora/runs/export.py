@@ -78,10 +78,10 @@ class Exporter:
             )
         if adapter:
             # what is relative to the pretrained weights is saved with them
-            model = assemble.workbench(self.config).model if self.model.relative else self.model
+            model = assemble.model(self.config) if self.model.relative else self.model
             model.save_adapter(folder, tensors, self._base())
         else:
-            model = assemble.workbench(self.config).model
+            model = assemble.model(self.config)
             model.merge(merged)
             model.write(tensors)
             model.save_merged(folder)

@@ -147,6 +147,28 @@ def test_half_precision_stays_near_fp32_and_the_adapter_stays_float32(bench, pre
     assert all(array.dtype == np.float32 for array in half.values())
 
 
+@pytest.mark.parametrize("experiment", ["smoke", "digits"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_rounding_frozen_weights_once_gives_the_bits_of_autocast(experiment, precision):
+    config = load([f"experiment={experiment}"])
+    data, options = config.task.load_client("0"), replace(SETTINGS, precision=precision)
+    found = []
+    for hold in (False, True):
+        model = AdapterModel(attach(config.task.build_model(seed=0), config.lora))
+        if hold:
+            model.hold_frozen(options.dtype)
+        bench = SimpleNamespace(
+            task=config.task, model=model, data=data, start=initial_state(model.layout, 0)
+        )
+        after, _ = trained(bench, options)
+        found.append(after | {"logits": predict(model, config.task, data.test, options)})
+    assert difference(*found) == 0
+    kinds = {name: p.dtype for name, p in model.module.named_parameters()}
+    held = {name for name, kind in kinds.items() if kind == options.dtype}
+    assert held and not any("lora_" in n or "base_layer" in n or "modules_to_save" in n for n in held)
+    assert all(kinds[name] == torch.float32 for name in kinds.keys() - held)
+
+
 def test_the_proximal_term_pulls_towards_its_reference(bench):
     reference = {s.name: bench.start[s.name] for s in bench.model.layout if s.role == "B"}
     options = replace(SETTINGS, optimizer="sgd", lr=0.1)
