@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsa_lora.exchange.codec import Codec, Dense, RandomK, Threshold, TopK
+from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.numbers import FORMATS, numbers
+from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 
 SIZES = (200_000, 4_000_000)
 STRETCH = 2_000

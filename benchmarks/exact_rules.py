@@ -110,7 +110,7 @@ def error(round_: Round, result: Combined) -> float:
         parts: list[Factors] = [pair.read(result.shared)]
         parts += [result.merge[layer]] if layer in result.merge else []
         clients = [pair.read(client) for client in round_.clients]
-        errors.append(aggregation_error(clients, round_.weights, stack(parts, [1.0] * len(parts))))
+        errors.append(aggregation_error([(clients, stack(parts, [1.0] * len(parts)))], round_.weights))
     return float(np.mean(errors))
 
 

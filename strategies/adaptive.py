@@ -50,13 +50,14 @@ class AdaptiveFedSA(FedSA):
         return Turn(shared, shared - self._shared_last.get(client, shared))
 
     def learn(self, round_: int, admission: Admission[FitRes], updates: Sequence[Update]) -> None:
-        vectors = [(update.shared - self._heads, self._of_scored(update)) for update in updates]
+        index = self.layout.index(self._scored)
+        parts = [update.among(index) for update in updates]
         if isinstance(self.plan, VariancePlan):
-            self.plan.learn(round_, vectors)
+            self.plan.learn(round_, parts)
         else:
             scores = {answer.header.client: answer.header.scores for answer in admission.answers}
             weights = {update.client: float(update.examples) for update in updates}
-            self.plan.learn(scores, weights, disagreement(self._scored, vectors))
+            self.plan.learn(scores, weights, disagreement(self._scored, parts))
             self.ledger.aggregated({"threshold": self.plan.threshold})
         self._shared_last |= {update.client: update.shared for update in updates}
 
@@ -67,11 +68,6 @@ class AdaptiveFedSA(FedSA):
             for client, turn in self._round.items()
         }
         return super().memory() | plan | asked
-
-    def _of_scored(self, update: Update) -> Vector:
-        index = self.layout.index(self._scored)
-        whole = update.dense(self.layout.size)
-        return whole if index is None else whole[index]
 
     def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
         expected = len(self._scored.names) if isinstance(self.plan, ImportancePlan) else 0

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy
+from strategies import factors
 from strategies.exact import Pair, mean_factors, pairs
-from strategies.factors import norm, residual, stack
 from strategies.rules import examples_shares
 from strategies.updates import Update
 
@@ -46,14 +44,9 @@ def aggregation_error(
     except ConfigError:  # not both factors of every layer
         return None
     weights = examples_shares(updates)
-    errors, sizes = [], []
-    for pair in found.values():  # layer by layer: no client's whole update is made dense
-        factors = [pair.read(_ended(pair, layout, frozen, vector, update)) for update in updates]
-        mean = mean_factors(factors, weights)
-        errors.append(norm(residual(factors, weights, mean)))
-        sizes.append(norm(stack(factors, weights)))
-    size = float(np.linalg.norm(sizes))
-    return float(np.linalg.norm(errors)) / size if size else 0.0
+    # layer by layer: no client's whole update is made dense
+    layers = ([p.read(_ended(p, layout, frozen, vector, u)) for u in updates] for p in found.values())
+    return factors.aggregation_error(((parts, mean_factors(parts, weights)) for parts in layers), weights)
 
 
 def _ended(pair: Pair, layout: Layout, frozen: Frozen, vector: Vector, update: Update) -> NamedArrays:

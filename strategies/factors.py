@@ -8,7 +8,7 @@ clients' factors. Computed in float64, whatever the factors are stored in.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,13 +112,15 @@ def align(factors: Factors, reference: Factors) -> Factors:
     return Factors(q.T @ a, b @ q)
 
 
-def aggregation_error(factors: Sequence[Factors], weights: Sequence[float], mean: Factors) -> float:
-    """||sum p_k B_k A_k - B_mean A_mean||_F / ||sum p_k B_k A_k||_F, with 0 / 0 = 0.
+def aggregation_error(layers: Iterable[tuple[Sequence[Factors], Factors]], weights: Sequence[float]) -> float:
+    """||sum p_k B_k A_k - B_mean A_mean||_F / ||sum p_k B_k A_k||_F over all layers, with 0 / 0 = 0.
 
-    The inexactness of averaging A and B apart. The difference is taken between entries of the small
-    core, not between squared norms, so errors down to 1e-15 can be told from 0.
+    The inexactness of averaging A and B apart. Each layer is the clients' factors and their mean. The
+    difference is taken between entries of the small core, not between squared norms, so errors down to
+    1e-15 can be told from 0.
     """
-    error, size = norm(residual(factors, weights, mean)), norm(stack(factors, weights))
+    norms = [(norm(residual(parts, weights, mean)), norm(stack(parts, weights))) for parts, mean in layers]
+    error, size = (float(np.linalg.norm(of_layers)) for of_layers in zip(*norms, strict=True))
     if size == 0.0:
         return math.inf if error > 0.0 else 0.0
     return error / size

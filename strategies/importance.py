@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.layers import blocks_of
+from strategies.updates import Update
 
 Values = NDArray[np.float64]  # (tensors,), in the order of the pool
 State = dict[str, NDArray[np.float64]]
-Updates = Sequence[tuple[frozenset[str], Vector]]  # names shared, and the pool's vector with zeros elsewhere
 
 _BYTES = 4  # of a value, as a budget counts
 _DIGITS = 12  # of a disagreement: orthogonal updates are exactly 0.5, whatever the order of a sum
@@ -205,7 +205,7 @@ class VariancePlan:
         self._variance: Values | None = None  # (blocks,), summed over the first rounds
         self._next = 1
 
-    def learn(self, round_: int, updates: Updates) -> None:
+    def learn(self, round_: int, updates: Sequence[Update]) -> None:
         """Take in the updates of a round, the first of which is 1. Variances of the first rounds are added
         up; those measured again replace them. Without a tensor that two clients shared nothing changes."""
         self._next = round_ + 1
@@ -242,7 +242,7 @@ class VariancePlan:
         return since <= 0 or (again > 0 and since % again == 0)
 
 
-def disagreement(pool: Layout, updates: Updates) -> dict[str, float]:
+def disagreement(pool: Layout, updates: Sequence[Update]) -> dict[str, float]:
     """By tensor, the mean of (1 - cosine) / 2 over pairs of clients that shared it, from 0 to 1.
 
     Computed in O(K n) from the sum s of K unit vectors: the mean cosine is (|s|^2 - K) / (K (K - 1)).
@@ -260,7 +260,7 @@ def disagreement(pool: Layout, updates: Updates) -> dict[str, float]:
     return found
 
 
-def relative_variance(pool: Layout, updates: Updates) -> dict[str, float]:
+def relative_variance(pool: Layout, updates: Sequence[Update]) -> dict[str, float]:
     """By tensor that at least two clients shared, the variance between them over their mean square, from
     0 (all the same, or all zero) to 1 (a mean of zero)."""
     found = {}
@@ -274,10 +274,10 @@ def relative_variance(pool: Layout, updates: Updates) -> dict[str, float]:
     return found
 
 
-def _of_tensor(pool: Layout, updates: Updates, name: str) -> Iterator[Values]:
+def _of_tensor(pool: Layout, updates: Sequence[Update], name: str) -> Iterator[Values]:
     """One after the other: in float64 all clients at once would take twice what they sent."""
     span = pool.span(name)
-    return (vector[span].astype(np.float64) for names, vector in updates if name in names)
+    return (update.stretch(span).astype(np.float64) for update in updates if name in update.shared)
 
 
 def _mean_of(found: Mapping[str, float], names: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,16 @@ class Update:
             return span
         start, stop = np.searchsorted(self.positions, (span.start, span.stop))
         return slice(int(start), int(stop))
+
+    def among(self, index: NDArray[np.int64] | None) -> Update:
+        """The same of the values at ascending positions ``index`` of the whole vector (None: all), as if
+        there were no others."""
+        if index is None:
+            return self
+        if self.positions is None:
+            return replace(self, values=self.values[index])
+        _, kept, at = np.intersect1d(self.positions, index, assume_unique=True, return_indices=True)
+        return replace(self, positions=at, values=self.values[kept])
 
     def dense(self, size: int) -> Vector:
         """The whole vector (size,), zeros where nothing was sent."""

@@ -155,7 +155,7 @@ def test_a_bound_that_is_allowed_is_taken(key, value):
         ("split.allow=[A,C]", "split.allow[1]=C: no such choice; expected one of A, B"),
         ("split=importance split.threshold=heterogenous", "(did you mean 'heterogeneity'?)"),
         ("split._target_=fedsa_lora.exchange.split.RoleSplt", "no such class (did you mean 'RoleSplit'?)"),
-        ("codec._target_=fedsa_lora.exchange.codec.Topk", "no such class (did you mean 'TopK'?)"),
+        ("codec._target_=fedsa_lora.exchange.selection.Topk", "no such class (did you mean 'TopK'?)"),
         ("codec.values=int7", "codec.values=int7: no such choice"),
         ("codec=topkk", "codec=topkk: no such option (did you mean 'topk'?)"),
         ("strategy=fedexx", "strategy=fedexx: no such option (did you mean 'fedex'?)"),

@@ -11,7 +11,8 @@ from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.broadcast import adapted
-from fedsa_lora.exchange.codec import Dense, RandomK, Threshold, TopK
+from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 from fedsa_lora.exchange.split import Alternate, RoleSplit, Turn
 from fedsa_lora.personal import (
     COMMON,

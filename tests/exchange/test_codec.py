@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedsa_lora.errors import ConfigError, WireError
-from fedsa_lora.exchange.codec import Codec, Dense, RandomK, Sparse, Threshold, TopK, compress
+from fedsa_lora.exchange.codec import Codec, Dense, Sparse, compress
 from fedsa_lora.exchange.numbers import FORMATS, numbers
+from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 
 VECTORS = arrays(
     np.float32, st.integers(0, 60), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -9,7 +9,8 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.codec import Dense, TopK
+from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.selection import TopK
 from strategies import AdaptiveFedSA, FedEx, FedSA, TopKFedSA
 from strategies.importance import ImportancePlan
 

@@ -9,7 +9,8 @@ from server_side import SHARE_AB, Server, some_updates
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.codec import Dense, RandomK, Threshold, TopK
+from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 from fedsa_lora.personal import HELD, MERGED, Received, receive
 from fedsa_lora.store import ClientState
 from strategies import FedEx, FLoRA

@@ -6,7 +6,7 @@ from server_side import SHARE_A, Server, some_updates
 
 from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.codec import TopK
+from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import Alternate, RoleSplit
 from strategies import AdaptiveFedSA, FedSA, FedSVD
 from strategies.exactness import Frozen

@@ -244,7 +244,7 @@ def test_the_error_is_that_of_the_dense_matrices(seed, clients, rank, shape):
     factors, weights = several(seed, [rank] * clients, shape)
     average, total = mean(factors, weights), dense_sum(factors, weights)
     expected = np.linalg.norm(total - dense(average)) / np.linalg.norm(total)
-    assert aggregation_error(factors, weights, average) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    assert aggregation_error([(factors, average)], weights) == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -252,15 +252,16 @@ def test_there_is_no_error_where_A_is_common_and_a_small_one_is_seen(dtype):
     factors, weights = several(0, [4] * 5)
     ffa = [Factors(factors[0].A.astype(dtype), f.B.astype(dtype)) for f in factors]
     average = mean(ffa, weights)
-    assert aggregation_error(ffa, weights, average) < 1e-13
+    assert aggregation_error([(ffa, average)], weights) < 1e-13
     nearly = Factors(average.A * (1 + 1e-11), average.B)
-    assert aggregation_error(ffa, weights, nearly) == pytest.approx(1e-11, rel=1e-2)
+    assert aggregation_error([(ffa, nearly)], weights) == pytest.approx(1e-11, rel=1e-2)
 
 
 def test_nothing_learned_is_no_error_and_something_made_of_nothing_is_an_infinite_one():
     zero = Factors(np.ones((2, 9)), np.zeros((12, 2)))
-    assert aggregation_error([zero, zero], [0.5, 0.5], zero) == 0.0
-    assert aggregation_error([zero, zero], [0.5, 0.5], random(np.random.default_rng(0), 2)) == np.inf
+    assert aggregation_error([([zero, zero], zero)], [0.5, 0.5]) == 0.0
+    something = random(np.random.default_rng(0), 2)
+    assert aggregation_error([([zero, zero], something)], [0.5, 0.5]) == np.inf
 
 
 # --- size --------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def test_nothing_learned_is_no_error_and_something_made_of_nothing_is_an_infinit
         lambda factors, weights: truncate(residual(factors, weights, factors[0])),
         lambda factors, weights: truncate(stack(factors, weights), 4),
         lambda factors, weights: align(factors[0], factors[1]),
-        lambda factors, weights: aggregation_error(factors, weights, factors[0]),
+        lambda factors, weights: aggregation_error([(factors, factors[0])], weights),
     ],
     ids=["stack", "residual", "recompress", "truncate", "align", "aggregation_error"],
 )

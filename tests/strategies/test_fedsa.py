@@ -12,7 +12,8 @@ from server_side import EVERYONE, LAYOUT, OK, Node, Server, some_updates
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.codec import Dense, Threshold, TopK
+from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import Evaluation
 from strategies.traffic import message_bytes

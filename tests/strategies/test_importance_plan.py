@@ -13,6 +13,7 @@ from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from strategies.importance import ImportancePlan, VariancePlan, disagreement, relative_variance
+from strategies.updates import Update
 
 
 def pool(blocks: int = 3, roles: str = "A", modules: tuple[str, ...] = ("query", "value")) -> Layout:
@@ -349,7 +350,11 @@ def test_a_budget_in_which_nothing_fits_is_refused():
 
 
 def updates_of(layout: Layout, *vectors: np.ndarray):
-    return [(frozenset(layout.names), vector.astype(np.float32)) for vector in vectors]
+    return [update_of(layout.names, vector) for vector in vectors]
+
+
+def update_of(names, vector: np.ndarray) -> Update:
+    return Update("", 1, frozenset(names), None, vector.astype(np.float32))
 
 
 @pytest.mark.parametrize("blocks", [3, 4, 5])
@@ -408,12 +413,12 @@ def some_updates(draw):
         for name in names - still:
             size = layout.span(name).stop - layout.span(name).start
             vector[layout.span(name)] = 10.0 ** rng.integers(-6, 3) * rng.normal(size=size)
-        updates.append((names, vector))
+        updates.append(update_of(names, vector))
     return layout, updates
 
 
 def parts_of(layout: Layout, updates, name: str) -> list[np.ndarray]:
-    return [vector[layout.span(name)].astype(float) for names, vector in updates if name in names]
+    return [u.values[layout.span(name)].astype(float) for u in updates if name in u.shared]
 
 
 @given(some_updates())
@@ -433,7 +438,9 @@ def test_disagreement_is_the_mean_over_pairs(drawn):
 @given(some_updates(), st.integers(-10, 10))
 def test_disagreement_looks_at_directions_alone(drawn, exponent):
     layout, updates = drawn
-    longer = [(n, v * np.float32(2.0**exponent) if i else v) for i, (n, v) in enumerate(updates)]
+    longer = [
+        replace(u, values=u.values * np.float32(2.0**exponent if i else 1)) for i, u in enumerate(updates)
+    ]
     assert disagreement(layout, longer) == disagreement(layout, updates)
 
 
@@ -500,7 +507,7 @@ def test_tensors_outside_of_the_blocks_and_blocks_that_nobody_shared_come_last()
     assert "embedding.lora_A" in plan.shared("0")
     shared = of_blocks(inside, 1, 2) | {"embedding.lora_A"}
     rng = np.random.default_rng(0)
-    plan.learn(1, [(frozenset(shared), rng.normal(size=layout.size).astype(np.float32)) for _ in range(3)])
+    plan.learn(1, [update_of(shared, rng.normal(size=layout.size)) for _ in range(3)])
     assert plan.shared("0") == of_blocks(inside, 1, 2)
 
 

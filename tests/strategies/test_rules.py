@@ -22,7 +22,7 @@ from server_side import LAYOUT, OK, SHARE_AB, Server, some_updates
 from fedsa_lora.binding import arguments_of, resolve_target
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.codec import TopK
+from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import Alternate
 from strategies import Bulyan, FedEx, QFedAvg
 from strategies.rules import OfEach, OfFactors, OfMean, rule_for

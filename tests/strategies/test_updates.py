@@ -120,3 +120,14 @@ def test_every_value_received_is_computed_with_once_however_long_the_vector_is(w
         values = np.ones(many, np.float32).view(Counted)
         mean_update(LAYOUT, [Update(str(i), 5, names, positions, values) for i in range(4)])
         assert Counted.seen == 4 * many
+
+
+@given(SEEDS, st.lists(st.sampled_from(LAYOUT.names), unique=True))
+def test_an_update_among_some_values_is_that_part_of_the_vector_dense_or_sparse(seed, names):
+    part = LAYOUT.select(names)
+    index = LAYOUT.index(part)
+    at = slice(None) if index is None else index
+    for update in cohort(seed):
+        expected = update.values[at]
+        assert np.array_equal(update.among(index).dense(part.size), expected)
+        assert np.array_equal(sparse(update).among(index).dense(part.size), expected)
