@@ -1,0 +1,83 @@
+"""Measures of personalisation: what a federation was worth to each client, and to all of them together.
+
+Values are accuracies, or another metric from 0 to 1 that is better when higher, of each client's own model
+on its own test examples, over all clients, also those that never took part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = Mapping[str, float]  # by client
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One value per client, summed up. ``std`` is that of the population of clients; ``worst_tenth`` the mean
+    of the worst ceil(0.1 n); ``deciles`` the nine between minimum and maximum; ``jain`` (sum x)^2 / (n sum
+    x^2), from 1 / n to 1 (Jain et al., 1984); ``entropy`` that of x / sum x over log n, from 0 to 1."""
+
+    clients: int
+    mean: float
+    weighted: float
+    std: float
+    worst: float
+    worst_client: str
+    worst_tenth: float
+    deciles: tuple[float, ...]
+    jain: float
+    entropy: float
+
+
+def spread(values: Values, examples: Mapping[str, float] | None = None) -> Spread:
+    """Of at least one client; ``weighted`` is by ``examples`` of the client, else the plain mean."""
+    names = sorted(values)
+    x = np.array([values[name] for name in names], float)
+    weights = np.array([examples[name] for name in names], float) if examples else np.ones(len(x))
+    ascending = np.sort(x)
+    return Spread(
+        clients=len(x),
+        mean=float(x.mean()),
+        weighted=float(np.average(x, weights=weights)),
+        std=float(x.std()),
+        worst=float(ascending[0]),
+        worst_client=names[int(x.argmin())],
+        worst_tenth=float(ascending[: math.ceil(0.1 * len(x))].mean()),
+        deciles=tuple(float(d) for d in np.quantile(x, np.arange(1, 10) / 10)),
+        jain=_jain(x),
+        entropy=_entropy(x),
+    )
+
+
+def _jain(x: NDArray[np.float64]) -> float:
+    squares = float(x @ x)
+    return float(x.sum()) ** 2 / (len(x) * squares) if squares else 1.0
+
+
+def _entropy(x: NDArray[np.float64]) -> float:
+    if len(x) == 1 or not x.sum():
+        return 1.0
+    p = x[x > 0] / x.sum()
+    return float(-(p * np.log(p)).sum() / np.log(len(x)))
+
+
+def gains(values: Values, reference: Values) -> dict[str, float]:
+    """By client that both have: the value minus the reference's, such as training alone."""
+    return {name: values[name] - reference[name] for name in sorted(values.keys() & reference.keys())}
+
+
+def harmed(values: Values, reference: Values) -> float | None:
+    """Share of clients that are below their reference; None where none has one."""
+    found = gains(values, reference)
+    return sum(gain < 0 for gain in found.values()) / len(found) if found else None
+
+
+def first_at(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+    """What it took until the target was first reached; ``curve`` has (rounds, bytes or seconds so far,
+    value) in the order of time. None when it never was."""
+    return next((spent for spent, value in curve if value >= target), None)
