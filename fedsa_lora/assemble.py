@@ -47,6 +47,7 @@ def workbench(config: RunConfig) -> Workbench:
         split=config.split,
         settings=config.train,
         seed=config.seed,
+        personalisation=config.personalisation,
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
@@ -76,7 +77,7 @@ def store(config: RunConfig, client: str) -> DirectoryStore:
 
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
-    decisive = ("seed", "task", "model", "lora", "split", "head", "codec", "downlink")
+    decisive = ("seed", "task", "model", "lora", "split", "head", "personalisation", "codec", "downlink")
     parts = {key: config.resolved[key] for key in decisive}
     parts["ranks"] = config.federation.client_ranks(config.seed)
     parts["partition"] = {f.name: getattr(config.federation, f.name) for f in fields(PartitionSettings)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,22 +19,24 @@ from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.codec import compress
 from fedsa_lora.exchange.split import AdapterSplit
-from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.importance import ImportanceMeter
-from fedsa_lora.learning.training import TrainReport, TrainSettings, predict, train
+from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.training import predict
 from fedsa_lora.personal import (
     COMMON,
     HELD,
     MERGED,
+    PERSONAL,
     RESIDUAL,
     START,
     TRAINED,
     Received,
+    beside,
     personal,
     receive,
     turn_split,
 )
-from fedsa_lora.seeds import generator, torch_seed
+from fedsa_lora.seeds import generator
 from fedsa_lora.store import ClientState, ClientStore
 from fedsa_lora.tasks.task import ClientData, Examples
 from fedsa_lora.workbench import Alone, Workbench
@@ -76,12 +78,12 @@ class FedSAClient(NumPyClient):
         try:
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
-            self._install(received, state)
-            report = self._measure(header, received)
+            values = self._install(received, state) | beside(state)
+            report = self._report(header, received, values)
         except FedSAError as error:
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
             return 0.0, 0, dict(wire.write_header(upload))
-        upload = self._upload(header.round, len(self._held_out), report=report)
+        upload = self._upload(header.round, len(self.held_out), report=report)
         return report["loss"], upload.examples, dict(wire.write_header(upload))
 
     def _fit(
@@ -91,23 +93,25 @@ class FedSAClient(NumPyClient):
         received = self._receive(header, parameters, state)
         start = self._install(received, state)
         parts = turn_split(self.bench.split, self.layout, received.turn)
-        mu = float(config.get("proximal_mu", 0.0))
         meter = self._meter()
-        report = self._train(
-            header.round,
-            parts.trained,
-            self.bench.settings,
-            proximal=(mu, self._common(received, parts.shared)) if mu else None,
+        local = replace(
+            self._local(header.round, parts.trained),
+            anchor=self._common(received, parts.shared),
+            mu=float(config.get("proximal_mu", 0.0)),
             observe=None if meter is None else meter.observe,
         )
-        arrays = self._read()
-        check_finite(arrays)
+        kept = beside(state)
+        report, own = self.bench.personalisation.fit(local, padded(kept, local.model.layout) if kept else {})
+        arrays, own = self._read(), cut(own, self.layout) if own else {}
+        check_finite(arrays | {PERSONAL + name: array for name, array in own.items()})
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
         if header.measure_before:
-            numbers["accuracy_before"] = self._metrics()["accuracy"]
+            numbers["accuracy_before"] = self.measure(header.round, arrays | own, received.merged)["accuracy"]
         payload, residual = self._encode(header.round, received, parts, arrays, state)
         private = {name: arrays[name] for name in parts.local}
         memory = self._memory(received, start, arrays, residual)
+        for name, array in own.items():  # what may be shared is not searched for in what leaves
+            (memory if name in self.pool.names else private)[PERSONAL + name] = array
         self.store.save(ClientState(header.round, private, memory))
         return payload, self._upload(
             header.round,
@@ -214,36 +218,43 @@ class FedSAClient(NumPyClient):
     def _read(self) -> dict[str, NDArray[np.float32]]:
         return cut(self.bench.model.read(), self.layout)
 
-    def _train(
-        self,
-        round_: int,
-        trained: frozenset[str],
-        settings: TrainSettings,
-        proximal: tuple[float, NamedArrays] | None = None,
-        observe: Callable[[AdapterModel], None] | None = None,
-    ) -> TrainReport:
-        return train(
-            self.bench.model,
-            self.bench.task,
+    def _local(self, round_: int, trained: frozenset[str]) -> LocalRound:
+        """This client's training of a round, of the model as it stands."""
+        bench = self.bench
+        return LocalRound(
+            bench.model,
+            bench.task,
             self._data.train,
-            settings,
-            trained=trained,
-            rng=generator(self.bench.seed, "batches", self.client, round_),
-            torch_seed=torch_seed(self.bench.seed, "dropout", self.client, round_),
-            proximal=proximal,
-            observe=observe,
+            bench.settings,
+            trained,
+            bench.seed,
+            self.client,
+            round_,
         )
 
-    def _measure(self, header: wire.BroadcastHeader, received: Received) -> dict[str, float]:
-        report = self._metrics() | {"majority": majority_accuracy(self._data.train, self._held_out)}
+    def measure(self, round_: int, values: NamedArrays, merged: NamedArrays) -> dict[str, float]:
+        """Metrics of a model of this client on its own held-out part, made ready to be used as the
+        personalisation method has it."""
+        self._write(values, merged)
+        self.bench.personalisation.adapt(self._local(round_, self.bench.split(self.layout).trained))
+        return self._metrics()
+
+    def _report(
+        self, header: wire.BroadcastHeader, received: Received, values: NamedArrays
+    ) -> dict[str, float]:
+        report = self.measure(header.round, values, received.merged)
+        report["majority"] = majority_accuracy(self._data.train, self.held_out)
         if any(spec.role == "head" for spec in self.pool):
-            report["global_accuracy"] = self._global_accuracy(received)
+            initial = cut(self.bench.initial, self.layout)
+            newcomer = personal(self.bench.split, self.layout, received, initial, None)
+            report["global_accuracy"] = self.measure(header.round, newcomer, received.merged)["accuracy"]
         if header.reference and self.bench.alone is not None:
             report["local_only"] = self._train_alone(self.bench.alone)
         return report
 
     @property
-    def _held_out(self) -> Examples:
+    def held_out(self) -> Examples:
+        """The examples that this client is measured on."""
         part = self.bench.part
         held_out = self._data.held_out(part)
         if not len(held_out):
@@ -254,22 +265,16 @@ class FedSAClient(NumPyClient):
         return held_out
 
     def _metrics(self) -> dict[str, float]:
-        data, bench = self._held_out, self.bench
+        data, bench = self.held_out, self.bench
         logits = predict(bench.model, bench.task, data, bench.settings)
         return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
-
-    def _global_accuracy(self, received: Received) -> float:
-        """Of what a newcomer would get: what is shared, and the common start of what is local."""
-        initial = cut(self.bench.initial, self.layout)
-        self._write(personal(self.bench.split, self.layout, received, initial, None), received.merged)
-        return self._metrics()["accuracy"]
 
     def _train_alone(self, alone: Alone) -> float:
         """Accuracy after the same rounds of the same seeds, from the common start, alone."""
         self._write(cut(self.bench.initial, self.layout), {})
         trained = alone.split(self.layout).trained
         for round_ in range(1, alone.rounds + 1):
-            self._train(round_, trained, alone.settings)
+            replace(self._local(round_, trained), settings=alone.settings).train()
         return self._metrics()["accuracy"]
 
     def _upload(

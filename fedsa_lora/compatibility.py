@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flwr.server.strategy import Bulyan, Krum, Strategy
+from flwr.server.strategy import Bulyan, FedProx, Krum, Strategy
 
 from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Alternate, RoleSplit
+from fedsa_lora.learning.personalisation import PFedMe
 from fedsa_lora.settings import RunConfig
 from strategies.exact import FactorRule, FedSVD
 from strategies.rules import LINEAR
@@ -16,7 +17,7 @@ from strategies.rules import LINEAR
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
-    faults = [*_of_split(config), *_of_ranks(config, strategy)]
+    faults = [*_of_split(config), *_of_ranks(config, strategy), *_of_personalisation(config, strategy)]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
     if strategy not in LINEAR:
@@ -52,6 +53,23 @@ def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
     clients = {str(number) for number in range(config.federation.clients)}
     if isinstance(ranks, dict) and (unknown := sorted(ranks.keys() - clients)):
         yield f"federation.ranks: no clients {unknown}; there are 0 to {config.federation.clients - 1}"
+
+
+def _of_personalisation(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    method = config.personalisation
+    name = type(method).__name__
+    if method.beside and issubclass(strategy, FactorRule):
+        yield (
+            f"personalisation: {name} keeps a model beside the common one, and {strategy.__name__} changes "
+            "the frozen weights or the factors under it; expected personalisation=none or finetune"
+        )
+    if isinstance(method, PFedMe) and issubclass(strategy, FedProx):
+        yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+    if isinstance(method, PFedMe) and isinstance(config.split, Importance) and method.inner == 1:
+        yield (
+            "personalisation.inner=1: importance is not measured in the first of the inner steps; expected "
+            "at least 2"
+        )
 
 
 def _numbers(ranks: dict[str, int] | list[int]) -> list[int]:

@@ -20,6 +20,7 @@ from fedsa_lora.store import ClientState
 RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
 HELD = "held"  # what it last received, (pool.size,)
 MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
+PERSONAL = "personal/"  # by tensor: its own model beside the common one, if it keeps one
 START, TRAINED, COMMON = "start/", "trained/", "common/"  # by soft tensor: a round's start, end and broadcast
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -143,6 +144,12 @@ def personal(
         else:
             values[name] = initial[name]
     return values
+
+
+def beside(state: ClientState | None) -> Arrays:
+    """The personal model that a client keeps beside the common one, every tensor; nothing without one."""
+    kept = {} if state is None else state.tensors | state.memory
+    return {n.removeprefix(PERSONAL): a for n, a in kept.items() if n.startswith(PERSONAL)}
 
 
 def _mixed(

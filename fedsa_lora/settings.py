@@ -10,6 +10,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Share, SplitPolicy
 from fedsa_lora.learning.adapters import LoraSettings
+from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.backbone import ModelSettings
@@ -130,6 +131,7 @@ class RunConfig:
     lora: LoraSettings | None
     split: SplitPolicy
     head: HeadSettings
+    personalisation: Personalisation
     codec: Codec
     downlink: Codec | None
     train: TrainSettings

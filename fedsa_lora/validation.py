@@ -26,6 +26,7 @@ from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.learning.adapters import LoraSettings
+from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.settings import (
     EvaluationSettings,
@@ -44,6 +45,7 @@ from strategies import FedSA
 
 SPLITS = ("fedsa_lora.exchange.",)
 CODECS = ("fedsa_lora.exchange.",)
+PERSONAL = ("fedsa_lora.learning.",)
 TASKS = ("fedsa_lora.tasks.",)
 STRATEGIES = ("flwr.server.strategy.", "strategies.")
 BUILT = ("initial_parameters", "seed")  # arguments of a strategy that the run itself supplies
@@ -113,6 +115,9 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     heading = bind(Heading, {f.name: node[f.name] for f in fields(Heading)}, "", faults)
     values["lora"] = None if node["lora"] is None else bind(LoraSettings, node["lora"], "lora", faults)
     values["split"] = _bind_split(node["split"], values["head"], faults)
+    values["personalisation"] = _bind_object(
+        Personalisation, node["personalisation"], "personalisation", PERSONAL, faults
+    )
     values["codec"] = _bind_object(Codec, node["codec"], "codec", CODECS, faults)
     coded = node["downlink"] is not None
     values["downlink"] = _bind_object(Codec, node["downlink"], "downlink", CODECS, faults) if coded else None

@@ -14,6 +14,7 @@ from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.tasks.task import ClientData, Task
 
@@ -45,6 +46,7 @@ class Workbench:
     split: SplitPolicy
     settings: TrainSettings
     seed: int
+    personalisation: Personalisation = field(default_factory=Personalisation)
     codec: Codec = field(default_factory=Dense)
     downlink: Codec | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,44 @@ class TrainReport:
     padded_tokens: int
     seconds: float
 
+    def __add__(self, other: TrainReport) -> TrainReport:
+        """One training after another, as one."""
+        examples = self.examples + other.examples
+        return TrainReport(
+            loss=(self.loss * self.examples + other.loss * other.examples) / max(1, examples),
+            steps=self.steps + other.steps,
+            examples=examples,
+            tokens=self.tokens + other.tokens,
+            padded_tokens=self.padded_tokens + other.padded_tokens,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step makes smaller: the task's loss on a batch."""
+
+    model: AdapterModel
+    task: Task
+    examples: Examples
+    settings: TrainSettings
+
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """The mean loss over the examples at ``indices``, a scalar."""
+        with self.autocast():
+            return self.task.loss(self.model.module, self.batch(indices))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return _autocast(self.settings, self.model.device)
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        return to_device(self.task.collate(self.examples, indices), self.model.device)
+
+    @contextmanager
+    def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        """The loss, with the model as it must be until its gradient is taken."""
+        yield self.loss(indices)
+
 
 def epoch_batches(
     lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator
@@ -96,6 +134,7 @@ def train(
     trained: frozenset[str],
     rng: np.random.Generator,
     torch_seed: int,
+    objective: Callable[[AdapterModel, Task, Examples, TrainSettings], Objective] = Objective,
     proximal: tuple[float, NamedArrays] | None = None,
     observe: Callable[[AdapterModel], None] | None = None,
 ) -> TrainReport:
@@ -104,6 +143,7 @@ def train(
     ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
     (FedProx, arXiv:1812.06127). ``observe`` sees the model with the gradients of the task's loss, neither
     scaled nor clipped, at every step but the first: while B = 0 the gradient of A is 0.
+    ``objective`` is what is made smaller in place of the task's loss.
     Raises TrainingError at the first loss that is not finite.
     """
     torch.manual_seed(torch_seed)
@@ -114,14 +154,13 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
+    minimised = objective(model, task, examples, settings)
     started, total = time.perf_counter(), 0.0
     for step, indices in enumerate(batches):
-        batch = to_device(task.collate(examples, indices), model.device)
-        with _autocast(settings, model.device):
-            loss = task.loss(model.module, batch)
-        value = _finite(loss, f"step {step + 1} of {len(batches)}", settings)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(scaler.scale(loss))
+        with minimised.at(indices) as loss:
+            value = _finite(loss, f"step {step + 1} of {len(batches)}", settings)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(scaler.scale(loss))
         scaler.unscale_(optimizer)
         if observe is not None and step > 0:
             observe(model)

@@ -14,7 +14,7 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
 from fedsa_lora.exchange.split import Turn
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
-from fedsa_lora.personal import Received, personal
+from fedsa_lora.personal import Received, beside, personal
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
@@ -31,6 +31,11 @@ class Exporter:
         self._checkpoint = directory.last_checkpoint()
         self._initial = initial_state(model.layout, config.seed, config.head.row_norm)
         self._ranks = config.federation.client_ranks(config.seed)
+
+    @property
+    def round(self) -> int:
+        """The last that was aggregated."""
+        return self._checkpoint.round
 
     def clients(self) -> list[str]:
         """The clients whose state can be read from here."""
@@ -60,7 +65,7 @@ class Exporter:
             asked = zip(pool.names, memory[SHARED + client], strict=True)
             shared = frozenset(name for name, bit in asked if bit)
         received = Received(Turn(shared), pool.pack(cut(held, pool)), {})
-        values = personal(policy, layout, received, cut(self._initial, layout), state)
+        values = personal(policy, layout, received, cut(self._initial, layout), state) | beside(state)
         return padded(values, self.model.layout)
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fedsa_lora import assemble
+from fedsa_lora.client import FedSAClient
 from fedsa_lora.config import read_config
-from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.rundir import RunDirectory
@@ -31,14 +31,12 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     Raises FedSAError when the run or a client's state is unusable.
     """
     config = read_config(run_dir)
-    bench = assemble.workbench(config)
+    bench = replace(assemble.workbench(config), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
-    bench.model.merge(exporter.merged)
-    for client in exporter.clients():
-        bench.model.write(exporter.tensors(client))
-        held_out = config.task.load_client(client).held_out(part or config.evaluation.part)
-        logits = predict(bench.model, config.task, held_out, config.train)
-        accuracy = config.task.evaluate(logits, held_out.labels)["accuracy"]
-        yield Reevaluation(client, len(held_out), accuracy, recorded.get(client))
+    for name in exporter.clients():
+        client = FedSAClient(name, bench, assemble.store(config, name))
+        values = exporter.tensors(name)
+        accuracy = client.measure(exporter.round, values, exporter.merged)["accuracy"]
+        yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))
