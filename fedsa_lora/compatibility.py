@@ -10,13 +10,14 @@ from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Alternate, RoleSplit
 from fedsa_lora.settings import RunConfig
+from strategies.clustered import ungroupable
 from strategies.exact import FactorRule, FedSVD
 from strategies.rules import LINEAR
 
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
-    faults = [*_of_split(config), *_of_ranks(config, strategy)]
+    faults = [*_of_split(config), *_of_ranks(config, strategy), *_of_clusters(config, strategy)]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
     if strategy not in LINEAR:
@@ -52,6 +53,20 @@ def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
     clients = {str(number) for number in range(config.federation.clients)}
     if isinstance(ranks, dict) and (unknown := sorted(ranks.keys() - clients)):
         yield f"federation.ranks: no clients {unknown}; there are 0 to {config.federation.clients - 1}"
+
+
+def _of_clusters(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    clusters, federation = config.clusters, config.federation
+    if clusters is None:
+        return
+    yield from ungroupable(strategy, config.split, config.downlink)
+    if clusters.groups is not None and clusters.groups > federation.clients:
+        yield f"clusters.groups={clusters.groups}: there are {federation.clients} clients; expected no more"
+    if clusters.after >= federation.rounds:
+        yield (
+            f"clusters.after={clusters.after}: no round is left for the groups; expected less than "
+            f"federation.rounds={federation.rounds}"
+        )
 
 
 def _numbers(ranks: dict[str, int] | list[int]) -> list[int]:
