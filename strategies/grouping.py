@@ -32,7 +32,7 @@ class Clusters:
     distance: float | None = None
     after: int = 2
     every: int = 1
-    ema: float = 0.5
+    ema: float = 0.9
 
     def __post_init__(self) -> None:
         if (self.groups is None) == (self.distance is None):
@@ -64,7 +64,8 @@ class Clusters:
 class Grouping:
     """Remembers each client's direction, and which group that put it in.
 
-    A direction is the exponential mean of a client's updates, each at length 1. Directions rather than
+    A direction is the exponential mean of a client's updates, each at length 1, from zero on: its length
+    means nothing, and the first update weighs no more than it should. Directions rather than
     similarities are remembered, because noise is then averaged out before two clients are compared, and
     so that two who never met in a round can be; it costs one vector for each client.
     """
@@ -108,10 +109,8 @@ class Grouping:
         norm = float(np.linalg.norm(update.astype(np.float64)))
         if not norm:  # it sent nothing to know it by
             return
-        direction, ema = update / np.float32(norm), np.float32(self.settings.ema)
-        if client in self.directions:
-            direction = ema * self.directions[client] + (1 - ema) * direction
-        self.directions[client] = direction
+        past, ema = self.directions.get(client, np.float32(0)), np.float32(self.settings.ema)
+        self.directions[client] = ema * past + (1 - ema) * (update / np.float32(norm))
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Everything that is remembered, as arrays."""

@@ -81,11 +81,10 @@ def test_cosines_are_those_of_the_definition_and_none_with_nothing():
 
 
 def test_a_direction_is_the_exponential_mean_of_updates_at_length_one():
-    grouping, expected = Grouping(Clusters(ema=0.75, after=9)), None
+    grouping, expected = Grouping(Clusters(ema=0.75, after=9)), np.zeros(SIZE)
     for round_ in range(1, 5):
         update = np.random.default_rng(round_).normal(size=SIZE).astype(np.float32) * 10**round_
-        unit = update / np.linalg.norm(update)
-        expected = unit if expected is None else 0.75 * expected + 0.25 * unit
+        expected = 0.75 * expected + 0.25 * update / np.linalg.norm(update)
         grouping.learn(round_, {"7": update})
     np.testing.assert_allclose(grouping.directions["7"], expected, rtol=0, atol=1e-6)
 
