@@ -57,7 +57,8 @@ class Clusters:
     def words(self) -> str:
         """To be read."""
         number = self.groups if self.distance is None else f"as many as differ by {self.distance:g}"
-        again = f"anew every {self.every} rounds" if self.every else "once"
+        often = "every round" if self.every == 1 else f"every {self.every} rounds"
+        again = f"anew {often}" if self.every else "once"
         return f"{number}, after round {self.after}, {again}"
 
 
