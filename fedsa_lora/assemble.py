@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from flwr.common import ndarrays_to_parameters
@@ -19,7 +21,7 @@ from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
-from strategies import AdaptiveFedSA, Cohort, Evaluation, FedSA, Recorder, TopKFedSA
+from strategies import AdaptiveFedSA, ClusteredFedSA, Cohort, Evaluation, FedSA, Recorder, TopKFedSA
 from strategies.exact import FactorRule, pairs
 from strategies.exactness import Frozen
 from strategies.rules import LINEAR
@@ -99,10 +101,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
     )
     if isinstance(inner, FactorRule):
         _check_factors(inner, layout, empty)
-    sort = AdaptiveFedSA if config.split.adaptive else FedSA
-    if sort is FedSA and config.codec.sparse and type(inner) in LINEAR:
-        sort = TopKFedSA
-    return sort(
+    return _sort(config, inner)(
         inner,
         layout,
         initial,
@@ -122,6 +121,15 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         recorder=recorder,
         min_results=config.federation.min_results,
     )
+
+
+def _sort(config: RunConfig, inner: Strategy) -> Callable[..., FedSA]:
+    """The FedSA that remembers what this config needs remembered."""
+    if config.clusters is not None:
+        return partial(ClusteredFedSA, clusters=config.clusters)
+    if config.split.adaptive:
+        return AdaptiveFedSA
+    return TopKFedSA if config.codec.sparse and type(inner) in LINEAR else FedSA
 
 
 def _counted(config: RunConfig) -> bool:

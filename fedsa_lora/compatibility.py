@@ -11,13 +11,15 @@ from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Alternate, RoleSplit
 from fedsa_lora.learning.personalisation import PFedMe
 from fedsa_lora.settings import RunConfig
+from strategies.clustered import ungroupable
 from strategies.exact import FactorRule, FedSVD
 from strategies.rules import LINEAR
 
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
-    faults = [*_of_split(config), *_of_ranks(config, strategy), *_of_personalisation(config, strategy)]
+    found = (_of_ranks, _of_personalisation, _of_clusters)
+    faults = [*_of_split(config), *(fault for look in found for fault in look(config, strategy))]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
     if strategy not in LINEAR:
@@ -69,6 +71,20 @@ def _of_personalisation(config: RunConfig, strategy: type[Strategy]) -> Iterator
         yield (
             "personalisation.inner=1: importance is not measured in the first of the inner steps; expected "
             "at least 2"
+        )
+
+
+def _of_clusters(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    clusters, federation = config.clusters, config.federation
+    if clusters is None:
+        return
+    yield from ungroupable(strategy, config.split, config.downlink)
+    if clusters.groups is not None and clusters.groups > federation.clients:
+        yield f"clusters.groups={clusters.groups}: there are {federation.clients} clients; expected no more"
+    if clusters.after >= federation.rounds:
+        yield (
+            f"clusters.after={clusters.after}: no round is left for the groups; expected less than "
+            f"federation.rounds={federation.rounds}"
         )
 
 

@@ -16,6 +16,7 @@ from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
+from strategies.grouping import Clusters
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class RunConfig:
     personalisation: Personalisation
     codec: Codec
     downlink: Codec | None
+    clusters: Clusters | None
     train: TrainSettings
     strategy: dict[str, Any]
     federation: FederationSettings

@@ -42,6 +42,7 @@ from fedsa_lora.tasks.backbone import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies import FedSA
+from strategies.grouping import Clusters
 
 SPLITS = ("fedsa_lora.exchange.",)
 CODECS = ("fedsa_lora.exchange.",)
@@ -113,7 +114,8 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
         }.items()
     }
     heading = bind(Heading, {f.name: node[f.name] for f in fields(Heading)}, "", faults)
-    values["lora"] = None if node["lora"] is None else bind(LoraSettings, node["lora"], "lora", faults)
+    for key, cls in {"lora": LoraSettings, "clusters": Clusters}.items():
+        values[key] = None if node[key] is None else bind(cls, node[key], key, faults)
     values["split"] = _bind_split(node["split"], values["head"], faults)
     values["personalisation"] = _bind_object(
         Personalisation, node["personalisation"], "personalisation", PERSONAL, faults

@@ -2,6 +2,7 @@
 
 from strategies.adaptive import AdaptiveFedSA
 from strategies.amended import Bulyan, QFedAvg
+from strategies.clustered import ClusteredFedSA
 from strategies.cohort import Cohort
 from strategies.exact import FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
 from strategies.fedsa import FedSA
@@ -11,6 +12,7 @@ from strategies.topk import TopKFedSA
 __all__ = [
     "AdaptiveFedSA",
     "Bulyan",
+    "ClusteredFedSA",
     "Cohort",
     "Evaluation",
     "FLoRA",

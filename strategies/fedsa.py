@@ -139,12 +139,8 @@ class FedSA(Strategy):
         self.ledger.fit(server_round, admission, self._announced())
         self._demand_enough(admission)
         updates: list[Update] = [answer.value for answer in admission.answers]
-        step = self.rule(server_round, self.shared, updates)
-        error = aggregation_error(self.split, self.layout, self.frozen, self.shared, updates)
-        self.ledger.aggregated({"aggregation_error": error})
+        self.ledger.aggregated({"aggregation_error": self.combine(server_round, updates)})
         self.learn(server_round, admission, updates)
-        self.shared = step.vector
-        self.downlink.publish(server_round, step.vector, step.merge, [u.client for u in updates])
         self.recorder.checkpoint(server_round, self.layout, self.shared, self.memory())
         if not self.evaluation.due(server_round):
             self.ledger.close(evaluated=False)
@@ -190,8 +186,26 @@ class FedSA(Strategy):
             self._common = {round_: Turn(self.split.in_round(self.layout, round_))}
         return self._common[round_]
 
+    def combine(self, round_: int, updates: Sequence[Update]) -> float | None:
+        """Take the clients' updates into what is common. The aggregation error, where it is known."""
+        self.shared, error = self.stepped(round_, self.downlink, self.shared, updates)
+        return error
+
+    def stepped(
+        self, round_: int, downlink: Downlink, vector: Vector, updates: Sequence[Update]
+    ) -> tuple[Vector, float | None]:
+        """What the rule makes of a vector and the updates to it, published; and the aggregation error."""
+        step = self.rule(round_, vector, updates)
+        error = aggregation_error(self.split, self.layout, self.frozen, vector, updates)
+        downlink.publish(round_, step.vector, step.merge, [update.client for update in updates])
+        return step.vector, error
+
+    def downlink_of(self, client: str) -> Downlink:
+        """Where a client's broadcasts come from: one for all, unless a subclass says otherwise."""
+        return self.downlink
+
     def learn(self, round_: int, admission: Admission[FitRes], updates: Sequence[Update]) -> None:
-        """A place for subclasses that decide the next split from the clients' reports."""
+        """A place for subclasses that decide the next round from what the clients sent."""
 
     def memory(self) -> dict[str, NDArray[Any]]:
         """What is kept with a checkpoint beside the shared vector: what clients hold of it, and what was
@@ -216,7 +230,7 @@ class FedSA(Strategy):
         made: dict[Any, tuple[Ins, int]] = {}
         keys = {}
         for (client, turn), config in zip(turns.items(), configs, strict=True):
-            sending = self.downlink.sending(client, self.ranks.get(client))
+            sending = self.downlink_of(client).sending(client, self.ranks.get(client))
             keys[client] = (turn, id(sending), tuple(sorted(config.items())))
             if keys[client] not in made:
                 layout = self.layout.limited(self.ranks.get(client))

@@ -28,6 +28,7 @@ from strategies.updates import Update, mean_update, shares
 
 # Strategies that use their clients' results through the weighted mean alone.
 LINEAR = (FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad)
+STATELESS = (FedAvg, FedProx)  # those of them that remember nothing of the rounds before
 
 
 @dataclass(frozen=True)

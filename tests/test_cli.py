@@ -156,6 +156,19 @@ def test_a_command_that_is_none_is_told_by_argparse(capsys, arguments):
     assert "usage: fedsa-lora" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "one for all clients"),
+        (["clusters=updates"], "2, after round 2, anew every round"),
+        (["clusters.groups=null", "clusters.distance=0.9", "clusters.every=0"], "as many as differ by 0.9"),
+    ],
+)
+def test_the_plan_says_how_clients_are_grouped(capsys, words, said):
+    assert main(["run", "--dry-run", *TINY, *words]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_the_plan_shows_no_role_without_parameters(capsys):
     assert main(["run", "--dry-run", *TINY, "lora=none", "split=full", "head=shared"]) == 0
     said = capsys.readouterr().out

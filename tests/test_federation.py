@@ -15,7 +15,9 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.learning.training import round_batches
+from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
@@ -258,6 +260,26 @@ def test_a_client_is_evaluated_with_its_own_b_after_others_were_served(smoke_run
     found = list(reevaluate(smoke_run))
     assert [row.client for row in found] == list("0123")
     assert all(row.accuracy == row.recorded for row in found)
+
+
+def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
+    """Also of a run in groups each client alone gives the recorded accuracy, and has its group's A."""
+    from fedsa_lora.runs.reevaluate import reevaluate
+
+    words = ("clusters=updates", "clusters.after=1", "clusters.every=0")
+    run = run_smoke(*words, *NO_FRILLS)
+    found = list(reevaluate(run))
+    assert [row.client for row in found] == list("0123")
+    assert all(row.accuracy == row.recorded for row in found)
+    config = read_config(run)
+    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    groups = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])["groups"]
+    assert len(set(groups.values())) == 2
+    tensors = {client: exporter.tensors(client) for client in groups}
+    for name in (n for n in tensors["0"] if "lora_A" in n):
+        for client, number in groups.items():
+            same = np.array_equal(tensors[client][name], tensors["0"][name])
+            assert same == (number == groups["0"]), (client, name)
 
 
 def test_with_frozen_a_all_clients_have_the_same_a(run_smoke):

@@ -15,6 +15,7 @@ from fedsa_lora.config import read_config
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import matches, private_pairs
 from fedsa_lora.store import ClientState, DirectoryStore
+from strategies.clustered import GROUP, held_by
 from strategies.fedsa import HELD, MERGED_A, MERGED_B
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,6 +121,11 @@ SAME = {
     "FedProx without its term is FedAvg": (("strategy=fedprox", "strategy.proximal_mu=0"), FEDSA),
     "FedAvgM without momentum is FedAvg": (("strategy=fedavgm", "strategy.server_momentum=0"), FEDSA),
     "layer-wise over every layer is FedSA": (("split=layer_wise", "split.last=null", "split.every=1"), FEDSA),
+    "one group is FedSA": (("clusters=updates", "clusters.groups=1", "clusters.after=1"), FEDSA),
+    "one group is FedSA with a head by counts, sparse": (
+        ("clusters=updates", "clusters.groups=1", "clusters.after=1", "head=shared", "codec=topk"),
+        ("head=shared", "codec=topk"),
+    ),
     "least variance while it measures is FedSA": (
         ("split=least_variance", "split.count=1", "split.measure=3"), FEDSA
     ),
@@ -202,6 +208,42 @@ def test_exact_rules_agree_on_the_mean_of_the_products_and_fedavg_is_farther_fro
     for layer, exact in fedex.items():
         np.testing.assert_allclose(flora[layer], exact, rtol=0, atol=1e-5)
         assert 1e-3 < np.linalg.norm(flex[layer] - exact) < np.linalg.norm(plain[layer] - exact)
+
+
+GROUPS = ("clusters=updates", "clusters.after=1", "federation.clients=4")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), (*FEDIT, "strategy=fedprox"), ("head=shared", "codec=topk_int8"), ("split=soft", "head=soft"),
+     ("split=alternate",), ("split=share_b", "strategy.fraction_fit=0.5"),
+     ("split=layer_wise", "split.last=1")],
+)  # fmt: skip
+def test_groups_go_with_any_split_head_and_codec_and_each_client_holds_what_its_group_does(run, words):
+    path = run(*GROUPS, *words)
+    assert_sound(path)
+    memory, found = checkpoint(path).memory, rows(path)
+    assert set(found[0]["groups"]) == set("0123")
+    assert len({n for row in found for n in row["group_sizes"]}) == 2
+    seen = {row["client"] for row in fits(path)}
+    layout = assemble.skeleton(read_config(path)).layout.select(checkpoint(path).tensors)
+    for client, number in found[-1]["groups"].items():
+        own = held_by(client, memory)
+        assert (own is None) == (client not in seen)
+        held = layout.pack(checkpoint(path).tensors) if own is None else own
+        assert np.array_equal(held, memory[f"{GROUP}{number}"])
+
+
+def test_groups_cost_no_byte_and_part_the_clients(run):
+    path, plain = run(*GROUPS, "clusters.every=0"), run("federation.clients=4")
+    assert [row["bytes_down"] for row in fits(path)] == [row["bytes_down"] for row in fits(plain)]
+    for one, two in zip(fits(path), fits(plain), strict=True):
+        assert abs(one["bytes_up"] - two["bytes_up"]) < 40, "the digits of a loss and of seconds"
+    last = checkpoint(path)
+    vectors = {n: array for n, array in last.memory.items() if n.startswith(GROUP)}
+    assert len({array.tobytes() for array in vectors.values()}) == len(vectors) == 2
+    with pytest.raises(AssertionError):
+        assert_same(path, plain)
 
 
 FACTORS = {

@@ -19,7 +19,8 @@ from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
 from strategies.adaptive import SHARED
-from strategies.fedsa import HELD, MERGED_A, MERGED_B
+from strategies.clustered import held_by
+from strategies.fedsa import MERGED_A, MERGED_B
 
 
 class Exporter:
@@ -58,8 +59,8 @@ class Exporter:
         pool = layout.select(policy(layout).shared)
         memory = self._checkpoint.memory
         held = {n: a for n, a in self._checkpoint.tensors.items() if n in pool.names}
-        if HELD in memory:
-            held = pool.unpack(memory[HELD])
+        if (own := held_by(client, memory)) is not None:
+            held = pool.unpack(own)
         shared = policy.in_round(layout, self._checkpoint.round)
         if SHARED + client in memory:
             asked = zip(pool.names, memory[SHARED + client], strict=True)

@@ -94,6 +94,8 @@ METHODS = {
     "in turn": ["split=alternate"],
     "by importance": ["split=importance", "split.scope=client", "split.ema=0.0"],
     "coded both ways": ["codec=topk", "downlink=topk_int8"],
+    "in groups": ["clusters=updates", "clusters.after=1"],
+    "in groups, a part of the clients": ["clusters=updates", "clusters.after=1", "strategy.fraction_fit=0.5"],
     "a part of the clients": ["strategy.fraction_fit=0.5", "federation.rounds=2", "downlink=int8"],
 }
 
