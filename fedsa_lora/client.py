@@ -34,6 +34,7 @@ from fedsa_lora.personal import (
     receive,
     turn_split,
 )
+from fedsa_lora.predictions import from_logits
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.store import ClientState, ClientStore
 from fedsa_lora.tasks.task import ClientData, Examples
@@ -158,6 +159,8 @@ class FedSAClient(NumPyClient):
         if self.bench.downlink is not None:
             memory[HELD] = received.held
         common = self.pool.unpack(received.held)
+        if self.bench.keep_trained:
+            memory |= {TRAINED + name: arrays[name] for name in self.pool.names}
         for name in self.bench.split.degrees(self.layout):
             memory |= {START + name: start[name], TRAINED + name: arrays[name], COMMON + name: common[name]}
         return memory
@@ -235,7 +238,9 @@ class FedSAClient(NumPyClient):
         )
 
     def _measure(self, header: wire.BroadcastHeader, received: Received) -> dict[str, float]:
-        report = self._metrics() | {"majority": majority_accuracy(self._data.train, self._held_out)}
+        report = self._metrics(header.round) | {
+            "majority": majority_accuracy(self._data.train, self._held_out)
+        }
         if any(spec.role == "head" for spec in self.pool):
             report["global_accuracy"] = self._global_accuracy(received)
         if header.reference and self.bench.alone is not None:
@@ -253,9 +258,13 @@ class FedSAClient(NumPyClient):
             )
         return held_out
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, recorded: int | None = None) -> dict[str, float]:
+        """Of the model as it stands; its answers are kept on this client's disk as those of a round."""
         data, bench = self._held_out, self.bench
         logits = predict(bench.model, bench.task, data, bench.settings)
+        if recorded is not None:
+            names = bench.task.client_labels(self.client)
+            self.store.record(from_logits(recorded, names, data.labels, logits))
         return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
 
     def _global_accuracy(self, received: Received) -> float:

@@ -20,7 +20,12 @@ from fedsa_lora.store import ClientState
 RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
 HELD = "held"  # what it last received, (pool.size,)
 MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
-START, TRAINED, COMMON = "start/", "trained/", "common/"  # by soft tensor: a round's start, end and broadcast
+START, TRAINED, COMMON = (
+    "start/",
+    "trained/",
+    "common/",
+)  # by soft tensor: a round's start, end and broadcast;
+# TRAINED of all that may be shared where a run keeps it for analysis
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -10,6 +10,7 @@ from typing import Literal
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
 from fedsa_lora.learning.training import predict
+from fedsa_lora.predictions import from_logits
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.rundir import RunDirectory
@@ -28,6 +29,7 @@ class Reevaluation:
 def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None) -> Iterator[Reevaluation]:
     """One client after the other, on the part of its data that the run measured or on ``part``.
 
+    What is predicted on the part that the run measured is written into the client's own folder.
     Raises FedSAError when the run or a client's state is unusable.
     """
     config = read_config(run_dir)
@@ -35,10 +37,14 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
+    round_ = exporter.directory.last_checkpoint().round
     bench.model.merge(exporter.merged)
     for client in exporter.clients():
         bench.model.write(exporter.tensors(client))
         held_out = config.task.load_client(client).held_out(part or config.evaluation.part)
         logits = predict(bench.model, config.task, held_out, config.train)
+        if part in (None, config.evaluation.part):
+            names = config.task.client_labels(client)
+            assemble.store(config, client).record(from_logits(round_, names, held_out.labels, logits))
         accuracy = config.task.evaluate(logits, held_out.labels)["accuracy"]
         yield Reevaluation(client, len(held_out), accuracy, recorded.get(client))
