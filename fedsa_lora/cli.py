@@ -89,7 +89,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fedsa_lora.runs.evaluation import FILE, evaluate_run
+    from fedsa_lora.runs.evaluation import evaluate_run
+    from fedsa_lora.runs.reading import EVALUATION
     from fedsa_lora.runs.reevaluate import reevaluate
     from fedsa_lora.runs.wording import percent
 
@@ -107,7 +108,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         if name in found:
             by_client = found[name]["accuracy"].values()
             console.print(f"{name}: mean accuracy {percent(sum(by_client) / len(by_client))}")
-    console.print(f"written: {escape(str(options.run_dir / FILE))}")
+    console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
     return 0
 
 

@@ -21,15 +21,13 @@ from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.training import TrainSettings, predict, train
 from fedsa_lora.runs.export import Exporter
-from fedsa_lora.runs.reading import read_json
+from fedsa_lora.runs.reading import EVALUATION, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.task import Examples
 from fedsa_lora.workbench import Workbench
-
-FILE = "evaluation.json"
 
 
 def evaluate_run(run_dir: Path, union: bool = False, newcomer_steps: int | None = None) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def evaluate_run(run_dir: Path, union: bool = False, newcomer_steps: int | None 
     config = read_config(run_dir)
     bench = assemble.workbench(config)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
-    path = run_dir / FILE
+    path = run_dir / EVALUATION
     found: dict[str, Any] = read_json(path) if path.exists() else {}
     if union:
         found["union"] = on_union(config, bench, exporter)

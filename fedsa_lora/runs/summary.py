@@ -77,6 +77,14 @@ def _by_client(rows: Sequence[Row], key: str) -> dict[str, float]:
     return {row["client"]: row[key] for row in rows if row.get(key) is not None}
 
 
+def training_bytes(rounds: Sequence[Row], fits: Sequence[Row]) -> list[int]:
+    """Bytes of all training messages, both ways, until the end of each round."""
+    sent: dict[int, int] = defaultdict(int)
+    for row in fits:
+        sent[row["round"]] += (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
+    return list(accumulate(sent[row["round"]] for row in rounds))
+
+
 def to_target(rounds: Sequence[Row], fits: Sequence[Row], accuracy: float | None) -> dict[str, Any] | None:
     """What it took until the mean accuracy first reached that of training alone; None without one.
 
@@ -85,12 +93,9 @@ def to_target(rounds: Sequence[Row], fits: Sequence[Row], accuracy: float | None
     """
     if accuracy is None:
         return None
-    sent: dict[int, int] = defaultdict(int)
-    for row in fits:
-        sent[row["round"]] += row["bytes_up"] + row["bytes_down"]
     spent = {
         "rounds": accumulate(1 for _ in rounds),
-        "bytes": accumulate(sent[row["round"]] for row in rounds),
+        "bytes": training_bytes(rounds, fits),
         "seconds": accumulate(row["fit_seconds"] for row in rounds),
     }
     reached = [row.get("accuracy") for row in rounds]
