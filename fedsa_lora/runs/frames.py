@@ -85,10 +85,9 @@ class Run:
             rows = rows[rows["client"] == client]
             if rows.empty:
                 raise RunError(f"no predictions of client {client!r}; there are {list(self.outcomes.index)}")
-        numbers = [
-            pd.Categorical(rows[what], names).codes.astype(np.int64) for what in ("label", "predicted")
-        ]
-        return pd.DataFrame(measures.confusion(*numbers, len(names)), index=names, columns=names)
+        labels, predicted = (pd.Categorical(rows[what], names).codes for what in ("label", "predicted"))
+        counts = measures.confusion(labels.astype(np.int64), predicted.astype(np.int64), len(names))
+        return pd.DataFrame(counts, index=names, columns=names)
 
     def similarity(self, other: Run | None = None) -> pd.DataFrame:
         """How alike the A and the B of different clients are, by round and layer, before aggregation.
