@@ -46,7 +46,8 @@ def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of all its cells. Raises what a cell raises."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
-    client.execute(env={**os.environ, "FEDSA_LORA_RUNS": str(runs)})
+    # what libraries warn of names paths of this machine
+    client.execute(env={**os.environ, "FEDSA_LORA_RUNS": str(runs), "PYTHONWARNINGS": "ignore"})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which would change at each making
     return notebook

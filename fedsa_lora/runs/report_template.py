@@ -143,8 +143,6 @@ PAGE = """
 The weighted mean counts a client by its number of test examples. Before aggregation means
 with the client's own A, as it had just trained it.</p>
 {{ table(accuracy, "Accuracy", false) }}
-<h2>Measures of personalisation</h2>
-{{ table(measures, "Measures of personalisation", true) }}
 {% endif %}
 {% if figures %}
 <h2>Figures</h2>
@@ -161,6 +159,10 @@ with the client's own A, as it had just trained it.</p>
 </figure>
 {% endfor %}
 </div>
+{% endif %}
+{% if results %}
+<h2>Measures of personalisation</h2>
+{{ table(measures, "Measures of personalisation", true) }}
 {% endif %}
 {% if clients.rows %}
 <h2>Clients</h2>
