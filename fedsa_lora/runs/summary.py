@@ -94,7 +94,7 @@ def to_target(rounds: Sequence[Row], fits: Sequence[Row], accuracy: float | None
     if accuracy is None:
         return None
     spent = {
-        "rounds": accumulate(1 for _ in rounds),
+        "rounds": [row["round"] for row in rounds],
         "bytes": training_bytes(rounds, fits),
         "seconds": accumulate(row["fit_seconds"] for row in rounds),
     }
