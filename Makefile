@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test slow lint types format check golden methods methods-table lock clean
+.PHONY: run test slow lint types format check golden methods methods-table notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -44,6 +44,9 @@ methods: $(READY)  ## the tables of the README, about an hour and a half on two 
 
 methods-table: $(READY)  ## every method on six cells, under three hours on two cores (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/methods_table.py $(ARGS)
+
+notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
+	$(BIN)/python scripts/make_notebooks.py
 
 lock: $(READY)  ## pin what is installed now
 	{ echo "# Every package of a working environment, pinned. Made by: make lock"; \

@@ -57,6 +57,7 @@ def workbench(config: RunConfig) -> Workbench:
         head_row_norm=config.head.row_norm,
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
+        keep_trained=config.run.keep_trained,
     )
 
 

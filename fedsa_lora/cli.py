@@ -35,6 +35,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
+    evaluate.add_argument(
+        "--union",
+        action="store_true",
+        help="each model also on all clients' test parts together (simulation)",
+    )
+    evaluate.add_argument(
+        "--newcomer-steps", type=int, metavar="N", help="each client also as one that joins now, for N steps"
+    )
     export = commands.add_parser("export", help="write a client's model as stock PEFT loads it")
     export.add_argument("run_dir", type=Path)
     export.add_argument("--client", required=True)
@@ -81,7 +89,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from fedsa_lora.runs.evaluation import evaluate_run
+    from fedsa_lora.runs.reading import EVALUATION
     from fedsa_lora.runs.reevaluate import reevaluate
+    from fedsa_lora.runs.wording import percent
 
     table = Table(title="personalised accuracy on each client's test split")
     for column in ("client", "examples", "accuracy now", "in the run"):
@@ -90,6 +101,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         recorded = "–" if row.recorded is None else f"{row.recorded:.4f}"  # noqa: RUF001
         table.add_row(row.client, str(row.examples), f"{row.accuracy:.4f}", recorded)
     console.print(table)
+    if not options.union and options.newcomer_steps is None:
+        return 0
+    found = evaluate_run(options.run_dir, options.union, options.newcomer_steps)
+    for name in ("union", "newcomer"):
+        if name in found:
+            by_client = found[name]["accuracy"].values()
+            console.print(f"{name}: mean accuracy {percent(sum(by_client) / len(by_client))}")
+    console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
     return 0
 
 

@@ -36,6 +36,7 @@ from fedsa_lora.personal import (
     receive,
     turn_split,
 )
+from fedsa_lora.predictions import from_logits
 from fedsa_lora.seeds import generator
 from fedsa_lora.store import ClientState, ClientStore
 from fedsa_lora.tasks.task import ClientData, Examples
@@ -162,6 +163,8 @@ class FedSAClient(NumPyClient):
         if self.bench.downlink is not None:
             memory[HELD] = received.held
         common = self.pool.unpack(received.held)
+        if self.bench.keep_trained:
+            memory |= {TRAINED + name: arrays[name] for name in self.pool.names}
         for name in self.bench.split.degrees(self.layout):
             memory |= {START + name: start[name], TRAINED + name: arrays[name], COMMON + name: common[name]}
         return memory
@@ -232,17 +235,19 @@ class FedSAClient(NumPyClient):
             round_,
         )
 
-    def measure(self, round_: int, values: NamedArrays, merged: NamedArrays) -> dict[str, float]:
+    def measure(
+        self, round_: int, values: NamedArrays, merged: NamedArrays, record: bool = False
+    ) -> dict[str, float]:
         """Metrics of a model of this client on its own held-out part, made ready to be used as the
-        personalisation method has it."""
+        personalisation method has it. With ``record`` its answers are kept on this client's disk."""
         self._write(values, merged)
         self.bench.personalisation.adapt(self._local(round_, self.bench.split(self.layout).trained))
-        return self._metrics()
+        return self._metrics(round_ if record else None)
 
     def _report(
         self, header: wire.BroadcastHeader, received: Received, values: NamedArrays
     ) -> dict[str, float]:
-        report = self.measure(header.round, values, received.merged)
+        report = self.measure(header.round, values, received.merged, record=True)
         report["majority"] = majority_accuracy(self._data.train, self.held_out)
         if any(spec.role == "head" for spec in self.pool):
             initial = cut(self.bench.initial, self.layout)
@@ -264,9 +269,13 @@ class FedSAClient(NumPyClient):
             )
         return held_out
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, recorded: int | None = None) -> dict[str, float]:
+        """Of the model as it stands; its answers are kept as those of a round."""
         data, bench = self.held_out, self.bench
         logits = predict(bench.model, bench.task, data, bench.settings)
+        if recorded is not None:
+            names = bench.task.client_labels(self.client)
+            self.store.record(from_logits(recorded, names, data.labels, logits))
         return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
 
     def _train_alone(self, alone: Alone) -> float:

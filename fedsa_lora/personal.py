@@ -21,7 +21,8 @@ RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
 HELD = "held"  # what it last received, (pool.size,)
 MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
 PERSONAL = "personal/"  # by tensor: its own model beside the common one, if it keeps one
-START, TRAINED, COMMON = "start/", "trained/", "common/"  # by soft tensor: a round's start, end and broadcast
+# By soft tensor: a round's start, end and broadcast; TRAINED of all that may be shared where a run keeps it.
+START, TRAINED, COMMON = "start/", "trained/", "common/"
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -108,6 +108,8 @@ class RunSettings:
     """Where a run writes. ``store`` null keeps the clients' state in the run directory.
 
     ``keep_messages`` writes every serialised reply of every client beside its state, for audits.
+    ``keep_trained``: clients also keep, in their own folders, what they trained in each round before it
+    was aggregated, for the analysis of A and B (``fedsa_lora.runs.load_run``).
     ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only
     the summary and the rows.
     """
@@ -116,6 +118,7 @@ class RunSettings:
     store: str | None = None
     keep_generations: int = 3
     keep_messages: bool = False
+    keep_trained: bool = False
     report: bool = True
 
 

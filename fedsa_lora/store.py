@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.files import sweep, write_atomically
+from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEMORY = "memory/"
@@ -49,6 +50,10 @@ class ClientStore(Protocol):
     def save(self, state: ClientState) -> None:
         """Keep a state, all of it or nothing. Later generations belong to a past that was
         abandoned and are dropped."""
+        ...
+
+    def record(self, predictions: Predictions) -> None:
+        """Keep what the client's model answered when it was last measured."""
         ...
 
 
@@ -90,6 +95,9 @@ class DirectoryStore:
         kept = [r for r in self.rounds() if r <= state.round][-self._keep :]
         for stale in set(self.rounds()) - set(kept):
             self._path(stale).unlink()
+
+    def record(self, predictions: Predictions) -> None:
+        write(self.folder, predictions)
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"round-{round_:06d}.safetensors"

@@ -38,7 +38,8 @@ class Workbench:
     completely before it is used for another. ``codec`` is for uploads, ``downlink`` for broadcasts
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
-    class, where they share a head.
+    class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
+    training left it, before aggregation, which no method needs.
     """
 
     task: Task
@@ -54,6 +55,7 @@ class Workbench:
     head_row_norm: float | None = None
     part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
+    keep_trained: bool = False
 
     def layout(self, client: str) -> Layout:
         """Every tensor of a client's adapter and head, at the client's rank."""

@@ -7,7 +7,8 @@ from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient, cross_entropy, majority_accuracy
 from fedsa_lora.config import load
 from fedsa_lora.exchange import wire
-from fedsa_lora.personal import HELD, RESIDUAL
+from fedsa_lora.exchange.arrays import cut
+from fedsa_lora.personal import HELD, RESIDUAL, TRAINED
 from fedsa_lora.store import ClientState
 from fedsa_lora.tasks.task import Examples
 from strategies.downlink import Downlink
@@ -143,6 +144,18 @@ def test_an_upload_is_the_difference_from_what_was_broadcast(desk):
     assert header.digest == wire.vector_digest(update)
     assert desk.pool.named(header.shared) == set(desk.pool.names)
     assert (header.codec, header.counts, header.scores) == ("dense fp32", (), ())
+
+
+@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
+def test_what_a_client_trained_is_kept_for_analysis_and_changes_nothing(tmp_path, overrides):
+    plain, kept = {}, {}
+    rounds(Desk(tmp_path / "plain", *overrides), "01", plain)
+    desk = Desk(tmp_path / "kept", *overrides, "run.keep_trained=true")
+    rounds(desk, "01", kept)
+    assert plain == kept
+    desk.fit("1", 3)
+    memory, standing = desk.store("1").load().memory, cut(desk.bench.model.read(), desk.bench.pool("1"))
+    assert same({name: memory[TRAINED + name] for name in desk.bench.pool("1").names}, standing)
 
 
 def test_what_was_merged_round_by_round_is_what_a_newcomer_is_sent_at_once_and_stays_with_no_other(tmp_path):

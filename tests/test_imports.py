@@ -39,6 +39,7 @@ FORBIDDEN = {
 ONLY_IN = {
     "hydra": ["fedsa_lora/config.py"],
     "omegaconf": ["fedsa_lora/config.py"],
+    "pandas": ["fedsa_lora/runs/frames.py"],
     "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
 }
 

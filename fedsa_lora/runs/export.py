@@ -50,17 +50,18 @@ class Exporter:
         layers = [name.removeprefix(MERGED_A) for name in memory if name.startswith(MERGED_A)]
         return {layer: memory[MERGED_B + layer] @ memory[MERGED_A + layer] for layer in layers}
 
-    def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
-        """Every tensor of the client's personalised model, by name."""
-        state = assemble.store(self.config, client).load()
+    def tensors(self, client: str, own: bool = True) -> dict[str, NDArray[np.float32]]:
+        """Every tensor of the client's personalised model, by name; without its ``own``, what a newcomer of
+        that name would be given."""
+        state = assemble.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
         policy, layout = self.config.split, self.model.layout.limited(self._ranks.get(client))
         pool = layout.select(policy(layout).shared)
         memory = self._checkpoint.memory
         held = {n: a for n, a in self._checkpoint.tensors.items() if n in pool.names}
-        if (own := held_by(client, memory)) is not None:
-            held = pool.unpack(own)
+        if (theirs := held_by(client, memory)) is not None:
+            held = pool.unpack(theirs)
         shared = policy.in_round(layout, self._checkpoint.round)
         if SHARED + client in memory:
             asked = zip(pool.names, memory[SHARED + client], strict=True)

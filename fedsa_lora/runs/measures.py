@@ -29,7 +29,7 @@ class Spread:
     worst: float
     worst_client: str
     worst_tenth: float
-    deciles: tuple[float, ...]
+    deciles: list[float]
     jain: float
     entropy: float
 
@@ -48,21 +48,24 @@ def spread(values: Values, examples: Mapping[str, float] | None = None) -> Sprea
         worst=float(ascending[0]),
         worst_client=names[int(x.argmin())],
         worst_tenth=float(ascending[: math.ceil(0.1 * len(x))].mean()),
-        deciles=tuple(float(d) for d in np.quantile(x, np.arange(1, 10) / 10)),
+        deciles=np.quantile(x, np.arange(1, 10) / 10).tolist(),
         jain=_jain(x),
         entropy=_entropy(x),
     )
 
 
 def _jain(x: NDArray[np.float64]) -> float:
-    squares = float(x @ x)
-    return float(x.sum()) ** 2 / (len(x) * squares) if squares else 1.0
+    if not x.any():
+        return 1.0
+    x = x / x.max()  # of whose squares none is too small for a float
+    return float(x.sum() ** 2 / (len(x) * (x @ x)))
 
 
 def _entropy(x: NDArray[np.float64]) -> float:
-    if len(x) == 1 or not x.sum():
+    if len(x) == 1 or not x.any():
         return 1.0
-    p = x[x > 0] / x.sum()
+    p = x / x.sum()
+    p = p[p > 0]
     return float(-(p * np.log(p)).sum() / np.log(len(x)))
 
 
@@ -81,3 +84,9 @@ def first_at(curve: Sequence[tuple[float, float]], target: float) -> float | Non
     """What it took until the target was first reached; ``curve`` has (rounds, bytes or seconds so far,
     value) in the order of time. None when it never was."""
     return next((spent for spent, value in curve if value >= target), None)
+
+
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts (classes, classes): of the examples of a class (row), how many were called which (column)."""
+    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return counts.reshape(classes, classes)

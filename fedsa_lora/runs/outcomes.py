@@ -9,7 +9,11 @@ from fedsa_lora.runs.reading import Row, RunRecord
 
 @dataclass(frozen=True)
 class ClientOutcome:
-    """One client at the end of a run; accuracies are on its own test examples, None if not measured."""
+    """One client at the end of a run; accuracies are on its own test examples, None if not measured.
+
+    ``union`` is on those of all clients together; ``newcomer`` and ``newcomer_alone`` are of a client that
+    joins at the end (``fedsa-lora evaluate``).
+    """
 
     client: str
     train: int | None = None
@@ -23,6 +27,9 @@ class ClientOutcome:
     failures: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    union: float | None = None
+    newcomer: float | None = None
+    newcomer_alone: float | None = None
 
     @property
     def gain(self) -> float | None:
@@ -30,6 +37,13 @@ class ClientOutcome:
         if self.personalised is None or self.local_only is None:
             return None
         return self.personalised - self.local_only
+
+    @property
+    def union_gap(self) -> float | None:
+        """How much better the client's model is on its own examples than on those of all clients."""
+        if self.personalised is None or self.union is None:
+            return None
+        return self.personalised - self.union
 
     @property
     def harmed(self) -> bool:
@@ -51,7 +65,10 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in record.clients:
         rows[str(row["client"])].append(row)
-    return [_outcome(name, shares.get(name, {}), rows[name]) for name in in_order({*shares, *rows})]
+    return [
+        _outcome(name, shares.get(name, {}), rows[name], record.evaluation)
+        for name in in_order({*shares, *rows})
+    ]
 
 
 def failures(record: RunRecord) -> list[Failure]:
@@ -73,10 +90,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
 
 
-def _outcome(client: str, share: Row, rows: list[Row]) -> ClientOutcome:
+def _outcome(client: str, share: Row, rows: list[Row], evaluation: Row) -> ClientOutcome:
     fits = [row for row in rows if row["phase"] == "fit"]
     evaluations = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
     final: Row = evaluations[-1] if evaluations else {}
+    newcomer: Row = evaluation.get("newcomer", {})
     return ClientOutcome(
         client=client,
         train=share.get("train"),
@@ -90,6 +108,9 @@ def _outcome(client: str, share: Row, rows: list[Row]) -> ClientOutcome:
         failures=sum(bool(row.get("failure")) for row in rows),
         bytes_up=sum(row.get("bytes_up") or 0 for row in rows),
         bytes_down=sum(row.get("bytes_down") or 0 for row in rows),
+        union=evaluation.get("union", {}).get("accuracy", {}).get(client),
+        newcomer=newcomer.get("accuracy", {}).get(client),
+        newcomer_alone=newcomer.get("alone", {}).get(client),
     )
 
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedsa_lora.errors import RunError
 
 Row = dict[str, Any]
+EVALUATION = "evaluation.json"  # what ``fedsa-lora evaluate`` measured after the run
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RunRecord:
     rounds: list[Row]
     clients: list[Row]
     summary: Row
+    evaluation: Row = field(default_factory=dict)
 
 
 def read_json(path: Path, required: Collection[str] = ()) -> Row:
@@ -56,6 +58,7 @@ def read_run(run_dir: Path) -> RunRecord:
         rounds=_jsonl_if_there(run_dir / "rounds.jsonl", ["round"]),
         clients=_jsonl_if_there(run_dir / "clients.jsonl", ["round", "phase", "client"]),
         summary=_json_if_there(run_dir / "summary.json"),
+        evaluation=_json_if_there(run_dir / EVALUATION),
     )
 
 

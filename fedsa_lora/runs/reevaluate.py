@@ -28,6 +28,7 @@ class Reevaluation:
 def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None) -> Iterator[Reevaluation]:
     """One client after the other, on the part of its data that the run measured or on ``part``.
 
+    What is predicted on the part that the run measured is written into the client's own folder.
     Raises FedSAError when the run or a client's state is unusable.
     """
     config = read_config(run_dir)
@@ -35,8 +36,9 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
+    record = part in (None, config.evaluation.part)
     for name in exporter.clients():
         client = FedSAClient(name, bench, assemble.store(config, name))
         values = exporter.tensors(name)
-        accuracy = client.measure(exporter.round, values, exporter.merged)["accuracy"]
+        accuracy = client.measure(exporter.round, values, exporter.merged, record)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))

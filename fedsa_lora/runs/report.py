@@ -8,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.measure_words import measure_rows
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
 from fedsa_lora.runs.report_figures import embedded_figures
@@ -95,6 +96,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "cost": cost(summary),
         "left": what_left(summary),
         "accuracy": _accuracy_table(summary),
+        "measures": _measures_table(record),
         "figures": embedded_figures(record),
         "clients": _clients_table(outcomes),
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
@@ -150,6 +152,15 @@ def _accuracy_table(summary: Row) -> Table:
         for row in accuracies(summary)
     ]
     return Table(["Model", "Mean", "Weighted", "Worst client"], rows)
+
+
+def _measures_table(record: RunRecord) -> Table:
+    columns = ["Measure", "Federated", "Alone", "Majority class", "What it says"]
+    rows = [
+        TableRow(row.name, [row.federated, row.alone, row.majority], note=row.meaning)
+        for row in measure_rows(record)
+    ]
+    return Table(columns, rows)
 
 
 def _clients_table(outcomes: list[ClientOutcome]) -> Table:

@@ -160,6 +160,10 @@ with the client's own A, as it had just trained it.</p>
 {% endfor %}
 </div>
 {% endif %}
+{% if results %}
+<h2>Measures of personalisation</h2>
+{{ table(measures, "Measures of personalisation", true) }}
+{% endif %}
 {% if clients.rows %}
 <h2>Clients</h2>
 <details{% if clients.rows | length <= 20 %} open{% endif %}>

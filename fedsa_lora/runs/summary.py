@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.runs import measures
 from fedsa_lora.runs.reading import Row, read_jsonl
 from fedsa_lora.settings import RunConfig
 
@@ -23,7 +27,8 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     clients = read_jsonl(run_dir / "clients.jsonl")
     fits = [row for row in clients if row["phase"] == "fit"]
     final = [r for r in clients if r["phase"] == "evaluate" and r["round"] == rounds[-1]["round"]]
-    personalised, alone = over_clients(final, "accuracy"), over_clients(final, "local_only")
+    personalised, alone, floor = (over_clients(final, k) for k in ("accuracy", "local_only", "majority"))
+    ours, theirs = _by_client(final, "accuracy"), _by_client(final, "local_only")
     before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
     parameters = parameter_counts(config, model)
     sent = float(np.mean([row["bytes_up"] for row in fits]))
@@ -40,10 +45,13 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "personalised": personalised,
         "before_aggregation": over_clients(before, "accuracy_before"),
         "local_only": alone,
-        "majority": over_clients(final, "majority"),
+        "majority": floor,
         "global": over_clients(final, "global_accuracy"),
         "gain_over_local": personalised["mean"] - alone["mean"] if personalised and alone else None,
-        "clients_harmed": sum(r["accuracy"] < r["local_only"] for r in final) if alone else None,
+        "gain_over_majority": personalised["mean"] - floor["mean"] if personalised and floor else None,
+        "clients_harmed": sum(gain < 0 for gain in measures.gains(ours, theirs).values()) if alone else None,
+        "share_harmed": measures.harmed(ours, theirs),
+        "target": to_target(rounds, fits, alone["mean"] if alone else None),
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "bytes_up_per_client_round": sent,
@@ -60,17 +68,42 @@ def _last(rounds: Sequence[Row], key: str) -> float | None:
 
 
 def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:
-    """Unweighted mean, mean weighted by test examples, and the worst client; None without values."""
-    values = {row["client"]: (row[key], row["examples"]) for row in rows if row.get(key) is not None}
-    if not values:
+    """The spread over clients, weighted by test examples where it is; None without values."""
+    values = _by_client(rows, key)
+    return asdict(measures.spread(values, _by_client(rows, "examples"))) if values else None
+
+
+def _by_client(rows: Sequence[Row], key: str) -> dict[str, float]:
+    return {row["client"]: row[key] for row in rows if row.get(key) is not None}
+
+
+def training_bytes(rounds: Sequence[Row], fits: Sequence[Row]) -> list[int]:
+    """Bytes of all training messages, both ways, until the end of each round."""
+    sent: dict[int, int] = defaultdict(int)
+    for row in fits:
+        sent[row["round"]] += (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
+    return list(accumulate(sent[row["round"]] for row in rounds))
+
+
+def to_target(rounds: Sequence[Row], fits: Sequence[Row], accuracy: float | None) -> dict[str, Any] | None:
+    """What it took until the mean accuracy first reached that of training alone; None without one.
+
+    ``bytes`` and ``seconds`` are those of training until then, both ways and of all clients, without
+    what was measured in between. All are None where the target was never reached.
+    """
+    if accuracy is None:
         return None
-    accuracies, examples = zip(*values.values(), strict=True)
-    worst = min(values, key=lambda client: values[client][0])
-    return {
-        "mean": float(np.mean(accuracies)),
-        "weighted": float(np.average(accuracies, weights=examples)),
-        "worst": values[worst][0],
-        "worst_client": worst,
+    spent = {
+        "rounds": [row["round"] for row in rounds],
+        "bytes": training_bytes(rounds, fits),
+        "seconds": accumulate(row["fit_seconds"] for row in rounds),
+    }
+    reached = [row.get("accuracy") for row in rounds]
+    return {"accuracy": accuracy} | {
+        name: measures.first_at(
+            [(n, v) for n, v in zip(so_far, reached, strict=True) if v is not None], accuracy
+        )
+        for name, so_far in spent.items()
     }
 
 

@@ -1,10 +1,13 @@
 """Write a made-up run directory of any size, as a run would have left it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fedsa_lora.runs.measures import spread
 
 REASON = "TrainingError: the loss of client 3 is not finite in round 5"
 
@@ -92,9 +95,8 @@ def _round_row(n: int, accuracies: np.ndarray) -> dict[str, Any]:
 
 
 def _over_clients(values: np.ndarray) -> dict[str, Any]:
-    worst = int(values.argmin())
-    mean = float(values.mean())
-    return {"mean": mean, "weighted": mean + 0.002, "worst": float(values[worst]), "worst_client": str(worst)}
+    by_client = {str(client): float(value) for client, value in enumerate(values)}
+    return asdict(spread(by_client)) | {"weighted": float(values.mean()) + 0.002}
 
 
 def _summary(final: np.ndarray, alone: np.ndarray, majority: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -112,7 +114,10 @@ def _summary(final: np.ndarray, alone: np.ndarray, majority: np.ndarray, rounds:
         "majority": _over_clients(majority),
         "global": None,
         "gain_over_local": float(final.mean() - alone.mean()),
+        "gain_over_majority": float(final.mean() - majority.mean()),
         "clients_harmed": int((final < alone).sum()),
+        "share_harmed": float((final < alone).mean()),
+        "target": {"accuracy": float(alone.mean()), "rounds": 7, "bytes": 31_059_000, "seconds": 49.0},
         "bytes_up": 147_900 * clients * rounds,
         "bytes_down": 295_800 * clients * rounds,
         "bytes_up_per_client_round": 147_900,

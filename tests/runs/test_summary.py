@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
+from fedsa_lora.runs import measures
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
 from fedsa_lora.settings import RunConfig
 
@@ -26,7 +27,8 @@ def write(path: Path, rows: list[dict]) -> None:
 def fit(round_: int, client: str, **changes) -> dict:
     """A fit that starts from where the same client ended the round before."""
     before, after = (f"{client}-{r}" for r in (round_ - 1, round_))
-    row = {"phase": "fit", "round": round_, "client": client, "examples": EXAMPLES[client], "bytes_up": 1000}
+    row = {"phase": "fit", "round": round_, "client": client, "examples": EXAMPLES[client]}
+    row |= {"bytes_up": 1000, "bytes_down": 500}
     return row | {"private_before": before, "private_after": after, "accuracy_before": 0.1 * round_} | changes
 
 
@@ -43,6 +45,8 @@ def written_run(folder: Path, *overrides: str, **last) -> RunConfig:
     """A run of two rounds by three clients; ``last`` goes into the last round's evaluations."""
     config = load(["experiment=smoke", "federation.clients=3", *overrides, f"run.dir={folder}"])
     rounds = [{"round": r, "bytes_up": 3000, "bytes_down": 5000 * r, "seconds": 1.5} for r in (1, 2)]
+    for row, accuracy in zip(rounds, (0.0, 0.75), strict=True):
+        row |= {"accuracy": accuracy, "fit_seconds": 1.25}
     rounds[0]["aggregation_error"], rounds[1]["aggregation_error"] = (
         0.25,
         None,
@@ -62,14 +66,21 @@ def test_the_summary_by_hand(tmp_path):
     config = written_run(tmp_path, local_only=ALONE)
     found = summary_of(config)
     assert found["personalised"] == {
+        "clients": 3,
         "mean": pytest.approx(0.75),
         "weighted": pytest.approx((0.5 * 10 + 0.75 * 20 + 1.0 * 70) / 100),
+        "std": pytest.approx((2 * 0.25**2 / 3) ** 0.5),
         "worst": 0.5,
         "worst_client": "0",
+        "worst_tenth": 0.5,
+        "deciles": pytest.approx([0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]),
+        "jain": pytest.approx(2.25**2 / (3 * (0.25 + 0.5625 + 1))),
+        "entropy": pytest.approx(measures.spread(ACCURACY).entropy),
     }
     assert found["local_only"]["mean"] == pytest.approx(0.65)
     assert found["gain_over_local"] == pytest.approx(0.1)
-    assert found["clients_harmed"] == 1
+    assert found["gain_over_majority"] == pytest.approx(0.55)
+    assert (found["clients_harmed"], found["share_harmed"]) == (1, pytest.approx(1 / 3))
     assert found["before_aggregation"]["mean"] == pytest.approx(0.2)
     assert found["majority"]["weighted"] == pytest.approx(0.2)
     assert found["global"] is None
@@ -84,7 +95,22 @@ def test_the_summary_by_hand(tmp_path):
 
 def test_without_a_reference_there_is_no_gain(tmp_path):
     found = summary_of(written_run(tmp_path))
-    assert found["local_only"] is found["gain_over_local"] is found["clients_harmed"] is None
+    nothing = [
+        found[k] for k in ("local_only", "gain_over_local", "clients_harmed", "share_harmed", "target")
+    ]
+    assert nothing == [None] * 5
+    assert found["gain_over_majority"] == pytest.approx(0.55)
+
+
+def test_a_target_is_reached_with_what_training_took_until_then(tmp_path):
+    # 0.65 is first reached in round 2; 3 clients send 1000 up and are sent 500 in each round
+    found = summary_of(written_run(tmp_path, local_only=ALONE))["target"]
+    assert found == {"accuracy": pytest.approx(0.65), "rounds": 2, "bytes": 2 * 3 * 1500, "seconds": 2.5}
+
+
+def test_a_target_that_was_never_reached_took_nothing(tmp_path):
+    found = summary_of(written_run(tmp_path, local_only=dict.fromkeys(CLIENTS, 0.9)))["target"]
+    assert found == {"accuracy": pytest.approx(0.9), "rounds": None, "bytes": None, "seconds": None}
 
 
 def test_a_global_model_is_summed_up_where_there_is_one(tmp_path):

@@ -1,0 +1,148 @@
+"""Measures of a finished run that need every client's data at once: in simulation only.
+
+In a real deployment no machine has the test parts of all clients, so there neither can be measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora import assemble
+from fedsa_lora.config import read_config
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
+from fedsa_lora.files import write_atomically
+from fedsa_lora.learning.training import TrainSettings, predict, train
+from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.reading import EVALUATION, read_json
+from fedsa_lora.runs.report import write_report
+from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.seeds import generator, torch_seed
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.task import Examples
+from fedsa_lora.workbench import Workbench
+
+
+def evaluate_run(run_dir: Path, union: bool = False, newcomer_steps: int | None = None) -> dict[str, Any]:
+    """Measure, write ``evaluation.json`` into the run directory and its report again; what was measured
+    before and is not now stays. Raises FedSAError when the run or a client's state is unusable."""
+    config = read_config(run_dir)
+    bench = assemble.workbench(config)
+    exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
+    path = run_dir / EVALUATION
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    if union:
+        found["union"] = on_union(config, bench, exporter)
+    if newcomer_steps is not None:
+        found["newcomer"] = of_newcomers(config, bench, exporter, newcomer_steps)
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    if (run_dir / "report.html").exists():
+        write_report(run_dir)
+    return found
+
+
+def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[str, Any]:
+    """Accuracy of each client's personalised model on the held-out examples of all clients together.
+
+    Where label meanings differ, the examples of others are called what the evaluated client calls them: it
+    is asked whether its model is right about their inputs, not whether it speaks their language.
+    """
+    task, clients = config.task, exporter.clients()
+    parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
+    names = {client: task.client_labels(client) for client in clients}
+    everything = joined(parts)
+    bench.model.merge(exporter.merged)
+    accuracy = {}
+    for client in clients:
+        bench.model.write(exporter.tensors(client))
+        labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
+        logits = predict(bench.model, task, everything, config.train)
+        accuracy[client] = task.evaluate(logits, np.concatenate(labels))["accuracy"]
+    return {"examples": len(everything), "accuracy": accuracy}
+
+
+def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps: int) -> dict[str, Any]:
+    """Each client as if it joined at the end: it has what is shared and the common start of what is not,
+    and trains it for some local steps on its own train part.
+
+    ``accuracy`` is on its own held-out part; ``alone`` the same from the common start of everything, without
+    what the federation learned. ``took_part``: its data had a part in what is shared, so that only the others
+    are newcomers in earnest.
+    """
+    if steps < 0:
+        raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
+    found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
+    settings = bench.alone.settings if bench.alone else config.train
+    for client in sorted(config.task.describe().clients):
+        layout = bench.layout(client)
+        initial = padded(cut(bench.initial, layout), bench.model.layout)
+        shared = exporter.tensors(client, own=False)
+        joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
+        alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
+        found["accuracy"][client] = _after(steps, config, bench, client, joins)
+        found["alone"][client] = _after(steps, config, bench, client, alone)
+        found["took_part"][client] = assemble.store(config, client).load() is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a client begins to train, and how: its tensors, what is merged into the frozen weights, and the
+    names of the tensors that it trains."""
+
+    tensors: NamedArrays
+    merged: NamedArrays
+    trained: frozenset[str]
+    settings: TrainSettings
+
+
+def _after(steps: int, config: RunConfig, bench: Workbench, client: str, start: Start) -> float:
+    """Held-out accuracy of a client after some steps from a start."""
+    data = config.task.load_client(client)
+    bench.model.merge(start.merged)
+    bench.model.write(start.tensors)
+    if steps:
+        train(
+            bench.model,
+            config.task,
+            data.train,
+            replace(start.settings, steps=steps, epochs=None),
+            trained=start.trained,
+            rng=generator(config.seed, "newcomer batches", client),
+            torch_seed=torch_seed(config.seed, "newcomer dropout", client),
+        )
+    held_out = data.held_out(config.evaluation.part)
+    logits = predict(bench.model, config.task, held_out, config.train)
+    return config.task.evaluate(logits, held_out.labels)["accuracy"]
+
+
+def joined(parts: Mapping[str, Examples]) -> Examples:
+    """The examples of all clients, one client after the other."""
+    some = list(parts.values())
+    return Examples(
+        {name: [row for part in some for row in part.features[name]] for name in some[0].features},
+        np.concatenate([part.labels for part in some]),
+        np.concatenate([part.lengths for part in some]),
+    )
+
+
+def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
+    """By the number of a class at one client its number at another, found by its name.
+
+    Raises RunError where names do not tell which class is which.
+    """
+    if theirs == ours:
+        return np.arange(len(ours))
+    if len(set(ours)) < len(ours) or set(ours) != set(theirs):
+        raise RunError(
+            f"classes {sorted(theirs)} of one client cannot be found among {sorted(ours)} of another: "
+            "accuracy on the union of their examples is not defined"
+        )
+    return np.array([ours.index(name) for name in theirs], dtype=np.int64)

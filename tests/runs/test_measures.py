@@ -1,0 +1,119 @@
+"""Measures of personalisation, against NumPy, scikit-learn and sums by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, recall_score
+
+from fedsa_lora.runs.measures import confusion, first_at, gains, harmed, spread
+
+ACCURACIES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
+
+
+def named(values) -> dict[str, float]:
+    return {f"{n:02d}": value for n, value in enumerate(values)}
+
+
+def test_a_spread_by_hand():
+    found = spread({"a": 0.2, "b": 0.4, "c": 0.9}, {"a": 10, "b": 30, "c": 60})
+    assert (found.clients, found.worst, found.worst_client) == (3, 0.2, "a")
+    assert found.mean == pytest.approx(0.5)
+    assert found.weighted == pytest.approx((2 + 12 + 54) / 100)
+    assert found.std == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 3))
+    assert found.jain == pytest.approx(1.5**2 / (3 * (0.04 + 0.16 + 0.81)))
+    shares = [0.2 / 1.5, 0.4 / 1.5, 0.9 / 1.5]
+    assert found.entropy == pytest.approx(-sum(p * math.log(p, 3) for p in shares))
+
+
+@given(ACCURACIES)
+def test_a_spread_is_that_of_numpy(values):
+    found = spread(named(values))
+    assert found.mean == found.weighted == pytest.approx(np.mean(values))
+    assert found.std == pytest.approx(np.std(values), abs=1e-12)
+    assert found.worst == min(values)
+    np.testing.assert_allclose(found.deciles, np.percentile(values, range(10, 100, 10)))
+
+
+@given(ACCURACIES, st.randoms())
+def test_the_order_of_the_clients_says_nothing(values, random):
+    clients = list(named(values).items())
+    examples = {name: 1 + n for n, (name, _) in enumerate(clients)}
+    expected = spread(dict(clients), examples)
+    random.shuffle(clients)
+    assert spread(dict(clients), examples) == expected
+
+
+@given(ACCURACIES)
+def test_fairness_is_within_its_bounds_and_blind_to_scale(values):
+    found, halved = spread(named(values)), spread(named(v / 2 for v in values))
+    assert 1 / len(values) - 1e-9 <= found.jain <= 1 + 1e-9
+    assert -1e-9 <= found.entropy <= 1 + 1e-9
+    if min(values) > 1e-100:  # whose square is still a number
+        assert halved.jain == pytest.approx(found.jain)
+        assert halved.entropy == pytest.approx(found.entropy)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("clients", [1, 2, 11])
+def test_equal_clients_are_perfectly_fair(value, clients):
+    found = spread(named([value] * clients))
+    assert (found.jain, found.entropy) == (pytest.approx(1), pytest.approx(1))
+    assert found.std == pytest.approx(0, abs=1e-12)
+    assert found.worst_tenth == pytest.approx(value)
+
+
+@pytest.mark.parametrize("clients", [2, 5, 30])
+def test_one_client_that_has_everything_is_as_unfair_as_can_be(clients):
+    found = spread(named([1.0] + [0.0] * (clients - 1)))
+    assert found.jain == pytest.approx(1 / clients)
+    assert found.entropy == 0
+
+
+@pytest.mark.parametrize(("clients", "worst"), [(1, 1), (9, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
+def test_the_worst_tenth_is_rounded_up(clients, worst):
+    found = spread(named(reversed([n / clients for n in range(clients)])))
+    assert found.worst_tenth == pytest.approx(np.mean([n / clients for n in range(worst)]))
+
+
+def test_of_several_worst_clients_the_first_by_name_is_told():
+    assert spread({"b": 0.1, "a": 0.1, "c": 0.5}).worst_client == "a"
+
+
+def test_gains_are_of_clients_that_have_both():
+    found = gains({"a": 0.5, "b": 0.75, "c": 1.0}, {"b": 0.5, "a": 0.75, "d": 0.0})
+    assert found == {"a": -0.25, "b": 0.25}
+    assert list(found) == ["a", "b"]
+
+
+def test_a_client_as_good_as_alone_is_not_harmed():
+    assert harmed({"a": 0.5, "b": 0.4, "c": 0.6}, {"a": 0.5, "b": 0.5, "c": 0.5}) == pytest.approx(1 / 3)
+    assert harmed({"a": 0.5}, {}) is None
+
+
+@given(ACCURACIES, ACCURACIES)
+def test_who_is_harmed_one_way_gains_the_other_way(ours, alone):
+    one, two = gains(named(ours), named(alone)), gains(named(alone), named(ours))
+    assert one == {name: -gain for name, gain in two.items()}
+    equal = sum(gain == 0 for gain in one.values()) / len(one)
+    assert harmed(named(ours), named(alone)) + harmed(named(alone), named(ours)) == pytest.approx(1 - equal)
+
+
+def test_a_target_is_reached_when_it_is_first():
+    curve = [(100.0, 0.2), (200.0, 0.6), (300.0, 0.5), (400.0, 0.9)]
+    assert first_at(curve, 0.6) == 200
+    assert first_at(curve, 0.61) == 400
+    assert first_at(curve, 0.91) is None
+    assert first_at([], 0.0) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
+def test_a_confusion_is_that_of_scikit_learn(pairs):
+    labels, predicted = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    counts = confusion(labels, predicted, 5)
+    np.testing.assert_array_equal(counts, confusion_matrix(labels, predicted, labels=range(5)))
+    held = np.unique(labels)
+    recalls = recall_score(labels, predicted, labels=held, average=None, zero_division=0.0)
+    np.testing.assert_allclose((counts.diagonal() / np.maximum(counts.sum(axis=1), 1))[held], recalls)
