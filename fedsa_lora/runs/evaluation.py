@@ -55,6 +55,11 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     is asked whether its model is right about their inputs, not whether it speaks their language.
     """
     task, clients = config.task, exporter.clients()
+    if not clients:
+        raise RunError(
+            f"{config.store_dir} holds no client's state: the union of their examples can be measured where "
+            "a simulation ran, not on the server of a deployment"
+        )
     parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
     names = {client: task.client_labels(client) for client in clients}
     everything = joined(parts)

@@ -102,6 +102,14 @@ def test_steps_below_zero_are_refused(smoke_run):
     assert not (smoke_run / "evaluation.json").exists()
 
 
+def test_where_no_client_lives_there_is_no_union(run_smoke, tmp_path):
+    run = run_smoke("federation.rounds=1", "evaluation.local_only=false")
+    (run / "clients").rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="not on the server of a deployment"):
+        evaluate_run(run, union=True)
+    assert not (run / "evaluation.json").exists()
+
+
 def test_classes_are_found_by_their_names():
     theirs, ours = ("a", "b", "c"), ("c", "a", "b")
     found = renaming(theirs, ours)
