@@ -1,4 +1,4 @@
-"""The command line: ``fedsa-lora run | evaluate | export | doctor``."""
+"""The command line: ``fedsa-lora run | compare | advise | evaluate | export | doctor``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a federation through `flwr run` in simulation")
     run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
     export = commands.add_parser("export", help="write a client's model as stock PEFT loads it")
@@ -42,6 +43,29 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
     commands.add_parser("doctor", help="check this machine and installation")
     return main_parser
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
+    compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
+    begin = compare.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
+    begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
+    begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
+    _add_processes(compare)
+    compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--processes", type=_positive, help="runs at the same time (default: as cores and memory allow)"
+    )
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +102,27 @@ def _run(options: argparse.Namespace) -> int:
     simulate(config, overrides, plan.simulation, console)
     print_summary(config.run_dir, console)
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fedsa_lora.compare.comparison import Comparison
+    from fedsa_lora.compare.grid import read_grid
+    from fedsa_lora.compare.making import at_once
+
+    grid, name = read_grid(options.grid), Path(options.grid).stem
+    if options.quick:
+        grid, name = grid.quickly(), f"{name}-quick"
+    folder = options.to or Path("runs") / f"compare-{name}"
+    if options.recorded:
+        comparison = Comparison.recorded(grid, folder)
+    else:
+        comparison = Comparison.to_run(grid, name, folder)
+        comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+    complete = comparison.write()
+    for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
+        console.print(escape(line), soft_wrap=True)
+    console.print(f"written: {escape(str(comparison.folder / 'table.md'))}", soft_wrap=True)
+    return 0 if complete else EXIT_FAILED
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -123,7 +168,7 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
 
-_COMMANDS = {"run": _run, "evaluate": _evaluate, "export": _export, "doctor": _doctor}
+_COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "export": _export, "doctor": _doctor}
 
 
 def print_plan(config: RunConfig, plan: Plan) -> None:
