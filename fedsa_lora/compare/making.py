@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _workers(processes: int) -> Iterator[Executor]:
         yield Here()
         return
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, _context())
     try:
         yield pool
     except BaseException:
@@ -109,6 +110,16 @@ def _workers(processes: int) -> Iterator[Executor]:
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _context() -> BaseContext:
+    """Workers that share one start of the imports, where the system can fork; never a copy of this process,
+    of which threads and a GPU may be in use."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([attempt.__module__, "flwr_datasets.partitioner"])
+    return context
 
 
 class _Line:

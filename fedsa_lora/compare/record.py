@@ -37,7 +37,7 @@ class Measured:
 
 class Record:
     """The lines of a file: ``cell`` (the regime), ``method``, ``words``, ``lr``, ``seed``, and the ``result``
-    or the ``error`` of the run. A line with a result stands, whatever comes later."""
+    or the ``error`` of the run. An error counts only where no line has a result."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
