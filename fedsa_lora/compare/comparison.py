@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from fedsa_lora.compare.figure import draw
 from fedsa_lora.compare.grid import Entry, Grid, check
 from fedsa_lora.compare.making import make
+from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.page import page, rows, verdict
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import Score, scores
@@ -19,6 +20,7 @@ from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.figure_style import to_png
+from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.rundir import as_csv
 
 
@@ -50,7 +52,14 @@ class Comparison:
         optional = [s for s in searches if s.entry.method in grid.where_it_fits and not s.settled(record)]
         return cls(grid, folder, [s for s in searches if s not in optional], [], record)
 
-    def run(self, processes: int, console: Console, resume: bool = False, restart: bool = False) -> None:
+    def run(
+        self,
+        processes: int,
+        console: Console,
+        resume: bool = False,
+        restart: bool = False,
+        measure: Callable[[Path], Row] = measured,
+    ) -> None:
         """Make what is missing. Raises RunError where runs are recorded already, and neither to go on with
         them nor to begin anew was asked for."""
         if restart:
@@ -61,7 +70,7 @@ class Comparison:
                 "throws them away, --recorded shows them, --to writes elsewhere"
             )
         self.record.open()
-        make(self.grid, self.searches, self.record, processes, console)
+        make(self.grid, self.searches, self.record, processes, console, measure)
 
     def write(self) -> bool:
         """Write table, rows and figures of what is recorded; True when nothing failed or is missing."""

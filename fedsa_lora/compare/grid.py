@@ -124,11 +124,18 @@ class Grid:
 
     def overrides(self, run: Run) -> list[str]:
         """What a run is started with: its words, with places where they are here, and what all have."""
-        words = [self._located(word) for word in run.entry.words]
+        words = [self.located(word) for word in run.entry.words]
         return [
             *words, f"train.lr={run.lr}", f"seed={run.seed}", f"evaluation.every={self.every}",
             "evaluation.before=false", "evaluation.local_only=false", "run.report=false",
         ]  # fmt: skip
+
+    def located(self, word: str) -> str:
+        """An override with the folder in which a place is here, instead of its name."""
+        key, _, value = word.partition("=")
+        if value not in self.places:
+            return word
+        return assignment(key, str(Path(self.places[value]).expanduser().resolve()))
 
     def _all(self) -> Iterator[Entry]:
         for regime, common in self.regimes.items():
@@ -136,12 +143,6 @@ class Grid:
             for method, own in (self.methods | self.further.get(regime, {})).items():
                 words = (*shlex.split(common), *_with_fixed(shlex.split(own), fixed))
                 yield Entry(regime, method, words)
-
-    def _located(self, word: str) -> str:
-        key, _, value = word.partition("=")
-        if value not in self.places:
-            return word
-        return assignment(key, str(Path(self.places[value]).expanduser().resolve()))
 
 
 _NEEDED = ("regimes", "methods", "seeds", "rates")

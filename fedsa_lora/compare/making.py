@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fedsa_lora.compare.grid import Grid, Run
-from fedsa_lora.compare.measure import attempt, measured
+from fedsa_lora.compare.measure import attempt
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
@@ -46,7 +46,7 @@ def make(
     record: Record,
     processes: int,
     console: Console,
-    measure: Callable[[Path], Row] = measured,
+    measure: Callable[[Path], Row],
 ) -> None:
     """Make every run that is missing in the record, the first methods first, until all are settled.
 
