@@ -1,10 +1,10 @@
 """Is advice any good? `python benchmarks/advice.py [REGIME ...] [--recorded DIR] [--to DIR]`.
 
-For each regime of a grid (personalisation) the probes of `fedsa-lora advise` are run on its words and first
-seed. How far on the test part the advice is then behind the best method is read from a recorded comparison of
-the whole grid: prints that, and how often the advice, and each candidate if it were always chosen, is within a
-point of the best. Probes are kept and not run again. Six candidates at two rates for each regime: about two
-minutes on two cores, twenty for the whole grid.
+For each regime of a grid (personalisation) the probes of `fedsa-lora advise` are run on its words and
+first seed. How far on the test part the advice is then behind the best method is read from a recorded
+comparison of the whole grid: prints that, and how often the advice, and each candidate if it were always
+chosen, is within a point of the best. Probes are kept and not run again. Six candidates at two rates for
+each regime: about two minutes on two cores, twenty for the whole grid.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ def main() -> None:
         probes = probe(probe_grid(words(grid, regime)), options.to / regime, options.processes, Console())
         chosen, best = advise(probes).chosen, recorded.scores(regime)[0]
         apart = shortfalls(recorded, regime)
-        print(
-            f"| {regime} | {best.method} | {best.mean:.3f} | {chosen.name} | {100 * apart[chosen.words]:.1f} |",
-            flush=True,
-        )
+        cells = [regime, best.method, f"{best.mean:.3f}", chosen.name, f"{100 * apart[chosen.words]:.1f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
         behind.setdefault("advice", []).append(apart[chosen.words])
         for name, found in probes.probes.items():
             behind.setdefault(f"always {name}", []).append(apart[found.words])
