@@ -10,6 +10,7 @@ from pathlib import Path
 from fedsa_lora.binding import bind, raise_faults, unknown
 from fedsa_lora.config import CONF, assignment, load, read_settings
 from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.settings import RunConfig
 
 GRIDS = CONF / "compare"
 
@@ -91,6 +92,7 @@ class Grid:
             faults += [unknown(f"{place}: {name}", kind, known, name) for name in given if name not in known]
         if self.quick and self.reference not in self.quick.methods:
             faults.append(f"quick.methods: the reference {self.reference!r} is missing")
+        faults += [f"{line!r}: {fault}" for line in self._lines() if (fault := _unreadable(line))]
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -108,11 +110,14 @@ class Grid:
         )  # fmt: skip
 
     def entries(self) -> list[Entry]:
-        """Every method of every regime; of those with the same words in a regime the first alone."""
-        first: dict[tuple[str, tuple[str, ...]], Entry] = {}
+        """Every method of every regime; of those with the same words in a regime one alone, the reference or
+        else the first."""
+        kept: dict[tuple[str, tuple[str, ...]], Entry] = {}
         for entry in self._all():
-            first.setdefault((entry.regime, entry.words), entry)
-        return list(first.values())
+            key = entry.regime, entry.words
+            if key not in kept or entry.method == self.reference:
+                kept[key] = entry
+        return list(kept.values())
 
     def missing(self) -> dict[str, str]:
         """By regime whose data are not here, the folder that it names."""
@@ -136,6 +141,11 @@ class Grid:
         if value not in self.places:
             return word
         return assignment(key, str(Path(self.places[value]).expanduser().resolve()))
+
+    def _lines(self) -> Iterator[str]:
+        """Every line of overrides."""
+        for lines in (self.regimes, self.methods, self.fixed, *self.further.values()):
+            yield from lines.values()
 
     def _all(self) -> Iterator[Entry]:
         for regime, common in self.regimes.items():
@@ -172,20 +182,18 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
     entries = [entry for entry in grid.entries() if entry.regime not in missing]
     described: set[str] = set()
     for entry in entries:
-        place = f"grid {name}, regime {entry.regime}, method {entry.method}"
+        place = f"grid {name}, regime {entry.regime}"
         try:
             config = load(grid.overrides(Run(entry, grid.rates[0], grid.seeds[0])))
-            if len(grid.rates) > 1 and not config.federation.validation_examples:
-                faults.append(f"{place}: rates are chosen with federation.validation_examples, which is 0")
-            if entry.regime not in described:
-                described.add(entry.regime)
-                config.task.describe()
         except FedSAError as error:
-            if entry.method not in grid.where_it_fits:
-                faults.append(f"{place}: {error}")
-            else:
+            if entry.method in grid.where_it_fits:
                 notes.append(f"{entry.method} does not fit {entry.regime}: {_reason(error)}")
+            else:
+                faults.append(f"{place}, method {entry.method}: {error}")
             continue
+        if entry.regime not in described:
+            described.add(entry.regime)
+            faults += [f"{place}: {fault}" for fault in _of_data(config, len(grid.rates) > 1)]
         kept.append(entry)
         fits.add(entry.method)
     faults += [f"grid {name}: {m} fits no regime" for m in grid.where_it_fits if entries and m not in fits]
@@ -195,12 +203,30 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
     return kept, notes
 
 
+def _of_data(config: RunConfig, chosen: bool) -> Iterator[str]:
+    """Why the data of a regime cannot be used; ``chosen``: rates are, which takes a validation part."""
+    if chosen and not config.federation.validation_examples:
+        yield "rates are chosen with federation.validation_examples, which is 0"
+    try:
+        config.task.describe()
+    except FedSAError as error:
+        yield str(error)
+
+
 def _with_fixed(words: list[str], fixed: list[str]) -> list[str]:
     """A method's words with those of the regime in place of the same keys, and the rest of them after."""
     by_key: Mapping[str, str] = {word.partition("=")[0]: word for word in fixed}
     keys = [word.partition("=")[0] for word in words]
     replaced = [by_key.get(key, word) for key, word in zip(keys, words, strict=True)]
     return [*replaced, *(word for key, word in by_key.items() if key not in keys)]
+
+
+def _unreadable(line: str) -> str:
+    try:
+        shlex.split(line)
+    except ValueError as error:
+        return f"{error}; close every quote"
+    return ""
 
 
 def _names(words: str, place: str) -> bool:

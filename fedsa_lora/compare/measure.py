@@ -6,7 +6,8 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsa_lora.config import read_config
@@ -18,15 +19,27 @@ from fedsa_lora.runs.reevaluate import reevaluate
 def attempt(overrides: Sequence[str], measure: Callable[[Path], Row]) -> Row:
     """Run a federation here, through the client and the strategy of ``flwr run``: a row with its ``result``,
     by ``measure`` of the run directory, or with the ``error`` that ended it."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="fedsa-compare-"))
     try:
-        return {"result": measure(run_in_process([*overrides, f"run.dir={folder / 'run'}"]))}
+        with _quiet():
+            return {"result": measure(run_in_process([*overrides, f"run.dir={folder / 'run'}"]))}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only the errors of Flower's log, and no warnings: they would tear the progress line."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def measured(run_dir: Path) -> Row:

@@ -34,6 +34,11 @@ class Measured:
         """Over clients, on the test part."""
         return spread(self.accuracy).mean
 
+    @property
+    def sent(self) -> float:
+        """Bytes of all training messages of the run."""
+        return float(self.curve[-1]["bytes"])
+
 
 class Record:
     """The lines of a file: ``cell`` (the regime), ``method``, ``words``, ``lr``, ``seed``, and the ``result``
@@ -90,6 +95,9 @@ class Record:
 
     def _take(self, key: object, outcome: Row) -> None:
         if "result" in outcome:
-            self._results[key] = Measured(**outcome["result"])
+            try:
+                self._results[key] = Measured(**outcome["result"])
+            except TypeError as error:
+                raise RunError(f"{self.path}: {error}; was it written by another version?") from None
         else:
             self._errors[key] = str(outcome.get("error", "no reason was recorded"))

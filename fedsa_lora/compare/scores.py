@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from fedsa_lora.compare.grid import Entry
 from fedsa_lora.compare.record import Measured, Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.compare.significance import LEVEL, Difference, holm, paired
 from fedsa_lora.runs.measures import Values, first_at, gains, harmed, spread
 
-Pairs = tuple[Values, ...]  # accuracy by client, one mapping for each seed
+Pairs = Sequence[Values]  # accuracy by client, one mapping for each seed
 
 
 @dataclass(frozen=True)
@@ -52,45 +53,53 @@ class Score:
         return self.behind is None or self.behind.p >= LEVEL
 
 
+@dataclass(frozen=True)
+class _Complete:
+    """A method with a run for every seed, at its best rate."""
+
+    entry: Entry
+    lr: float
+    runs: list[Measured]
+
+    @property
+    def mean(self) -> float:
+        return fmean(run.mean for run in self.runs)
+
+
 def scores(searches: Sequence[Search], record: Record, reference: str) -> list[Score]:
     """Of the complete methods of one regime, the best mean first; equal ones as they were given."""
-    runs = {search: found for search in searches if (found := _complete(search, record))}
-    alone = next((found for search, found in runs.items() if search.entry.method == reference), None)
-    ordered = sorted(runs, key=lambda search: -fmean(run.mean for run in runs[search]))
-    behind = _behind([tuple(run.accuracy for run in runs[search]) for search in ordered])
-    return [
-        _score(search, search.best(record) or math.nan, runs[search], alone, difference)
-        for search, difference in zip(ordered, behind, strict=True)
-    ]
+    complete = [found for search in searches if (found := _complete(search, record))]
+    alone = next((method for method in complete if method.entry.method == reference), None)
+    ordered = sorted(complete, key=lambda method: -method.mean)
+    behind = _behind([[run.accuracy for run in method.runs] for method in ordered])
+    return [_score(method, alone, apart) for method, apart in zip(ordered, behind, strict=True)]
 
 
-def _complete(search: Search, record: Record) -> list[Measured]:
-    """The runs of the best rate by seed; none while one is missing."""
-    best = search.best(record)
-    found = [record.result(run) for run in search.at(best)] if best is not None else []
-    results = [result for result in found if result is not None]
-    return results if len(results) == len(found) else []
+def _complete(search: Search, record: Record) -> _Complete | None:
+    if (best := search.best(record)) is None:
+        return None
+    found = [record.result(run) for run in search.at(best)]
+    runs = [result for result in found if result is not None]
+    return _Complete(search.entry, best, runs) if len(runs) == len(found) else None
 
 
-def _score(
-    search: Search, lr: float, runs: list[Measured], alone: list[Measured] | None, behind: Difference | None
-) -> Score:
-    means = tuple(run.mean for run in runs)
+def _score(method: _Complete, alone: _Complete | None, behind: Difference | None) -> Score:
+    runs, means = method.runs, tuple(run.mean for run in method.runs)
     errors = [run.aggregation_error for run in runs if run.aggregation_error is not None]
-    mine, theirs = _pooled(runs), _pooled(alone or [])
-    target = fmean(run.mean for run in alone) if alone else math.inf
+    mine, theirs = _pooled(runs), _pooled(alone.runs if alone else [])
+    target = alone.mean if alone else math.inf
     found = gains(mine, theirs)
     return Score(
-        regime=search.entry.regime,
-        method=search.entry.method,
-        lr=lr,
+        regime=method.entry.regime,
+        method=method.entry.method,
+        lr=method.lr,
         means=means,
         std=stdev(means) if len(means) > 1 else None,
         worst=min(spread(run.accuracy).worst for run in runs),
         harmed=harmed(mine, theirs),
         gain=fmean(found.values()) if found else None,
-        bytes_up=fmean(_total(run) * run.bytes_up / (run.bytes_up + run.bytes_down) for run in runs),
-        bytes_down=fmean(_total(run) * run.bytes_down / (run.bytes_up + run.bytes_down) for run in runs),
+        bytes_up=fmean(run.sent * run.bytes_up / (run.bytes_up + run.bytes_down) for run in runs),
+        bytes_down=fmean(run.sent * run.bytes_down / (run.bytes_up + run.bytes_down) for run in runs),
         to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
         seconds=fmean(run.seconds for run in runs),
         aggregation_error=fmean(errors) if errors else None,
@@ -113,7 +122,3 @@ def _differences(best: Pairs, other: Pairs) -> list[float]:
 def _pooled(runs: Sequence[Measured]) -> Mapping[str, float]:
     """Accuracy by (seed, client) as one mapping, so that a client is compared with itself."""
     return {f"{i}/{name}": value for i, run in enumerate(runs) for name, value in run.accuracy.items()}
-
-
-def _total(run: Measured) -> float:
-    return float(run.curve[-1]["bytes"])

@@ -74,6 +74,12 @@ def test_what_a_regime_fixes_takes_the_place_of_what_a_method_says_and_equals_ar
     assert made["own", "plain"] == [*smaller, "split=share_b", "head=frozen", "downlink=int8"]
 
 
+def test_of_equal_methods_the_reference_is_the_one_that_is_kept():
+    methods = {"shared head": "split=local_only head=shared", "alone": "split=local_only head=local"}
+    made = words(grid(methods=methods, fixed={"own": "head=frozen"}))
+    assert list(made) == [("plain", "shared head"), ("plain", "alone"), ("own", "alone")]
+
+
 def test_methods_of_one_regime_alone_are_nowhere_else():
     made = words(grid(further={"own": {"share B": "split=share_b"}}))
     assert [key for key in made if key[1] == "share B"] == [("own", "share B")]
@@ -119,7 +125,7 @@ def test_a_method_may_run_only_where_it_fits_but_somewhere_it_must():
 
 
 def test_data_that_cannot_be_divided_are_told_before_anything_runs():
-    with pytest.raises(ConfigError, match=r"regime plain, method alone: .*lower federation.clients"):
+    with pytest.raises(ConfigError, match=r"regime plain: .*lower federation.clients"):
         check(grid(regimes={"plain": "experiment=smoke federation.clients=99999"}), "mine")
 
 
@@ -156,6 +162,7 @@ def test_a_place_is_filled_in_where_it_is_and_its_regime_left_out_where_it_is_no
         ({"quick": Quick(["own"], ["share A"], [0])}, "the reference 'alone' is missing"),
         ({"seeds": []}, "seeds: expected at least one"),
         ({"rates": [0.1, 0.1]}, "rates: .* has one twice"),
+        ({"methods": {"alone": "title='open"}}, "No closing quotation; close every quote"),
     ],
 )
 def test_a_name_that_is_none_is_told(changes, said):
