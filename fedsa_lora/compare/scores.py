@@ -68,14 +68,14 @@ class _Complete:
 
 def scores(searches: Sequence[Search], record: Record, reference: str) -> list[Score]:
     """Of the complete methods of one regime, the best mean first; equal ones as they were given."""
-    complete = [found for search in searches if (found := _complete(search, record))]
+    complete = [found for search in searches if (found := _completed(search, record))]
     alone = next((method for method in complete if method.entry.method == reference), None)
     ordered = sorted(complete, key=lambda method: -method.mean)
     behind = _behind([[run.accuracy for run in method.runs] for method in ordered])
     return [_score(method, alone, apart) for method, apart in zip(ordered, behind, strict=True)]
 
 
-def _complete(search: Search, record: Record) -> _Complete | None:
+def _completed(search: Search, record: Record) -> _Complete | None:
     if (best := search.best(record)) is None:
         return None
     found = [record.result(run) for run in search.at(best)]
