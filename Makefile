@@ -42,8 +42,8 @@ golden: $(READY)  ## make the golden run again, after a change that is meant to 
 methods: $(READY)  ## the tables of the README, about an hour and a half on two cores
 	$(BIN)/python benchmarks/methods.py
 
-methods-table: $(READY)  ## every method on six cells, under three hours on two cores (ARGS=--quick: ten minutes)
-	$(BIN)/python benchmarks/methods_table.py $(ARGS)
+methods-table: $(READY)  ## every method on six cells, under three hours on two cores; ARGS=--resume goes on
+	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(ARGS)
 
 notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
 	$(BIN)/python scripts/make_notebooks.py

@@ -1,10 +1,11 @@
-"""The command line: ``fedsa-lora run | evaluate | export | doctor``."""
+"""The command line: ``fedsa-lora run | compare | advise | evaluate | export | doctor``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.arrays import ROLES
 
 if TYPE_CHECKING:
+    from fedsa_lora.compare.advice import Advice, Evidence
     from fedsa_lora.plan import Plan
     from fedsa_lora.settings import RunConfig
 
@@ -33,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a federation through `flwr run` in simulation")
     run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
+    advise = commands.add_parser("advise", help="which split and head to use, from short runs on your data")
+    advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
+    advise.add_argument("--rounds", type=_positive, help="of each short run (default: 6)")
+    _add_processes(advise)
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
     evaluate.add_argument(
@@ -50,6 +57,29 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
     commands.add_parser("doctor", help="check this machine and installation")
     return main_parser
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
+    compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
+    begin = compare.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
+    begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
+    begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
+    _add_processes(compare)
+    compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--processes", type=_positive, help="runs at the same time (default: as cores and memory allow)"
+    )
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,9 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.simulate import new_run_dir, simulate
     from fedsa_lora.runs.table import print_summary
 
-    overrides = list(options.overrides)
-    if not any(word.split("=")[0] == "experiment" for word in overrides):
-        overrides.insert(0, "experiment=quickstart")
+    overrides = _with_experiment(options.overrides)
     name = load(overrides).name
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
@@ -86,6 +114,74 @@ def _run(options: argparse.Namespace) -> int:
     simulate(config, overrides, plan.simulation, console)
     print_summary(config.run_dir, console)
     return 0
+
+
+def _with_experiment(overrides: Sequence[str]) -> list[str]:
+    """The quickstart, where no experiment is named."""
+    named = any(word.split("=")[0] == "experiment" for word in overrides)
+    return [*([] if named else ["experiment=quickstart"]), *overrides]
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fedsa_lora.compare.comparison import Comparison
+    from fedsa_lora.compare.grid import read_grid
+    from fedsa_lora.compare.making import at_once
+
+    grid, name = read_grid(options.grid), Path(options.grid).stem
+    if options.quick:
+        grid, name = grid.quickly(), f"{name}-quick"
+    folder = options.to or Path("runs") / f"compare-{name}"
+    if options.recorded:
+        comparison = Comparison.recorded(grid, folder)
+    else:
+        comparison = Comparison.to_run(grid, name, folder)
+        comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+    complete = comparison.write()
+    for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
+        console.print(escape(line), soft_wrap=True)
+    console.print(f"written: {escape(str(comparison.folder / 'table.md'))}", soft_wrap=True)
+    return 0 if complete else EXIT_FAILED
+
+
+def _advise(options: argparse.Namespace) -> int:
+    from fedsa_lora.compare.advice import advise
+    from fedsa_lora.compare.making import at_once
+    from fedsa_lora.compare.probe import ROUNDS, YOURS, probe, probe_grid
+
+    grid = probe_grid(_with_experiment(options.overrides), options.rounds or ROUNDS)
+    with tempfile.TemporaryDirectory(prefix="fedsa-advise-") as folder:
+        evidence = probe(grid, Path(folder), options.processes or at_once(), console)
+    advice = advise(evidence)
+    print_evidence(evidence, advice)
+    for reason in advice.reasons:
+        console.print(escape(reason), soft_wrap=True)
+    chosen = advice.chosen
+    words = f"{grid.regimes[YOURS]} {chosen.words} train.lr={chosen.lr:g}"
+    console.print(f"fedsa-lora run {escape(words)}", style="bold", soft_wrap=True, highlight=False)
+    return 0
+
+
+def print_evidence(evidence: Evidence, advice: Advice) -> None:
+    """What an advice was measured by, as a table."""
+    from fedsa_lora.compare.advice import ALONE
+    from fedsa_lora.runs.measures import harmed, spread
+    from fedsa_lora.runs.wording import amount, percent, points
+
+    table = Table(
+        title="on the clients' validation examples, one seed; noise: one standard error over clients"
+    )
+    for column in ("candidate", "lr", "mean", "worst", "against alone", "noise", "harmed", "up a round"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    for name, probe in evidence.probes.items():
+        lead, noise = evidence.lead(name, ALONE)
+        measured = spread(probe.accuracy)
+        below = harmed(probe.accuracy, evidence.probes[ALONE].accuracy)
+        table.add_row(
+            escape(name), f"{probe.lr:g}", percent(measured.mean), percent(measured.worst), points(lead),
+            f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
+            style="bold" if probe == advice.chosen else "",
+        )  # fmt: skip
+    console.print(table)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -142,7 +238,14 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
 
-_COMMANDS = {"run": _run, "evaluate": _evaluate, "export": _export, "doctor": _doctor}
+_COMMANDS = {
+    "run": _run,
+    "compare": _compare,
+    "advise": _advise,
+    "evaluate": _evaluate,
+    "export": _export,
+    "doctor": _doctor,
+}
 
 
 def print_plan(config: RunConfig, plan: Plan) -> None:

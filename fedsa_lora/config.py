@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
 PATHS = {"run": ("dir", "store"), "task": ("dataset", "files"), "model": ("path", "tokenizer")}
-NONE_CHOSEN = ("experiment",)  # groups of which none need be chosen
+NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
 def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) -> RunConfig:
@@ -63,9 +63,14 @@ def places(config: RunConfig) -> list[str]:
     words = []
     for section, key, value in _paths(config.resolved | {"run": run}):
         if Path(value).is_absolute():
-            escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
-            words.append(f'{section}.{key}="{escaped}"')
+            words.append(assignment(f"{section}.{key}", value))
     return words
+
+
+def assignment(key: str, value: str) -> str:
+    """The override that gives a key this text, whatever characters it has."""
+    escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
+    return f'{key}="{escaped}"'
 
 
 def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -135,15 +140,22 @@ def read_config(run_dir: Path) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir} is no run directory: it has no config.yaml")
+    node = read_settings(path)
+    if isinstance(node.get("run"), dict):
+        node["run"]["dir"] = str(run_dir.resolve())
+    return from_resolved(node)
+
+
+def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:
+    """The settings of a YAML file, with ``resolve`` its ``${...}`` resolved. Raises ConfigError when it
+    holds none."""
     try:
-        node = OmegaConf.to_container(OmegaConf.load(path))
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path} holds no settings: it was cut off or altered")
-    if isinstance(node.get("run"), dict):
-        node["run"]["dir"] = str(run_dir.resolve())
-    return from_resolved({str(k): v for k, v in node.items()})
+    return {str(key): value for key, value in node.items()}
 
 
 def to_yaml(config: RunConfig) -> str:

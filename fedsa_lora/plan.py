@@ -84,7 +84,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     Raises ConfigError when not even one client fits.
     """
     machine = config.machine
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
     at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.clients)
     if at_once < 1:
@@ -103,6 +103,11 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
         cpus=at_once * machine.cpus_per_client,
         gpus=gpus,
     )
+
+
+def usable_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _actors(simulation: Simulation) -> int:

@@ -16,7 +16,8 @@ from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.validation import RANGES, build_inner, from_resolved
 
 NEEDS = {"partition/natural": ["task=clinc150"], "task/text": ["task.dataset=rows.csv"]}
-OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
+OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
 COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
 HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
 PLUGIN = """
@@ -337,6 +338,17 @@ def test_overrides_may_be_one_string_as_flwr_run_passes_them(tmp_path):
     assert config.run_dir == place
     assert load(["split=share_b"]).resolved == load("split=share_b").resolved
     assert "No closing quotation" in faults_of("title='open")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_regime_has_the_last_word_over_an_experiment(order):
+    config = load(["experiment=quickstart", "regime=dirichlet_01", "task=banking77"][::order])
+    assert config.federation.partitioner["_target_"].endswith("DirichletPartitioner")
+    assert config.federation.partitioner["alpha"] == 0.1
+    assert config.federation.label_meaning == "common"
+    assert config.evaluation.local_only_lr == load(["experiment=quickstart"]).evaluation.local_only_lr
+    plain = load(["experiment=smoke"]).resolved
+    assert load(["regime=null", "experiment=smoke"]).resolved | {"title": plain["title"]} == plain
 
 
 def test_no_experiment_can_be_chosen_by_name():

@@ -88,7 +88,7 @@ class RunDirectory:
         self._write_json("summary.json", summary)
         for name in ("rounds", "clients"):
             lines = (self.path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-            self._write(f"{name}.csv", _csv([json.loads(line) for line in lines]))
+            self._write(f"{name}.csv", as_csv([json.loads(line) for line in lines]))
 
     def _checkpoints(self) -> DirectoryStore:
         return DirectoryStore(self.path, "checkpoints", self.config.name, self.config.run.keep_generations)
@@ -148,7 +148,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV, with every column that one of them has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -53,7 +53,7 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads)}
     try:
-        with _progress(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
+        with progress_line(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
             view = RunView(run_dir, config.federation.rounds, progress)
             outcome = run.follow(view.update)
             view.update()
@@ -98,7 +98,8 @@ class RunView:
         self.progress.update(self.bar, completed=len(rows), description=f"round {len(rows)}", facts=facts)
 
 
-def _progress(console: Console) -> Progress:
+def progress_line(console: Console, window: float = 30.0) -> Progress:
+    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -108,4 +109,5 @@ def _progress(console: Console) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=window,
     )

@@ -1,0 +1,114 @@
+"""Which split to use, by a rule, from what short runs on a user's own data came to.
+
+The rule: ``soft`` stands unless another split is ahead of it by more than the noise; of those that are, the
+best mean. Between sharing A and sharing B, where both are and neither is ahead of the other, that role is
+shared in which the clients' changes agree more. What is not ahead of training alone by more than the noise
+is not worth sending: then local only. Noise is one standard error of the mean of paired differences over
+clients; a lead within it decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from fedsa_lora.compare.significance import standard_error
+from fedsa_lora.runs.measures import Values, gains, harmed
+from fedsa_lora.runs.wording import listed, points
+
+ALONE, SOFT = "local only", "soft"
+SHARES = {"share A": "A", "share B": "B"}  # the role whose agreement speaks for a candidate
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A candidate at its best rate: validation accuracy by client, bytes up by client and round."""
+
+    name: str
+    words: str
+    lr: float
+    accuracy: Values
+    bytes_up: float
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.accuracy.values())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured; ``agreement`` is the mean cosine between clients of what training alone changed, by
+    role, from -1 to 1."""
+
+    probes: dict[str, Probe]
+    agreement: dict[str, float]
+
+    def lead(self, one: str, other: str) -> tuple[float, float]:
+        """Mean difference over clients, and its noise."""
+        found = list(gains(self.probes[one].accuracy, self.probes[other].accuracy).values())
+        return fmean(found), standard_error(found)
+
+    def ahead(self, one: str, other: str) -> bool:
+        """Whether one leads the other by more than the noise."""
+        lead, noise = self.lead(one, other)
+        return lead > noise
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to run, and why, a sentence each."""
+
+    chosen: Probe
+    reasons: list[str]
+
+
+def advise(evidence: Evidence) -> Advice:
+    """By the rule of this module."""
+    chosen = _choice(evidence)
+    reasons = [_against_alone(evidence, chosen), *_of_agreement(evidence), *_within_noise(evidence, chosen)]
+    return Advice(evidence.probes[chosen], reasons)
+
+
+def _choice(evidence: Evidence) -> str:
+    rivals = [name for name in evidence.probes if name not in (SOFT, ALONE) and evidence.ahead(name, SOFT)]
+    best = max(rivals, key=lambda name: evidence.probes[name].mean, default=SOFT)
+    if best in SHARES and set(SHARES) <= set(rivals):
+        other = next(name for name in SHARES if name != best)
+        agrees = evidence.agreement.get(SHARES[other], 0.0) > evidence.agreement.get(SHARES[best], 0.0)
+        if agrees and not evidence.ahead(best, other):
+            best = other
+    return best if evidence.ahead(best, ALONE) else ALONE
+
+
+def _against_alone(evidence: Evidence, chosen: str) -> str:
+    if chosen == ALONE:
+        best = max((name for name in evidence.probes if name != ALONE), key=lambda n: evidence.probes[n].mean)
+        lead, noise = evidence.lead(best, ALONE)
+        return (
+            f"Nothing that was tried is clearly better than training alone: {best} is at {points(lead)}, "
+            f"with a noise of {100 * noise:.1f}."
+        )
+    lead, noise = evidence.lead(chosen, ALONE)
+    below = harmed(evidence.probes[chosen].accuracy, evidence.probes[ALONE].accuracy) or 0.0
+    return (
+        f"{chosen} is at {points(lead)} against training alone, with a noise of {100 * noise:.1f}; "
+        f"{below:.0%} of the clients are below it."
+    )
+
+
+def _of_agreement(evidence: Evidence) -> list[str]:
+    if not {"A", "B"} <= evidence.agreement.keys():
+        return []
+    a, b = evidence.agreement["A"], evidence.agreement["B"]
+    common = "A" if a > b else "B"
+    return [
+        f"Alone, clients change A with a mean cosine of {a:.2f}, B with {b:.2f}: they agree more on {common}."
+    ]
+
+
+def _within_noise(evidence: Evidence, chosen: str) -> list[str]:
+    close = [
+        name for name in evidence.probes
+        if name != chosen and not evidence.ahead(chosen, name)
+    ]  # fmt: skip
+    return [f"Not to be told from it by this probe: {listed(close)}."] if close else []

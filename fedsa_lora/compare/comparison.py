@@ -1,0 +1,117 @@
+"""A comparison from its grid to its tables and figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fedsa_lora.compare.figure import draw
+from fedsa_lora.compare.grid import Entry, Grid, check
+from fedsa_lora.compare.making import make
+from fedsa_lora.compare.measure import measured
+from fedsa_lora.compare.page import page, rows, verdict
+from fedsa_lora.compare.record import Record
+from fedsa_lora.compare.scores import Score, scores
+from fedsa_lora.compare.search import Search
+from fedsa_lora.errors import RunError
+from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.figure_style import to_png
+from fedsa_lora.runs.reading import Row
+from fedsa_lora.runs.rundir import as_csv
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A grid, what of it can be run here with remarks on the rest, and what is recorded."""
+
+    grid: Grid
+    folder: Path
+    searches: list[Search]
+    notes: list[str]
+    record: Record
+
+    @classmethod
+    def to_run(cls, grid: Grid, name: str, folder: Path) -> Comparison:
+        """What can be run here, checked as a whole. Raises ConfigError that lists every fault."""
+        entries, notes = check(grid, name)
+        return cls(grid, folder, _searches(grid, entries), notes, Record(folder / "runs.jsonl"))
+
+    @classmethod
+    def recorded(cls, grid: Grid, folder: Path) -> Comparison:
+        """What was run, perhaps elsewhere. Raises RunError where nothing was."""
+        record = Record(folder / "runs.jsonl")
+        if not len(record):
+            raise RunError(
+                f"{record.path} holds no runs: leave out --recorded, or say with --to where they are"
+            )
+        searches = _searches(grid, grid.entries())
+        optional = [s for s in searches if s.entry.method in grid.where_it_fits and not s.settled(record)]
+        return cls(grid, folder, [s for s in searches if s not in optional], [], record)
+
+    def run(
+        self,
+        processes: int,
+        console: Console,
+        resume: bool = False,
+        restart: bool = False,
+        measure: Callable[[Path], Row] = measured,
+    ) -> None:
+        """Make what is missing. Raises RunError where runs are recorded already, and neither to go on with
+        them nor to begin anew was asked for."""
+        if restart:
+            self.record.forget()
+        elif len(self.record) and not resume:
+            raise RunError(
+                f"{self.record.path} holds {len(self.record)} runs: --resume goes on with them, --restart "
+                "throws them away, --recorded shows them, --to writes elsewhere"
+            )
+        self.record.open()
+        make(self.grid, self.searches, self.record, processes, console, measure)
+
+    def write(self) -> bool:
+        """Write table, rows and figures of what is recorded; True when nothing failed or is missing."""
+        by_regime = {regime: self.scores(regime) for regime in self.regimes}
+        text = page(self.grid, by_regime, self.notes, self.failures(), missing := self.missing())
+        write_atomically(self.folder / "table.md", text.encode())
+        flat = [row for found in by_regime.values() for row in rows(found)]
+        write_atomically(self.folder / "table.csv", as_csv(flat).encode())
+        for regime, found in by_regime.items():
+            if found:
+                name = re.sub(r"[^\w.-]+", "_", regime)
+                write_atomically(self.folder / f"{name}.png", to_png(draw(found, self.grid.reference)))
+        return not missing and not self.failures()
+
+    @property
+    def regimes(self) -> list[str]:
+        return list(dict.fromkeys(search.entry.regime for search in self.searches))
+
+    def scores(self, regime: str) -> list[Score]:
+        """The complete methods of a regime, the best first."""
+        return scores(self._of(regime), self.record, self.grid.reference)
+
+    def verdicts(self) -> list[str]:
+        """One line for each regime of which something is complete."""
+        return [verdict(found) for regime in self.regimes if (found := self.scores(regime))]
+
+    def failures(self) -> list[str]:
+        """One line for each run that failed."""
+        failed = [found for search in self.searches for found in search.failed(self.record)]
+        return [
+            f"{run.entry.regime}, {run.entry.method}, lr {run.lr:g}, seed {run.seed}: {' '.join(why.split())}"
+            for run, why in failed
+        ]
+
+    def missing(self) -> int:
+        """How many runs are still to be made."""
+        return sum(search.length - search.settled(self.record) for search in self.searches)
+
+    def _of(self, regime: str) -> Sequence[Search]:
+        return [search for search in self.searches if search.entry.regime == regime]
+
+
+def _searches(grid: Grid, entries: Sequence[Entry]) -> list[Search]:
+    return [Search(entry, tuple(grid.rates), tuple(grid.seeds)) for entry in entries]

@@ -1,0 +1,47 @@
+"""A regime as a picture: every method with its mean, its seeds and its worst client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from fedsa_lora.compare.scores import Score
+from fedsa_lora.runs.figure_style import LIGHT, FigureStyle, add_legend, blank, name_axes, thin_ticks
+
+MOST = 20.0  # inches
+
+
+def draw(found: Sequence[Score], reference: str, style: FigureStyle = LIGHT) -> Figure:
+    """One row for each method of a regime, the best on top; bold names cannot be told from the best."""
+    height = min(2.2 + 0.3 * len(found), MOST)
+    fig, ax = blank(style, f"Methods compared: {found[0].regime}", height)
+    upward = list(reversed(found))
+    for score in upward:
+        if score.method == reference:
+            ax.axvline(
+                score.mean, color=style.alone, linestyle="--", linewidth=1.6, label=f"mean of {reference}"
+            )
+    ax.scatter(
+        [score.worst for score in upward], range(len(upward)), s=34, marker="D", facecolor=style.paper,
+        edgecolor=style.down, linewidth=1.6, zorder=3, label="worst client of all seeds",
+    )  # fmt: skip
+    ax.scatter(
+        [score.mean for score in upward], range(len(upward)), s=60, marker="o", facecolor=style.personalised,
+        edgecolor=style.personalised, zorder=3, label="mean over clients and seeds",
+    )  # fmt: skip
+    ax.scatter(
+        [mean for score in upward for mean in score.means],
+        [row for row, score in enumerate(upward) for _ in score.means],
+        s=12, marker="o", facecolor=style.paper, edgecolor=style.ink, linewidth=1, zorder=4,
+        label="mean over clients, by seed",
+    )  # fmt: skip
+    thin_ticks(ax.yaxis, [style.short(score.method) for score in upward], len(upward))
+    for label, score in zip(ax.get_yticklabels(), upward, strict=True):
+        label.set_fontweight("bold" if score.level else "normal")
+    ax.set_ylim(-0.7, len(upward) - 0.3)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    name_axes(ax, style, "accuracy on own test examples (%)", "method")
+    add_legend(fig, ax, style)
+    return fig

@@ -1,0 +1,237 @@
+"""What is compared: methods in regimes, with their learning rates and seeds, as a file says it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedsa_lora.binding import bind, raise_faults, unknown
+from fedsa_lora.config import CONF, assignment, load, read_settings
+from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.settings import RunConfig
+
+GRIDS = CONF / "compare"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method in a regime: ``words`` are its overrides, less learning rate and seed."""
+
+    regime: str
+    method: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an entry; ``key`` is what makes two runs the same."""
+
+    entry: Entry
+    lr: float
+    seed: int
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], float, int]:
+        return self.entry.words, self.lr, self.seed
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A part of a grid for a first look; ``words`` come after a method's."""
+
+    regimes: list[str]
+    methods: list[str]
+    seeds: list[int]
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Overrides of each regime and method by name, as one line each.
+
+    The learning rate of a method in a regime is the best of ``rates`` by the validation part of the first
+    of ``seeds``. ``reference`` is the method that others are measured by. ``fixed``: what a regime sets
+    whatever a method says, such as ``head=frozen``. ``further``: methods of one regime alone.
+    ``where_it_fits``: methods that are left out of a regime that they clash with; any other clash is an
+    error. ``places``: folders by a name that stands for them in words; a regime whose folder is missing
+    is left out. ``every``: rounds between evaluations.
+    """
+
+    title: str
+    regimes: dict[str, str]
+    methods: dict[str, str]
+    reference: str
+    seeds: list[int]
+    rates: list[float]
+    description: str = ""
+    every: int = 3
+    fixed: dict[str, str] = field(default_factory=dict)
+    further: dict[str, dict[str, str]] = field(default_factory=dict)
+    where_it_fits: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    quick: Quick | None = None
+
+    def __post_init__(self) -> None:
+        faults = [f"{name}: expected at least one" for name in _NEEDED if not getattr(self, name)]
+        for name in ("seeds", "rates"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                faults.append(f"{name}: {getattr(self, name)} has one twice")
+        names = [*self.methods, *(method for some in self.further.values() for method in some)]
+        quick = self.quick or Quick([], [], [])
+        for place, known, given in (
+            ("reference", list(self.methods), [self.reference]),
+            ("fixed", list(self.regimes), self.fixed),
+            ("further", list(self.regimes), self.further),
+            ("where_it_fits", names, self.where_it_fits),
+            ("quick.regimes", list(self.regimes), quick.regimes),
+            ("quick.methods", list(self.methods), quick.methods),
+        ):
+            kind = "regime" if place in ("fixed", "further", "quick.regimes") else "method"
+            faults += [unknown(f"{place}: {name}", kind, known, name) for name in given if name not in known]
+        if self.quick and self.reference not in self.quick.methods:
+            faults.append(f"quick.methods: the reference {self.reference!r} is missing")
+        faults += [f"{line!r}: {fault}" for line in self._lines() if (fault := _unreadable(line))]
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def quickly(self) -> Grid:
+        """The grid of a first look. Raises ConfigError when it has none."""
+        if self.quick is None:
+            raise ConfigError(f"the grid {self.title!r} says nothing about --quick: give it a block quick")
+        methods = {name: f"{self.methods[name]} {self.quick.words}" for name in self.quick.methods}
+        regimes = {name: self.regimes[name] for name in self.quick.regimes}
+        fixed = {name: words for name, words in self.fixed.items() if name in regimes}
+        fits = [name for name in self.where_it_fits if name in methods]
+        return replace(
+            self, regimes=regimes, methods=methods, seeds=self.quick.seeds, fixed=fixed, further={},
+            where_it_fits=fits, quick=None,
+        )  # fmt: skip
+
+    def entries(self) -> list[Entry]:
+        """Every method of every regime; of those with the same words in a regime one alone, the reference or
+        else the first."""
+        kept: dict[tuple[str, tuple[str, ...]], Entry] = {}
+        for entry in self._all():
+            key = entry.regime, entry.words
+            if key not in kept or entry.method == self.reference:
+                kept[key] = entry
+        return list(kept.values())
+
+    def missing(self) -> dict[str, str]:
+        """By regime whose data are not here, the folder that it names."""
+        found: dict[str, str] = {}
+        for name, path in self.places.items():
+            if not Path(path).expanduser().is_dir():
+                found |= {r: path for r, words in self.regimes.items() if _names(words, name)}
+        return found
+
+    def overrides(self, run: Run) -> list[str]:
+        """What a run is started with: its words, with places where they are here, and what all have."""
+        words = [self.located(word) for word in run.entry.words]
+        return [
+            *words, f"train.lr={run.lr}", f"seed={run.seed}", f"evaluation.every={self.every}",
+            "evaluation.before=false", "evaluation.local_only=false", "run.report=false",
+        ]  # fmt: skip
+
+    def located(self, word: str) -> str:
+        """An override with the folder in which a place is here, instead of its name."""
+        key, _, value = word.partition("=")
+        if value not in self.places:
+            return word
+        return assignment(key, str(Path(self.places[value]).expanduser().resolve()))
+
+    def _lines(self) -> Iterator[str]:
+        """Every line of overrides."""
+        for lines in (self.regimes, self.methods, self.fixed, *self.further.values()):
+            yield from lines.values()
+
+    def _all(self) -> Iterator[Entry]:
+        for regime, common in self.regimes.items():
+            fixed = shlex.split(self.fixed.get(regime, ""))
+            for method, own in (self.methods | self.further.get(regime, {})).items():
+                words = (*shlex.split(common), *_with_fixed(shlex.split(own), fixed))
+                yield Entry(regime, method, words)
+
+
+_NEEDED = ("regimes", "methods", "seeds", "rates")
+
+
+def read_grid(name: str) -> Grid:
+    """The grid of a name in ``conf/compare`` or of a YAML file. Raises ConfigError that lists every fault."""
+    known = sorted(path.stem for path in GRIDS.glob("*.yaml"))
+    path = GRIDS / f"{name}.yaml" if name in known else Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(unknown(name, "grid, nor a YAML file of one", known))
+    faults: list[str] = []
+    grid = bind(Grid, read_settings(path, resolve=True), "", faults)
+    if grid is None:
+        raise ConfigError(f"the grid {path}:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return grid
+
+
+def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
+    """The entries that can be run here, and a remark on each thing that is left out.
+
+    Each entry is composed and bound, and each regime's data are divided, before anything runs. Raises
+    ConfigError that names grid, regime and method of every fault.
+    """
+    missing, faults, kept, fits = grid.missing(), [], [], set()
+    notes = [f"{regime} is left out: there is no folder {path}" for regime, path in missing.items()]
+    entries = [entry for entry in grid.entries() if entry.regime not in missing]
+    described: set[str] = set()
+    for entry in entries:
+        place = f"grid {name}, regime {entry.regime}"
+        try:
+            config = load(grid.overrides(Run(entry, grid.rates[0], grid.seeds[0])))
+        except FedSAError as error:
+            if entry.method in grid.where_it_fits:
+                notes.append(f"{entry.method} does not fit {entry.regime}: {_reason(error)}")
+            else:
+                faults.append(f"{place}, method {entry.method}: {error}")
+            continue
+        if entry.regime not in described:
+            described.add(entry.regime)
+            faults += [f"{place}: {fault}" for fault in _of_data(config, len(grid.rates) > 1)]
+        kept.append(entry)
+        fits.add(entry.method)
+    faults += [f"grid {name}: {m} fits no regime" for m in grid.where_it_fits if entries and m not in fits]
+    raise_faults(faults)
+    if not kept:
+        raise ConfigError(f"grid {name}: nothing is left to run: {'; '.join(notes)}")
+    return kept, notes
+
+
+def _of_data(config: RunConfig, chosen: bool) -> Iterator[str]:
+    """Why the data of a regime cannot be used; ``chosen``: rates are, which takes a validation part."""
+    if chosen and not config.federation.validation_examples:
+        yield "rates are chosen with federation.validation_examples, which is 0"
+    try:
+        config.task.describe()
+    except FedSAError as error:
+        yield str(error)
+
+
+def _with_fixed(words: list[str], fixed: list[str]) -> list[str]:
+    """A method's words with those of the regime in place of the same keys, and the rest of them after."""
+    by_key: Mapping[str, str] = {word.partition("=")[0]: word for word in fixed}
+    keys = [word.partition("=")[0] for word in words]
+    replaced = [by_key.get(key, word) for key, word in zip(keys, words, strict=True)]
+    return [*replaced, *(word for key, word in by_key.items() if key not in keys)]
+
+
+def _unreadable(line: str) -> str:
+    try:
+        shlex.split(line)
+    except ValueError as error:
+        return f"{error}; close every quote"
+    return ""
+
+
+def _names(words: str, place: str) -> bool:
+    return any(word.partition("=")[2] == place for word in shlex.split(words))
+
+
+def _reason(error: FedSAError) -> str:
+    return str(error).splitlines()[-1].strip(" -")

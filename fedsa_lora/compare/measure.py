@@ -1,0 +1,74 @@
+"""One run of a federation in this process, measured: what a comparison is made of."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedsa_lora.config import read_config
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import Row, read_jsonl
+from fedsa_lora.runs.reevaluate import reevaluate
+
+
+def attempt(overrides: Sequence[str], measure: Callable[[Path], Row]) -> Row:
+    """Run a federation here, through the client and the strategy of ``flwr run``: a row with its ``result``,
+    by ``measure`` of the run directory, or with the ``error`` that ended it."""
+    folder = Path(tempfile.mkdtemp(prefix="fedsa-compare-"))
+    try:
+        with _quiet():
+            return {"result": measure(run_in_process([*overrides, f"run.dir={folder / 'run'}"]))}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only the errors of Flower's log, and no warnings: they would tear the progress line."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def measured(run_dir: Path) -> Row:
+    """What a finished run came to, as ``Measured`` has it."""
+    rows, rounds = read_jsonl(run_dir / "clients.jsonl"), read_jsonl(run_dir / "rounds.jsonl")
+    fits = [row for row in rows if row["phase"] == "fit"]
+    last = [row for row in rows if row["phase"] == "evaluate" and row["round"] == rounds[-1]["round"]]
+    errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
+    return {
+        "accuracy": {row["client"]: row["accuracy"] for row in last},
+        "validation": validation(run_dir),
+        "bytes_up": sum(row["bytes_up"] for row in fits) / len(fits),
+        "bytes_down": sum(row["bytes_down"] for row in fits) / len(fits),
+        "aggregation_error": sum(errors) / len(errors) if errors else None,
+        "seconds": sum(row["fit_seconds"] for row in rounds),
+        "curve": [
+            {
+                "round": row["round"],
+                "accuracy": row["accuracy"],
+                "bytes": sum(f["bytes_up"] + f["bytes_down"] for f in fits if f["round"] <= row["round"]),
+            }
+            for row in rounds
+            if row["evaluated"]
+        ],
+    }
+
+
+def validation(run_dir: Path) -> dict[str, float]:
+    """Accuracy by client on the validation part; empty where clients have none."""
+    if not read_config(run_dir).federation.validation_examples:
+        return {}
+    return {row.client: row.accuracy for row in reevaluate(run_dir, "validation")}

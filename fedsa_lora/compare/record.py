@@ -1,0 +1,103 @@
+"""Runs that were made, a line of a file each, so that an interrupted comparison can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsa_lora.compare.grid import Run
+from fedsa_lora.errors import RunError
+from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.measures import Values, spread
+from fedsa_lora.runs.reading import Row, read_jsonl
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run came to. ``accuracy`` and ``validation`` are by client, of its own model at the end; bytes
+    those of one client and round; ``seconds`` of training; ``curve`` has the mean accuracy by evaluated
+    round, with the ``bytes`` of all training messages until then."""
+
+    accuracy: Values
+    validation: Values
+    bytes_up: float
+    bytes_down: float
+    aggregation_error: float | None
+    seconds: float
+    curve: list[Row]
+    agreement: dict[str, float] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over clients, on the test part."""
+        return spread(self.accuracy).mean
+
+    @property
+    def sent(self) -> float:
+        """Bytes of all training messages of the run."""
+        return float(self.curve[-1]["bytes"])
+
+
+class Record:
+    """The lines of a file: ``cell`` (the regime), ``method``, ``words``, ``lr``, ``seed``, and the ``result``
+    or the ``error`` of the run. An error counts only where no line has a result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = read_jsonl(path, ["words", "lr", "seed"]) if path.is_file() else []
+        self._results: dict[object, Measured] = {}
+        self._errors: dict[object, str] = {}
+        for row in rows:
+            self._take((tuple(row["words"]), float(row["lr"]), int(row["seed"])), row)
+        self._lines = [json.dumps(row) for row in rows]
+
+    def open(self) -> None:
+        """Make ready to write: what a stopped process left unfinished goes, and what failed may be tried
+        again."""
+        self._errors.clear()
+        text = "".join(f"{line}\n" for line in self._lines)
+        write_atomically(self.path, text.encode())
+
+    def forget(self) -> None:
+        """Know nothing; ``open`` then empties the file."""
+        self._results, self._errors, self._lines = {}, {}, []
+
+    def add(self, run: Run, outcome: Row) -> None:
+        """Append a run with its result or its error; the line is on disk when this returns."""
+        words, lr, seed = run.key
+        head = {"cell": run.entry.regime, "method": run.entry.method, "lr": lr, "seed": seed}
+        line = json.dumps({**head, "words": list(words), **outcome}) + "\n"
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written: {error.strerror}; make room, then --resume"
+            ) from error
+        self._take(run.key, outcome)
+
+    def result(self, run: Run) -> Measured | None:
+        return self._results.get(run.key)
+
+    def error(self, run: Run) -> str | None:
+        """Why a run failed; None as well when it was not made."""
+        return None if run.key in self._results else self._errors.get(run.key)
+
+    def settled(self, run: Run) -> bool:
+        return run.key in self._results or run.key in self._errors
+
+    def __len__(self) -> int:
+        return len(self._results) + len(self._errors)
+
+    def _take(self, key: object, outcome: Row) -> None:
+        if "result" in outcome:
+            try:
+                self._results[key] = Measured(**outcome["result"])
+            except TypeError as error:
+                raise RunError(f"{self.path}: {error}; was it written by another version?") from None
+        else:
+            self._errors[key] = str(outcome.get("error", "no reason was recorded"))

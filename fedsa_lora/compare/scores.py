@@ -1,0 +1,124 @@
+"""What the runs of a regime say about its methods, each against the reference and against the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from fedsa_lora.compare.grid import Entry
+from fedsa_lora.compare.record import Measured, Record
+from fedsa_lora.compare.search import Search
+from fedsa_lora.compare.significance import LEVEL, Difference, holm, paired
+from fedsa_lora.runs.measures import Values, first_at, gains, harmed, spread
+
+Pairs = Sequence[Values]  # accuracy by client, one mapping for each seed
+
+
+@dataclass(frozen=True)
+class Score:
+    """A method in a regime over its seeds. Accuracies are of clients' own models on the test part.
+
+    ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) below
+    the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes are of all
+    training messages of a run, the mean over seeds; ``to_target`` those until the mean over clients first
+    reached the reference's mean, by seed. ``behind``: the best method minus this one, by pairs; None for
+    the best itself; ``p`` is adjusted for all methods of the regime.
+    """
+
+    regime: str
+    method: str
+    lr: float
+    means: tuple[float, ...]
+    std: float | None
+    worst: float
+    harmed: float | None
+    gain: float | None
+    bytes_up: float
+    bytes_down: float
+    to_target: tuple[float | None, ...]
+    seconds: float
+    aggregation_error: float | None
+    behind: Difference | None
+
+    @property
+    def mean(self) -> float:
+        """Over clients and seeds."""
+        return fmean(self.means)
+
+    @property
+    def level(self) -> bool:
+        """Whether this method is the best or cannot be told from it."""
+        return self.behind is None or self.behind.p >= LEVEL
+
+
+@dataclass(frozen=True)
+class _Complete:
+    """A method with a run for every seed, at its best rate."""
+
+    entry: Entry
+    lr: float
+    runs: list[Measured]
+
+    @property
+    def mean(self) -> float:
+        return fmean(run.mean for run in self.runs)
+
+
+def scores(searches: Sequence[Search], record: Record, reference: str) -> list[Score]:
+    """Of the complete methods of one regime, the best mean first; equal ones as they were given."""
+    complete = [found for search in searches if (found := _completed(search, record))]
+    alone = next((method for method in complete if method.entry.method == reference), None)
+    ordered = sorted(complete, key=lambda method: -method.mean)
+    behind = _behind([[run.accuracy for run in method.runs] for method in ordered])
+    return [_score(method, alone, apart) for method, apart in zip(ordered, behind, strict=True)]
+
+
+def _completed(search: Search, record: Record) -> _Complete | None:
+    if (best := search.best(record)) is None:
+        return None
+    found = [record.result(run) for run in search.at(best)]
+    runs = [result for result in found if result is not None]
+    return _Complete(search.entry, best, runs) if len(runs) == len(found) else None
+
+
+def _score(method: _Complete, alone: _Complete | None, behind: Difference | None) -> Score:
+    runs, means = method.runs, tuple(run.mean for run in method.runs)
+    errors = [run.aggregation_error for run in runs if run.aggregation_error is not None]
+    mine, theirs = _pooled(runs), _pooled(alone.runs if alone else [])
+    target = alone.mean if alone else math.inf
+    found = gains(mine, theirs)
+    return Score(
+        regime=method.entry.regime,
+        method=method.entry.method,
+        lr=method.lr,
+        means=means,
+        std=stdev(means) if len(means) > 1 else None,
+        worst=min(spread(run.accuracy).worst for run in runs),
+        harmed=harmed(mine, theirs),
+        gain=fmean(found.values()) if found else None,
+        bytes_up=fmean(run.sent * run.bytes_up / (run.bytes_up + run.bytes_down) for run in runs),
+        bytes_down=fmean(run.sent * run.bytes_down / (run.bytes_up + run.bytes_down) for run in runs),
+        to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
+        seconds=fmean(run.seconds for run in runs),
+        aggregation_error=fmean(errors) if errors else None,
+        behind=behind,
+    )
+
+
+def _behind(ordered: Sequence[Pairs]) -> list[Difference | None]:
+    """The first minus each of the others, over (client, seed), with p adjusted by Holm."""
+    raw = [paired(_differences(ordered[0], other)) for other in ordered[1:]]
+    adjusted = holm([difference.p for difference in raw])
+    told = [Difference(d.mean, d.low, d.high, p) for d, p in zip(raw, adjusted, strict=True)]
+    return [None, *told][: len(ordered)]
+
+
+def _differences(best: Pairs, other: Pairs) -> list[float]:
+    return [gain for mine, theirs in zip(best, other, strict=True) for gain in gains(mine, theirs).values()]
+
+
+def _pooled(runs: Sequence[Measured]) -> Mapping[str, float]:
+    """Accuracy by (seed, client) as one mapping, so that a client is compared with itself."""
+    return {f"{i}/{name}": value for i, run in enumerate(runs) for name, value in run.accuracy.items()}

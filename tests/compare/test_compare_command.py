@@ -1,0 +1,148 @@
+"""`fedsa-lora compare` with real runs of a tiny model, from the command line to the tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsa_lora.cli import EXIT_FAILED, main
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import read_jsonl
+
+GRID = """
+title: Tiny
+seeds: [0, 1]
+rates: [0.01]
+every: 1
+reference: alone
+regimes: {brief: experiment=smoke federation.rounds=2 federation.clients=3}
+methods:
+  %s
+"""
+ALONE, SHARE_A = "alone: split=local_only", "share A: split=share_a"
+
+
+def grid(folder: Path, *methods: str, **changes: str) -> str:
+    path = folder / "tiny.yaml"
+    text = GRID % "\n  ".join(methods)
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return str(path)
+
+
+def results(folder: Path) -> dict:
+    """By words, rate and seed, all but the times."""
+    rows = read_jsonl(folder / "runs.jsonl")
+    return {(tuple(row["words"]), row["lr"], row["seed"]): {**row["result"], "seconds": 0} for row in rows}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    """Alone and share A, each on two seeds, one run after the other."""
+    folder = tmp_path_factory.mktemp("compare")
+    assert main(["compare", grid(folder, ALONE, SHARE_A), "--processes", "1", "--to", f"{folder}/to"]) == 0
+    return folder / "to"
+
+
+def test_a_comparison_leaves_runs_tables_and_a_figure(compared):
+    names = sorted(path.name for path in compared.iterdir())
+    assert names == ["brief.png", "runs.jsonl", "table.csv", "table.md"]
+    assert len(results(compared)) == 4
+    page = (compared / "table.md").read_text()
+    assert "## brief" in page
+    assert "Not complete" not in page
+
+
+def test_a_run_of_a_comparison_is_the_run_of_its_words(compared, tmp_path):
+    [row] = [
+        r for r in read_jsonl(compared / "runs.jsonl") if "split=share_a" in r["words"] and r["seed"] == 1
+    ]
+    words = [*row["words"], "train.lr=0.01", "seed=1", "run.report=false", f"run.dir={tmp_path}/run"]
+    rows = read_jsonl(run_in_process(words) / "clients.jsonl")
+    last = {r["client"]: r["accuracy"] for r in rows if r["phase"] == "evaluate" and r["round"] == 2}
+    assert row["result"]["accuracy"] == last
+    assert [point["round"] for point in row["result"]["curve"]] == [1, 2]
+    sent = sum(r["bytes_down"] for r in rows if r["phase"] == "fit")
+    assert row["result"]["bytes_down"] * 6 == pytest.approx(sent, rel=0.01)  # headers have digits of seconds
+
+
+def test_other_processes_and_another_order_of_methods_give_the_same(compared, tmp_path):
+    command = ["compare", grid(tmp_path, SHARE_A, ALONE), "--processes", "2", "--to", f"{tmp_path}/to"]
+    assert main(command) == 0
+    expected, found = results(compared), results(tmp_path / "to")
+    assert found.keys() == expected.keys()
+    for key, result in expected.items():
+        for what in ("accuracy", "validation", "aggregation_error"):
+            assert found[key][what] == result[what]
+
+
+def test_a_cut_off_comparison_goes_on_where_it_was(compared, tmp_path, capsys):
+    to, path = tmp_path / "to", compared / "runs.jsonl"
+    to.mkdir()
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    (to / "runs.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
+    command = ["compare", grid(tmp_path, ALONE, SHARE_A), "--processes", "1", "--to", str(to)]
+    assert main(command) == EXIT_FAILED
+    assert "holds 3 runs: --resume goes on" in capsys.readouterr().err
+    assert main([*command, "--recorded"]) == EXIT_FAILED, "not complete"
+    assert (to / "runs.jsonl").read_text() != whole
+    assert main([*command, "--resume"]) == 0
+    assert results(to).keys() == results(compared).keys()
+    assert (to / "runs.jsonl").read_text().splitlines()[:3] == whole.splitlines()[:3]
+    assert main([*command, "--recorded"]) == 0
+    before = (to / "runs.jsonl").read_bytes()
+    assert main([*command, "--resume"]) == 0
+    assert (to / "runs.jsonl").read_bytes() == before, "nothing was left to do"
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path, capsys):
+    lost = "lost: split=layer_wise split.last=null split.layers=[7]"  # which the model does not have
+    text = grid(tmp_path, ALONE, lost, **{"seeds: [0, 1]": "seeds: [0]"})
+    assert main(["compare", text, "--processes", "1", "--to", f"{tmp_path}/to"]) == EXIT_FAILED
+    assert "brief, lost, lr 0.01, seed 0: " in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "to" / "runs.jsonl").read_text().splitlines()]
+    assert ["result" in row for row in rows] == [True, False]
+    page = (tmp_path / "to" / "table.md").read_text()
+    assert "**Runs that failed:**\n- brief, lost, lr 0.01, seed 0: " in page
+    assert "| **alone** |" in page
+    again = ["compare", text, "--processes", "1", "--to", f"{tmp_path}/to", "--restart"]
+    assert main(again) == EXIT_FAILED
+    assert len((tmp_path / "to" / "runs.jsonl").read_text().splitlines()) == 2, "the first were thrown away"
+
+
+def test_a_clash_is_told_before_anything_is_written(tmp_path, capsys):
+    clash = "FedEx: split=share_a strategy=fedex"
+    assert main(["compare", grid(tmp_path, ALONE, clash), "--to", f"{tmp_path}/to"]) == EXIT_FAILED
+    assert "regime brief, method FedEx: " in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+def test_lines_of_the_methods_table_that_were_written_elsewhere_count_as_done(tmp_path, capsys):
+    words = [
+        "experiment=quickstart", "federation.train_examples=[60,100]", "train.precision=bf16",
+        "federation.label_meaning=common", "partition=dirichlet", "federation.partitioner.alpha=0.1",
+        "task=snips", "federation.test_examples=60", "split=share_a", "codec=int8", "head=local",
+    ]  # fmt: skip
+    result = {
+        "accuracy": {"0": 0.25, "1": 0.75}, "validation": {"0": 0.5, "1": 0.5}, "bytes_up": 694.2,
+        "bytes_down": 425.25, "aggregation_error": None, "seconds": 51.2,
+        "curve": [{"round": 12, "accuracy": 0.5, "bytes": 134336}],
+    }  # fmt: skip
+    head = {"cell": "dirichlet-snips", "method": "FedSA, int8", "words": words, "result": result}
+    runs = [(0.0015, 0), (0.004, 0), (0.01, 0), (0.0015, 1)]
+    rows = [json.dumps({**head, "lr": lr, "seed": seed}) for lr, seed in runs]
+    (tmp_path / "runs.jsonl").write_text("\n".join(rows) + "\n")
+    command = ["compare", "methods", "--recorded", "--to", str(tmp_path)]
+    assert main(command) == EXIT_FAILED, "all else is missing"
+    assert "dirichlet-snips: FedSA, int8 0.500" in capsys.readouterr().out
+    assert "| **FedSA, int8** | 0.0015 | 0.500 ± 0.000 |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "methods", "--processes", number])
+    assert "--processes" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""A grid says what is compared; whatever is wrong with one is said by name before anything runs."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedsa_lora.compare.grid import GRIDS, Entry, Grid, Quick, Run, check, read_grid
+from fedsa_lora.config import load
+from fedsa_lora.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+BF16 = "train.precision=bf16"
+
+
+def grid(**changes) -> Grid:
+    return Grid(
+        **{
+            "title": "Tiny",
+            "regimes": {"plain": "experiment=smoke", "own": "experiment=smoke federation.rounds=2"},
+            "methods": {"alone": "split=local_only head=local", "share A": "split=share_a head=local"},
+            "reference": "alone",
+            "seeds": [0, 1],
+            "rates": [0.01],
+            **changes,
+        }
+    )
+
+
+def words(grid: Grid) -> dict[tuple[str, str], list[str]]:
+    return {(entry.regime, entry.method): list(entry.words) for entry in grid.entries()}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GRIDS.glob("*.yaml")))
+def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSA_LORA_AMAZON", str(tmp_path))
+    shipped = read_grid(name)
+    for part in (shipped, shipped.quickly()):
+        entries = part.entries()
+        assert len({(entry.regime, entry.words) for entry in entries}) == len(entries)
+        assert {entry.regime for entry in entries} == set(part.regimes)
+        if part is shipped:  # what is in the first regime and nowhere else, and all that it fits
+            entries = [entry for entry in entries if entry.regime == next(iter(part.regimes))]
+        for entry in entries[:: 1 if part is shipped else 4]:
+            load(part.overrides(Run(entry, part.rates[0], part.seeds[0])))
+
+
+def test_the_methods_grid_knows_the_runs_that_are_recorded():
+    made = words(read_grid("methods"))
+    found = 0
+    for path in (ROOT / "docs" / "results").rglob("runs.jsonl"):
+        for row in map(json.loads, path.read_text().splitlines()):
+            if (key := (row["cell"], row["method"])) in made:
+                old = [word for word in row["words"] if word != BF16]
+                assert made[key] == [*old[:2], BF16, *old[2:]]
+                found += 1
+    assert found
+
+
+def test_what_a_regime_fixes_takes_the_place_of_what_a_method_says_and_equals_are_run_once():
+    methods = {
+        "alone": "split=local_only head=local",
+        "FedIT": "split=share_ab head=shared codec=int8",
+        "own head": "split=share_ab head=local codec=int8",
+        "plain": "split=share_b",
+    }
+    made = words(grid(methods=methods, fixed={"own": "head=frozen downlink=int8"}))
+    assert made["plain", "FedIT"] == ["experiment=smoke", "split=share_ab", "head=shared", "codec=int8"]
+    assert ("plain", "own head") in made
+    assert ("own", "own head") not in made
+    smaller = ["experiment=smoke", "federation.rounds=2"]
+    assert made["own", "FedIT"] == [*smaller, "split=share_ab", "head=frozen", "codec=int8", "downlink=int8"]
+    assert made["own", "plain"] == [*smaller, "split=share_b", "head=frozen", "downlink=int8"]
+
+
+def test_of_equal_methods_the_reference_is_the_one_that_is_kept():
+    methods = {"shared head": "split=local_only head=shared", "alone": "split=local_only head=local"}
+    made = words(grid(methods=methods, fixed={"own": "head=frozen"}))
+    assert list(made) == [("plain", "shared head"), ("plain", "alone"), ("own", "alone")]
+
+
+def test_methods_of_one_regime_alone_are_nowhere_else():
+    made = words(grid(further={"own": {"share B": "split=share_b"}}))
+    assert [key for key in made if key[1] == "share B"] == [("own", "share B")]
+
+
+def test_a_quick_look_is_a_part_of_the_grid_with_words_of_its_own():
+    whole = grid(
+        quick=Quick(["own"], ["alone"], [7], "federation.clients=2"),
+        fixed={"plain": "head=frozen", "own": "head=shared"},
+        further={"own": {"share B": "split=share_b"}},
+    )
+    quick = whole.quickly()
+    assert words(quick) == {("own", "alone"): [*words(whole)["own", "alone"], "federation.clients=2"]}
+    assert quick.seeds == [7]
+    with pytest.raises(ConfigError, match="says nothing about --quick"):
+        grid().quickly()
+
+
+def test_a_clash_is_told_with_grid_regime_and_method_before_anything_runs():
+    clash = {"alone": "split=local_only", "FedEx": "split=share_a strategy=fedex", "typo": "spilt=share_a"}
+    with pytest.raises(ConfigError) as caught:
+        check(grid(methods=clash, reference="alone"), "mine")
+    said = str(caught.value)
+    assert "has 4 faults" in said
+    for regime in ("plain", "own"):
+        assert f"grid mine, regime {regime}, method FedEx: " in said
+        assert f"grid mine, regime {regime}, method typo: " in said
+    assert "expected split=share_ab" in said
+    assert "did you mean 'split'?" in said
+
+
+def test_a_method_may_run_only_where_it_fits_but_somewhere_it_must():
+    clash = {"alone": "split=local_only", "FedEx": "split=share_ab strategy=fedex"}
+    whole = grid(methods=clash, fixed={"own": "split=share_a"}, where_it_fits=["FedEx"])
+    entries, notes = check(whole, "mine")
+    assert [(entry.regime, entry.method) for entry in entries] == [
+        ("plain", "alone"), ("plain", "FedEx"), ("own", "alone"),
+    ]  # fmt: skip
+    assert len(notes) == 1
+    assert "FedEx does not fit own" in notes[0]
+    with pytest.raises(ConfigError, match="FedEx fits no regime"):
+        check(grid(methods=clash | {"FedEx": "strategy=fedex"}, where_it_fits=["FedEx"]), "mine")
+
+
+def test_data_that_cannot_be_divided_are_told_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"regime plain: .*lower federation.clients"):
+        check(grid(regimes={"plain": "experiment=smoke federation.clients=99999"}), "mine")
+
+
+def test_rates_are_not_chosen_without_a_validation_part():
+    regimes = {"plain": "experiment=smoke federation.validation_examples=0"}
+    check(grid(regimes=regimes), "one rate needs none")
+    with pytest.raises(ConfigError, match=r"rates are chosen with federation.validation_examples"):
+        check(grid(regimes=regimes, rates=[0.01, 0.02]), "mine")
+
+
+def test_a_place_is_filled_in_where_it_is_and_its_regime_left_out_where_it_is_not(tmp_path):
+    regimes = {"plain": "experiment=smoke", "reviews": "experiment=smoke task=text task.dataset=REVIEWS"}
+    place = tmp_path / 'a "folder"'
+    whole = grid(regimes=regimes, places={"REVIEWS": str(place)})
+    entries, notes = check(whole, "mine")
+    assert {entry.regime for entry in entries} == {"plain"}
+    assert notes == [f"reviews is left out: there is no folder {place}"]
+    place.mkdir()
+    (place / "train.csv").write_text("text,label\n" + "".join(f"x{i},{i % 2}\n" for i in range(200)))
+    entries, notes = check(whole, "mine")
+    assert {entry.regime for entry in entries} == {"plain", "reviews"}
+    assert "task.dataset=REVIEWS" in entries[-1].words, "a record does not tell where data lie"
+    assert load(whole.overrides(Run(entries[-1], 0.01, 0))).task.dataset == str(place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reference": "alnoe"}, "reference: alnoe: no such method .did you mean 'alone'?"),
+        ({"fixed": {"plian": "head=frozen"}}, "fixed: plian: no such regime"),
+        ({"further": {"nowhere": {}}}, "further: nowhere: no such regime"),
+        ({"where_it_fits": ["x"]}, "where_it_fits: x: no such method"),
+        ({"quick": Quick(["x"], ["alone"], [0])}, "quick.regimes: x: no such regime"),
+        ({"quick": Quick(["own"], ["share A"], [0])}, "the reference 'alone' is missing"),
+        ({"seeds": []}, "seeds: expected at least one"),
+        ({"rates": [0.1, 0.1]}, "rates: .* has one twice"),
+        ({"methods": {"alone": "title='open"}}, "No closing quotation; close every quote"),
+    ],
+)
+def test_a_name_that_is_none_is_told(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        grid(**changes)
+
+
+def test_a_grid_of_the_user_is_read_and_its_faults_are_listed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Mine\nseeds: [0]\nrates: [0.01]\nreference: alone\n"
+        "regimes: {plain: experiment=smoke}\nmethods: {alone: split=local_only}\n"
+    )
+    expected = ("experiment=smoke", "split=local_only")
+    assert read_grid(str(path)).entries() == [Entry("plain", "alone", expected)]
+    path.write_text(path.read_text().replace("seeds", "sedes").replace("[0.01]", "fast"))
+    with pytest.raises(ConfigError) as caught:
+        read_grid(str(path))
+    for fault in ("did you mean 'seeds'?", "rates: expected a list", "seeds: missing", str(path)):
+        assert fault in str(caught.value)
+    with pytest.raises(ConfigError, match=r"metods: no such grid.*'methods'"):
+        read_grid("metods")
+
+
+def test_overrides_of_a_run_can_be_typed_as_a_command():
+    entry = grid().entries()[0]
+    text = shlex.join(grid().overrides(Run(entry, 0.02, 5)))
+    config = load(text)
+    assert (config.train.lr, config.seed, config.evaluation.every) == (0.02, 5, 3)
+    assert (config.evaluation.before, config.evaluation.local_only, config.run.report) == (False,) * 3
