@@ -41,11 +41,12 @@ def main() -> None:
         probes = probe(probe_grid(words(grid, regime)), options.to / regime, options.processes, Console())
         chosen, best = advise(probes).chosen, recorded.scores(regime)[0]
         apart = shortfalls(recorded, regime)
-        cells = [regime, best.method, f"{best.mean:.3f}", chosen.name, f"{100 * apart[chosen.words]:.1f}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
-        behind.setdefault("advice", []).append(apart[chosen.words])
-        for name, found in probes.probes.items():
-            behind.setdefault(f"always {name}", []).append(apart[found.words])
+        shown = f"{100 * apart[chosen.words]:.1f}" if chosen.words in apart else "not recorded"
+        print(f"| {regime} | {best.method} | {best.mean:.3f} | {chosen.name} | {shown} |", flush=True)
+        choices = {"advice": chosen, **{f"always {name}": p for name, p in probes.probes.items()}}
+        for name, choice in choices.items():
+            if choice.words in apart:
+                behind.setdefault(name, []).append(apart[choice.words])
     print(f"\n| choice | within {100 * NEAR:g} point of the best | mean behind, points |\n|---|---|---|")
     for name, values in behind.items():
         near = sum(value <= NEAR for value in values)

@@ -165,20 +165,18 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
     """What an advice was measured by, as a table."""
     from fedsa_lora.compare.advice import ALONE
     from fedsa_lora.runs.measures import harmed, spread
-    from fedsa_lora.runs.wording import amount, percent, points
+    from fedsa_lora.runs.wording import amount, percent
 
-    table = Table(
-        title="on the clients' validation examples, one seed; noise: one standard error over clients"
-    )
-    for column in ("candidate", "lr", "mean", "worst", "against alone", "noise", "harmed", "up a round"):
+    table = Table(title="accuracy on validation examples; gain over local only, noise: in points")
+    for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up a round"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name, probe in evidence.probes.items():
         lead, noise = evidence.lead(name, ALONE)
         measured = spread(probe.accuracy)
         below = harmed(probe.accuracy, evidence.probes[ALONE].accuracy)
         table.add_row(
-            escape(name), f"{probe.lr:g}", percent(measured.mean), percent(measured.worst), points(lead),
-            f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
+            escape(name), f"{probe.lr:g}", percent(measured.mean), percent(measured.worst),
+            f"{100 * lead:+.1f}", f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
             style="bold" if probe == advice.chosen else "",
         )  # fmt: skip
     console.print(table)

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from fedsa_lora.compare.grid import Grid, Run
@@ -123,7 +124,7 @@ def _context() -> BaseContext:
 
 
 class _Line:
-    """The progress line: runs that are settled of all that are needed."""
+    """The progress line: runs that are settled of all that are needed; in a log, a line for each run."""
 
     def __init__(self, progress: Progress, searches: Sequence[Search], record: Record) -> None:
         self.progress, self.searches, self.record = progress, searches, record
@@ -133,12 +134,12 @@ class _Line:
     def update(self, run: Run) -> None:
         result = self.record.result(run)
         said = "failed" if result is None else percent(result.mean)
+        facts = f"{run.entry.method}, lr {run.lr:g}, seed {run.seed}: {said}"
         self.progress.update(
-            self.bar,
-            completed=self._settled(),
-            description=run.entry.regime,
-            facts=f"{run.entry.method}, lr {run.lr:g}, seed {run.seed}: {said}",
+            self.bar, completed=self._settled(), description=run.entry.regime, facts=escape(facts)
         )
+        if not self.progress.console.is_terminal:  # a log has no line that moves
+            self.progress.console.print(f"{run.entry.regime}, {facts}", markup=False, soft_wrap=True)
 
     def _settled(self) -> int:
         return sum(search.settled(self.record) for search in self.searches)

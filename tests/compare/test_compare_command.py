@@ -90,6 +90,8 @@ def test_a_cut_off_comparison_goes_on_where_it_was(compared, tmp_path, capsys):
     assert main([*command, "--recorded"]) == EXIT_FAILED, "not complete"
     assert (to / "runs.jsonl").read_text() != whole
     assert main([*command, "--resume"]) == 0
+    made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("brief, ")]
+    assert [line.split(":")[0] for line in made] == ["brief, share A, lr 0.01, seed 1"], "as a log has it"
     assert results(to).keys() == results(compared).keys()
     assert (to / "runs.jsonl").read_text().splitlines()[:3] == whole.splitlines()[:3]
     assert main([*command, "--recorded"]) == 0

@@ -40,9 +40,8 @@ def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp
         entries = part.entries()
         assert len({(entry.regime, entry.words) for entry in entries}) == len(entries)
         assert {entry.regime for entry in entries} == set(part.regimes)
-        if part is shipped:  # what is in the first regime and nowhere else, and all that it fits
-            entries = [entry for entry in entries if entry.regime == next(iter(part.regimes))]
-        for entry in entries[:: 1 if part is shipped else 4]:
+        by_method, by_regime = ({getattr(e, key): e for e in entries} for key in ("method", "regime"))
+        for entry in {*by_method.values(), *by_regime.values()}:
             load(part.overrides(Run(entry, part.rates[0], part.seeds[0])))
 
 
@@ -51,7 +50,10 @@ def test_the_methods_grid_knows_the_runs_that_are_recorded():
     found = 0
     for path in (ROOT / "docs" / "results").rglob("runs.jsonl"):
         for row in map(json.loads, path.read_text().splitlines()):
-            if (key := (row["cell"], row["method"])) in made:
+            of_the_table = (
+                row["words"][0] == "experiment=quickstart"
+            )  # another grid has regimes of these names
+            if of_the_table and (key := (row["cell"], row["method"])) in made:
                 old = [word for word in row["words"] if word != BF16]
                 assert made[key] == [*old[:2], BF16, *old[2:]]
                 found += 1
