@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test slow lint types format check golden methods methods-table notebooks lock clean
+.PHONY: run test slow lint types format check golden methods-table notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -38,9 +38,6 @@ check: test lint types  ## what must pass before a commit is shared
 
 golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
-
-methods: $(READY)  ## the tables of the README, about an hour and a half on two cores
-	$(BIN)/python benchmarks/methods.py
 
 methods-table: $(READY)  ## every method on six cells, under three hours on two cores; ARGS=--resume goes on
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(ARGS)
