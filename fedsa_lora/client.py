@@ -235,7 +235,9 @@ class FedSAClient(NumPyClient):
         )
 
     def _measure(self, header: wire.BroadcastHeader, received: Received) -> dict[str, float]:
-        report = self._metrics() | {"majority": majority_accuracy(self._data.train, self._held_out)}
+        report = self._metrics()
+        if self.bench.task.labels():
+            report["majority"] = majority_accuracy(self._data.train, self._held_out)
         if any(spec.role == "head" for spec in self.pool):
             report["global_accuracy"] = self._global_accuracy(received)
         if header.reference and self.bench.alone is not None:
@@ -255,8 +257,8 @@ class FedSAClient(NumPyClient):
 
     def _metrics(self) -> dict[str, float]:
         data, bench = self._held_out, self.bench
-        logits = predict(bench.model, bench.task, data, bench.settings)
-        return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
+        predictions = predict(bench.model, bench.task, data, bench.settings)
+        return bench.task.evaluate(predictions, data.labels)
 
     def _global_accuracy(self, received: Received) -> float:
         """Of what a newcomer would get: what is shared, and the common start of what is local."""
@@ -295,10 +297,3 @@ def majority_accuracy(train_part: Examples, test_part: Examples) -> float:
     """Accuracy on the test part of always predicting the most frequent class of the train part."""
     majority = np.bincount(train_part.labels).argmax()
     return float((test_part.labels == majority).mean())
-
-
-def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean of -log softmax(logits)[label], in nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_softmax[np.arange(len(labels)), labels].mean())
