@@ -16,7 +16,7 @@ from strategies.rules import LINEAR
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
-    faults = [*_of_split(config), *_of_ranks(config, strategy)]
+    faults = [*_of_split(config), *_of_passing(config), *_of_ranks(config, strategy)]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
     if strategy not in LINEAR:
@@ -30,6 +30,15 @@ def _of_split(config: RunConfig) -> Iterator[str]:
             "split: importance is not measured in the first local step, where the gradient of A vanishes; "
             "expected train.steps of at least 2"
         )
+
+
+def _of_passing(config: RunConfig) -> Iterator[str]:
+    if not config.federation.b_passing:
+        return
+    if config.federation.ranks is not None:
+        yield "federation.b_passing: clients cannot go on with a B of another rank; expected federation.ranks=null"
+    if not isinstance(config.split, RoleSplit) or "local" not in config.split.words().values():
+        yield "federation.b_passing: nothing is always a client's own to be passed on; expected split=share_a"
 
 
 def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
