@@ -84,8 +84,8 @@ def refuse_passing(config: RunConfig) -> None:
     """Raise ConfigError where clients that are not simulated would pass on what is theirs."""
     if config.federation.b_passing and SIMULATION not in os.environ:
         raise ConfigError(
-            f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, or "
-            "set it to false"
+            f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, "
+            "or set it to false"
         )
 
 

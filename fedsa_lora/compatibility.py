@@ -36,7 +36,7 @@ def _of_passing(config: RunConfig) -> Iterator[str]:
     if not config.federation.b_passing:
         return
     if config.federation.ranks is not None:
-        yield "federation.b_passing: clients cannot go on with a B of another rank; expected federation.ranks=null"
+        yield "federation.b_passing: a client cannot take over a B of another rank; expected ranks=null"
     if not isinstance(config.split, RoleSplit) or "local" not in config.split.words().values():
         yield "federation.b_passing: nothing is always a client's own to be passed on; expected split=share_a"
 

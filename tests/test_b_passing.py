@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def summary(run: Path) -> dict:
 def test_a_client_starts_from_the_private_state_of_the_client_before_it(passing):
     rows = fits(passing)
     assert len(rows) == 12
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         assert row["private_before"] == before["private_after"]
     assert len({row["private_after"] for row in rows}) == 12
     assert summary(passing)["proof"]["chain_breaks"] == 8  # every hand-over but those of the first round
@@ -108,7 +109,7 @@ def test_a_run_leaves_no_mark_of_a_simulation_behind(plain):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["split=share_ab", "strategy=flora", "federation.ranks=[2,4]"], "federation.ranks=null"),
+        (["split=share_ab", "strategy=flora", "federation.ranks=[2,4]"], "expected ranks=null"),
         (["split=share_ab", "head=shared"], "expected split=share_a"),
         (["split=soft", "head=soft"], "expected split=share_a"),
     ],
