@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -16,8 +17,8 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
-from fedsa_lora.settings import RunConfig
-from fedsa_lora.store import DirectoryStore
+from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
@@ -25,6 +26,8 @@ from strategies import AdaptiveFedSA, ClusteredFedSA, Cohort, Evaluation, FedSA,
 from strategies.exact import FactorRule, pairs
 from strategies.exactness import Frozen
 from strategies.rules import LINEAR
+
+SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
 
 
 def device(config: RunConfig) -> torch.device:
@@ -75,7 +78,19 @@ def skeleton(config: RunConfig) -> AdapterModel:
 
 def store(config: RunConfig, client: str) -> DirectoryStore:
     """Where a client keeps what is its own."""
-    return DirectoryStore(config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+    place = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+    if config.federation.b_passing:
+        return PassedStore(*place, passed=config.run_dir / "passed")
+    return DirectoryStore(*place)
+
+
+def refuse_passing(config: RunConfig) -> None:
+    """Raise ConfigError where clients that are not simulated would pass on what is theirs."""
+    if config.federation.b_passing and SIMULATION not in os.environ:
+        raise ConfigError(
+            f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, "
+            "or set it to false"
+        )
 
 
 def experiment_digest(config: RunConfig) -> str:
@@ -83,6 +98,8 @@ def experiment_digest(config: RunConfig) -> str:
     decisive = ("seed", "task", "model", "lora", "split", "head", "personalisation", "codec", "downlink")
     parts = {key: config.resolved[key] for key in decisive}
     parts["ranks"] = config.federation.client_ranks(config.seed)
+    if config.federation.b_passing:
+        parts["b_passing"] = True
     parts["partition"] = {f.name: getattr(config.federation, f.name) for f in fields(PartitionSettings)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -120,6 +137,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
             reference=config.evaluation.local_only,
         ),
         recorder=recorder,
+        uniform=config.federation.weights == "uniform",
         min_results=config.federation.min_results,
     )
 

@@ -248,7 +248,8 @@ class FedSAClient(NumPyClient):
         self, header: wire.BroadcastHeader, received: Received, values: NamedArrays
     ) -> dict[str, float]:
         report = self.measure(header.round, values, received.merged, record=True)
-        report["majority"] = majority_accuracy(self._data.train, self.held_out)
+        if self.bench.task.labels():
+            report["majority"] = majority_accuracy(self._data.train, self.held_out)
         if any(spec.role == "head" for spec in self.pool):
             initial = cut(self.bench.initial, self.layout)
             newcomer = personal(self.bench.split, self.layout, received, initial, None)
@@ -270,13 +271,12 @@ class FedSAClient(NumPyClient):
         return held_out
 
     def _metrics(self, recorded: int | None = None) -> dict[str, float]:
-        """Of the model as it stands; its answers are kept as those of a round."""
+        """Of the model as it stands; its answers are kept as those of a round, where they are classes."""
         data, bench = self.held_out, self.bench
-        logits = predict(bench.model, bench.task, data, bench.settings)
-        if recorded is not None:
-            names = bench.task.client_labels(self.client)
-            self.store.record(from_logits(recorded, names, data.labels, logits))
-        return bench.task.evaluate(logits, data.labels) | {"loss": cross_entropy(logits, data.labels)}
+        predictions = predict(bench.model, bench.task, data, bench.settings)
+        if recorded is not None and (names := bench.task.client_labels(self.client)):
+            self.store.record(from_logits(recorded, names, data.labels, predictions))
+        return bench.task.evaluate(predictions, data.labels)
 
     def _train_alone(self, alone: Alone) -> float:
         """Accuracy after the same rounds of the same seeds, from the common start, alone."""
@@ -309,10 +309,3 @@ def majority_accuracy(train_part: Examples, test_part: Examples) -> float:
     """Accuracy on the test part of always predicting the most frequent class of the train part."""
     majority = np.bincount(train_part.labels).argmax()
     return float((test_part.labels == majority).mean())
-
-
-def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean of -log softmax(logits)[label], in nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_softmax[np.arange(len(labels)), labels].mean())

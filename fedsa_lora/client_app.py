@@ -21,6 +21,7 @@ from fedsa_lora.workbench import Workbench
 @lru_cache(maxsize=1)
 def _resident(overrides: str, run_id: int) -> tuple[RunConfig, Workbench]:
     config = load(overrides, default_dir=f"runs/{run_id}")
+    assemble.refuse_passing(config)
     return config, assemble.workbench(config)
 
 

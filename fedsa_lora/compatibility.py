@@ -9,8 +9,9 @@ from flwr.server.strategy import Bulyan, FedProx, Krum, Strategy
 from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Alternate, RoleSplit
-from fedsa_lora.learning.personalisation import PFedMe
+from fedsa_lora.learning.personalisation import Distillation, PFedMe
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.classification import ClassificationTask
 from strategies.clustered import ungroupable
 from strategies.exact import FactorRule, FedSVD
 from strategies.rules import LINEAR
@@ -19,7 +20,8 @@ from strategies.rules import LINEAR
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
     found = (_of_ranks, _of_personalisation, _of_clusters)
-    faults = [*_of_split(config), *(fault for look in found for fault in look(config, strategy))]
+    faults = [*_of_split(config), *_of_passing(config)]
+    faults += [fault for look in found for fault in look(config, strategy)]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
     if strategy not in LINEAR:
@@ -33,6 +35,15 @@ def _of_split(config: RunConfig) -> Iterator[str]:
             "split: importance is not measured in the first local step, where the gradient of A vanishes; "
             "expected train.steps of at least 2"
         )
+
+
+def _of_passing(config: RunConfig) -> Iterator[str]:
+    if not config.federation.b_passing:
+        return
+    if config.federation.ranks is not None:
+        yield "federation.b_passing: a client cannot take over a B of another rank; expected ranks=null"
+    if not isinstance(config.split, RoleSplit) or "local" not in config.split.words().values():
+        yield "federation.b_passing: nothing is always a client's own to be passed on; expected split=share_a"
 
 
 def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
@@ -65,6 +76,8 @@ def _of_personalisation(config: RunConfig, strategy: type[Strategy]) -> Iterator
             f"personalisation: {name} keeps a model beside the common one, and {strategy.__name__} changes "
             "the frozen weights or the factors under it; expected personalisation=none or finetune"
         )
+    if isinstance(method, Distillation) and not isinstance(config.task, ClassificationTask):
+        yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
     if isinstance(method, PFedMe) and issubclass(strategy, FedProx):
         yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
     if isinstance(method, PFedMe) and isinstance(config.split, Importance) and method.inner == 1:

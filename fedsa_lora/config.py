@@ -17,7 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import raise_faults, unknown
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.settings import RunConfig
+from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.tasks.sources import SHIPPED
 from fedsa_lora.validation import from_resolved
 
@@ -53,6 +53,8 @@ def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) ->
         node["run"]["dir"] = default_dir
     _make_absolute(node)
     node["title"] = _changed_title(str(node.get("title")), words)
+    if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
+        node["title"] += f". {PASSED}"
     return from_resolved(node, faults)
 
 

@@ -94,8 +94,8 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
         )
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     share = machine.gpus_per_client
-    if share is None:
-        share = gpus / at_once if gpus else 0.0
+    if share is None or not gpus:
+        share = gpus / at_once
     return Simulation(
         supernodes=config.federation.clients,
         cpus_per_client=machine.cpus_per_client,

@@ -14,7 +14,7 @@ from fedsa_lora.config import load
 from fedsa_lora.runs.finish import finish
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
-from fedsa_lora.settings import RunConfig
+from fedsa_lora.settings import PASSED, RunConfig
 
 log = logging.getLogger("flwr")
 
@@ -26,6 +26,9 @@ class RecordedServer(Server):
         strategy = assemble.strategy(config, directory)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
+        if config.federation.b_passing:
+            log.warning("%s", PASSED)
+            self.set_max_workers(1)  # one client after the other, in the order of their names
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         try:
@@ -41,6 +44,7 @@ class RecordedServer(Server):
 def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
     config = load(overrides, default_dir=f"runs/{context.run_id}")
+    assemble.refuse_passing(config)
     again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
     directory = RunDirectory.create(config, command=f"fedsa-lora run {shlex.join(again)}")
     log.info("writing to %s", directory.path)

@@ -18,6 +18,8 @@ from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies.grouping import Clusters
 
+PASSED = "B is passed from client to client: not FedSA"
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -59,7 +61,9 @@ class FederationSettings(PartitionSettings):
 
     ``min_results``: share of the sampled clients that must answer well for a round to count;
     ``wait_seconds``: how long to wait for all clients to connect. ``ranks``: those of clients with an
-    adapter of a lower rank than ``lora.r``, by client, or a list to draw each client's from.
+    adapter of a lower rank than ``lora.r``, by client, or a list to draw each client's from. ``weights``:
+    p_k by train examples, or the same for all. ``b_passing``: what is private passes from client to client
+    in turn, as in the code of arXiv:2410.01463; in simulation only, and no longer FedSA.
     """
 
     rounds: int = 12
@@ -67,6 +71,8 @@ class FederationSettings(PartitionSettings):
     wait_seconds: int = 120
     round_timeout: float | None = None
     ranks: dict[str, int] | list[int] | None = None
+    weights: Literal["examples", "uniform"] = "examples"
+    b_passing: bool = False
 
     def client_ranks(self, seed: int) -> dict[str, int]:
         """The rank of each client that has one of its own."""

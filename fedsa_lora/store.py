@@ -126,3 +126,25 @@ class DirectoryStore:
             )
         memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
         return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})
+
+
+class PassedStore(DirectoryStore):
+    """A client's store whose private tensors are those that any client saved last, in ``passed``.
+
+    What the code of arXiv:2410.01463 does, where one model serves all clients in turn and nobody saves B and
+    the head. Each client also keeps its own, and has its memory for itself.
+    """
+
+    def __init__(self, root: Path, client: str, experiment: str, keep: int, passed: Path) -> None:
+        super().__init__(root, client, experiment, keep)
+        self._passed = DirectoryStore(passed.parent, passed.name, experiment, keep=1)
+
+    def load(self, at_round: int | None = None) -> ClientState | None:
+        own, last = super().load(at_round), self._passed.load()
+        if own is None or last is None:
+            return last
+        return ClientState(own.round, last.tensors, own.memory)
+
+    def save(self, state: ClientState) -> None:
+        super().save(state)
+        self._passed.save(ClientState(state.round, state.tensors))

@@ -73,6 +73,8 @@ class FedSA(Strategy):
         When all clients are evaluated, also those that were not sampled.
     recorder : Recorder
         Receives one row per client and phase, one per round, and the shared vector.
+    uniform : bool
+        Whether every client counts the same, whatever its number of train examples.
     min_results : float
         Share of the sampled clients that must answer well for a round to count; with fewer the
         run ends with RunError, which names who failed and why.
@@ -93,11 +95,12 @@ class FedSA(Strategy):
         ranks: Mapping[str, int] | None = None,
         classes: int = 0,
         frozen: Frozen | None = None,
+        uniform: bool = False,
         min_results: float = 1.0,
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
-        self.classes = classes
+        self.classes, self.uniform = classes, uniform
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
@@ -275,7 +278,7 @@ class FedSA(Strategy):
             positions = index if positions is None else index[positions]
         return Update(
             client=header.client,
-            examples=header.examples,
+            examples=1 if self.uniform else header.examples,
             shared=shared,
             positions=positions,
             values=sent.values,

@@ -21,7 +21,7 @@ class Update:
     ``positions`` are those of its ``values`` in the vector of everything that may be shared, ascending;
     None: every one. ``shared`` are the tensors that it covers, ``rank`` that of the client's adapter
     where it has one of its own. ``counts`` are the client's train examples by class, empty unless it
-    tells them; ``loss`` is that of its training.
+    tells them; ``loss`` is that of its training; ``examples`` are what it weighs in a mean.
     """
 
     client: str

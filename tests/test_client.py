@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient, cross_entropy, majority_accuracy
+from fedsa_lora.client import FedSAClient, majority_accuracy
 from fedsa_lora.config import load
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.personal import HELD, RESIDUAL, TRAINED
 from fedsa_lora.store import ClientState
+from fedsa_lora.tasks.classification import cross_entropy
 from fedsa_lora.tasks.task import Examples
 from strategies.downlink import Downlink
 from strategies.factors import Factors

@@ -148,3 +148,8 @@ def test_clients_share_a_gpu_in_equal_parts_unless_told_otherwise(monkeypatch, a
     config = load([f"machine.gpus_per_client={asked}"])
     simulation = fit_simulation(config, torch.device("cuda"), 10**8)
     assert (simulation.gpus, simulation.gpus_per_client) == (1, share)
+
+
+def test_without_a_gpu_no_client_waits_for_its_share_of_one():
+    simulation = fit_simulation(load(["machine.gpus_per_client=1"]), CPU, 10**6)
+    assert (simulation.gpus, simulation.gpus_per_client) == (0, 0.0)

@@ -179,18 +179,18 @@ def train(
 def predict(
     model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
 ) -> NDArray[np.float32]:
-    """Logits (n, classes) in the order of the examples; batches are formed by length."""
+    """The task's predictions (n, ...), of classes logits, in the order of the examples; batches are formed
+    by length."""
     model.module.eval()
     order = np.argsort(examples.lengths, kind="stable")
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):
         batch = to_device(task.collate(examples, indices), model.device)
         with _autocast(settings, model.device):
-            logits = model.module(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        parts.append(logits.float().cpu().numpy())
-    logits_in_order = np.concatenate(parts)
-    result = np.empty_like(logits_in_order)
-    result[order] = logits_in_order
+            parts.append(task.predict(model.module, batch).float().cpu().numpy())
+    by_length = np.concatenate(parts)
+    result = np.empty_like(by_length)
+    result[order] = by_length
     return result
 
 

@@ -108,9 +108,10 @@ class Exporter:
     def _card(self, client: str, adapter: bool) -> str:
         labels = self.config.task.client_labels(client)
         auto = self.config.task.auto_class.__name__
+        classes = f", num_labels={len(labels)}" if labels else ""
         load = (
             "from peft import PeftModel\n"
-            f"base = {auto}.from_pretrained({self._base()!r}, num_labels={len(labels)})\n"
+            f"base = {auto}.from_pretrained({self._base()!r}{classes})\n"
             "model = PeftModel.from_pretrained(base, '.')"
             if adapter
             else f"model = {auto}.from_pretrained('.')"
@@ -121,12 +122,16 @@ class Exporter:
             split=", ".join(f"{role}: {what}" for role, what in self.config.split.words().items()),
             head=self.config.head.policy,
             base=self._base() if adapter else "merged into this folder",
-            labels="\n".join(f"{i}. {label}" for i, label in enumerate(labels)),
+            labels=LABELS + "\n".join(f"{i}. {label}" for i, label in enumerate(labels)) if labels else "",
             load=load,
             auto=auto,
         )
 
 
+LABELS = """Labels of this client, by the number that the model puts out (client-specific where label meanings
+are):
+
+"""
 CARD = """---
 library_name: peft
 tags: [federated-learning, lora, fedsa-lora]
@@ -139,8 +144,6 @@ tags: [federated-learning, lora, fedsa-lora]
 from transformers import {auto}
 {load}
 ```
-
-Labels of this client, by the number that the model puts out (client-specific where label meanings are):
 
 {labels}
 

@@ -6,6 +6,7 @@ the same to the bit as that of ``flwr run``.
 
 from __future__ import annotations
 
+import os
 import shlex
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
+from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import app as client_app
 from fedsa_lora.config import load, places
 from fedsa_lora.server_app import app as server_app
@@ -77,5 +79,9 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     config = load(overrides)
     text = shlex.join([*overrides, *places(config)])
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text})
-    server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
+    os.environ[SIMULATION] = "1"
+    try:
+        server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
+    finally:
+        os.environ.pop(SIMULATION)
     return config.run_dir

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
@@ -51,7 +52,7 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")
     text = shlex.join([*overrides, *places(config)])
-    env = {"OMP_NUM_THREADS": str(config.machine.threads)}
+    env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
     try:
         with progress_line(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
             view = RunView(run_dir, config.federation.rounds, progress)

@@ -184,7 +184,9 @@ def what_left(summary: Row) -> list[str]:
         return ["Nothing: this split shares no part of the model."]
     sent = f"Only {listed(shared)}" if local else _capital(listed(shared))
     lines = [f"{sent}{_share_of_all(summary.get('parameters') or {})}."]
-    if local:
+    if warning := summary.get("warning"):
+        lines.append(f"Warning: {warning}. {_capital(listed(local))} went on to the next client.")
+    elif local:
         lines.append(f"{_capital(listed(local))} stayed on each client.")
     lines += _proof(summary.get("proof") or {}, several=summary.get("clients") != 1)
     return [*lines, CAUTION]

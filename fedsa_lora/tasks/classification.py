@@ -1,103 +1,38 @@
-"""What every classification task shares; a new one reads rows, encodes them and collates batches."""
+"""What every classification task shares: classes, what clients call them, and metrics of logits."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
-from fedsa_lora.tasks.partition import (
-    FederationSplit,
-    PartitionSettings,
-    label_permutations,
-    split_federation,
-)
-from fedsa_lora.tasks.partitioners import GROUP, LABEL
-from fedsa_lora.tasks.rows import LabelledData, Rows
-from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData
+from fedsa_lora.tasks.divided import DividedTask
+from fedsa_lora.tasks.partition import label_permutations
+from fedsa_lora.tasks.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationTask(ABC):
-    """Implements ``Task`` over ``read``, ``encode`` and ``collate``.
-
-    The rows and the partition are computed when first needed and then kept.
-    """
-
-    model: ModelSettings
-    partition: PartitionSettings = field(default_factory=PartitionSettings)
-    seed: int = 0
-
-    auto_class: ClassVar[Any]
-
-    @abstractmethod
-    def read(self) -> LabelledData:
-        """All rows, not encoded yet."""
-
-    @abstractmethod
-    def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
-        """The model's inputs for n rows with labels (n,)."""
-
-    @abstractmethod
-    def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
-        """A batch of the examples at ``indices``, with ``labels``."""
-
-    def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the model's outputs."""
-        return self.data.classes
-
-    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
-        """The backbone with its head; on the meta device and without weights when ``empty``."""
-        return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
-
-    def describe(self) -> FederationData:
-        """Who holds how many examples; classes are the true ones, whatever a client calls them."""
-        labels = self.labels()
-        shares = {
-            client: ClientShare(
-                train=len(rows.train),
-                validation=len(rows.validation),
-                test=len(rows.test),
-                classes=np.bincount(self.data.train.labels[rows.train], minlength=len(labels)).tolist(),
-            )
-            for client, rows in self.split.clients.items()
-        }
-        return FederationData(labels, shares, self.split.notes)
+class ClassificationTask(DividedTask):
+    """Implements ``Task`` over ``read``, ``encode`` and ``collate``."""
 
     def client_labels(self, client: str) -> tuple[str, ...]:
         """Class names in the order of this client's outputs, which ``label_meaning`` may permute."""
         labels = self.labels()
         return tuple(labels[i] for i in np.argsort(self._renamed(client, np.arange(len(labels)))))
 
-    def load_client(self, client: str) -> ClientData:
-        """The encoded parts of one client. Raises DataError for an unknown one."""
-        if client not in self.split.clients:
-            raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
-        rows = self.split.clients[client]
-        tested = self.data.test or self.data.train
-        return ClientData(
-            train=self._examples(client, self.data.train, rows.train),
-            validation=self._examples(client, self.data.train, rows.validation),
-            test=self._examples(client, tested, rows.test),
-        )
-
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of a batch, a scalar."""
-        loss: torch.Tensor = model(**batch).loss
-        return loss
+    def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Logits (batch, classes)."""
+        logits: torch.Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        return logits
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """Accuracy, macro F1 and Matthews correlation from logits (n, classes) and labels (n,)."""
+        """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels
+        (n,)."""
         if predictions.shape != (len(labels), len(self.labels())) or not len(labels):
             raise DataError(
                 f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
@@ -108,18 +43,8 @@ class ClassificationTask(ABC):
             "accuracy": float(accuracy_score(labels, predicted)),
             "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
             "matthews": float(matthews_corrcoef(labels, predicted)),
+            "loss": cross_entropy(predictions, labels),
         }
-
-    @cached_property
-    def data(self) -> LabelledData:
-        """The rows as ``read``, once."""
-        return self.read()
-
-    @cached_property
-    def split(self) -> FederationSplit:
-        """Who holds which rows."""
-        test = None if self.data.test is None else _columns(self.data.test)
-        return split_federation(self.partition, self.seed, _columns(self.data.train), test)
 
     @cached_property
     def _permutations(self) -> list[NDArray[np.int64]]:
@@ -130,10 +55,9 @@ class ClassificationTask(ABC):
             return labels
         return self._permutations[int(client)][labels]
 
-    def _examples(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Examples:
-        return self.encode(rows.inputs.select(indices), self._renamed(client, rows.labels[indices]))
 
-
-def _columns(rows: Rows) -> dict[str, NDArray[Any]]:
-    """The columns that a partitioner may go by."""
-    return {LABEL: rows.labels} | ({} if rows.groups is None else {GROUP: rows.groups})
+def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean of -log softmax(logits)[label], in nats."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-log_softmax[np.arange(len(labels)), labels].mean())

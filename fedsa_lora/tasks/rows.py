@@ -43,16 +43,18 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read; ``inputs`` maps a task's input names to columns."""
+    """Which columns of a table are read; ``inputs`` maps a task's input names to columns. Without a
+    ``label`` there are no classes."""
 
     inputs: Mapping[str, str]
-    label: str
+    label: str | None
     group: str | None = None
     where: Mapping[str, Any] | None = None
 
 
 def read_rows(table: datasets.Dataset, columns: Columns, classes: Sequence[str], *, name: str) -> Rows:
-    """The rows that pass ``columns.where``, with labels as positions in ``classes``.
+    """The rows that pass ``columns.where``, with labels as positions in ``classes``, all 0 without a
+    label column.
 
     Raises DataError for a missing column, an empty text, a missing or an unknown label; rows are
     counted from 1, in the order of the file that ``name`` stands for.
@@ -60,9 +62,11 @@ def read_rows(table: datasets.Dataset, columns: Columns, classes: Sequence[str],
     arrow, kept = _filtered(table, columns, name)
     for column in columns.inputs.values():
         _check_texts(arrow[column], kept, f"{name}, column {column!r}")
-    where = f"{name}, column {columns.label!r}"
-    names = _label_names(arrow[columns.label], table.features[columns.label], kept, where)
-    labels = _positions(names, classes, kept, where)
+    labels = np.zeros(len(kept), dtype=np.int64)
+    if columns.label is not None:
+        where = f"{name}, column {columns.label!r}"
+        names = _label_names(arrow[columns.label], table.features[columns.label], kept, where)
+        labels = _positions(names, classes, kept, where)
     groups = None
     if columns.group is not None:
         _refuse(pc.is_null(arrow[columns.group]), kept, f"{name}, column {columns.group!r}", "has no value")
@@ -73,6 +77,8 @@ def read_rows(table: datasets.Dataset, columns: Columns, classes: Sequence[str],
 
 def infer_classes(table: datasets.Dataset, columns: Columns, *, name: str) -> tuple[str, ...]:
     """The classes among the rows that pass ``columns.where``: sorted, or in a ClassLabel's own order."""
+    if columns.label is None:
+        return ()
     arrow, kept = _filtered(table, columns, name)
     feature = table.features[columns.label]
     names = _label_names(arrow[columns.label], feature, kept, f"{name}, column {columns.label!r}")
@@ -86,8 +92,8 @@ def infer_classes(table: datasets.Dataset, columns: Columns, *, name: str) -> tu
 def _filtered(table: datasets.Dataset, columns: Columns, name: str) -> tuple[pa.Table, NDArray[np.int64]]:
     """The rows that pass the filter, and their positions in the whole table."""
     where = columns.where or {}
-    group = [] if columns.group is None else [columns.group]
-    for column in [*columns.inputs.values(), columns.label, *group, *where]:
+    named = [column for column in (columns.label, columns.group) if column is not None]
+    for column in [*columns.inputs.values(), *named, *where]:
         if column not in table.column_names:
             raise DataError(
                 f"{name} has no column {column!r}{nearest(column, table.column_names)}: there are "

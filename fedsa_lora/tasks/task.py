@@ -72,7 +72,7 @@ class Task(Protocol):
     auto_class: ClassVar[Any]
 
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the model's outputs."""
+        """Class names in the order of the model's outputs; none where there are no classes."""
         ...
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
@@ -103,6 +103,11 @@ class Task(Protocol):
         """Mean loss of a batch, a scalar."""
         ...
 
+    def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """What metrics are made of, (batch, ...) by example: for classes the logits (batch, classes)."""
+        ...
+
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """Metrics from logits (n, classes) and labels (n,); must contain ``accuracy``."""
+        """Metrics from the predictions of n examples (n, ...) and their labels (n,); must contain
+        ``accuracy`` and ``loss``."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,21 +18,20 @@ from transformers import AutoModelForSequenceClassification
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.tasks.backbone import build_backbone, load_tokenizer
 from fedsa_lora.tasks.classification import ClassificationTask
+from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_rows
 from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.task import Batch, Examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask(ClassificationTask):
-    """Texts from a shipped set, local files or the hub.
+class TextData(DividedTask):
+    """Texts from a shipped set, local files or the hub, and the tokenizer of the model that reads them.
 
     ``dataset`` is the name of a shipped set, a file, a folder or a hub id (with ``subset``);
-    ``files`` may name one file per split instead. ``text``, ``text_pair``, ``label`` and ``group``
-    (the natural column) are column names; ``where`` keeps the rows whose column equals a value or
-    one of a list. ``class_names`` fixes the classes and their order, otherwise they are those of
-    the train rows, sorted. Without a ``test_split`` every client sets part of its rows aside.
-    ``max_length`` is in tokens; longer inputs are cut.
+    ``files`` may name one file per split instead. ``group`` (the natural column) is a column's name;
+    ``where`` keeps the rows whose column equals a value or one of a list. Without a ``test_split`` every
+    client sets part of its rows aside. ``max_length`` is in tokens; longer inputs are cut.
     """
 
     dataset: str = ""
@@ -38,15 +39,9 @@ class TextTask(ClassificationTask):
     subset: str | None = None
     train_split: str = "train"
     test_split: str | None = None
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
     group: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] | None = None
     max_length: int = 128
-
-    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
 
     def __post_init__(self) -> None:
         if bool(self.dataset) == bool(self.files):
@@ -56,9 +51,15 @@ class TextTask(ClassificationTask):
         if self.max_length < 1:
             raise ConfigError(f"max_length is {self.max_length}: expected at least 1 token")
 
-    def labels(self) -> tuple[str, ...]:
-        """Class names; with ``class_names`` given no data are read, so a server needs none."""
-        return tuple(self.class_names) if self.class_names else super().labels()
+    @property
+    @abstractmethod
+    def columns(self) -> Columns:
+        """Which columns are read."""
+
+    @property
+    def given_classes(self) -> Sequence[str] | None:
+        """The classes in their order, where they are not to be found in the train rows."""
+        return None
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The backbone with its head; on the meta device and without weights when ``empty``."""
@@ -73,13 +74,12 @@ class TextTask(ClassificationTask):
 
     def read(self) -> LabelledData:
         """The rows of the train split, and of the test split where one is named."""
-        source = self.files or self.dataset
+        source, columns = self.files or self.dataset, self.columns
         name = self.dataset or "task.files"
-        inputs = {"text": self.text} | ({"text_pair": self.text_pair} if self.text_pair else {})
-        columns = Columns(inputs, self.label, self.group, self.where)
         table = read_split(source, self.train_split, self.subset)
         train_name = f"{name} ({self.train_split})"
-        classes = tuple(self.class_names or infer_classes(table, columns, name=train_name))
+        given = self.given_classes
+        classes = tuple(infer_classes(table, columns, name=train_name) if given is None else given)
         train = read_rows(table, columns, classes, name=train_name)
         if self.test_split is None:
             return LabelledData(classes, train)
@@ -98,6 +98,35 @@ class TextTask(ClassificationTask):
                 f"{tokenizer.model_max_length} tokens: lower it"
             )
         return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(TextData, ClassificationTask):
+    """Texts and text pairs with a class each.
+
+    ``text``, ``text_pair`` and ``label`` are column names. ``class_names`` fixes the classes and their
+    order, otherwise they are those of the train rows, sorted.
+    """
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    class_names: list[str] | None = None
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names; with ``class_names`` given no data are read, so a server needs none."""
+        return tuple(self.class_names) if self.class_names else super().labels()
+
+    @property
+    def columns(self) -> Columns:
+        inputs = {"text": self.text} | ({"text_pair": self.text_pair} if self.text_pair else {})
+        return Columns(inputs, self.label, self.group, self.where)
+
+    @property
+    def given_classes(self) -> Sequence[str] | None:
+        return self.class_names or None
 
     def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
         """Token ids and masks, each int64 of the text's own length: nothing is padded yet."""

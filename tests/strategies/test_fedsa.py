@@ -34,6 +34,14 @@ def test_the_new_value_is_the_weighted_mean_by_hand():
     assert shared.dtype == np.float32
 
 
+def test_with_uniform_weights_it_is_the_plain_mean_whatever_clients_hold():
+    server, sent = Server(uniform=True), some_updates()
+    server.ask()
+    shared = server.take(answers(server, sent, [5, 20, 75]))
+    np.testing.assert_allclose(shared, np.arange(LAYOUT.size) + sum(sent) / 3, rtol=0, atol=1e-5)
+    assert [row["examples"] for row in server.notes.clients] == [5, 20, 75]
+
+
 @pytest.mark.parametrize("order", [["0", "1", "2"], ["2", "1", "0"], ["1", "2", "0"]])
 def test_the_order_of_arrival_does_not_change_a_bit(order):
     sent, reference, server = some_updates(), Server(), Server()

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone, load_tokenizer
 from fedsa_lora.tasks.classification import ClassificationTask
+from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.partition import PartitionSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,7 +56,7 @@ def test_every_file_begins_with_a_line_that_says_what_it_is(group):
 @pytest.mark.parametrize("name", sorted(set(names("task")) - {"text"}))
 def test_every_task_binds(name):
     found = task(name, model("tiny_vit" if name == "image" else "tiny_bert"), partition())
-    assert isinstance(found, ClassificationTask)
+    assert isinstance(found, DividedTask)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("snips", 7), ("banking77", 77), ("clinc150", 150)])

@@ -110,9 +110,11 @@ def test_metrics():
     task = TextTask(model=TINY, dataset="unread", class_names=["no", "yes"])
     labels = np.array([0, 0, 1, 1])
     right = task.evaluate(np.eye(2, dtype=np.float32)[labels], labels)
-    assert right == {"accuracy": 1.0, "macro_f1": 1.0, "matthews": 1.0}
+    loss = pytest.approx(np.log(1 + np.exp(-1)))
+    assert right == {"accuracy": 1.0, "macro_f1": 1.0, "matthews": 1.0, "loss": loss}
     constant = task.evaluate(np.tile(np.float32([1, 0]), (4, 1)), labels)
-    assert constant == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "matthews": 0.0}
+    loss = pytest.approx(np.log(1 + np.exp(-1)) + 0.5)
+    assert constant == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "matthews": 0.0, "loss": loss}
     for shape in ((3, 2), (4, 3)):
         with pytest.raises(DataError, match="one row per example"):
             task.evaluate(np.zeros(shape, np.float32), labels)

