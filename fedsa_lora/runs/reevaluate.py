@@ -37,6 +37,6 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
     for name in exporter.clients():
         client = FedSAClient(name, bench, assemble.store(config, name))
-        values = exporter.tensors(name)
-        accuracy = client.measure(exporter.round, values, exporter.merged)["accuracy"]
+        model = exporter.own_model(name)
+        accuracy = client.measure(exporter.round, model, exporter.merged)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))
