@@ -198,10 +198,12 @@ class AdapterModel:
         """
         found = {}
         for name, layer in self._layers().items():
-            plain = isinstance(layer, LoraLayer) and not layer.lora_variant
-            if not plain or not isinstance(layer.lora_A.get(ADAPTER), nn.Linear):
-                kind = f"{type(layer).__name__} on {type(layer.get_base_layer()).__name__}"
-                raise ModelError(f"{name} has no plain LoRA of a linear layer, but {kind}")
+            plain = isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A and not layer.lora_variant
+            if not plain or not isinstance(layer.lora_A[ADAPTER], nn.Linear):
+                raise ModelError(
+                    f"{name}: expected plain LoRA on a linear layer: set lora.variant=lora and "
+                    "lora.target_modules to such layers"
+                )
             found[name] = (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
         return found
 
