@@ -163,8 +163,8 @@ def beside(state: ClientState | None) -> Arrays:
 
 
 def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:
-    """The mean of the other clients' values: (common - p own) / (1 - p), p = ``share`` the weight of this one
-    in what became common in a round. To a client that is not in that mean, or alone, it is common."""
+    """The mean of the other clients' values: (common - p own) / (1 - p), p = ``share`` being its weight
+    in what became common in a round. To a client that is not in that mean, or alone, it is what is common."""
     own = beside(state)
     if state is None or state.round != round_ or not own or not 0 < share < 1:
         return common
