@@ -60,12 +60,11 @@ def test_a_broadcast_holds_the_shared_vector_and_nothing_else():
 
 def test_the_total_of_a_mean_is_told_to_the_clients_in_it_where_it_is_to_be_told():
     for tells in (True, False):
-        server, told = Server(tell_total=tells), 60 if tells else 0
+        server, told = Server(tell_total=tells, min_results=0.5, every=1), 60 if tells else 0
         server.ask()
         assert {header.total for header in server.asked.values()} == {0}
         server.take({c: server.upload(c, np.ones(LAYOUT.size), n) for c, n in (("0", 20), ("2", 40))})
         for ask in (server.ask_to_evaluate, lambda server=server: server.ask(2)):
-            server.strategy.evaluation = Evaluation(rounds=1)
             ask()
             assert {c: header.total for c, header in server.asked.items()} == {"0": told, "1": 0, "2": told}
         memory = server.notes.checkpoints[-1][2]
