@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from test_methods import BRIEF, everything, fits, rows, states
+from test_methods import BRIEF, checkpoint, everything, fits, rows, states
 
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
@@ -14,7 +14,7 @@ from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.exchange.witness import matches, private_pairs
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.personal import PERSONAL, beside
+from fedsa_lora.personal import PERSONAL, beside, others
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reevaluate import reevaluate
 from fedsa_lora.runs.rundir import RunDirectory
@@ -151,6 +151,24 @@ def test_what_a_client_mixes_in_is_the_weighted_mean_of_the_other_clients_expert
         for name, value in rest.items():
             np.testing.assert_allclose(model.others[name], value, rtol=0, atol=1e-5)
             assert np.array_equal(model.others[name], common[name]) == (client not in parts)
+
+
+def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(experts):
+    """The last round of each client once more, by its method alone, from what was stored before it."""
+    config, parts, common = read_config(experts), parts_of(experts, 2), checkpoint(experts, 2).tensors
+    bench = assemble.workbench(config)
+    for client in parts_of(experts, 3):
+        store = assemble.store(config, client)
+        state = store.load(2)
+        share = parts[client][1] / sum(n for _, n in parts.values()) if client in parts else 0.0
+        kept = bench.initial if state is None else state.tensors
+        bench.model.write({name: {**kept, **common}[name] for name in bench.model.layout.names})
+        local = FedSAClient(client, bench, store)._local(3, frozenset(bench.model.layout.names))
+        local = replace(local, anchor=common, others=others(common, state, share, 2))
+        _, found = bench.personalisation.fit(local, beside(state))
+        recorded = beside(store.load(3))
+        assert found.keys() == recorded.keys()
+        assert all(np.array_equal(found[name], value) for name, value in recorded.items())
 
 
 def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
