@@ -107,9 +107,11 @@ def experiment_digest(config: RunConfig) -> str:
 def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
     """FedSA around the configured strategy, from names and shapes alone.
 
-    Raises SplitError or ConfigError for a split or a strategy that the model does not fit.
+    Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
+    does not fit.
     """
     empty = skeleton(config)
+    config.personalisation.check(empty)
     split: AdapterSplit = config.split(empty.layout)
     layout = empty.layout.select(split.shared)
     start = initial_state(empty.layout, config.seed, config.head.row_norm)
@@ -127,6 +129,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
+        tell_total=config.personalisation.mixes,
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
         frozen=None if empty.relative else _frozen(empty.layout.select(split.frozen), start),
         cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -30,8 +31,10 @@ from fedsa_lora.personal import (
     RESIDUAL,
     START,
     TRAINED,
+    OwnModel,
     Received,
     beside,
+    others,
     personal,
     receive,
     turn_split,
@@ -79,8 +82,10 @@ class FedSAClient(NumPyClient):
         try:
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
-            values = self._install(received, state) | beside(state)
-            report = self._report(header, received, values)
+            common = self._common(received, received.turn.shared)
+            rest = others(common, state, self._share(header), header.round)
+            model = OwnModel(self._install(received, state), beside(state), rest)
+            report = self._report(header, received, model)
         except FedSAError as error:
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
             return 0.0, 0, dict(wire.write_header(upload))
@@ -95,19 +100,21 @@ class FedSAClient(NumPyClient):
         start = self._install(received, state)
         parts = turn_split(self.bench.split, self.layout, received.turn)
         meter = self._meter()
+        anchor = self._common(received, parts.shared)
         local = replace(
             self._local(header.round, parts.trained),
-            anchor=self._common(received, parts.shared),
+            anchor=anchor,
             mu=float(config.get("proximal_mu", 0.0)),
+            others=others(anchor, state, self._share(header), header.round - 1),
             observe=None if meter is None else meter.observe,
         )
-        kept = beside(state)
-        report, own = self.bench.personalisation.fit(local, padded(kept, local.model.layout) if kept else {})
-        arrays, own = self._read(), cut(own, self.layout) if own else {}
+        report, own = self.bench.personalisation.fit(local, beside(state))
+        arrays = self._read()
         check_finite(arrays | {PERSONAL + name: array for name, array in own.items()})
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
         if header.measure_before:
-            numbers["accuracy_before"] = self.measure(header.round, arrays | own, received.merged)["accuracy"]
+            model = OwnModel(arrays, own, local.others)
+            numbers["accuracy_before"] = self.measure(header.round, model, received.merged)["accuracy"]
         payload, residual = self._encode(header.round, received, parts, arrays, state)
         private = {name: arrays[name] for name in parts.local}
         memory = self._memory(received, start, arrays, residual)
@@ -236,23 +243,35 @@ class FedSAClient(NumPyClient):
         )
 
     def measure(
-        self, round_: int, values: NamedArrays, merged: NamedArrays, record: bool = False
+        self, round_: int, model: OwnModel, merged: NamedArrays, record: bool = False
     ) -> dict[str, float]:
         """Metrics of a model of this client on its own held-out part, made ready to be used as the
         personalisation method has it. With ``record`` its answers are kept on this client's disk."""
-        self._write(values, merged)
-        self.bench.personalisation.adapt(self._local(round_, self.bench.split(self.layout).trained))
-        return self._metrics(round_ if record else None)
+        with self.ready(round_, model, merged):
+            return self._metrics(round_ if record else None)
 
-    def _report(
-        self, header: wire.BroadcastHeader, received: Received, values: NamedArrays
-    ) -> dict[str, float]:
-        report = self.measure(header.round, values, received.merged, record=True)
+    @contextmanager
+    def ready(self, round_: int, model: OwnModel, merged: NamedArrays) -> Iterator[None]:
+        """The resident model is that of this client, as the personalisation method has it used."""
+        self._write(model.common, merged)
+        local = self._local(round_, self.bench.split(self.layout).trained)
+        with self.bench.personalisation.ready(replace(local, others=model.others), model.beside):
+            yield
+
+    def _share(self, header: wire.BroadcastHeader) -> float:
+        """The weight of this client in the mean that it was sent; 0 where it is not in it, or is not told."""
+        examples = len(self._data.train)
+        if 0 < header.total < examples:
+            raise WireError(f"a mean over {header.total} examples, of which this client alone has {examples}")
+        return examples / header.total if header.total else 0.0
+
+    def _report(self, header: wire.BroadcastHeader, received: Received, model: OwnModel) -> dict[str, float]:
+        report = self.measure(header.round, model, received.merged, record=True)
         if self.bench.task.labels():
             report["majority"] = majority_accuracy(self._data.train, self.held_out)
         if any(spec.role == "head" for spec in self.pool):
             initial = cut(self.bench.initial, self.layout)
-            newcomer = personal(self.bench.split, self.layout, received, initial, None)
+            newcomer = OwnModel(personal(self.bench.split, self.layout, received, initial, None))
             report["global_accuracy"] = self.measure(header.round, newcomer, received.merged)["accuracy"]
         if header.reference and self.bench.alone is not None:
             report["local_only"] = self._train_alone(self.bench.alone)

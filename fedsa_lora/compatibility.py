@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flwr.server.strategy import Bulyan, FedProx, Krum, Strategy
+from flwr.server.strategy import Bulyan, FedAvg, FedProx, Krum, Strategy
 
 from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.codec import Codec
-from fedsa_lora.exchange.split import Alternate, RoleSplit
+from fedsa_lora.exchange.split import Alternate, RoleSplit, SplitPolicy
 from fedsa_lora.learning.personalisation import Distillation, PFedMe
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.classification import ClassificationTask
@@ -85,6 +85,31 @@ def _of_personalisation(config: RunConfig, strategy: type[Strategy]) -> Iterator
             "personalisation.inner=1: importance is not measured in the first of the inner steps; expected "
             "at least 2"
         )
+    if method.mixes:
+        yield from _of_mixture(config, strategy)
+
+
+def _of_mixture(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    """A client takes its own part off what is common, which must be the mean of what clients shared."""
+    name = type(config.personalisation).__name__
+    if not _shares_both(config.split):
+        yield f"personalisation: {name} mixes whole adapters, A with B; expected split=share_ab"
+    if config.clusters is not None or config.federation.weights != "examples":
+        yield (
+            f"personalisation: {name} takes a client's own part off the mean by its examples; expected "
+            "clusters=none and federation.weights=examples"
+        )
+    if strategy not in (FedAvg, FedProx) and not issubclass(strategy, FactorRule):
+        yield (
+            f"personalisation: {name} needs the mean of what clients shared, and {strategy.__name__} makes "
+            "something else of it; expected strategy=fedavg or fedprox"
+        )
+    for key, codec in (("codec", config.codec), ("downlink", config.downlink)):
+        if codec is not None and not codec.lossless:
+            yield (
+                f"{key}: {name} takes a client's own part off the mean, which {codec.name!r} alters; "
+                f"expected {key}={'dense' if key == 'codec' else 'whole or dense'}"
+            )
 
 
 def _of_clusters(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
@@ -115,7 +140,7 @@ def _of_factors(config: RunConfig, strategy: type[FactorRule]) -> Iterator[str]:
     if issubclass(strategy, FedSVD):
         if not (isinstance(split, Alternate) and split.order == ("B",)):
             yield f"strategy: {name} chooses A on the server and has B trained; expected split=fedsvd"
-    elif not isinstance(split, RoleSplit) or split.A != "shared" or split.B != "shared":
+    elif not _shares_both(split):
         yield f"strategy: {name} needs A and B of every client; expected split=share_ab"
     if strategy.renews and _keeps_residual(config.codec):
         yield (
@@ -149,6 +174,10 @@ def _sampled(config: RunConfig) -> int:
     """How many clients a round has, as Flower counts them."""
     share = int(config.federation.clients * float(config.strategy.get("fraction_fit", 1.0)))
     return max(share, int(config.strategy.get("min_fit_clients", 2)))
+
+
+def _shares_both(split: SplitPolicy) -> bool:
+    return isinstance(split, RoleSplit) and split.A == "shared" and split.B == "shared"
 
 
 def _keeps_residual(codec: Codec) -> bool:

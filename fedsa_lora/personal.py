@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,16 @@ class Received:
     turn: Turn
     held: Vector
     merged: Arrays
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """What makes up a client's own model: ``common``, every tensor as its split has it; what its
+    personalisation method keeps ``beside`` that; and the mean of the ``others``, for one that uses it."""
+
+    common: NamedArrays
+    beside: NamedArrays = field(default_factory=dict)
+    others: NamedArrays = field(default_factory=dict)
 
 
 def receive(
@@ -148,9 +158,22 @@ def personal(
 
 
 def beside(state: ClientState | None) -> Arrays:
-    """The personal model that a client keeps beside the common one, every tensor; nothing without one."""
+    """What a client's personalisation method keeps beside the common model; nothing without one."""
     kept = {} if state is None else state.tensors | state.memory
     return {n.removeprefix(PERSONAL): a for n, a in kept.items() if n.startswith(PERSONAL)}
+
+
+def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:
+    """The mean of the other clients' values: (common - p own) / (1 - p), p = ``share`` being its weight
+    in what became common in a round. To a client that is not in that mean, or alone, it is what is common."""
+    own = beside(state)
+    if state is None or state.round != round_ or not own or not 0 < share < 1:
+        return common
+    return {
+        name: ((mean - share * own[name].astype(np.float64)) / (1 - share)).astype(np.float32)
+        for name, mean in common.items()
+        if name in own
+    }
 
 
 def _mixed(

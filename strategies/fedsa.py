@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
@@ -40,6 +41,7 @@ from strategies.traffic import message_bytes
 from strategies.updates import Update
 
 HELD, MERGED_A, MERGED_B = "held", "merged_A/", "merged_B/"  # in the memory of a checkpoint
+EXAMPLES = "examples/"  # by client, where clients are told the total
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
 log = logging.getLogger("flwr")
 
@@ -62,6 +64,8 @@ class FedSA(Strategy):
         How uploads are coded, and broadcasts to clients that saw the one before (None: always whole).
     ranks : mapping
         The ranks of clients whose adapter is smaller than the layout's.
+    tell_total : bool
+        Tell the clients of a mean how many examples all of them had, so that each can take its own part off.
     classes : int
         How many classes clients tell the counts of, by which a shared head is averaged; 0: they tell none.
     frozen : Frozen
@@ -93,6 +97,7 @@ class FedSA(Strategy):
         codec: Codec | None = None,
         downlink: Codec | None = None,
         ranks: Mapping[str, int] | None = None,
+        tell_total: bool = False,
         classes: int = 0,
         frozen: Frozen | None = None,
         uniform: bool = False,
@@ -100,11 +105,12 @@ class FedSA(Strategy):
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
-        self.classes, self.uniform = classes, uniform
+        self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
+        self._examples: dict[str, int] = {}  # by client in the last mean, if they are told the total
         self._common: dict[int, Turn] = {}  # what all clients are asked for in a round, found once
         self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
         self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
@@ -144,6 +150,7 @@ class FedSA(Strategy):
         updates: list[Update] = [answer.value for answer in admission.answers]
         self.ledger.aggregated({"aggregation_error": self.combine(server_round, updates)})
         self.learn(server_round, admission, updates)
+        self._examples = {u.client: u.examples for u in updates} if self.tell_total else {}
         self.recorder.checkpoint(server_round, self.layout, self.shared, self.memory())
         if not self.evaluation.due(server_round):
             self.ledger.close(evaluated=False)
@@ -211,14 +218,14 @@ class FedSA(Strategy):
         """A place for subclasses that decide the next round from what the clients sent."""
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """What is kept with a checkpoint beside the shared vector: what clients hold of it, and what was
-        merged into the frozen weights, as factors."""
+        """What is kept with a checkpoint beside the shared vector: what clients hold of it, what was merged
+        into the frozen weights, as factors, and who is in the mean with how many examples."""
         found: dict[str, NDArray[Any]] = {}
         if self.downlink.codec is not None:
             found[HELD] = self.downlink.held
         for layer, factors in self.downlink.merged.items():
             found |= {f"{MERGED_A}{layer}": factors.A, f"{MERGED_B}{layer}": factors.B}
-        return found
+        return found | {EXAMPLES + client: np.array([n]) for client, n in self._examples.items()}
 
     def _messages(
         self,
@@ -234,13 +241,15 @@ class FedSA(Strategy):
         keys = {}
         for (client, turn), config in zip(turns.items(), configs, strict=True):
             sending = self.downlink_of(client).sending(client, self.ranks.get(client))
-            keys[client] = (turn, id(sending), tuple(sorted(config.items())))
+            total = sum(self._examples.values()) if client in self._examples else 0
+            keys[client] = (turn, id(sending), total, tuple(sorted(config.items())))
             if keys[client] not in made:
                 layout = self.layout.limited(self.ranks.get(client))
                 header = wire.BroadcastHeader(
                     round=round_,
                     shared=layout.mask(turn.shared),
                     joining=layout.mask(turn.joining),
+                    total=total,
                     **sending.fields,
                     **asked,
                 )

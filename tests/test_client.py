@@ -253,6 +253,12 @@ def test_a_broadcast_that_does_not_fit_is_refused_and_nothing_is_stored(desk, ch
     assert desk.store("0").load() is None
 
 
+def test_a_total_that_is_less_than_the_clients_own_part_is_refused(desk):
+    examples = desk.fit("0", 1)[1]
+    assert f"of which this client alone has {examples}" in desk.fit("0", 2, total=examples - 1)[2].error
+    assert not desk.fit("0", 2, total=examples)[2].error
+
+
 def test_a_broadcast_that_is_too_long_or_too_short_is_refused(desk):
     for vector in (desk.start[:-1], np.append(desk.start, np.float32(0))):
         assert "expected float32" in desk.fit("0", 1, vector=vector)[2].error

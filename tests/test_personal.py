@@ -18,10 +18,12 @@ from fedsa_lora.personal import (
     COMMON,
     HELD,
     MERGED,
+    PERSONAL,
     RESIDUAL,
     START,
     TRAINED,
     Received,
+    others,
     personal,
     receive,
 )
@@ -163,6 +165,45 @@ def test_changes_keep_a_client_that_takes_part_at_the_servers_vector_to_the_bit(
         after = server.held + vector(round_)
         after[FACTORS.span("0.B")] = server.held[FACTORS.span("0.B")]  # unchanged: not carried
         server.publish(round_, after, factors if round_ == 2 else {}, present)
+
+
+def kept(own, round_=3) -> ClientState:
+    memory = {PERSONAL + name: array for name, array in own.items()}
+    return ClientState(round_, {PERSONAL + "0.gate.bias": np.ones(1, np.float32)}, memory)
+
+
+def test_the_others_are_the_weighted_mean_without_ones_own_part_by_hand():
+    clients, weights = [FACTORS.unpack(vector(seed)) for seed in (1, 2, 3)], [5, 20, 75]
+    mean = {n: sum(w / 100 * c[n] for c, w in zip(clients, weights, strict=True)) for n in FACTORS.names}
+    found = others(mean, kept(clients[1]), 0.2, 3)
+    assert found.keys() == set(FACTORS.names)
+    for name, array in found.items():
+        expected = (5 * clients[0][name] + 75 * clients[2][name]) / 80
+        np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5)
+        assert array.dtype == np.float32
+
+
+def test_of_equal_clients_the_others_are_as_oneself():
+    own = FACTORS.unpack(START_)
+    for name, array in others(own, kept(own), 0.3, 3).items():
+        np.testing.assert_allclose(array, own[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("state", "share"),
+    [
+        (None, 0.5),
+        (ClientState(3, {}), 0.5),
+        (kept(FACTORS.unpack(vector(1)), round_=2), 0.5),
+        (kept(FACTORS.unpack(vector(1))), 0.0),
+        (kept(FACTORS.unpack(vector(1))), 1.0),
+    ],
+    ids=["never took part", "keeps nothing", "of another round", "not in the mean", "alone in the mean"],
+)
+def test_one_without_a_part_in_the_mean_takes_nothing_off_it(state, share):
+    mean = FACTORS.unpack(START_)
+    found = others(mean, state, share, 3)
+    assert all(np.array_equal(found[name], mean[name]) for name in FACTORS.names)
 
 
 def test_a_change_from_another_base_or_coded_otherwise_or_altered_is_refused():

@@ -1,15 +1,27 @@
 """Whole runs with each personalisation method: what is common stays as it is without one, and what a client
 keeps beside it is its own."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
-from test_methods import BRIEF, everything, rows, states
+from test_methods import BRIEF, checkpoint, everything, fits, rows, states
 
-from fedsa_lora.config import load
-from fedsa_lora.errors import ConfigError
-from fedsa_lora.personal import PERSONAL, beside
+from fedsa_lora import assemble
+from fedsa_lora.client import FedSAClient
+from fedsa_lora.config import load, read_config
+from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.learning.personalisation import Personalisation
+from fedsa_lora.personal import PERSONAL, beside, others
+from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reevaluate import reevaluate
+from fedsa_lora.runs.rundir import RunDirectory
+from strategies.ledger import Unwritten
 
+SOME = ("strategy.fraction_fit=0.7", "strategy.min_fit_clients=2")
+EXPERTS = ("split=share_ab", "personalisation=experts")
 METHODS = ["finetune", "reptile", "perfedavg", "ditto", "pfedme", "distillation"]
 LIVELY = ("personalisation.eta=0.5", "personalisation.weight=1", "personalisation.inner=2")
 
@@ -28,6 +40,11 @@ def run(run_smoke):
 
 def personalised(run, method, *words):
     return run(f"personalisation={method}", *(LIVELY if method == "pfedme" else ()), *words)
+
+
+def exporter(path):
+    config = read_config(path)
+    return Exporter(config, RunDirectory(path, config), assemble.skeleton(config))
 
 
 def own_models(path):
@@ -99,9 +116,118 @@ def test_a_client_that_never_took_part_is_measured_with_the_common_model(run):
     assert {row["client"] for row in last} == {"0", "1", "2"}
 
 
+@pytest.fixture(scope="module", params=[(), SOME], ids=["all", "two of three"])
+def experts(run, request):
+    return run(*EXPERTS, "evaluation.before=true", "run.keep_messages=true", *request.param)
+
+
+def parts_of(path, round_=3):
+    """A and B of each client that took part in a round as its own store has them, and its examples."""
+    found = {}
+    for row in (row for row in fits(path) if row["round"] == round_):
+        own = beside(assemble.store(read_config(path), row["client"]).load(round_))
+        found[row["client"]] = {n: a for n, a in own.items() if "lora_" in n}, row["examples"]
+    return found
+
+
+def mean_of(parts):
+    total = sum(examples for _, examples in parts)
+    return {n: sum(own[n] * (examples / total) for own, examples in parts) for n in parts[0][0]}
+
+
+def test_what_is_common_is_the_weighted_mean_of_the_clients_own_experts(experts):
+    expected, found = mean_of([*parts_of(experts).values()]), everything(experts)["server"]
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6)
+
+
+def test_what_a_client_mixes_in_is_the_weighted_mean_of_the_other_clients_experts(experts):
+    parts, common = parts_of(experts), everything(experts)["server"]
+    assert len({examples for _, examples in parts.values()}) == len(parts) > 1
+    for client in "012":
+        model = exporter(experts).own_model(client)
+        rest = mean_of([part for name, part in parts.items() if name != client])
+        for name, value in rest.items():
+            np.testing.assert_allclose(model.others[name], value, rtol=0, atol=1e-5)
+            assert np.array_equal(model.others[name], common[name]) == (client not in parts)
+
+
+def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(experts):
+    """The last round of each client once more, by its method alone, from what was stored before it."""
+    config, parts, common = read_config(experts), parts_of(experts, 2), checkpoint(experts, 2).tensors
+    bench = assemble.workbench(config)
+    for client in parts_of(experts, 3):
+        store = assemble.store(config, client)
+        state = store.load(2)
+        share = parts[client][1] / sum(n for _, n in parts.values()) if client in parts else 0.0
+        kept = bench.initial if state is None else state.tensors
+        bench.model.write({name: {**kept, **common}[name] for name in bench.model.layout.names})
+        local = FedSAClient(client, bench, store)._local(3, frozenset(bench.model.layout.names))
+        local = replace(local, anchor=common, others=others(common, state, share, 2))
+        _, found = bench.personalisation.fit(local, beside(state))
+        recorded = beside(store.load(3))
+        assert found.keys() == recorded.keys()
+        assert all(np.array_equal(found[name], value) for name, value in recorded.items())
+
+
+def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
+    assert all(row.accuracy == row.recorded for row in reevaluate(experts))
+    config = read_config(experts)
+    recorded = {row["client"]: row["loss"] for row in rows(experts, "clients") if row["phase"] == "evaluate"}
+    bench, made = assemble.workbench(config), exporter(experts)
+    for client in "012":
+        model, other = made.own_model(client), made.own_model(str((int(client) + 1) % 3))
+        measure = partial(FedSAClient(client, bench, assemble.store(config, client)).measure, 3, merged={})
+        assert measure(model)["loss"] == recorded[client]
+        assert measure(replace(model, others=other.others))["loss"] != recorded[client]
+
+
+def test_no_gate_is_in_any_message(experts):
+    for client, state in states(experts).items():
+        store = assemble.store(read_config(experts), client)
+        kept = [beside(store.load(round_)) for round_ in store.rounds()]
+        gates = [{name: own[name] for name in own if ".gate." in name} for own in kept]
+        assert all(f"{PERSONAL}{name}" in state.tensors for name in gates[-1])
+        assert all(np.abs(gate).max() > 0 for name, gate in gates[-1].items() if name.endswith("weight"))
+        pairs = private_pairs(gates)
+        messages = [path.read_bytes() for path in experts.glob("clients/*/messages/*")]
+        assert len(messages) == len(fits(experts)) + 2 * 3  # each also says who it is, and is evaluated
+        assert matches(b"".join(gate.tobytes() for gate in gates[-1].values()), pairs)
+        assert not any(matches(message, pairs) for message in messages)
+
+
+def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_it_with(run):
+    path = run(*EXPERTS, "strategy.fraction_fit=0.4", "strategy.min_fit_clients=1")
+    absent = {"0", "1", "2"} - states(path).keys()
+    config, common = read_config(path), everything(path)["server"]
+    plain = replace(assemble.workbench(config), personalisation=Personalisation())
+    recorded = {row["client"]: row["loss"] for row in rows(path, "clients") if row["phase"] == "evaluate"}
+    assert absent
+    for client in absent:
+        model = exporter(path).own_model(client)
+        assert not model.beside
+        assert all(np.array_equal(model.others[name], value) for name, value in common.items())
+        measured = FedSAClient(client, plain, assemble.store(config, client)).measure(3, model, {})
+        assert measured["loss"] == recorded[client]
+
+
+def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():
+    config = load(["experiment=smoke", *EXPERTS, "lora=dora"])
+    with pytest.raises(ModelError, match="expected plain LoRA on a linear layer"):
+        assemble.strategy(config, Unwritten())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["personalisation=experts"], "Experts mixes whole adapters, A with B; expected split=share_ab"),
+        ([*EXPERTS, "strategy=fedavgm"], "FedAvgM makes something else of it; expected strategy=fedavg"),
+        ([*EXPERTS, "strategy=krum"], "Krum makes something else of it"),
+        ([*EXPERTS, "strategy=fedex"], "Experts keeps a model beside"),
+        ([*EXPERTS, "codec=topk"], "expected codec=dense"),
+        ([*EXPERTS, "downlink=int8"], "expected downlink=whole or dense"),
+        ([*EXPERTS, "strategy=flora", "federation.ranks=[2, 4]"], "Experts keeps a model beside"),
         (["personalisation=ditto", "split=share_ab", "strategy=fedex"], "Ditto keeps a model beside"),
         (["personalisation=pfedme", "strategy=fedprox"], "PFedMe has a proximal term of its own"),
         (["personalisation=pfedme", "split=importance", "personalisation.inner=1"], "inner=1: importance"),

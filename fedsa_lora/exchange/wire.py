@@ -25,7 +25,7 @@ from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout, Vector
 
 KEY = "fedsa"
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ARRAY_HEADER = 1024
@@ -40,8 +40,10 @@ class BroadcastHeader:
     had them to itself starts from its own value, ``carried`` those that are in the message (masks of
     the layout). ``base`` is the round whose broadcast the message is the change from, coded by
     ``codec``; 0: the values themselves. ``merge`` are the ranks, layer by layer, of the factors that
-    every client adds to its frozen weights. ``measure_before``: also evaluate the client's own model
-    before aggregation; ``reference``: also train alone, to compare with.
+    every client adds to its frozen weights. ``total``: the examples of all clients in the mean that the
+    message holds, told to those of them whose method takes their own part off it; 0: not told.
+    ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
+    alone, to compare with.
     """
 
     round: int
@@ -53,6 +55,7 @@ class BroadcastHeader:
     base: int = 0
     codec: str = ""
     merge: Sequence[int] = ()
+    total: int = 0
     measure_before: bool = False
     reference: bool = False
     version: int = VERSION
@@ -127,6 +130,8 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
     if header.round < 0:
         raise WireError(f"header field 'round' must not be negative, got {header.round}")
     if isinstance(header, BroadcastHeader):
+        if header.total < 0:
+            raise WireError(f"header field 'total' must not be negative, got {header.total}")
         _check_list("merge", header.merge, lambda value: type(value) is int and value >= 0)
         return
     _check_list("counts", header.counts, lambda value: type(value) is int and 0 <= value <= MAX_EXAMPLES)

@@ -191,6 +191,22 @@ class AdapterModel:
             if isinstance(module, (LoraLayer, VeraLayer))
         }
 
+    def factors(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """A and B of each layer as they stand in the model, by layer.
+
+        Raises ModelError for a layer that does not compute B A x alone: DoRA, VeRA, embeddings, convolutions.
+        """
+        found = {}
+        for name, layer in self._layers().items():
+            plain = isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A and not layer.lora_variant
+            if not plain or not isinstance(layer.lora_A[ADAPTER], nn.Linear):
+                raise ModelError(
+                    f"{name}: expected plain LoRA on a linear layer: set lora.variant=lora and "
+                    "lora.target_modules to such layers"
+                )
+            found[name] = (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
+        return found
+
     @property
     def has_adapters(self) -> bool:
         return isinstance(self.module, PeftModel)

@@ -7,7 +7,8 @@ some tensors; the anchor is what a round's broadcast said of those.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -31,7 +32,8 @@ Arrays = dict[str, NDArray[np.float32]]
 class LocalRound:
     """A client's work of one round: a model that stands at the round's start, and data to train it on.
 
-    ``anchor`` are the common values of what is shared, ``mu`` the weight of FedProx's term towards them.
+    ``anchor`` are the common values of what is shared, ``mu`` the weight of FedProx's term towards them,
+    ``others`` what is common without this client's own part in it.
     ``observe`` sees the gradients of the model that is shared from, see ``train``.
     """
 
@@ -45,6 +47,7 @@ class LocalRound:
     round: int
     anchor: NamedArrays = field(default_factory=dict)
     mu: float = 0.0
+    others: NamedArrays = field(default_factory=dict)
     observe: Callable[[AdapterModel], None] | None = None
 
     def plain(self, **changes: Any) -> TrainReport:
@@ -88,17 +91,25 @@ class Personalisation:
     """None: a client trains the common model, and that is its own."""
 
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
+    mixes: ClassVar[bool] = False  # whether its own model computes with what the others shared besides
+
+    def check(self, model: AdapterModel) -> None:
+        """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
 
     def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
         """Train. The model is left as it is to be shared from.
 
-        ``personal`` is what this returned in the client's round before, nothing at first: every tensor of
-        the model that is its own.
+        ``personal`` is what this returned in the client's round before, nothing at first.
         """
         return local.plain(), {}
 
-    def adapt(self, local: LocalRound) -> None:
-        """What is still done to a client's own model before it is used."""
+    @contextmanager
+    def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:
+        """Turn the common model into the client's own, as it is used; ``personal`` is what ``fit`` returned,
+        nothing of a client that never took part."""
+        if personal:
+            local.model.write(personal)
+        yield
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,11 @@ class FineTune(Personalisation):
     def __post_init__(self) -> None:
         _check("steps", self.steps, low=0)
 
-    def adapt(self, local: LocalRound) -> None:
+    @contextmanager
+    def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:
         if self.steps:
             local.train(steps=self.steps, part="fine-tune")
+        yield
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from fedsa_lora.errors import TrainingError
@@ -137,8 +138,9 @@ def train(
     objective: Callable[[AdapterModel, Task, Examples, TrainSettings], Objective] = Objective,
     proximal: tuple[float, NamedArrays] | None = None,
     observe: Callable[[AdapterModel], None] | None = None,
+    beside: Sequence[nn.Parameter] = (),
 ) -> TrainReport:
-    """Train the named tensors in place, from the state the model is in.
+    """Train the named tensors in place, from the state the model is in, and what there is ``beside`` them.
 
     ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
     (FedProx, arXiv:1812.06127). ``observe`` sees the model with the gradients of the task's loss, neither
@@ -150,7 +152,7 @@ def train(
     model.set_trainable(trained)
     model.module.train()
     batches = round_batches(examples.lengths, settings, rng)
-    optimizer = _optimizer(model, trained, settings)
+    optimizer = _optimizer(model, trained, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
@@ -167,7 +169,7 @@ def train(
         if proximal:
             _pull(model, anchor, proximal[0])
         if settings.clip_norm is not None:
-            clip_grad_norm_([model.parameter(n) for n in sorted(trained)], settings.clip_norm)
+            clip_grad_norm_([*map(model.parameter, sorted(trained)), *beside], settings.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -204,11 +206,14 @@ def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _optimizer(
-    model: AdapterModel, trained: frozenset[str], settings: TrainSettings
+    model: AdapterModel, trained: frozenset[str], settings: TrainSettings, beside: Sequence[nn.Parameter]
 ) -> torch.optim.Optimizer:
     specs = [spec for spec in model.layout if spec.name in trained]
     groups = [
-        {"params": [model.parameter(s.name) for s in specs if s.role != "head"], "lr": settings.lr},
+        {
+            "params": [*(model.parameter(s.name) for s in specs if s.role != "head"), *beside],
+            "lr": settings.lr,
+        },
         {
             "params": [model.parameter(s.name) for s in specs if s.role == "head"],
             "lr": settings.lr if settings.head_lr is None else settings.head_lr,

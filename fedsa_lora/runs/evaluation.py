@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora import assemble
+from fedsa_lora.client import FedSAClient
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
@@ -63,12 +64,12 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
     names = {client: task.client_labels(client) for client in clients}
     everything = joined(parts)
-    bench.model.merge(exporter.merged)
     accuracy = {}
     for client in clients:
-        bench.model.write(exporter.tensors(client))
+        served = FedSAClient(client, bench, assemble.store(config, client))
+        with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
+            logits = predict(bench.model, task, everything, config.train)
         labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
-        logits = predict(bench.model, task, everything, config.train)
         accuracy[client] = task.evaluate(logits, np.concatenate(labels))["accuracy"]
     return {"examples": len(everything), "accuracy": accuracy}
 
@@ -88,7 +89,7 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     for client in sorted(config.task.describe().clients):
         layout = bench.layout(client)
         initial = padded(cut(bench.initial, layout), bench.model.layout)
-        shared = exporter.tensors(client, own=False)
+        shared = padded(exporter.own_model(client, own=False).common, bench.model.layout)
         joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
         alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
         found["accuracy"][client] = _after(steps, config, bench, client, joins)

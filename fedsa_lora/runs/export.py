@@ -14,13 +14,13 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
 from fedsa_lora.exchange.split import Turn
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
-from fedsa_lora.personal import Received, beside, personal
+from fedsa_lora.personal import OwnModel, Received, beside, others, personal
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
 from strategies.adaptive import SHARED
 from strategies.clustered import held_by
-from strategies.fedsa import MERGED_A, MERGED_B
+from strategies.fedsa import EXAMPLES, MERGED_A, MERGED_B
 
 
 class Exporter:
@@ -50,9 +50,14 @@ class Exporter:
         layers = [name.removeprefix(MERGED_A) for name in memory if name.startswith(MERGED_A)]
         return {layer: memory[MERGED_B + layer] @ memory[MERGED_A + layer] for layer in layers}
 
-    def tensors(self, client: str, own: bool = True) -> dict[str, NDArray[np.float32]]:
-        """Every tensor of the client's personalised model, by name; without its ``own``, what a newcomer of
-        that name would be given."""
+    def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
+        """Every tensor of the client's personalised model, by name."""
+        model = self.own_model(client)
+        return padded({**model.common, **model.beside}, self.model.layout)
+
+    def own_model(self, client: str, own: bool = True) -> OwnModel:
+        """What makes up the client's own model after the last round; without its ``own``, what a newcomer
+        of that name would be given."""
         state = assemble.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
@@ -67,15 +72,28 @@ class Exporter:
             asked = zip(pool.names, memory[SHARED + client], strict=True)
             shared = frozenset(name for name, bit in asked if bit)
         received = Received(Turn(shared), pool.pack(cut(held, pool)), {})
-        values = personal(policy, layout, received, cut(self._initial, layout), state) | beside(state)
-        return padded(values, self.model.layout)
+        values = personal(policy, layout, received, cut(self._initial, layout), state)
+        return OwnModel(values, beside(state), others(held, state, self._share(client), self.round))
+
+    def _share(self, client: str) -> float:
+        """The weight that the client has in what is common; 0 where it has none, or is not told it."""
+        memory = self._checkpoint.memory
+        examples = {name: int(count[0]) for name, count in memory.items() if name.startswith(EXAMPLES)}
+        return examples.get(EXAMPLES + client, 0) / max(1, sum(examples.values()))
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """An adapter folder for ``PeftModel.from_pretrained``, or with ``merge`` (and for a model
         without adapters) a whole model for ``AutoModel...from_pretrained``; a model card beside it.
 
-        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them.
+        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; and
+        for a personalised model that computes what no stock model does.
         """
+        if self.config.personalisation.mixes:
+            raise RunError(
+                "a client of this run mixes two adapters by a gate on each layer's input (personalisation="
+                f"{type(self.config.personalisation).__name__}), which no stock model computes: there is "
+                "nothing to export; fedsa-lora evaluate measures it from the run directory"
+            )
         tensors, merged = self.tensors(client), self.merged
         adapter = self.model.has_adapters and not merge
         if adapter and merged:

@@ -13,13 +13,15 @@ from fedsa_lora.settings import RunConfig
 
 def finish(config: RunConfig, directory: RunDirectory) -> None:
     """Write everything that a reader opens first. Names and shapes suffice: no backbone is read, so
-    there are no adapter folders where that is needed; ``fedsa-lora export`` makes them."""
+    there are no adapter folders where that is needed; ``fedsa-lora export`` makes them. Nor are there any
+    of a personalisation that no adapter holds."""
     model = assemble.skeleton(config)
     directory.write_summary(summarise(config, directory.path, model))
     if not config.run.report:
         return
     exporter = Exporter(config, directory, model)
-    for client in [] if exporter.merged or model.relative else exporter.clients():
+    whole = exporter.merged or model.relative or config.personalisation.mixes
+    for client in [] if whole else exporter.clients():
         exporter.export(client, directory.path / "adapters" / client)
     draw_all(directory.path)
     write_report(directory.path)

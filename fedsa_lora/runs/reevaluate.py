@@ -39,6 +39,6 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     record = part in (None, config.evaluation.part)
     for name in exporter.clients():
         client = FedSAClient(name, bench, assemble.store(config, name))
-        values = exporter.tensors(name)
-        accuracy = client.measure(exporter.round, values, exporter.merged, record)["accuracy"]
+        model = exporter.own_model(name)
+        accuracy = client.measure(exporter.round, model, exporter.merged, record)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))

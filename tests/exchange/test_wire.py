@@ -28,6 +28,7 @@ CHANGE = replace(
     base=2,
     codec="top_k 0.1 int8/256",
     merge=(4, 0),
+    total=120,
     measure_before=True,
     reference=True,
 )
@@ -99,7 +100,10 @@ def test_any_upload_header_comes_back_equal(**values):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    merge=st.lists(st.integers(0, 10**9), max_size=9).map(tuple), base=st.integers(0, 10**6), codec=st.text()
+    merge=st.lists(st.integers(0, 10**9), max_size=9).map(tuple),
+    base=st.integers(0, 10**6),
+    codec=st.text(),
+    total=st.integers(0, 10**12),
 )
 def test_any_broadcast_header_comes_back_equal(**values):
     header = replace(BROADCAST, **values)
@@ -171,6 +175,11 @@ def test_another_version_is_refused(header, version):
 def test_a_negative_round_is_refused(header):
     with pytest.raises(WireError, match="round"):
         read(asdict(header) | {"round": -1}, type(header))
+
+
+def test_a_negative_total_is_refused():
+    with pytest.raises(WireError, match="'total' must not be negative"):
+        read(asdict(CHANGE) | {"total": -1}, wire.BroadcastHeader)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])

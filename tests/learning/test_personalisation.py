@@ -176,8 +176,8 @@ def test_a_pupil_comes_nearer_to_its_teacher_than_one_that_learns_from_labels_al
 def test_fine_tuning_moves_the_model_and_none_does_not(local, start):
     for method, moves in ((Personalisation(), False), (FineTune(0), False), (FineTune(2), True)):
         local.model.write(start)
-        method.adapt(local)
-        assert (apart(local.model.read(), start) > 0) == moves
+        with method.ready(local, {}):
+            assert (apart(local.model.read(), start) > 0) == moves
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_a_newcomer_of_a_federation_that_shares_nothing_is_alone(run_smoke):
 def test_what_a_newcomer_is_given_is_nobodys_own(smoke_run):
     config = read_config(smoke_run)
     exporter = Exporter(config, RunDirectory(smoke_run, config), assemble.skeleton(config))
-    given, own = exporter.tensors("0", own=False), exporter.tensors("0")
-    assert all(np.array_equal(given[n], exporter.tensors("1", own=False)[n]) for n in given)
+    given, own = exporter.own_model("0", own=False).common, exporter.tensors("0")
+    assert all(np.array_equal(given[n], exporter.own_model("1", own=False).common[n]) for n in given)
     for spec in exporter.model.layout:
         assert np.array_equal(given[spec.name], own[spec.name]) == (spec.role == "A"), spec
 

@@ -118,6 +118,19 @@ def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke
             exporter(run).export("1", tmp_path / "adapter")
 
 
+def test_a_mixture_of_experts_has_no_adapter_folders_and_says_why_it_cannot_be_exported(run_smoke, tmp_path):
+    run = run_smoke(
+        "split=share_ab", "personalisation=experts", "run.report=true", "federation.rounds=1",
+        "federation.clients=2", "evaluation.local_only=false",
+    )  # fmt: skip
+    assert (run / "report.html").is_file()
+    assert not (run / "adapters").exists()
+    for merge in (False, True):
+        with pytest.raises(RunError, match=r"Experts.*no stock model computes"):
+            exporter(run).export("0", tmp_path / "folder", merge=merge)
+    assert not (tmp_path / "folder").exists()
+
+
 def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smoke):
     run = run_smoke(
         "federation.label_meaning=per_client", "federation.rounds=1", "evaluation.local_only=false",

@@ -16,6 +16,7 @@ from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import Evaluation
+from strategies.fedsa import EXAMPLES
 from strategies.traffic import message_bytes
 
 CLIENTS = ["0", "1", "2"]
@@ -63,6 +64,19 @@ def test_a_broadcast_holds_the_shared_vector_and_nothing_else():
         assert np.array_equal(vector, server.strategy.shared)
         assert set(ins.config) == {wire.KEY}
         assert wire.names_of(server.asked[client].shared, LAYOUT) == set(LAYOUT.names)
+
+
+def test_the_total_of_a_mean_is_told_to_the_clients_in_it_where_it_is_to_be_told():
+    for tells in (True, False):
+        server, told = Server(tell_total=tells, min_results=0.5, every=1), 60 if tells else 0
+        server.ask()
+        assert {header.total for header in server.asked.values()} == {0}
+        server.take({c: server.upload(c, np.ones(LAYOUT.size), n) for c, n in (("0", 20), ("2", 40))})
+        for ask in (server.ask_to_evaluate, lambda server=server: server.ask(2)):
+            ask()
+            assert {c: header.total for c, header in server.asked.items()} == {"0": told, "1": 0, "2": told}
+        memory = server.notes.checkpoints[-1][2]
+        assert memory == ({EXAMPLES + "0": 20, EXAMPLES + "2": 40} if tells else {})
 
 
 REJECTED = {
