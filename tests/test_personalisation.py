@@ -229,6 +229,8 @@ def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():
         ([*EXPERTS, "downlink=int8"], "expected downlink=whole or dense"),
         ([*EXPERTS, "strategy=flora", "federation.ranks=[2, 4]"], "Experts keeps a model beside"),
         (["personalisation=ditto", "split=share_ab", "strategy=fedex"], "Ditto keeps a model beside"),
+        (["personalisation=experts", "split=share_ab", "clusters=updates"], "expected clusters=none"),
+        (["personalisation=experts", "split=share_ab", "federation.weights=uniform"], "weights=examples"),
         (["personalisation=pfedme", "strategy=fedprox"], "PFedMe has a proximal term of its own"),
         (["personalisation=pfedme", "split=importance", "personalisation.inner=1"], "inner=1: importance"),
         (["personalisation=reptile", "personalisation.epsilon=2"], "personalisation: epsilon=2.0: expected"),
