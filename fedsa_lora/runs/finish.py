@@ -20,8 +20,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     if not config.run.report:
         return
     exporter = Exporter(config, directory, model)
-    whole = exporter.merged or model.relative or config.personalisation.mixes
-    for client in [] if whole else exporter.clients():
+    unfit = exporter.merged or model.relative or config.personalisation.mixes
+    for client in [] if unfit else exporter.clients():
         exporter.export(client, directory.path / "adapters" / client)
     draw_all(directory.path)
     write_report(directory.path)
