@@ -1,4 +1,4 @@
-"""The command line: ``fedsa-lora run | compare | advise | evaluate | export | doctor``."""
+"""The command line: ``fedsa-lora run | resume | compare | advise | evaluate | export | doctor``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
     advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
     advise.add_argument("--rounds", type=_positive, help="of each short run (default: 6)")
     _add_processes(advise)
+    resume = commands.add_parser("resume", help="go on with a run that was broken off, to the same bits")
+    resume.add_argument("run_dir", type=Path)
+    resume.add_argument("overrides", nargs="*", help="what changes, e.g. federation.rounds=24")
+    resume.add_argument(
+        "--allow-changes", action="store_true", help="of rounds, evaluation, machine or logging"
+    )
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
     evaluate.add_argument(
@@ -182,6 +188,18 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
     console.print(table)
 
 
+def _resume(options: argparse.Namespace) -> int:
+    from fedsa_lora.plan import make_plan
+    from fedsa_lora.runs.resuming import to_resume
+    from fedsa_lora.runs.simulate import simulate
+    from fedsa_lora.runs.table import print_summary
+
+    config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
+    simulate(config, [*words, "run.resume=true"], make_plan(config).simulation, console)
+    print_summary(config.run_dir, console)
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.evaluation import evaluate_run
     from fedsa_lora.runs.reading import EVALUATION
@@ -238,6 +256,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run,
+    "resume": _resume,
     "compare": _compare,
     "advise": _advise,
     "evaluate": _evaluate,

@@ -50,7 +50,8 @@ def make_plan(config: RunConfig) -> Plan:
     Raises the one FedSAError, or a ConfigError that lists all; writes nothing.
     """
     faults: list[FedSAError] = []
-    _attempt(lambda: refuse_used(config.run_dir), faults)
+    if not config.run.resume:
+        _attempt(lambda: refuse_used(config.run_dir), faults)
     device = _attempt(lambda: assemble.device(config), faults)
     federation = _attempt(config.task.describe, faults)
     model = _attempt(lambda: _skeleton(config, federation), faults)

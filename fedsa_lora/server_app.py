@@ -6,8 +6,10 @@ import logging
 import shlex
 
 from flwr.app import Context
+from flwr.common import Parameters, Scalar
 from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.server.history import History
+from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
@@ -16,6 +18,8 @@ from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
 
+FitRound = tuple[Parameters | None, dict[str, Scalar], FitResultsAndFailures] | None
+EvaluateRound = tuple[float | None, dict[str, Scalar], EvaluateResultsAndFailures] | None
 log = logging.getLogger("flwr")
 
 
@@ -26,6 +30,9 @@ class RecordedServer(Server):
         strategy = assemble.strategy(config, directory)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
+        if directory.done:
+            state = directory.checkpoint_of(directory.done)
+            strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:
             log.warning("%s", PASSED)
             self.set_max_workers(1)  # one client after the other, in the order of their names
@@ -33,12 +40,18 @@ class RecordedServer(Server):
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         try:
             with self.directory.recording():
-                result = super().fit(num_rounds, timeout)
+                result = super().fit(num_rounds - self.directory.done, timeout)
         except BaseException:
             write_report(self.directory.path)
             raise
         finish(self.config, self.directory)
         return result
+
+    def fit_round(self, server_round: int, timeout: float | None) -> FitRound:
+        return super().fit_round(server_round + self.directory.done, timeout)
+
+    def evaluate_round(self, server_round: int, timeout: float | None) -> EvaluateRound:
+        return super().evaluate_round(server_round + self.directory.done, timeout)
 
 
 def server_fn(context: Context) -> ServerAppComponents:
@@ -46,8 +59,12 @@ def server_fn(context: Context) -> ServerAppComponents:
     config = load(overrides, default_dir=f"runs/{context.run_id}")
     assemble.refuse_passing(config)
     again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
-    directory = RunDirectory.create(config, command=f"fedsa-lora run {shlex.join(again)}")
-    log.info("writing to %s", directory.path)
+    if config.run.resume:
+        directory = RunDirectory.resume(config)
+        log.info("going on after round %d of %s", directory.done, directory.path)
+    else:
+        directory = RunDirectory.create(config, command=f"fedsa-lora run {shlex.join(again)}")
+        log.info("writing to %s", directory.path)
     server = RecordedServer(config, directory)
     limits = ServerConfig(config.federation.rounds, config.federation.round_timeout)
     return ServerAppComponents(server=server, config=limits)

@@ -118,6 +118,7 @@ class RunSettings:
     was aggregated, for the analysis of A and B (``fedsa_lora.runs.load_run``).
     ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only
     the summary and the rows.
+    ``resume``: go on with the run that ``dir`` holds, after its last whole round.
     """
 
     dir: str | None = None
@@ -126,6 +127,7 @@ class RunSettings:
     keep_messages: bool = False
     keep_trained: bool = False
     report: bool = True
+    resume: bool = False
 
 
 @dataclass(frozen=True)

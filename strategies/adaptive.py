@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import ConfigError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance, scored
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import Turn
 from strategies.admission import Admission
 from strategies.fedsa import FedSA
 from strategies.importance import ImportancePlan, VariancePlan, disagreement
 from strategies.updates import Update
 
-SHARED = "shared/"  # by client in the memory of a checkpoint: 1 for each tensor that it shares, else 0
+# In the memory of a checkpoint: the plan's own, and by client 1 for each tensor that it shares, else 0, in
+# the round and in the last one that it took part in.
+PLAN, SHARED, LAST = "plan/", "shared/", "last/"
 
 
 class AdaptiveFedSA(FedSA):
@@ -62,12 +64,24 @@ class AdaptiveFedSA(FedSA):
         self._shared_last |= {update.client: update.shared for update in updates}
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        plan = {f"plan/{name}": array for name, array in self.plan.state().items()}
+        plan = {PLAN + name: array for name, array in self.plan.state().items()}
         asked = {
             SHARED + client: np.array([name in turn.shared for name in self.layout.names], np.float32)
             for client, turn in self._round.items()
         }
-        return super().memory() | plan | asked
+        last = {
+            LAST + client: np.array([name in shared for name in self.layout.names], np.float32)
+            for client, shared in self._shared_last.items()
+        }
+        return super().memory() | plan | asked | last
+
+    def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
+        super().restore(round_, vector, memory)
+        plan = {n.removeprefix(PLAN): np.asarray(a, float) for n, a in memory.items() if n.startswith(PLAN)}
+        self.plan.restore(plan)
+        names = np.array(self.layout.names, object)
+        last = {n.removeprefix(LAST): bits > 0 for n, bits in memory.items() if n.startswith(LAST)}
+        self._shared_last = {client: frozenset(names[bits]) for client, bits in last.items()}
 
     def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
         expected = len(self._scored.names) if isinstance(self.plan, ImportancePlan) else 0

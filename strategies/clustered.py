@@ -12,12 +12,12 @@ from flwr.server.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import SplitPolicy
 from strategies.admission import Admission
-from strategies.downlink import Downlink
-from strategies.fedsa import HELD, FedSA
+from strategies.downlink import HELD, Downlink
+from strategies.fedsa import FedSA
 from strategies.grouping import MEMBER, Clusters, Grouping
 from strategies.rules import STATELESS
 from strategies.updates import Update
@@ -66,8 +66,9 @@ class ClusteredFedSA(FedSA):
     def learn(self, round_: int, admission: Admission[FitRes], updates: Sequence[Update]) -> None:
         index, size = self.layout.index(self._compared), self._compared.size
         origins = self.grouping.learn(round_, {u.client: u.among(index).dense(size) for u in updates})
+        before = self.downlinks
         self.downlinks = {
-            number: self.downlinks[number] if origin == number else self._starting(self.downlinks[origin])
+            number: before[number] if origin == number else self._starting(before[origin].held)
             for number, origin in sorted(origins.items())
         }
         self.shared = self.downlinks[self.grouping.largest].held
@@ -79,8 +80,14 @@ class ClusteredFedSA(FedSA):
         vectors = {f"{GROUP}{number}": downlink.held for number, downlink in self.downlinks.items()}
         return super().memory() | vectors | self.grouping.state()
 
-    def _starting(self, origin: Downlink) -> Downlink:
-        return Downlink(self.layout, origin.held, None, self.cohort.seed)
+    def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
+        super().restore(round_, vector, memory)
+        self.grouping.restore(memory)
+        vectors = {n.removeprefix(GROUP): a for n, a in memory.items() if n.startswith(GROUP)}
+        self.downlinks = {int(number): self._starting(held) for number, held in sorted(vectors.items())}
+
+    def _starting(self, held: Vector) -> Downlink:
+        return Downlink(self.layout, held, None, self.cohort.seed)
 
 
 def ungroupable(inner: type[Strategy], split: SplitPolicy, downlink: Codec | None) -> Iterator[str]:

@@ -6,14 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.broadcast import changed, pack_factors
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.seeds import generator
 from strategies.factors import Factors, stack, truncate
+
+# In the memory of a checkpoint.
+HELD, MERGED_A, MERGED_B = "held", "merged_A/", "merged_B/"
+LAST_A, LAST_B = "last_merge_A/", "last_merge_B/"  # what the last round merged
+MASK, CHANGE, TOOK_PART = "change_mask", "change", "took_part/"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,28 @@ class Downlink:
         self.held = changed(self.held, self.layout, carried, payload, self.codec)
         self._change = self.layout.mask(names), payload
 
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """All that ``restore`` needs to send what would have been sent, as arrays: what clients hold, what
+        was merged into the frozen weights, as factors, and the last change with those who can take it."""
+        found: dict[str, NDArray[Any]] = {} if self.codec is None else {HELD: self.held}
+        for a, b, merge in ((MERGED_A, MERGED_B, self.merged), (LAST_A, LAST_B, self._merge)):
+            for layer, factors in merge.items():
+                found |= {a + layer: factors.A, b + layer: factors.B}
+        if self._change is not None:
+            mask, payload = self._change
+            found |= {MASK: np.frombuffer(mask.encode(), np.uint8), CHANGE: payload}
+        follow = self._took_part if self._change or self._merge else frozenset()
+        return found | {TOOK_PART + client: np.ones(1, np.float32) for client in follow}
+
+    def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
+        """Go on after a round from what ``memory`` gave then."""
+        self._round, self._made = round_, {}
+        self.held = memory.get(HELD, vector)
+        self.merged = dict(_factors(memory, MERGED_A, MERGED_B))
+        self._merge = _factors(memory, LAST_A, LAST_B)
+        self._took_part = frozenset(n.removeprefix(TOOK_PART) for n in memory if n.startswith(TOOK_PART))
+        self._change = (memory[MASK].tobytes().decode(), memory[CHANGE]) if MASK in memory else None
+
     def sending(self, client: str, rank: int | None = None) -> Sending:
         """The broadcast to one client whose adapter has this rank (None: that of the layout). Clients that
         are sent the same are given the same object."""
@@ -93,3 +121,8 @@ class Downlink:
                 **fields,
             },
         )
+
+
+def _factors(memory: NamedArrays, a: str, b: str) -> dict[str, Factors]:
+    layers = [name.removeprefix(a) for name in memory if name.startswith(a)]
+    return {layer: Factors(memory[a + layer], memory[b + layer]) for layer in layers}

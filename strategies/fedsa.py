@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, admit
@@ -36,12 +36,11 @@ from strategies.cohort import Cohort
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
-from strategies.rules import rule_for
+from strategies.rules import recall, remembered, rule_for
 from strategies.traffic import message_bytes
 from strategies.updates import Update
 
-HELD, MERGED_A, MERGED_B = "held", "merged_A/", "merged_B/"  # in the memory of a checkpoint
-EXAMPLES = "examples/"  # by client, where clients are told the total
+EXAMPLES = "examples/"  # by client in the memory of a checkpoint, where clients are told the total
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
 log = logging.getLogger("flwr")
 
@@ -218,14 +217,19 @@ class FedSA(Strategy):
         """A place for subclasses that decide the next round from what the clients sent."""
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """What is kept with a checkpoint beside the shared vector: what clients hold of it, what was merged
-        into the frozen weights, as factors, and who is in the mean with how many examples."""
-        found: dict[str, NDArray[Any]] = {}
-        if self.downlink.codec is not None:
-            found[HELD] = self.downlink.held
-        for layer, factors in self.downlink.merged.items():
-            found |= {f"{MERGED_A}{layer}": factors.A, f"{MERGED_B}{layer}": factors.B}
-        return found | {EXAMPLES + client: np.array([n]) for client, n in self._examples.items()}
+        """What is kept with a checkpoint beside the shared vector, so that ``restore`` can go on from it:
+        what clients hold of it and what was merged into the frozen weights, who is in the mean with how
+        many examples, and what the inner strategy remembers."""
+        examples = {EXAMPLES + client: np.array([n]) for client, n in self._examples.items()}
+        return self.downlink.memory() | examples | remembered(self.inner)
+
+    def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
+        """Go on after a round from its checkpoint, to the same bits as without the break."""
+        self.shared = vector
+        self.downlink.restore(round_, vector, memory)
+        recall(self.inner, memory, vector)
+        counts = {n.removeprefix(EXAMPLES): a for n, a in memory.items() if n.startswith(EXAMPLES)}
+        self._examples = {client: int(count[0]) for client, count in counts.items()}
 
     def _messages(
         self,

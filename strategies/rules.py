@@ -18,6 +18,7 @@ from flwr.server.strategy import (
     FedYogi,
     Strategy,
 )
+from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
@@ -38,6 +39,23 @@ class Step:
 
     vector: Vector
     merge: Mapping[str, Factors] = field(default_factory=dict)
+
+
+SERVER = "server/"  # in the memory of a checkpoint: what a strategy of Flower remembers of earlier rounds
+
+
+def remembered(inner: Strategy) -> dict[str, NDArray[Any]]:
+    """The momentum of a server optimizer, by name; nothing of a strategy without."""
+    found = {name: getattr(inner, name, None) for name in ("m_t", "v_t", "momentum_vector")}
+    return {SERVER + name: values[0] for name, values in found.items() if values}
+
+
+def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
+    """Make a strategy go on from what was ``remembered``, and from the server's vector."""
+    for name, value in memory.items():
+        if name.startswith(SERVER):
+            setattr(inner, name.removeprefix(SERVER), [value])
+    _set_values(inner, vector)
 
 
 class Rule(Protocol):
@@ -139,11 +157,16 @@ def _aggregated(
     for name, weight in zip(layout.names, shares(layout, updates).sum(axis=0), strict=True):
         if not weight:
             after[layout.span(name)] = before[layout.span(name)]
-    if isinstance(inner, FedOpt):
-        inner.current_weights = [after]
-    elif isinstance(inner, FedAvgM):
-        inner.initial_parameters = ndarrays_to_parameters([after])
+    _set_values(inner, after)
     return after
+
+
+def _set_values(inner: Strategy, vector: Vector) -> None:
+    """The copy of the server's vector that some strategies keep."""
+    if isinstance(inner, FedOpt):
+        inner.current_weights = [vector]
+    elif isinstance(inner, FedAvgM):
+        inner.initial_parameters = ndarrays_to_parameters([vector])
 
 
 def _sound(inner: Strategy, parameters: Parameters, layout: Layout) -> Vector:

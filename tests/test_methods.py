@@ -16,7 +16,7 @@ from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import matches, private_pairs
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.clustered import GROUP, held_by
-from strategies.fedsa import HELD, MERGED_A, MERGED_B
+from strategies.downlink import HELD, MERGED_A, MERGED_B
 
 ROOT = Path(__file__).resolve().parent.parent
 Runner = Callable[..., Path]

@@ -20,7 +20,8 @@ from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import resolve
 from strategies.adaptive import SHARED
 from strategies.clustered import held_by
-from strategies.fedsa import EXAMPLES, MERGED_A, MERGED_B
+from strategies.downlink import MERGED_A, MERGED_B
+from strategies.fedsa import EXAMPLES
 
 
 class Exporter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
-from fedsa_lora.errors import RunError
+from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.reading import read_json, read_jsonl
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
 
+log = logging.getLogger("flwr")
 PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
 
 
@@ -36,6 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
+        self.done = 0  # rounds that are not made again
         self._started = _now()
 
     @classmethod
@@ -53,6 +57,38 @@ class RunDirectory:
         directory._write_json("partition.json", asdict(config.task.describe()))
         return directory
 
+    @classmethod
+    def resume(cls, config: RunConfig) -> RunDirectory:
+        """The directory of a run that was broken off, as it was after its last whole round: rows of a later
+        one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
+
+        Raises RunError when there is no round to go on from.
+        """
+        directory = cls(config.run_dir, config)
+        path = directory.path / "rounds.jsonl"
+        rounds = read_jsonl(path) if path.exists() else []
+        whole = {row["round"] for row in rounds}
+        for round_ in sorted(whole & set(directory._checkpoints().rounds()), reverse=True):
+            try:
+                directory._checkpoints().load(round_)
+            except StoreError as error:
+                log.warning("round %d is made again: %s", round_, error)
+                continue
+            directory.done = round_
+            break
+        if not directory.done:
+            raise RunError(f"{directory.path} has no whole round with a sound checkpoint: run it anew")
+        clients = read_jsonl(directory.path / "clients.jsonl")
+        for name, rows in (("rounds", rounds), ("clients", clients)):
+            kept = [json.dumps(row) + "\n" for row in rows if row["round"] <= directory.done]
+            directory._write(f"{name}.jsonl", "".join(kept))
+        known = read_json(directory.path / "environment.json")
+        breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
+        directory._write_json("environment.json", known | environment() | {"resumed": breaks})
+        directory._write("config.yaml", to_yaml(config))
+        directory._write_json("status.json", directory._status("running"))
+        return directory
+
     def client(self, row: dict[str, Any]) -> None:
         self._append("clients.jsonl", row)
 
@@ -64,6 +100,13 @@ class RunDirectory:
     ) -> None:
         """Keep what the server knows at the end of a round."""
         self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
+
+    def checkpoint_of(self, round_: int) -> ClientState:
+        """What was kept at the end of a round. Raises RunError when it is not there any more."""
+        state = self._checkpoints().load(round_)
+        if state is None or state.round != round_:
+            raise RunError(f"{self.path} has no checkpoint of round {round_}")
+        return state
 
     def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""

@@ -47,7 +47,8 @@ def stage_app(folder: Path) -> Path:
 def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation, console: Console) -> None:
     """Run the federation to its end. Raises RunError with the reason when it did not complete."""
     run_dir = config.run_dir
-    refuse_used(run_dir)
+    if not config.run.resume:
+        refuse_used(run_dir)
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")

@@ -14,9 +14,8 @@ from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 from fedsa_lora.personal import HELD, MERGED, Received, receive
 from fedsa_lora.store import ClientState
 from strategies import FedEx, FLoRA
-from strategies.downlink import Downlink
+from strategies.downlink import MERGED_A, MERGED_B, Downlink
 from strategies.factors import Factors
-from strategies.fedsa import MERGED_A, MERGED_B
 from strategies.traffic import message_bytes
 
 LAYOUT = Layout(

@@ -1,0 +1,70 @@
+"""What a broken off run is gone on with: its own config, and the changes that it can bear."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsa_lora.config import load, read_config
+from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.runs.reading import read_json
+from fedsa_lora.settings import RunConfig
+
+# What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
+CHANGEABLE = (
+    "federation.rounds", "federation.min_results", "federation.wait_seconds", "federation.round_timeout",
+    "evaluation.", "machine.", "run.",
+)  # fmt: skip
+_UNTOLD = ("title", "run.dir", "run.resume")  # of no consequence, or different by nature
+
+
+def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -> tuple[RunConfig, list[str]]:
+    """The config that goes on with a run, and its overrides: those that the run was started with, and
+    ``changes``.
+
+    Raises RunError for a run that is complete. Raises ConfigError with every difference to the config that
+    the run has had so far, unless they are of what can change and ``allow`` says that they may.
+    """
+    before = read_config(run_dir)
+    words = [*_words(run_dir), *changes]
+    config = load([*words, "run.resume=true"], default_dir=str(run_dir.resolve()))
+    lines = list(differences(before.resolved, config.resolved))
+    fixed = [line for line in lines if not line.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError(
+            f"{run_dir} was run with another config; it cannot go on with\n"
+            + "\n".join(f"  - {line}" for line in fixed)
+        )
+    if lines and not allow:
+        raise ConfigError(
+            "these can change, if --allow-changes says so:\n" + "\n".join(f"  - {line}" for line in lines)
+        )
+    if read_json(run_dir / "status.json", ["state"])["state"] == "completed" and (
+        config.federation.rounds <= before.federation.rounds
+    ):
+        raise RunError(
+            f"{run_dir} is complete: to train longer, add federation.rounds=N --allow-changes with N above "
+            f"{before.federation.rounds}"
+        )
+    return config, words
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """One line for each key that two resolved configs do not have in common: ``key: old -> new``."""
+    for key in sorted(before.keys() | after.keys()):
+        name = f"{path}{key}"
+        old, new = before.get(key, "not set"), after.get(key, "not set")
+        if name in _UNTOLD or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{name}.")
+        else:
+            yield f"{name}: {old} -> {new}"
+
+
+def _words(run_dir: Path) -> list[str]:
+    """The overrides that a run was started with."""
+    command = read_json(run_dir / "environment.json", ["command"])["command"]
+    return shlex.split(str(command))[2:]

@@ -1,0 +1,161 @@
+"""A run that was broken off goes on to the same bits as one that was not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_methods import checkpoint, rows, states
+
+from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.resuming import differences, to_resume
+from strategies.fedsa import FedSA
+
+WORDS = ("run.report=false", "federation.rounds=4", "federation.clients=3", "run.keep_generations=9")
+TIMES = ("seconds", "fit_seconds", "bytes_up")  # a reply tells its seconds, in more digits or fewer
+METHODS = {
+    "FedSA": (),
+    "FedAdam": ("strategy=fedadam",),
+    "FedAvgM": ("strategy=fedavgm",),
+    "importance": ("split=importance", "split.threshold=0.4"),
+    "least variance": ("split=least_variance", "split.count=1", "split.measure=2"),
+    "top-k with error feedback, both ways": ("codec=topk_int8", "downlink=topk_int8"),
+    "soft": ("split=soft", "head=soft"),
+    "merged into the backbone": ("split=share_ab", "strategy=fedex"),
+    "groups": ("clusters=updates", "clusters.after=1"),
+    "Ditto": ("personalisation=ditto",),
+    "experts": ("split=share_ab", "personalisation=experts"),
+    "a part of the clients": ("strategy.fraction_fit=0.5", "strategy.min_fit_clients=2", "downlink=int8"),
+}  # fmt: skip
+
+
+class Broken(Exception):
+    """Stands for whatever ends a server."""
+
+
+def broken(monkeypatch, words, phase: str, round_: int):
+    """A run whose server ends when it begins a phase of a round."""
+    with monkeypatch.context() as patch:
+        begin = getattr(FedSA, phase)
+
+        def ends(self, server_round, *arguments, **named):
+            if server_round == round_:
+                raise Broken
+            return begin(self, server_round, *arguments, **named)
+
+        patch.setattr(FedSA, phase, ends)
+        with pytest.raises(Broken):
+            run_in_process(words)
+
+
+def untimed(path, name):
+    kept = [{key: value for key, value in row.items() if key not in TIMES} for row in rows(path, name)]
+    return sorted(kept, key=lambda row: json.dumps([row["round"], row.get("client"), row.get("phase")]))
+
+
+def assert_same_run(one, two):
+    for name in ("rounds", "clients"):
+        assert untimed(one, name) == untimed(two, name)
+    for first, second in zip(_everything(one), _everything(two), strict=True):
+        assert digest(first.tensors) == digest(second.tensors)
+        assert first.memory.keys() == second.memory.keys()
+        for key, array in first.memory.items():
+            assert np.array_equal(array, second.memory[key]), key
+
+
+def _everything(path):
+    return [checkpoint(path), *(state for _, state in sorted(states(path).items()))]
+
+
+@pytest.fixture(scope="module")
+def whole(run_smoke):
+    known = {}
+
+    def made(words):
+        if words not in known:
+            known[words] = run_smoke(*WORDS, *words)
+        return known[words]
+
+    return made
+
+
+@pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
+def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
+    whole, tmp_path, monkeypatch, words
+):
+    asked = ["experiment=smoke", *WORDS, *words, f"run.dir={tmp_path / 'run'}"]
+    broken(monkeypatch, asked, "aggregate_fit", 3)
+    assert [row["round"] for row in rows(tmp_path / "run")] == [1, 2]
+    run_in_process([*asked, "run.resume=true"])
+    assert_same_run(tmp_path / "run", whole(words))
+    told = json.loads((tmp_path / "run" / "environment.json").read_text())["resumed"]
+    assert [row["after_round"] for row in told] == [2]
+
+
+@pytest.mark.parametrize("phase", ["configure_fit", "configure_evaluate", "aggregate_evaluate"])
+def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, monkeypatch, phase):
+    words = METHODS["top-k with error feedback, both ways"]
+    asked = ["experiment=smoke", *WORDS, *words, f"run.dir={tmp_path / 'run'}"]
+    broken(monkeypatch, asked, phase, 2)
+    broken(monkeypatch, [*asked, "run.resume=true"], phase, 4)
+    run_in_process([*asked, "run.resume=true"])
+    assert_same_run(tmp_path / "run", whole(words))
+
+
+def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypatch, caplog):
+    asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
+    broken(monkeypatch, asked, "aggregate_fit", 4)
+    path = tmp_path / "run" / "checkpoints" / "round-000003.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    run_in_process([*asked, "run.resume=true"])
+    assert_same_run(tmp_path / "run", whole(()))
+    assert "round 3 is made again" in caplog.text
+
+
+def test_a_run_without_a_whole_round_cannot_be_resumed(tmp_path, monkeypatch):
+    asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
+    broken(monkeypatch, asked, "aggregate_fit", 1)
+    with pytest.raises(RunError, match="run it anew"):
+        run_in_process([*asked, "run.resume=true"])
+
+
+@pytest.fixture(scope="module")
+def finished(run_smoke):
+    return run_smoke("federation.rounds=1", "evaluation.local_only=false")
+
+
+@pytest.mark.parametrize(
+    ("words", "allow", "told"),
+    [
+        (["train.lr=1.0"], True, r"train\.lr: 0\.01 -> 1\.0"),
+        (["split=share_b", "federation.rounds=2"], True, r"split\.A: shared -> local"),
+        (["seed=1"], True, "seed: 0 -> 1"),
+        (["federation.rounds=2"], False, r"federation\.rounds: 1 -> 2"),
+        ([], False, "is complete: to train longer"),
+        (["evaluation.every=0"], True, "is complete: to train longer"),
+    ],
+)
+def test_what_a_run_cannot_go_on_with_is_told_with_its_differences(finished, words, allow, told):
+    with pytest.raises((ConfigError, RunError), match=told):
+        to_resume(finished, words, allow)
+
+
+def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_smoke):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    config, words = to_resume(copy, ["federation.rounds=3"], allow=True)
+    assert config.federation.rounds == 3
+    run_in_process([*words, f"run.dir={copy}", "run.resume=true"])
+    whole = run_smoke("federation.rounds=3", "evaluation.local_only=false")
+    assert_same_run(copy, whole)
+
+
+def test_a_config_differs_from_itself_in_nothing_and_in_nested_keys_by_their_path():
+    one = {"title": "a", "train": {"lr": 1, "steps": 2}, "lora": None}
+    assert list(differences(one, one | {"title": "b"})) == []
+    other = {"title": "a", "train": {"lr": 2, "steps": 2}, "lora": {"r": 8}}
+    assert list(differences(one, other)) == ["lora: None -> {'r': 8}", "train.lr: 1 -> 2"]
