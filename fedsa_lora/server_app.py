@@ -30,8 +30,7 @@ class RecordedServer(Server):
         strategy = assemble.strategy(config, directory)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
-        if directory.done:
-            state = directory.checkpoint_of(directory.done)
+        if (state := directory.resumed) is not None:
             strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:
             log.warning("%s", PASSED)

@@ -20,10 +20,14 @@ from fedsa_lora.exchange.positions import Bytes, Positions, decode_positions, en
 HEAD = 8  # bytes of a seed or of a count, little-endian
 
 
+@dataclass(frozen=True)
 class _Share(Codec):
     """A codec that sends k = max(1, ceil(ratio n)) of n values."""
 
     ratio: float
+    values: NumberFormat = "fp32"
+    block: int = 256
+    error_feedback: bool = True
 
     def __post_init__(self) -> None:
         if not _is_number(self.ratio) or not 0 < self.ratio <= 1:
@@ -47,11 +51,6 @@ class TopK(_Share):
 
     A contraction: ||x - C(x)||^2 <= (1 - k / n) ||x||^2 (arXiv:1809.07599), hence error feedback.
     """
-
-    ratio: float
-    values: NumberFormat = "fp32"
-    block: int = 256
-    error_feedback: bool = True
 
     @property
     def selection(self) -> str:
@@ -79,11 +78,6 @@ class RandomK(_Share):
     With error feedback the values are sent as they are: a contraction in the mean, by 1 - k / n. Without
     it they are multiplied by n / k, so that the mean over seeds is the vector (arXiv:1809.07599).
     """
-
-    ratio: float
-    values: NumberFormat = "fp32"
-    block: int = 256
-    error_feedback: bool = True
 
     @property
     def selection(self) -> str:

@@ -39,7 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
-        self.done = 0  # rounds that are not made again
+        self.resumed: ClientState | None = None  # the checkpoint that is gone on from
         self._started = _now()
 
     @classmethod
@@ -70,12 +70,10 @@ class RunDirectory:
         whole = {row["round"] for row in rounds}
         for round_ in sorted(whole & set(directory._checkpoints().rounds()), reverse=True):
             try:
-                directory._checkpoints().load(round_)
+                directory.resumed = directory._checkpoints().load(round_)
+                break
             except StoreError as error:
                 log.warning("round %d is made again: %s", round_, error)
-                continue
-            directory.done = round_
-            break
         if not directory.done:
             raise RunError(f"{directory.path} has no whole round with a sound checkpoint: run it anew")
         clients = read_jsonl(directory.path / "clients.jsonl")
@@ -89,6 +87,11 @@ class RunDirectory:
         directory._write_json("status.json", directory._status("running"))
         return directory
 
+    @property
+    def done(self) -> int:
+        """Rounds that are not made again."""
+        return 0 if self.resumed is None else self.resumed.round
+
     def client(self, row: dict[str, Any]) -> None:
         self._append("clients.jsonl", row)
 
@@ -100,13 +103,6 @@ class RunDirectory:
     ) -> None:
         """Keep what the server knows at the end of a round."""
         self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
-
-    def checkpoint_of(self, round_: int) -> ClientState:
-        """What was kept at the end of a round. Raises RunError when it is not there any more."""
-        state = self._checkpoints().load(round_)
-        if state is None or state.round != round_:
-            raise RunError(f"{self.path} has no checkpoint of round {round_}")
-        return state
 
     def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""
