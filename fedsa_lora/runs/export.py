@@ -17,7 +17,7 @@ from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.personal import OwnModel, Received, beside, others, personal
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.backbone import resolve
+from fedsa_lora.tasks.backbone import mean_pooled, resolve
 from strategies.adaptive import SHARED
 from strategies.clustered import held_by
 from strategies.downlink import MERGED_A, MERGED_B
@@ -128,13 +128,20 @@ class Exporter:
         labels = self.config.task.client_labels(client)
         auto = self.config.task.auto_class.__name__
         classes = f", num_labels={len(labels)}" if labels else ""
-        load = (
-            "from peft import PeftModel\n"
-            f"base = {auto}.from_pretrained({self._base()!r}{classes})\n"
-            "model = PeftModel.from_pretrained(base, '.')"
-            if adapter
-            else f"model = {auto}.from_pretrained('.')"
-        )
+        start = f"{auto}.from_pretrained({f'{self._base()!r}{classes}' if adapter else repr('.')})"
+        lines = [f"from transformers import {auto}"]
+        if self.config.model.pooling == "mean":
+            lines.append(f"from {mean_pooled.__module__} import {mean_pooled.__name__}")
+            start = f"{mean_pooled.__name__}({start})"
+        if adapter:
+            lines = [
+                "from peft import PeftModel",
+                *lines,
+                f"base = {start}",
+                "model = PeftModel.from_pretrained(base, '.')",
+            ]
+        else:
+            lines.append(f"model = {start}")
         return CARD.format(
             client=client,
             title=self.config.title,
@@ -142,8 +149,7 @@ class Exporter:
             head=self.config.head.policy,
             base=self._base() if adapter else "merged into this folder",
             labels=LABELS + "\n".join(f"{i}. {label}" for i, label in enumerate(labels)) if labels else "",
-            load=load,
-            auto=auto,
+            load="\n".join(lines),
         )
 
 
@@ -160,7 +166,6 @@ tags: [federated-learning, lora, fedsa-lora]
 {title}. Trained with fedsa-lora; {split}, head: {head}. Backbone: `{base}`.
 
 ```python
-from transformers import {auto}
 {load}
 ```
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -27,6 +27,8 @@ class ModelSettings:
     or a hub id. With ``pretrained`` false only its config is read and every weight is drawn from
     the seed; ``path`` may then be empty and ``config`` must name a ``model_type``. ``config``
     overrides the config's fields. ``tokenizer`` is a path of the same forms, ``path`` by default.
+    ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
+    ``mean`` is ``mean_pooled``.
     """
 
     path: str = ""
@@ -34,6 +36,7 @@ class ModelSettings:
     revision: str | None = None
     tokenizer: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    pooling: Literal["model", "mean"] = "model"
 
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
@@ -72,7 +75,30 @@ def build_backbone(
             torch.default_generator.manual_seed(seed)
             model = _load_weights(auto_class, settings, config)
     module: torch.nn.Module = model.eval()
-    return module
+    return mean_pooled(module) if settings.pooling == "mean" else module
+
+
+def mean_pooled(model: Any) -> Any:
+    """The same model, whose head reads the mean of the last hidden states over the tokens that the attention
+    mask keeps, as sentence encoders were trained (arXiv:1908.10084), in place of the pooler's output.
+
+    Raises ModelError for a model whose head reads no pooler.
+    """
+    if getattr(model.base_model, "pooler", None) is None:
+        raise ModelError(
+            f"model.pooling=mean: the head of {type(model).__name__} reads no pooler whose output could be "
+            "replaced: expected an encoder such as BERT or ALBERT; set model.pooling=model"
+        )
+    model.base_model.register_forward_hook(_pool_mean, with_kwargs=True)
+    return model
+
+
+def _pool_mean(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    states = output.last_hidden_state  # (batch, tokens, width)
+    mask = kwargs.get("attention_mask")
+    kept = torch.ones_like(states[..., 0]) if mask is None else mask.to(states.dtype)
+    output.pooler_output = (states * kept.unsqueeze(-1)).sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
+    return output
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

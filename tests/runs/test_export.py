@@ -1,5 +1,8 @@
 """What `export` writes is what stock PEFT and transformers load, with the logits of the run."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,17 +51,33 @@ def minilm_run(run_smoke):
 
 
 @pytest.mark.parametrize("which", ["smoke_run", "minilm_run"])
-def test_stock_peft_gives_the_logits_of_the_run(which, request, tmp_path):
+def test_stock_peft_gives_the_logits_of_the_run(which, request, tmp_path, monkeypatch):
     run = request.getfixturevalue(which)
     inputs, expected = in_the_run(run, "1")
     folder = exporter(run).export("1", tmp_path / "adapter")
-    backbone = exporter(run)._base()
-    base = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=7)
-    stock = PeftModel.from_pretrained(base, str(folder))
+    stock = as_its_card_says(folder, monkeypatch)
+    assert isinstance(stock, PeftModel)
     np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
         logits_of(stock, inputs[:1]), predict_one(run, "1", inputs[0]), rtol=0, atol=1e-6
     )
+
+
+def as_its_card_says(folder, monkeypatch) -> torch.nn.Module:
+    """The model that the code in the folder's model card loads."""
+    monkeypatch.chdir(folder)
+    said: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0], said)
+    model: torch.nn.Module = said["model"]
+    return model
+
+
+@pytest.mark.parametrize("which", ["smoke_run", "minilm_run"])
+def test_a_whole_model_is_loaded_as_its_card_says(which, request, tmp_path, monkeypatch):
+    run = request.getfixturevalue(which)
+    inputs, expected = in_the_run(run, "0")
+    merged = as_its_card_says(exporter(run).export("0", tmp_path / "whole", merge=True), monkeypatch)
+    np.testing.assert_allclose(logits_of(merged, inputs), expected, rtol=0, atol=1e-5)
 
 
 def predict_one(run, client: str, batch) -> np.ndarray:

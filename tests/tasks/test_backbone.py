@@ -102,6 +102,24 @@ def test_config_overrides_and_the_padding_token():
     assert model.config.pad_token_id == 7
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_mean_pooling_reads_the_mean_of_the_tokens_that_are_not_padding(masked):
+    model = build(ModelSettings(pretrained=False, config=BERT, pooling="mean"))
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    inputs = {"input_ids": ids, **({"attention_mask": mask} if masked else {})}
+    states = build().base_model(**inputs).last_hidden_state
+    lengths = [4, 2] if masked else [4, 4]
+    means = torch.stack([row[:n].mean(0) for row, n in zip(states, lengths, strict=True)])
+    torch.testing.assert_close(model(**inputs).logits, model.classifier(means))
+
+
+def test_mean_pooling_is_refused_for_a_head_that_reads_no_pooler():
+    gpt = {"model_type": "gpt2", "vocab_size": 100, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    with pytest.raises(ModelError, match=r"GPT2ForSequenceClassification reads no pooler.*pooling=model"):
+        build(ModelSettings(pretrained=False, config=gpt, pooling="mean"), pad_token_id=7)
+
+
 def test_images_use_the_same_builder():
     config = {"model_type": "vit", "image_size": 8, "patch_size": 2, "num_channels": 1, "hidden_size": 16}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
