@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
+RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run test slow lint types format check golden methods-table notebooks lock clean
+.PHONY: run test slow lint types format check golden methods-table personalisation-table notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -39,8 +40,11 @@ check: test lint types  ## what must pass before a commit is shared
 golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
 
-methods-table: $(READY)  ## every method on six cells, under three hours on two cores; ARGS=--resume goes on
-	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(ARGS)
+methods-table: $(READY)  ## every method on six cells, under three hours on two cores; goes on where it stopped
+	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
+
+personalisation-table: $(READY)  ## what sharing is worth to each client, in eight regimes
+	$(BIN)/fedsa-lora compare personalisation --to docs/results/personalisation $(RECORD)
 
 notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
 	$(BIN)/python scripts/make_notebooks.py

@@ -1,4 +1,4 @@
-"""Is advice any good? `python benchmarks/advice.py [REGIME ...] [--recorded DIR] [--to DIR]`.
+"""Is advice any good? `python benchmarks/advice.py [REGIME ...] [--record FILE] [--to DIR]`.
 
 For each regime of a grid (personalisation) the probes of `fedsa-lora advise` are run on its words and
 first seed. How far on the test part the advice is then behind the best method is read from a recorded
@@ -29,12 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("regimes", nargs="*", help="default: all that are recorded")
     parser.add_argument("--grid", default="personalisation")
-    parser.add_argument("--recorded", type=Path, help="the comparison's folder (default: runs/compare-GRID)")
+    parser.add_argument("--record", type=Path, help="the runs (default: runs/compare-GRID/runs.jsonl)")
     parser.add_argument("--to", type=Path, default=Path("runs/advice"))
     parser.add_argument("--processes", type=int, default=at_once())
     options = parser.parse_args()
     grid = read_grid(options.grid)
-    recorded = Comparison.recorded(grid, options.recorded or Path("runs") / f"compare-{options.grid}")
+    folder = Path("runs") / f"compare-{options.grid}"
+    recorded = Comparison.recorded(grid, folder, options.record)
     behind: dict[str, list[float]] = {}
     print("| regime | best | mean | advice | behind, points |\n|---|---|---|---|---|")
     for regime in options.regimes or [name for name in recorded.regimes if recorded.scores(name)]:
@@ -55,7 +56,7 @@ def main() -> None:
 
 def words(grid: Grid, regime: str) -> list[str]:
     """What a user of the regime would give `advise`."""
-    given = shlex.split(f"{grid.regimes[regime]} {grid.fixed.get(regime, '')}")
+    given = [*grid.common(regime), *shlex.split(grid.fixed.get(regime, ""))]
     return [*(grid.located(word) for word in given), f"seed={grid.seeds[0]}"]
 
 

@@ -74,6 +74,9 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
     _add_processes(compare)
     compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
+    compare.add_argument(
+        "--record", type=Path, help="file of the runs, which grids may share (default: runs.jsonl there)"
+    )
 
 
 def _add_processes(command: argparse.ArgumentParser) -> None:
@@ -138,9 +141,9 @@ def _compare(options: argparse.Namespace) -> int:
         grid, name = grid.quickly(), f"{name}-quick"
     folder = options.to or Path("runs") / f"compare-{name}"
     if options.recorded:
-        comparison = Comparison.recorded(grid, folder)
+        comparison = Comparison.recorded(grid, folder, options.record)
     else:
-        comparison = Comparison.to_run(grid, name, folder)
+        comparison = Comparison.to_run(grid, name, folder, options.record)
         comparison.run(options.processes or at_once(), console, options.resume, options.restart)
     complete = comparison.write()
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:

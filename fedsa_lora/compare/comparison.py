@@ -26,7 +26,8 @@ from fedsa_lora.runs.rundir import as_csv
 
 @dataclass(frozen=True)
 class Comparison:
-    """A grid, what of it can be run here with remarks on the rest, and what is recorded."""
+    """A grid, what of it can be run here with remarks on the rest, and what is recorded: in ``folder``, or
+    in a ``file`` that several grids may share, in which runs that they have in common are made once."""
 
     grid: Grid
     folder: Path
@@ -35,18 +36,19 @@ class Comparison:
     record: Record
 
     @classmethod
-    def to_run(cls, grid: Grid, name: str, folder: Path) -> Comparison:
+    def to_run(cls, grid: Grid, name: str, folder: Path, file: Path | None = None) -> Comparison:
         """What can be run here, checked as a whole. Raises ConfigError that lists every fault."""
         entries, notes = check(grid, name)
-        return cls(grid, folder, _searches(grid, entries), notes, Record(folder / "runs.jsonl"))
+        return cls(grid, folder, _searches(grid, entries), notes, Record(file or folder / "runs.jsonl"))
 
     @classmethod
-    def recorded(cls, grid: Grid, folder: Path) -> Comparison:
+    def recorded(cls, grid: Grid, folder: Path, file: Path | None = None) -> Comparison:
         """What was run, perhaps elsewhere. Raises RunError where nothing was."""
-        record = Record(folder / "runs.jsonl")
+        record = Record(file or folder / "runs.jsonl")
         if not len(record):
             raise RunError(
-                f"{record.path} holds no runs: leave out --recorded, or say with --to where they are"
+                f"{record.path} holds no runs: leave out --recorded, or say with --to or --record where "
+                "they are"
             )
         searches = _searches(grid, grid.entries())
         optional = [s for s in searches if s.entry.method in grid.where_it_fits and not s.settled(record)]

@@ -53,7 +53,8 @@ class Grid:
 
     The learning rate of a method in a regime is the best of ``rates`` by the validation part of the first
     of ``seeds``. ``reference`` is the method that others are measured by. ``fixed``: what a regime sets
-    whatever a method says, such as ``head=frozen``. ``further``: methods of one regime alone.
+    whatever a method says, such as ``head=frozen``. ``further``: methods of one regime alone. ``words``: what
+    every run has, before the words of its regime.
     ``where_it_fits``: methods that are left out of a regime that they clash with; any other clash is an
     error. ``places``: folders by a name that stands for them in words; a regime whose folder is missing
     is left out. ``every``: rounds between evaluations.
@@ -67,6 +68,7 @@ class Grid:
     rates: list[float]
     description: str = ""
     every: int = 3
+    words: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
     further: dict[str, dict[str, str]] = field(default_factory=dict)
     where_it_fits: list[str] = field(default_factory=list)
@@ -119,6 +121,10 @@ class Grid:
                 kept[key] = entry
         return list(kept.values())
 
+    def common(self, regime: str) -> list[str]:
+        """The words that every method of a regime has."""
+        return shlex.split(f"{self.words} {self.regimes[regime]}")
+
     def missing(self) -> dict[str, str]:
         """By regime whose data are not here, the folder that it names."""
         found: dict[str, str] = {}
@@ -144,14 +150,15 @@ class Grid:
 
     def _lines(self) -> Iterator[str]:
         """Every line of overrides."""
+        yield self.words
         for lines in (self.regimes, self.methods, self.fixed, *self.further.values()):
             yield from lines.values()
 
     def _all(self) -> Iterator[Entry]:
-        for regime, common in self.regimes.items():
+        for regime in self.regimes:
             fixed = shlex.split(self.fixed.get(regime, ""))
             for method, own in (self.methods | self.further.get(regime, {})).items():
-                words = (*shlex.split(common), *_with_fixed(shlex.split(own), fixed))
+                words = (*self.common(regime), *_with_fixed(shlex.split(own), fixed))
                 yield Entry(regime, method, words)
 
 

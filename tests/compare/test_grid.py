@@ -1,17 +1,18 @@
 """A grid says what is compared; whatever is wrong with one is said by name before anything runs."""
 
-import json
 import shlex
 from pathlib import Path
 
 import pytest
 
+from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import GRIDS, Entry, Grid, Quick, Run, check, read_grid
+from fedsa_lora.compare.record import Record
 from fedsa_lora.config import load
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.runs.reading import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
-BF16 = "train.precision=bf16"
 
 
 def grid(**changes) -> Grid:
@@ -45,19 +46,25 @@ def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp
             load(part.overrides(Run(entry, part.rates[0], part.seeds[0])))
 
 
-def test_the_methods_grid_knows_the_runs_that_are_recorded():
-    made = words(read_grid("methods"))
-    found = 0
-    for path in (ROOT / "docs" / "results").rglob("runs.jsonl"):
-        for row in map(json.loads, path.read_text().splitlines()):
-            of_the_table = (
-                row["words"][0] == "experiment=quickstart"
-            )  # another grid has regimes of these names
-            if of_the_table and (key := (row["cell"], row["method"])) in made:
-                old = [word for word in row["words"] if word != BF16]
-                assert made[key] == [*old[:2], BF16, *old[2:]]
-                found += 1
-    assert found
+def test_the_recorded_runs_are_those_of_the_shipped_grids():
+    keys = {e.words for name in ("methods", "personalisation") for e in read_grid(name).entries()}
+    for row in read_jsonl(ROOT / "docs" / "results" / "runs.jsonl"):
+        assert tuple(row["words"]) in keys
+
+
+def test_grids_share_the_runs_of_what_is_the_same_in_both(tmp_path):
+    one, other = (grid(methods={"alone": "split=local_only head=local", "more": m}) for m in ("a=1", "a=2"))
+    file, (entry, _) = tmp_path / "runs.jsonl", one.entries()[:2]
+    record = Record(file)
+    record.add(run := Run(entry, 0.1, 0), {"error": "for want of a result"})
+    shared = Comparison.recorded(other, tmp_path / "other", file)
+    assert shared.record.settled(run)
+    assert len(shared.failures()) == 1, "of both regimes' reference the one that was run"
+
+
+def test_the_words_of_a_grid_are_those_of_every_run_before_its_regimes():
+    for entry, same in zip(grid(words="seed=3 name=all").entries(), grid().entries(), strict=True):
+        assert entry.words == ("seed=3", "name=all", *same.words)
 
 
 def test_what_a_regime_fixes_takes_the_place_of_what_a_method_says_and_equals_are_run_once():
