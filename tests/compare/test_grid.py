@@ -56,7 +56,7 @@ def test_grids_share_the_runs_of_what_is_the_same_in_both(tmp_path):
     one, other = (grid(methods={"alone": "split=local_only head=local", "more": m}) for m in ("a=1", "a=2"))
     file, (entry, _) = tmp_path / "runs.jsonl", one.entries()[:2]
     record = Record(file)
-    record.add(run := Run(entry, 0.1, 0), {"error": "for want of a result"})
+    record.add(run := Run(entry, one.rates[0], 0), {"error": "for want of a result"})
     shared = Comparison.recorded(other, tmp_path / "other", file)
     assert shared.record.settled(run)
     assert len(shared.failures()) == 1, "of both regimes' reference the one that was run"
