@@ -12,7 +12,7 @@ from fedsa_lora.runs.reading import Row
 
 STATES = ("running", "completed", "failed")
 KINDS = ("error", "rejected", "lost")
-ROUNDS = "rounds.jsonl"
+ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LAST_ROUND = (
     ("round_clients", "fit_clients", "Clients that trained in the last round."),
     ("round_loss", "loss", "Of training in the last round, mean over clients."),

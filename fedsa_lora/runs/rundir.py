@@ -154,7 +154,8 @@ class RunDirectory:
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
         ended = None if state == "running" else _now()
-        return {"state": state, "reason": reason, "started": self._started, "ended": ended}
+        what = {"title": self.config.title, "rounds": self.config.federation.rounds}
+        return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         try:
@@ -181,15 +182,15 @@ def refuse_used(path: Path) -> None:
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 
 
-def close_as_failed(config: RunConfig, reason: str) -> None:
+def close_as_failed(path: Path, reason: str) -> None:
     """Say in ``status.json`` and the metrics that a run failed, where it was stopped before it could."""
-    status, rows = config.run_dir / "status.json", config.run_dir / ROUNDS
+    status, rows = path / "status.json", path / ROUNDS
     if status.is_file():
         content = json.loads(status.read_text(encoding="utf-8"))
         content |= {"state": "failed", "reason": reason, "ended": _now()}
         write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
         known = read_jsonl(rows) if rows.is_file() else []
-        RunMetrics(config.run_dir, config.federation.rounds, known).publish("failed")
+        RunMetrics(path, content.get("rounds", 0), known).publish("failed")
 
 
 def environment() -> dict[str, Any]:

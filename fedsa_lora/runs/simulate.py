@@ -60,10 +60,10 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
             outcome = run.follow(view.update)
             view.update()
     except BaseException as error:
-        close_as_failed(config, f"stopped: {type(error).__name__} {error}".rstrip())
+        close_as_failed(run_dir, f"stopped: {type(error).__name__} {error}".rstrip())
         raise
     if reason := failure(run_dir, outcome):
-        close_as_failed(config, reason)
+        close_as_failed(run_dir, reason)
         raise RunError(f"the run failed: {reason}\nlogs: {logs}")
 
 
