@@ -54,7 +54,7 @@ def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
         if described["title"] == TITLE:
             return str(described["version"])
         found = f"{described['title']!r} answers"
-    except httpx.RemoteProtocolError:
+    except (httpx.RemoteProtocolError, httpx.ReadError):
         remedy = f"give --certificate with its root certificate if it has one, else {ELSEWHERE}"
         return Check(NAME, False, "something listens, but speaks no HTTP; perhaps TLS", remedy)
     except httpx.HTTPError as error:
