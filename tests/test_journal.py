@@ -74,7 +74,7 @@ def test_a_failure_names_its_client_or_nobody(line, client):
 def test_each_side_and_each_client_has_its_own_records_in_one_process(tmp_path):
     def serve(client):
         with journal(tmp_path / client, "client", client), about(phase="fit"):
-            FLOWER.info("of %s", client)
+            FLOWER.warning("of %s", client)
 
     with journal(tmp_path / "server", "server"):
         record("of the server")

@@ -14,7 +14,7 @@ from fedsa_lora.journal import SERVER_LOG, named_client
 from fedsa_lora.runs.metrics import CLIENTS, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Growing, Row, read_json
 
-QUIET_SECONDS = 120.0  # and three of its longest rounds: after that it is said since when nothing moved
+QUIET_SECONDS = 120.0  # and five of its usual rounds: after that it is said since when nothing moved
 STARTING = "starting"
 LATELY = 50  # rounds and warnings that are kept
 LEVELS = ("WARNING", "ERROR", "CRITICAL")
@@ -89,9 +89,9 @@ class RunProgress:
     @property
     def quiet(self) -> bool:
         """Whether a run that has not ended wrote nothing for so long that it may have been killed."""
-        longest = max((row.get("seconds") or 0.0 for row in self.rounds), default=0.0)
+        usual = median([row.get("seconds") or 0.0 for row in self.rounds] or [0.0])
         waited = time.time() - self.moved
-        return self.state in (STARTING, "running") and waited > max(QUIET_SECONDS, 3 * longest)
+        return self.state in (STARTING, "running") and waited > max(QUIET_SECONDS, 5 * usual)
 
     def update(self) -> None:
         """Read what was written since the last time."""

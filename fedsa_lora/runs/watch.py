@@ -20,7 +20,7 @@ from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
 
 POLL_SECONDS = 1.0
-FEWEST, OTHER_LINES = 3, 12  # rows of a table at least; lines of the screen that are no rows
+FEWEST, OTHER_LINES = 3, 10  # rows of a table at least; lines of the screen that are in no table
 STYLES = {"completed": "bold green", "failed": "bold red", "running": "bold"}
 
 
@@ -38,8 +38,8 @@ def follow(progress: RunProgress, console: Console) -> None:
 def view(progress: RunProgress, console: Console) -> RenderableType:
     """A run as it stands, in the size of the console."""
     beside = console.width >= 140
-    rows = max(FEWEST, (console.height - OTHER_LINES) // (1 if beside else 2) - 4)
-    tables = (_rounds(progress, rows), _clients(progress, rows))
+    rows = max(FEWEST, (console.height - OTHER_LINES) // (1 if beside else 2) - 3)
+    tables = [table for table in (_rounds(progress, rows), _clients(progress, rows)) if table.row_count]
     warnings = list(_warnings(progress, 4))
     return Group(*_header(progress), Columns(tables, padding=(0, 2)) if beside else Group(*tables), *warnings)
 

@@ -111,9 +111,9 @@ def test_a_run_with_long_rounds_is_given_more_time(tmp_path):
     folder = running(tmp_path / "run")
     rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(row | {"seconds": 600.0}) + "\n" for row in rows))
-    age(folder, 1700)
+    age(folder, 2900)
     assert not RunProgress(folder).quiet
-    age(folder, 1900)
+    age(folder, 3100)
     assert RunProgress(folder).quiet
 
 
