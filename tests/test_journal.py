@@ -53,7 +53,7 @@ def test_an_exception_is_one_line_with_its_traceback(tmp_path):
 
 def test_what_flower_logs_is_in_the_file_but_for_its_empty_lines(tmp_path):
     with journal(tmp_path / "log", "server"), about(round=2):
-        FLOWER.info("")
+        FLOWER.warning("")
         FLOWER.warning("client %s: lost", "a-1")
     (row,) = rows(tmp_path / "log")
     assert (row["round"], row["level"], row["message"], row["client"]) == (
