@@ -1,4 +1,4 @@
-"""The command line: ``fedsa-lora run | resume | compare | advise | evaluate | export | doctor``."""
+"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export | doctor``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
     advise.add_argument("--rounds", type=_positive, help="of each short run (default: 6)")
     _add_processes(advise)
+    watch = commands.add_parser("watch", help="follow a run: rounds, clients, warnings, time left")
+    watch.add_argument("run_dir", type=Path)
+    watch.add_argument("--once", action="store_true", help="print how it stands now, and stop")
     resume = commands.add_parser("resume", help="go on with a run that was broken off, to the same bits")
     resume.add_argument("run_dir", type=Path)
     resume.add_argument("overrides", nargs="*", help="what changes, e.g. federation.rounds=24")
@@ -61,8 +64,26 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--client", required=True)
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
-    commands.add_parser("doctor", help="check this machine and installation")
+    _add_doctor(commands.add_parser("doctor", help="check this machine, and its part in a deployment"))
     return main_parser
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("--superlink", metavar="HOST:PORT", help="can it be reached, and is it ours?")
+    doctor.add_argument("--port", type=_positive, help="is it free here, or who listens?")
+    doctor.add_argument(
+        "--certificate",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the root's, the server's or (given twice) both: names, dates, signature",
+    )
+    doctor.add_argument(
+        "--key", type=Path, metavar="FILE", help="of the server: does it fit its certificate?"
+    )
+    doctor.add_argument("--data", type=Path, metavar="PATH", help="can a client's rows be read?")
+    doctor.add_argument("--store", type=Path, metavar="PATH", help="can a client's state be written?")
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
@@ -203,6 +224,24 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(options: argparse.Namespace) -> int:
+    from fedsa_lora.runs.progress import RunProgress
+    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.runs.watch import follow, view
+
+    progress = RunProgress(options.run_dir)
+    if options.once:
+        console.print(view(progress, console))
+        return EXIT_FAILED if progress.state == "failed" else 0
+    try:
+        follow(progress, console)
+    except KeyboardInterrupt:
+        print("no longer watched; the run goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print_summary(options.run_dir, console)
+    return 0 if progress.state == "completed" else EXIT_FAILED
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.evaluation import evaluate_run
     from fedsa_lora.runs.reading import EVALUATION
@@ -244,15 +283,23 @@ def _export(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from fedsa_lora.doctor import examine
+    from fedsa_lora.doctor_deployment import Deployment, examine_deployment
 
     table = Table(title="fedsa-lora doctor")
     for column in ("", "check", "found", "what to do"):
         table.add_column(column)
-    checks = examine()
+    asked = Deployment(
+        superlink=options.superlink,
+        port=options.port,
+        certificates=options.certificate,
+        key=options.key,
+        data=options.data,
+        store=options.store,
+    )
+    checks = [*examine(), *examine_deployment(asked)]
     for check in checks:
-        table.add_row(
-            "[green]ok[/]" if check.ok else "[bold red]no[/]", check.name, escape(check.found), check.remedy
-        )
+        mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
+        table.add_row(mark, escape(check.name), escape(check.found), escape(check.remedy))
     console.print(table)
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
@@ -260,6 +307,7 @@ def _doctor(options: argparse.Namespace) -> int:
 _COMMANDS = {
     "run": _run,
     "resume": _resume,
+    "watch": _watch,
     "compare": _compare,
     "advise": _advise,
     "evaluate": _evaluate,

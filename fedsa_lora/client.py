@@ -20,6 +20,7 @@ from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.codec import compress
 from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.journal import record_error
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.learning.personalisation import LocalRound
 from fedsa_lora.learning.training import predict
@@ -70,6 +71,7 @@ class FedSAClient(NumPyClient):
         try:
             payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
+            record_error("error", str(error))
             payload = np.zeros(0, np.float32)
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
         return [payload], upload.examples, dict(wire.write_header(upload))
@@ -87,6 +89,7 @@ class FedSAClient(NumPyClient):
             model = OwnModel(self._install(received, state), beside(state), rest)
             report = self._report(header, received, model)
         except FedSAError as error:
+            record_error("error", str(error))
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self._upload(header.round, len(self.held_out), report=report)

@@ -11,6 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
+from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
 from fedsa_lora.egress import Egress
 from fedsa_lora.errors import ConfigError
@@ -48,4 +49,9 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
     return Egress(assemble.store(config, client), config.run.keep_messages)(message, context, call_next)
 
 
-app = ClientApp(client_fn=client_fn, mods=[egress])
+def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    config, _, client = _serve(context)
+    return ClientRecord(assemble.store(config, client).folder)(message, context, call_next)
+
+
+app = ClientApp(client_fn=client_fn, mods=[written_down, egress])

@@ -10,10 +10,11 @@ from pathlib import Path
 from fedsa_lora.errors import RunError
 
 
-def write_atomically(path: Path, content: bytes) -> Path:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
     """Replace a file by new content, or leave it as it was. Raises RunError, for example on a full disk.
 
-    The content is synced under a temporary name, renamed, and the folder synced.
+    The content is synced under a temporary name, renamed, and the folder synced. One that is not ``durable``
+    is not synced, which takes milliseconds: after a power cut it may be empty.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -22,10 +23,12 @@ def write_atomically(path: Path, content: bytes) -> Path:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        with _opened(path.parent) as folder:
-            os.fsync(folder)
+        if durable:
+            with _opened(path.parent) as folder:
+                os.fsync(folder)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()

@@ -13,6 +13,7 @@ from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
+from fedsa_lora.journal import SERVER_LOG, about, journal
 from fedsa_lora.runs.finish import finish
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
@@ -37,20 +38,23 @@ class RecordedServer(Server):
             self.set_max_workers(1)  # one client after the other, in the order of their names
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        try:
-            with self.directory.recording():
-                result = super().fit(num_rounds - self.directory.done, timeout)
-        except BaseException:
-            write_report(self.directory.path)
-            raise
-        finish(self.config, self.directory)
+        with journal(self.directory.path / SERVER_LOG, "server"):
+            try:
+                with self.directory.recording():
+                    result = super().fit(num_rounds - self.directory.done, timeout)
+            except BaseException:
+                write_report(self.directory.path)
+                raise
+            finish(self.config, self.directory)
         return result
 
     def fit_round(self, server_round: int, timeout: float | None) -> FitRound:
-        return super().fit_round(server_round + self.directory.done, timeout)
+        with about(round=server_round + self.directory.done, phase="fit"):
+            return super().fit_round(server_round + self.directory.done, timeout)
 
     def evaluate_round(self, server_round: int, timeout: float | None) -> EvaluateRound:
-        return super().evaluate_round(server_round + self.directory.done, timeout)
+        with about(round=server_round + self.directory.done, phase="evaluate"):
+            return super().evaluate_round(server_round + self.directory.done, timeout)
 
 
 def server_fn(context: Context) -> ServerAppComponents:

@@ -1,6 +1,7 @@
 """Read what a run wrote: JSON, JSON lines, and the whole run directory as one record."""
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,33 @@ def read_jsonl(path: Path, required: Collection[str] = ()) -> list[Row]:
     if last.strip() and _is_json(last):
         rows.append(_parse(last, f"{path}, line {len(whole) + 1}", required))
     return rows
+
+
+class Growing:
+    """A file of JSON lines that another process appends to: each row is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode, self._read = 0, 0
+
+    def replaced(self) -> bool:
+        """Whether what was read is gone: a resumed run writes its rows anew, a full log is put aside."""
+        found = self._stat()
+        return self._read > 0 and (found is None or found.st_ino != self._inode or found.st_size < self._read)
+
+    def rows(self) -> list[Row]:
+        """The rows since the last call; a line that is not whole yet is left for the next."""
+        found = self._stat()
+        if found is None or found.st_size == self._read:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]
+        self._inode, self._read = found.st_ino, self._read + len(whole) + bool(whole)
+        return [_parse(line, f"{self.path}", ()) for line in whole.split(b"\n") if line.strip()]
+
+    def _stat(self) -> os.stat_result | None:
+        return self.path.stat() if self.path.is_file() else None
 
 
 def read_run(run_dir: Path) -> RunRecord:

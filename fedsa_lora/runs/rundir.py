@@ -22,7 +22,10 @@ from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import write_atomically
-from fedsa_lora.runs.reading import read_json, read_jsonl
+from fedsa_lora.journal import record, record_error
+from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
+from fedsa_lora.runs.reading import Row, read_json, read_jsonl
+from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
 
@@ -40,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
         self.resumed: ClientState | None = None  # the checkpoint that is gone on from
+        self.metrics = RunMetrics(path, config.federation.rounds)
         self._started = _now()
 
     @classmethod
@@ -65,7 +69,7 @@ class RunDirectory:
         Raises RunError when there is no round to go on from.
         """
         directory = cls(config.run_dir, config)
-        path = directory.path / "rounds.jsonl"
+        path = directory.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
         whole = {row["round"] for row in rounds}
         for round_ in sorted(whole & set(directory._checkpoints().rounds()), reverse=True):
@@ -80,6 +84,9 @@ class RunDirectory:
         for name, rows in (("rounds", rounds), ("clients", clients)):
             kept = [json.dumps(row) + "\n" for row in rows if row["round"] <= directory.done]
             directory._write(f"{name}.jsonl", "".join(kept))
+        for row in rounds:
+            if row["round"] <= directory.done:
+                directory.metrics.add(row)
         known = read_json(directory.path / "environment.json")
         breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
         directory._write_json("environment.json", known | environment() | {"resumed": breaks})
@@ -94,9 +101,16 @@ class RunDirectory:
 
     def client(self, row: dict[str, Any]) -> None:
         self._append("clients.jsonl", row)
+        known: Row = {name: row.get(name) for name in ("client", "round", "phase", "seconds")}
+        record("answer", bytes=row.get("bytes_up"), **known)
 
     def round(self, row: dict[str, Any]) -> None:
-        self._append("rounds.jsonl", row)
+        self._append(ROUNDS, row)
+        self.metrics.add(row)
+        self.metrics.publish("running")
+        sent = (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
+        told = f"{row.get('fit_clients')} clients, accuracy {percent(row.get('accuracy'))}"
+        record("round", told, round=row.get("round"), seconds=row.get("seconds"), bytes=sent)
 
     def checkpoint(
         self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
@@ -113,14 +127,20 @@ class RunDirectory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever happens inside, ``status.json`` tells it."""
+        """Whatever happens inside, ``status.json``, the log and the metrics tell it."""
+        record("started", f"after round {self.done}")
+        self.metrics.publish("running")
         try:
             yield
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             self._write_json("status.json", self._status("failed", reason))
+            self.metrics.publish("failed")
+            record_error("failed", reason)
             raise
         self._write_json("status.json", self._status("completed"))
+        self.metrics.publish("completed")
+        record("completed")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """``summary.json``, and the JSON lines once more as CSV."""
@@ -134,7 +154,8 @@ class RunDirectory:
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
         ended = None if state == "running" else _now()
-        return {"state": state, "reason": reason, "started": self._started, "ended": ended}
+        what = {"title": self.config.title, "rounds": self.config.federation.rounds}
+        return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         try:
@@ -162,12 +183,14 @@ def refuse_used(path: Path) -> None:
 
 
 def close_as_failed(path: Path, reason: str) -> None:
-    """Say in ``status.json`` that a run failed, where the run itself was stopped before it could."""
-    status = path / "status.json"
+    """Say in ``status.json`` and the metrics that a run failed, where it was stopped before it could."""
+    status, rows = path / "status.json", path / ROUNDS
     if status.is_file():
         content = json.loads(status.read_text(encoding="utf-8"))
         content |= {"state": "failed", "reason": reason, "ended": _now()}
         write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
+        known = read_jsonl(rows) if rows.is_file() else []
+        RunMetrics(path, content.get("rounds", 0), known).publish("failed")
 
 
 def environment() -> dict[str, Any]:

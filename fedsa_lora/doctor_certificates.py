@@ -1,0 +1,125 @@
+"""Are certificates and keys in order before a SuperLink or a SuperNode is started with them?"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from fedsa_lora.doctor import Check
+
+SOON = timedelta(days=14)
+MAKE_ANEW = "make a new one"
+
+
+def certificate_checks(paths: Sequence[Path], key: Path | None, host: str | None) -> list[Check]:
+    """Of each certificate: is it valid, does a server's name the ``host`` and is it signed by a root among
+    them; and does the ``key`` fit the server's?"""
+    known: dict[Path, x509.Certificate] = {}
+    checks = []
+    for path in paths:
+        try:
+            known[path] = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        except (OSError, ValueError) as error:
+            said = f"{path} is no certificate that can be read: {_reason(error)}"
+            checks.append(Check(_name(path), False, said, "give a certificate in PEM format"))
+    roots = [certificate for certificate in known.values() if is_root(certificate)]
+    checks += [_certificate(path, certificate, roots, host) for path, certificate in known.items()]
+    if key is not None:
+        checks.append(_key(key, [found for found in known.values() if not is_root(found)] or roots))
+    return checks
+
+
+def root_among(paths: Sequence[Path]) -> Path | None:
+    """The first root certificate, or the first certificate at all: what a connection is verified with."""
+    for path in paths:
+        try:
+            if is_root(x509.load_pem_x509_certificates(path.read_bytes())[0]):
+                return path
+        except (OSError, ValueError):
+            continue
+    return paths[0] if paths else None
+
+
+def is_root(certificate: x509.Certificate) -> bool:
+    """Whether a certificate is one that others are signed with."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def names(certificate: x509.Certificate) -> list[str]:
+    """The host names and addresses that a certificate is for; its common name does not count any more."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
+
+
+def covers(certificate: x509.Certificate, host: str) -> bool:
+    """Whether a host is among the names, as it is or by a ``*`` in place of its first part."""
+    try:
+        return str(ipaddress.ip_address(host)) in names(certificate)
+    except ValueError:
+        any_host = f"*.{host.partition('.')[2]}"
+        return any(name.lower() in (host.lower(), any_host.lower()) for name in names(certificate))
+
+
+def _certificate(
+    path: Path, certificate: x509.Certificate, roots: Sequence[x509.Certificate], host: str | None
+) -> Check:
+    until, now = certificate.not_valid_after_utc, datetime.now(UTC)
+    root, told = is_root(certificate), ", ".join(names(certificate)) or "no name"
+    found = f"{'root' if root else 'for ' + told}, valid until {until:%Y-%m-%d}"
+    faults = []
+    if until < now + SOON:
+        faults.append(f"it {'has expired' if until < now else 'expires soon'}: {MAKE_ANEW}")
+    if certificate.not_valid_before_utc > now:
+        faults.append(
+            f"it is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: check the clocks"
+        )
+    if not root and host is not None and not covers(certificate, host):
+        faults.append(f"{host} is none of its names: {MAKE_ANEW} that has it")
+    if not root and roots and not any(_signed(certificate, other) for other in roots):
+        faults.append("no root certificate that was given has signed it: give the one that did")
+    return Check(_name(path), not faults, found, "; ".join(faults))
+
+
+def _signed(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _key(path: Path, certificates: Sequence[x509.Certificate]) -> Check:
+    name = f"key {path.name}"
+    try:
+        public = load_pem_private_key(path.read_bytes(), None).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        return Check(
+            name, False, f"cannot be read: {_reason(error)}", "give a private key in PEM, not encrypted"
+        )
+    format_ = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    fits = [c for c in certificates if c.public_key().public_bytes(*format_) == public.public_bytes(*format_)]
+    if not certificates:
+        return Check(name, False, "no certificate to compare it with", "give --certificate as well")
+    found = "fits the certificate" if fits else "belongs to another certificate"
+    return Check(name, bool(fits), found, "" if fits else "give the key that the certificate was made with")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0].partition(". ")[0]
+
+
+def _name(path: Path) -> str:
+    return f"certificate {path.name}"

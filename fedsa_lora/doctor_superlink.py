@@ -1,0 +1,118 @@
+"""What listens at the address of a SuperLink: ours, another's, or something else."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import Counter
+from pathlib import Path
+
+import httpx
+from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
+from flwr.supercore.address import parse_address
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from flwr.supercore.version import package_version
+
+from fedsa_lora.doctor import Check
+
+NAME, SECONDS = "SuperLink", 10.0
+TITLE = "SuperLink API"  # of the description that every SuperLink gives of itself
+OUR_APP = "fedsa-lora/"
+ELSEWHERE = "choose another port for the SuperLink, or end what listens there"
+
+
+def superlink_checks(address: str, authority: Path | None) -> list[Check]:
+    """Can the address be reached, is its certificate signed by the ``authority`` (None: no TLS), does a
+    SuperLink of our version answer, and whose runs has it? The first that fails is the last."""
+    parsed = parse_address(address)
+    if parsed is None or not parsed[0]:
+        return [Check("address", False, address, "give it as HOST:PORT, without http://")]
+    try:
+        tls = ssl.create_default_context(cafile=authority) if authority else None
+    except OSError:
+        said = f"{authority} cannot be read, so nothing can be verified by it"
+        return [Check("address", False, said, "give the root certificate as --certificate")]
+    reached = _reach(parsed[0], parsed[1], tls)
+    if not reached.ok:
+        return [reached]
+    there = version_at(address, tls)
+    if isinstance(there, Check):
+        return [reached, there]
+    return [reached, _same_version(there), _whose(address, tls)]
+
+
+def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
+    """The version of Flower of the SuperLink there; a failed check where there is none.
+
+    A SuperLink describes its API to everyone, with its version. Flower's own client tells only its own
+    version, and ends the process when that does not fit."""
+    try:
+        answer = httpx.get(f"{_base(address, tls)}/openapi.json", verify=tls or False, timeout=SECONDS)
+        described = answer.json()["info"]
+        if described["title"] == TITLE:
+            return str(described["version"])
+        found = f"{described['title']!r} answers"
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        remedy = f"give --certificate with its root certificate if it has one, else {ELSEWHERE}"
+        return Check(NAME, False, "something listens, but speaks no HTTP; perhaps TLS", remedy)
+    except httpx.HTTPError as error:
+        return Check(NAME, False, f"no answer: {error}", "look into its log; start it again")
+    except (ValueError, KeyError, TypeError):
+        found = f"a web server that is no SuperLink answers ({answer.status_code})"
+    return Check(NAME, False, found, ELSEWHERE)
+
+
+def _base(address: str, tls: ssl.SSLContext | None) -> str:
+    return f"{'https' if tls else 'http'}://{address}"
+
+
+def _reach(host: str, port: int, tls: ssl.SSLContext | None) -> Check:
+    """A connection, with TLS where there is a certificate."""
+    name, place = "address", f"{host}:{port}"
+    try:
+        with socket.create_connection((host, port), SECONDS) as plain:
+            if tls is None:
+                return Check(name, True, f"{place} listens; without TLS")
+            with tls.wrap_socket(plain, server_hostname=host) as secure:
+                return Check(name, True, f"{place} listens; {secure.version()}, its certificate is accepted")
+    except ssl.SSLCertVerificationError as error:
+        remedy = "give the root certificate of this SuperLink, and a name that its certificate has"
+        said = f"{place} shows a certificate that is refused: {error.verify_message}"
+        return Check(name, False, f"{said}; perhaps it is another's SuperLink", remedy)
+    except ssl.SSLError as error:
+        remedy = "start the SuperLink with its certificate, or leave --certificate out"
+        return Check(name, False, f"{place} listens, but without TLS ({error.reason})", remedy)
+    except OSError as error:
+        remedy = "start the SuperLink there, correct the address, or open the firewall for it"
+        return Check(name, False, f"{place}: {error.strerror or error}", remedy)
+
+
+def _same_version(there: str) -> Check:
+    """By Flower's own rule."""
+    here = RuntimeVersionMetadata.from_local_component("here")
+    clash = here.check_compatibility(RuntimeVersionMetadata("flwr", there, "SuperLink"))
+    remedy = "" if clash is None else f"install flwr=={package_version} there, or {there} here"
+    return Check("Flower on both sides", clash is None, f"here {package_version}, there {there}", remedy)
+
+
+def _whose(address: str, tls: ssl.SSLContext | None) -> Check:
+    """Whose runs a SuperLink has: one with another app's alone was probably not started for ours."""
+    client = ControlHttpClient(_base(address, tls), verify=tls or False, timeout=SECONDS)
+    try:
+        runs = client.ListRuns(ListRunsRequest()).run_dict.values()
+        nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    except httpx.HTTPStatusError as error:
+        return Check(NAME, True, f"tells its runs to its accounts only ({error.response.status_code})")
+    except httpx.HTTPError as error:
+        return Check(NAME, False, f"does not answer: {error}", "look into its log; start it again")
+    finally:
+        client.close()
+    apps = Counter(run.fab_id for run in runs)
+    online = sum(node.status == NodeStatus.ONLINE for node in nodes)
+    told = ", ".join(f"{count} of {app}" for app, count in sorted(apps.items())) or "none"
+    found = f"runs: {told}; {online} of {len(nodes)} SuperNodes online"
+    foreign = bool(apps) and not any(app.startswith(OUR_APP) for app in apps)
+    remedy = f"it serves other apps alone: if it is not yours, {ELSEWHERE}" if foreign else ""
+    return Check(NAME, not foreign, found, remedy)

@@ -1,0 +1,114 @@
+"""Structured logs: one JSON object a line, with client, round and phase, on either side of the wire.
+
+What the app records and what Flower logs end in the same file. Writing to it never ends a round: a log that
+cannot be written is told once on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Literal
+
+FIELDS = ("side", "client", "round", "phase", "event", "seconds", "bytes")
+MAX_BYTES, OLDER = 5_000_000, 3  # of a file; full ones kept beside it. A deployed client runs for months
+SERVER_LOG, CLIENT_LOG = "logs/server.jsonl", "log.jsonl"  # in a run directory; in a client's own folder
+
+_NAMED = re.compile(r"client ([\w.-]+): ")
+log = logging.getLogger("fedsa_lora")
+log.addHandler(logging.NullHandler())
+log.setLevel(logging.INFO)
+log.propagate = False
+_about: ContextVar[dict[str, Any]] = ContextVar("about", default={})  # noqa: B039 (it is replaced, never changed)
+
+
+def record(event: str, message: str = "", level: int = logging.INFO, **fields: Any) -> None:
+    """Write one event down; ``fields`` are of FIELDS and go before those of the context."""
+    log.log(level, "%s", message, extra={"event": event, **fields})
+
+
+def record_error(event: str, message: str, **fields: Any) -> None:
+    """Write down the exception that is being handled, with its traceback."""
+    log.error("%s", message, exc_info=True, extra={"event": event, **fields})
+
+
+@contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """What is logged inside is about this side, client, round or phase."""
+    token = _about.set(_about.get() | fields)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+@contextmanager
+def journal(path: Path, side: Literal["server", "client"], client: str | None = None) -> Iterator[None]:
+    """While it lasts, what this side logs (of a client: what it logs itself) goes to a file as well."""
+    handler = _Journal(path, side, client)
+    loggers = (log, logging.getLogger("flwr"))
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with about(side=side, client=client):
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def named_client(failure: str) -> str | None:
+    """The client that a line about a failed answer begins with; None where it is a node or nobody."""
+    named = _NAMED.match(failure)
+    return named[1] if named else None
+
+
+class _JsonLine(logging.Formatter):
+    """A log record as one line of JSON; what is not known of it is null."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        context = _about.get()
+        row: dict[str, Any] = {"time": moment, "level": record.levelname}
+        row |= {name: getattr(record, name, context.get(name)) for name in FIELDS}
+        row["message"] = record.getMessage().strip()
+        row["client"] = row["client"] or named_client(row["message"])
+        if record.exc_info:
+            row["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(row, default=str)
+
+
+class _Journal(RotatingFileHandler):
+    """A bounded file of one side. Server and clients may share a process, and do in tests and sweeps: each
+    file takes its own side's records. A thread without a context is Flower's, on the server's side."""
+
+    def __init__(self, path: Path, side: str, client: str | None) -> None:
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=OLDER, encoding="utf-8", delay=True)
+        self.setLevel(logging.INFO)
+        self.setFormatter(_JsonLine())
+        self.addFilter(self._is_ours)
+        self._side, self._client, self._told = side, client, False
+
+    def _is_ours(self, record: logging.LogRecord) -> bool:
+        context = _about.get()
+        ours = context.get("side", "server") == self._side and context.get("client") == self._client
+        return ours and (hasattr(record, "event") or bool(record.getMessage().strip()))
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            self._told = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""Metrics of a run for Prometheus, from the rows of its rounds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fedsa_lora.exposition import METRICS, Metric, publish
+from fedsa_lora.runs.reading import Row
+
+STATES = ("running", "completed", "failed")
+KINDS = ("error", "rejected", "lost")
+ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
+LAST_ROUND = (
+    ("round_clients", "fit_clients", "Clients that trained in the last round."),
+    ("round_loss", "loss", "Of training in the last round, mean over clients."),
+    ("round_seconds", "seconds", "Time that the last round took."),
+)
+_OWN_ERROR = re.compile(r"client [^:]+: [A-Z]\w*Error: ")
+
+
+def kind_of(failure: str) -> str:
+    """``error``: the client told one; ``lost``: its node gave no answer; ``rejected``: the server did not
+    take its answer. ``failure`` is a line of the row of a round."""
+    if _OWN_ERROR.match(failure):
+        return "error"
+    return "rejected" if failure.startswith("client ") else "lost"
+
+
+class RunMetrics:
+    """Sums over the rows of a run so far, and its last row."""
+
+    def __init__(self, run_dir: Path, planned: int, rows: Iterable[Row] = ()) -> None:
+        self.run_dir, self.planned = run_dir, planned
+        self.failures: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()
+        self.last: Row = {}
+        self.measured: Row = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Take in the row of a round."""
+        self.last = row
+        if row.get("accuracy") is not None:
+            self.measured = row
+        self.failures.update(map(kind_of, row.get("failures") or ()))
+        for name in ("bytes_up", "bytes_down", "seconds"):
+            self.sums[name] += row.get(name) or 0
+        self.sums["rounds"] += 1
+
+    def publish(self, state: str) -> None:
+        """Write ``metrics.prom`` into the run directory."""
+        publish(self.run_dir / METRICS, self._metrics(state), {"run": self.run_dir.name})
+
+    def _metrics(self, state: str) -> Iterator[Metric]:
+        rows = self.run_dir / ROUNDS
+        ended = rows.stat().st_mtime if rows.is_file() else None
+        accuracies = {"mean": "accuracy", "weighted": "accuracy_weighted", "worst": "accuracy_worst"}
+        states = [({"state": name}, int(name == state)) for name in STATES]
+        failures = [({"kind": kind}, self.failures[kind]) for kind in KINDS]
+        traffic = [({"direction": way}, self.sums[f"bytes_{way}"]) for way in ("up", "down")]
+        accuracy = [({"over": how}, self.measured.get(key)) for how, key in accuracies.items()]
+        yield Metric("run_state", "gauge", "1 for the state that the run is in.", states)
+        yield Metric("rounds_total", "counter", "Rounds done.", [({}, self.sums["rounds"])])
+        yield Metric("rounds_planned", "gauge", "Rounds that were asked for.", [({}, self.planned)])
+        yield Metric("failures_total", "counter", "Answers that did not count, by kind.", failures)
+        yield Metric("traffic_bytes_total", "counter", "Bytes to and from all clients.", traffic)
+        yield Metric("accuracy_ratio", "gauge", "Over clients, on own test examples, 0 to 1.", accuracy)
+        yield Metric("rounds_seconds_total", "counter", "Time of all rounds.", [({}, self.sums["seconds"])])
+        yield Metric("last_round_timestamp_seconds", "gauge", "When the last round ended.", [({}, ended)])
+        for name, key, meaning in LAST_ROUND:
+            yield Metric(name, "gauge", meaning, [({}, self.last.get(key))])
