@@ -14,7 +14,7 @@ from flwr.common import FitRes, Parameters
 from server_side import LAYOUT, Server, some_updates
 
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout
+from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.positions import encode_positions
 from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
@@ -239,6 +239,26 @@ def test_more_arrays_than_one_none_and_tensors_in_another_order_are_rejected():
     assert refused["1"] == "expected one array, got 2"
     assert refused["2"] == "expected one array, got 0"
     assert turned.digest in refused["3"]
+
+
+@pytest.mark.case(13)
+def test_a_b_that_nobody_asked_for_does_not_get_in():
+    server, answers = server_with(4)
+    b = TensorSpec("x.lora_B.weight", (3, 2), "B", "x")
+    wider, payload = Layout((*LAYOUT.specs, b)), np.ones(LAYOUT.size + b.size, np.float32)
+    sent = server.upload("1", None, payload=payload)
+    refused = rejected(
+        server,
+        answers
+        | {
+            "1": sent,
+            "2": said(sent, client="2", layout=wider.digest, shared=wider.mask(wider.names)),
+            "3": said(sent, client="3", shared=wider.mask(wider.names)),
+        },
+    )
+    assert "bytes" in refused["1"]
+    assert wider.digest in refused["2"]
+    assert "does not name tensors" in refused["3"]
 
 
 @pytest.mark.case(12)
