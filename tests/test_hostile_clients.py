@@ -94,3 +94,28 @@ def test_a_run_with_too_many_rejections_fails_and_says_who_and_why(hostile, tmp_
 def test_a_plan_tells_what_the_bounds_are(capsys):
     assert main(["run", "--dry-run", "experiment=smoke", "bounds=median"]) == 0
     assert "norm beyond 3 x the median clipped" in " ".join(capsys.readouterr().out.split())
+
+
+DIGITS = (
+    "experiment=digits", "partition=iid", "run.report=false",
+    "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0",
+)  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.case(17)
+def test_with_real_clients_robust_rules_lose_at_most_three_points_and_the_mean_fails(hostile, tmp_path):
+    """FedSA on digits: clients make up for a wrong A with their own B and heads, so the flip is a large one."""
+
+    def accuracy(strategy: str, *words: str) -> float:
+        folder = tmp_path / strategy
+        run_in_process([*DIGITS, f"strategy={strategy}", *words, f"run.dir={folder}"])
+        return float(rows(folder)[-1]["accuracy"])
+
+    honest = accuracy("fedprox", "strategy.proximal_mu=0")  # which is FedAvg
+    hostile(-20, "0", "1")
+    assert accuracy("fedavg") < honest - 0.2
+    for rule, words in {
+        "fedtrimmedavg": (), "fedmedian": (), "krum": ("strategy.num_malicious_clients=2",),
+    }.items():  # fmt: skip
+        assert accuracy(rule, *words) > honest - 0.03, rule

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from strategies import Bounds
 
 CLIENTS, COLLUDING, ROUNDS, STEPS, RATE = 10, 2, 25, 5, 0.5
 LAYOUT = Layout((TensorSpec("x.lora_A.weight", (10, 65), "A", "x"),))
@@ -41,11 +42,14 @@ def learned(vector: np.ndarray, pixels: np.ndarray, labels: np.ndarray) -> np.nd
     return weights.ravel() - vector
 
 
-def accuracy(rule: str, colluding: int, factor: float = -4.0) -> float:
+def accuracy(rule: str, colluding: int, factor: float = -4.0, **bounds) -> float:
     """After all rounds, of a federation whose first clients agree on a multiple of their mean update."""
     clients, (pixels, labels) = digits()
     start = np.zeros(LAYOUT.size, np.float32)
-    server = Server(LAYOUT, CLIENTS, inner=RULES[rule](), start=start, rounds=ROUNDS + 1)
+    server = Server(
+        LAYOUT, CLIENTS, inner=RULES[rule](), start=start, rounds=ROUNDS + 1, min_results=0.5,
+        bounds=Bounds(**bounds),
+    )  # fmt: skip
     for round_ in range(1, ROUNDS + 1):
         sent = server.ask(round_)
         updates = {}
@@ -76,3 +80,9 @@ def test_the_plain_mean_learns_and_fails_when_a_fifth_of_the_clients_flip_their_
 @pytest.mark.parametrize("factor", [-1.0, -4.0, -1e3])
 def test_a_robust_rule_loses_at_most_three_points(honest, rule, factor):
     assert accuracy(rule, COLLUDING, factor) > honest - 0.03
+
+
+def test_a_norm_bound_keeps_out_what_is_beyond_it_and_clipped_to_it_the_attack_goes_on(honest):
+    assert accuracy("plain mean", COLLUDING, median_factor=3.0) > honest - 0.03
+    clipped = accuracy("plain mean", COLLUDING, median_factor=3.0, action="clip")
+    assert accuracy("plain mean", COLLUDING) + 0.3 < clipped < honest - 0.1
