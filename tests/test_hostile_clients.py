@@ -1,8 +1,10 @@
 """Whole federations in which some of the real clients alter what they send."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,14 +107,14 @@ DIGITS = (
 @pytest.mark.faults
 @pytest.mark.case(17)
 def test_with_real_clients_robust_rules_lose_at_most_three_points_and_the_mean_fails(hostile, tmp_path):
-    """FedSA on digits: clients make up for a wrong A with their own B and heads, so the flip is a large one."""
+    """FedSA on digits. Clients make up for a wrong A with their own B and heads: the flip is a large one."""
 
     def accuracy(strategy: str, *words: str) -> float:
-        folder = tmp_path / strategy
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "run"
         run_in_process([*DIGITS, f"strategy={strategy}", *words, f"run.dir={folder}"])
         return float(rows(folder)[-1]["accuracy"])
 
-    honest = accuracy("fedprox", "strategy.proximal_mu=0")  # which is FedAvg
+    honest = accuracy("fedavg")
     hostile(-20, "0", "1")
     assert accuracy("fedavg") < honest - 0.2
     for rule, words in {
