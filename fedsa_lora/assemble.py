@@ -141,6 +141,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         ),
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
+        bounds=config.bounds,
         min_results=config.federation.min_results,
     )
 

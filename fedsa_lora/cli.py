@@ -332,6 +332,7 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
         "server rule": strategy_class(config).__name__,
         "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
+        "bounds": config.bounds.words(),
         "clients": f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples",
         "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
         "machine": f"{plan.actors} clients at a time on {plan.device}",

@@ -8,6 +8,7 @@ from flwr.server.strategy import Bulyan, FedAvg, FedProx, Krum, Strategy
 
 from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.selection import Threshold
 from fedsa_lora.exchange.split import Alternate, RoleSplit, SplitPolicy
 from fedsa_lora.learning.personalisation import Distillation, PFedMe
 from fedsa_lora.settings import RunConfig
@@ -19,7 +20,7 @@ from strategies.rules import LINEAR
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
-    found = (_of_ranks, _of_personalisation, _of_clusters)
+    found = (_of_ranks, _of_personalisation, _of_clusters, _of_bounds)
     faults = [*_of_split(config), *_of_passing(config)]
     faults += [fault for look in found for fault in look(config, strategy)]
     if issubclass(strategy, FactorRule):
@@ -123,6 +124,26 @@ def _of_clusters(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
         yield (
             f"clusters.after={clusters.after}: no round is left for the groups; expected less than "
             f"federation.rounds={federation.rounds}"
+        )
+
+
+def _of_bounds(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
+    bounds = config.bounds
+    if bounds.median_factor is not None and (sampled := _sampled(config)) < 3:
+        yield (
+            f"bounds.median_factor: a median of {sampled} clients a round cannot tell who is out of the "
+            "ordinary; expected at least 3, or bounds.norm"
+        )
+    if bounds.median_factor is not None and isinstance(config.codec, Threshold):
+        yield (
+            "bounds.median_factor: with codec=threshold most clients may send nothing, and the median would "
+            "be 0; expected another codec, or bounds.norm"
+        )
+    normed = bounds.norm is not None or bounds.median_factor is not None
+    if config.personalisation.mixes and normed and bounds.action == "clip":
+        yield (
+            f"bounds.action: {type(config.personalisation).__name__} takes a client's own part off the mean, "
+            "which clipping alters; expected bounds.action=reject"
         )
 
 

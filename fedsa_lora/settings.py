@@ -16,6 +16,7 @@ from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
+from strategies.bounds import Bounds
 from strategies.grouping import Clusters
 
 PASSED = "B is passed from client to client: not FedSA"
@@ -150,6 +151,7 @@ class RunConfig:
     train: TrainSettings
     strategy: dict[str, Any]
     federation: FederationSettings
+    bounds: Bounds
     evaluation: EvaluationSettings
     machine: MachineSettings
     run: RunSettings

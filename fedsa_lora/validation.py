@@ -25,6 +25,7 @@ from fedsa_lora.compatibility import clashes
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import SplitPolicy
+from fedsa_lora.exchange.wire import MAX_EXAMPLES
 from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
@@ -42,6 +43,7 @@ from fedsa_lora.tasks.backbone import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies import FedSA
+from strategies.bounds import Bounds
 from strategies.grouping import Clusters
 
 SPLITS = ("fedsa_lora.exchange.",)
@@ -79,6 +81,10 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "federation.min_results": (0, 1, True),
     "federation.wait_seconds": (1, None, True),
     "federation.round_timeout": (0, None, False),
+    "bounds.norm": (0, None, False),
+    "bounds.median_factor": (1, None, True),
+    "bounds.max_examples": (1, MAX_EXAMPLES, True),
+    "bounds.max_rejections": (0, 1, True),
     "evaluation.every": (0, None, True),
     "evaluation.local_only_lr": (0, None, False),
     "evaluation.local_only_head_lr": (0, None, False),
@@ -108,6 +114,7 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
             "head": HeadSettings,
             "train": TrainSettings,
             "federation": FederationSettings,
+            "bounds": Bounds,
             "evaluation": EvaluationSettings,
             "machine": MachineSettings,
             "run": RunSettings,

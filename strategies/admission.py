@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from flwr.common import EvaluateRes, FitRes
@@ -15,6 +15,7 @@ from strategies.traffic import message_bytes
 
 Res = TypeVar("Res", FitRes, EvaluateRes)
 Failure = tuple[ClientProxy, Res] | BaseException
+MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,31 @@ class Answer(Generic[Res]):
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What was found wrong with the answer of a client."""
+
+    client: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"client {self.client}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Admission(Generic[Res]):
-    """``answers`` by client, a line that says who and why for each one ``rejected``, and the bytes of
-    all that arrived, admitted or not."""
+    """``answers`` by client; those that were wrong, and so ``rejected`` or ``clipped``, by client; a line
+    for each client that ``failed``: an error or no answer at all; and the bytes of all that arrived."""
 
     answers: list[Answer[Res]]
-    rejected: list[str]
+    rejected: list[Remark]
+    failed: list[str]
     bytes_up: int
+    clipped: list[Remark] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[str]:
+        """A line that says who and why for each answer that is not there to go on with."""
+        return sorted([*map(str, self.rejected), *self.failed])
 
 
 def admit(
@@ -53,7 +72,8 @@ def admit(
     must not get in.
     """
     admitted: dict[str, Answer[Res]] = {}
-    rejected = [_reason(failure) for failure in failures]
+    rejected: list[Remark] = []
+    failed = [_reason(failure) for failure in failures]
     bytes_up = 0
     for proxy, result in results:
         bytes_up += (size := message_bytes(result))
@@ -61,11 +81,20 @@ def admit(
             header = wire.read_header(result.metrics, wire.UploadHeader)
             if header.client != name_of(proxy) or header.client in admitted:
                 raise WireError(f"answers as client {header.client!r}, or for the second time")
+            if header.error:
+                failed.append(f"client {header.client}: {_shown(header.error)}")
+                continue
             wire.check_upload(header, round_, needed)
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
-            rejected.append(f"client {name_of(proxy)}: {error}")
-    return Admission([admitted[client] for client in sorted(admitted)], sorted(rejected), bytes_up)
+            rejected.append(Remark(name_of(proxy), _shown(str(error))))
+    answers = [admitted[client] for client in sorted(admitted)]
+    return Admission(answers, sorted(rejected, key=str), failed, bytes_up)
+
+
+def _shown(text: str) -> str:
+    """A client's text as one line that cannot fill a disk or command a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_REASON])
 
 
 def _reason(failure: Failure[Any]) -> str:

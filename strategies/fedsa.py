@@ -32,6 +32,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, admit
+from strategies.bounds import Bounds, Rejections, bounded
 from strategies.cohort import Cohort
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
@@ -78,6 +79,8 @@ class FedSA(Strategy):
         Receives one row per client and phase, one per round, and the shared vector.
     uniform : bool
         Whether every client counts the same, whatever its number of train examples.
+    bounds : Bounds
+        How large an upload and its number of examples may be, and how many may be rejected; None: no bounds.
     min_results : float
         Share of the sampled clients that must answer well for a round to count; with fewer the
         run ends with RunError, which names who failed and why.
@@ -100,12 +103,15 @@ class FedSA(Strategy):
         classes: int = 0,
         frozen: Frozen | None = None,
         uniform: bool = False,
+        bounds: Bounds | None = None,
         min_results: float = 1.0,
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
         self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.bounds = bounds or Bounds()
+        self.rejections = Rejections(self.bounds.max_rejections)
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
@@ -140,11 +146,13 @@ class FedSA(Strategy):
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Admit, order by client, aggregate, keep float32, record."""
+        """Admit, bound, order by client, aggregate, keep float32, record."""
         admission = admit(
             server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
         )
+        admission = bounded(admission, self.layout, self.bounds)
         self.ledger.fit(server_round, admission, self._announced())
+        self.rejections.count(admission)
         self._demand_enough(admission)
         updates: list[Update] = [answer.value for answer in admission.answers]
         self.ledger.aggregated({"aggregation_error": self.combine(server_round, updates)})
@@ -219,15 +227,16 @@ class FedSA(Strategy):
     def memory(self) -> dict[str, NDArray[Any]]:
         """What is kept with a checkpoint beside the shared vector, so that ``restore`` can go on from it:
         what clients hold of it and what was merged into the frozen weights, who is in the mean with how
-        many examples, and what the inner strategy remembers."""
+        many examples, who was rejected how often, and what the inner strategy remembers."""
         examples = {EXAMPLES + client: np.array([n]) for client, n in self._examples.items()}
-        return self.downlink.memory() | examples | remembered(self.inner)
+        return self.downlink.memory() | examples | self.rejections.memory() | remembered(self.inner)
 
     def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
         """Go on after a round from its checkpoint, to the same bits as without the break."""
         self.shared = vector
         self.downlink.restore(round_, vector, memory)
         recall(self.inner, memory, vector)
+        self.rejections.restore(memory)
         counts = {n.removeprefix(EXAMPLES): a for n, a in memory.items() if n.startswith(EXAMPLES)}
         self._examples = {client: int(count[0]) for client, count in counts.items()}
 
@@ -267,6 +276,8 @@ class FedSA(Strategy):
     def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
         """The client's update, sparse where it was sent so. Raises WireError unless it is exactly what
         this client was asked for."""
+        if header.client not in self._turns:
+            raise WireError("was not asked this round")
         rank = self.ranks.get(header.client)
         whole = self.layout.limited(rank)
         wire.check_layout(header, whole)
@@ -311,11 +322,11 @@ class FedSA(Strategy):
         return said
 
     def _demand_enough(self, admission: Admission[Any]) -> None:
-        rejected, admitted, asked = admission.rejected, len(admission.answers), len(self._turns)
-        for line in rejected:
+        lost, admitted, asked = admission.lost, len(admission.answers), len(self._turns)
+        for line in lost:
             log.warning("%s", line)
         if admitted < self.min_results * asked or not admitted:
             raise RunError(
                 f"{asked - admitted} of {asked} clients failed, and "
-                f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(rejected)
+                f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(lost)
             )

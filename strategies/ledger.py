@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,8 +82,10 @@ class Ledger:
         self._row = {
             "round": round_,
             "fit_clients": len(rows),
-            "fit_failures": len(admission.rejected),
-            "failures": admission.rejected,
+            "fit_failures": len(admission.lost),
+            "failures": admission.lost,
+            "rejected": [asdict(remark) for remark in admission.rejected],
+            "clipped": [asdict(remark) for remark in admission.clipped],
             "fit_seconds": time.perf_counter() - self._started,
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]),
             "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
@@ -105,7 +107,8 @@ class Ledger:
             self.recorder.client(row)
         accuracies = [(r["accuracy"], r["examples"]) for r in rows]
         row = self._row
-        row["failures"] = row["failures"] + admission.rejected
+        row["failures"] = row["failures"] + admission.lost
+        row["rejected"] = row["rejected"] + [asdict(remark) for remark in admission.rejected]
         row["bytes_up"] += admission.bytes_up
         row["bytes_down"] += sum(self._sent.values())
         row |= {

@@ -104,6 +104,16 @@ METHODS = {
     "clusters=updates split=least_variance split.count=1": ["clusters: LeastVariance", "split=share_a"],
     "clusters=updates downlink=dense": ["clusters", "set downlink=whole"],
     "clusters=updates split=local_only": ["clusters: clients share nothing", "clusters=none"],
+    "bounds.norm=0": ["bounds.norm: 0", "more than 0"],
+    "bounds.norm=nan": ["bounds.norm: nan", "more than 0"],
+    "bounds.median_factor=0.5": ["bounds.median_factor: 0.5", "at least 1"],
+    "bounds.max_examples=0": ["bounds.max_examples: 0", "at least 1"],
+    "bounds.max_rejections=1.1": ["bounds.max_rejections: 1.1", "at most 1"],
+    "bounds.action=drop": ["bounds.action", "reject", "clip"],
+    "bounds.normal=3": ["bounds.normal", "bounds.norm"],
+    "bounds=median federation.clients=2": ["bounds.median_factor", "2 clients", "at least 3"],
+    "bounds=median codec=threshold": ["bounds.median_factor", "codec=threshold", "bounds.norm"],
+    "bounds=median split=share_ab personalisation=experts": ["bounds.action", "bounds.action=reject"],
     "strategy=fedex split=share_ab lora=vera": ["combines A with B", "plain LoRA"],
 }  # fmt: skip
 

@@ -265,6 +265,7 @@ def test_a_broadcast_that_is_too_long_or_too_short_is_refused(desk):
     assert desk.store("0").load() is None
 
 
+@pytest.mark.case(13)
 def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk, tmp_path):
     greedy = Desk(tmp_path / "greedy", "split=share_ab")
     arrays, count, metrics = desk.client("0").fit(*greedy.ask("0", 1))
@@ -273,6 +274,7 @@ def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk,
     assert desk.store("0").load() is None
 
 
+@pytest.mark.case(13)
 @pytest.mark.parametrize(
     ("forbid", "named"),
     [

@@ -165,6 +165,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(run_smoke, smoke
             assert np.array_equal(array, private(again, client)[name])
 
 
+@pytest.mark.case(13)
 def test_no_value_of_b_or_the_head_is_in_any_message_of_a_run(smoke_run):
     """Searched here with nothing but bytes: four neighbouring values of any row, at any place."""
     for client in "0123":
@@ -179,6 +180,7 @@ def test_no_value_of_b_or_the_head_is_in_any_message_of_a_run(smoke_run):
                     assert not any(window in message for window in windows), (client, round_, name)
 
 
+@pytest.mark.case(13)
 def test_that_search_would_have_found_b(run_smoke):
     run = run_smoke("split=share_b", "run.keep_messages=true", "federation.rounds=1", *NO_FRILLS)
     (sent,) = (run / "clients" / "0" / "messages").glob("*train*")

@@ -27,6 +27,9 @@ METHODS = {
     "groups": ("clusters=updates", "clusters.after=1"),
     "Ditto": ("personalisation=ditto",),
     "experts": ("split=share_ab", "personalisation=experts"),
+    "updates beyond the median rejected": (
+        "bounds=median", "bounds.median_factor=1.0", "bounds.action=reject", "federation.min_results=0.3",
+    ),
     "a part of the clients": ("strategy.fraction_fit=0.5", "strategy.min_fit_clients=2", "downlink=int8"),
 }  # fmt: skip
 

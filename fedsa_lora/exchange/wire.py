@@ -29,6 +29,8 @@ VERSION = 3
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ARRAY_HEADER = 1024
+SHARES = ("accuracy", "accuracy_before", "global_accuracy", "local_only", "majority")  # in a report
+LARGEST = 1e150  # in a report: neither sums nor squares of such numbers overflow
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def names_of(mask: str, layout: Layout) -> frozenset[str]:
 
 def check_upload(header: UploadHeader, round_: int, needed: Sequence[str] = ()) -> None:
     """Raise WireError unless an upload answers this round, with a believable weight and with the
-    ``needed`` numbers in its report."""
+    ``needed`` numbers in its report, of which no mean can overflow and no accuracy is beyond 0 to 1."""
     if header.error:
         raise WireError(header.error)
     if header.round != round_:
@@ -235,3 +237,7 @@ def check_upload(header: UploadHeader, round_: int, needed: Sequence[str] = ()) 
         raise WireError(f"claims {header.examples} examples, expected 1 to {MAX_EXAMPLES}")
     if missing := [name for name in needed if name not in header.report]:
         raise WireError(f"its report lacks {missing}")
+    for name, value in header.report.items():
+        low, high = (0, 1) if name in SHARES else (-LARGEST, LARGEST)
+        if not low <= value <= high:
+            raise WireError(f"reports {name!r} of {value:g}, expected {low:g} to {high:g}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from fedsa_lora.runs.reading import Row, RunRecord
 
+OBJECTIONS = ("rejected", "clipped")  # in the row of a round: what was done for what reason with whom
+
 
 @dataclass(frozen=True)
 class ClientOutcome:
@@ -59,6 +61,17 @@ class Failure:
     rounds: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Objection:
+    """What was wrong with answers of a client, whether it was ``rejected`` or ``clipped`` for it, and the
+    rounds in which it was."""
+
+    client: str
+    action: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
 def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
     """One outcome per client that the partition or any round names, in the order of their ids."""
     shares: Row = record.partition.get("clients", {})
@@ -72,17 +85,32 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
 
 
 def failures(record: RunRecord) -> list[Failure]:
-    """What clients told of themselves and the server of them; what repeats in each round is told once."""
+    """What clients told of themselves and the server of those that did not answer; what repeats in each
+    round is told once."""
     told = [
         (f"client {row['client']}: {row['failure']}", row["round"])
         for row in record.clients
         if row.get("failure")
     ]
-    told += [(line, row["round"]) for row in record.rounds for line in row.get("failures") or []]
+    for row in record.rounds:
+        rejected = {f"client {remark['client']}: {remark['reason']}" for remark in row.get("rejected") or []}
+        told += [(line, row["round"]) for line in row.get("failures") or [] if line not in rejected]
     rounds: dict[str, list[int]] = defaultdict(list)
     for what, when in sorted(told, key=lambda item: item[1]):
         rounds[what].append(when)
     return [Failure(what, tuple(when)) for what, when in rounds.items()]
+
+
+def objections(record: RunRecord) -> list[Objection]:
+    """What the server rejected and clipped, by client; what repeats in each round is told once."""
+    rounds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for row in record.rounds:
+        for action in OBJECTIONS:
+            for remark in row.get(action) or []:
+                rounds[remark["client"], action, remark["reason"]].append(row["round"])
+    found = [Objection(*what, tuple(when)) for what, when in rounds.items()]
+    order = in_order({objection.client for objection in found})
+    return sorted(found, key=lambda objection: (order.index(objection.client), objection.rounds))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

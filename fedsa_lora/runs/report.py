@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.measure_words import measure_rows
-from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures
+from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures, objections
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
 from fedsa_lora.runs.report_figures import embedded_figures
 from fedsa_lora.runs.report_template import PAGE, STYLE
@@ -103,6 +103,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "rounds": _rounds_table(record.rounds),
         "notes": record.partition.get("notes", []),
         "failures": _failure_notes(record),
+        "objections": _objections_table(record),
         "config": record.config,
         "environment": {name: value for name, value in record.environment.items() if name != "command"},
         "command": record.environment.get("command"),
@@ -205,7 +206,18 @@ def _rounds_table(rounds: list[Row]) -> Table:
 def _failure_notes(record: RunRecord) -> list[str]:
     notes = []
     for failure in failures(record):
-        when = ", ".join(map(str, failure.rounds))
         word = "Round" if len(failure.rounds) == 1 else "Rounds"
-        notes.append(f"{word} {when}, {failure.what}")
+        notes.append(f"{word} {_listed(failure.rounds)}, {failure.what}")
     return notes
+
+
+def _objections_table(record: RunRecord) -> Table:
+    rows = [
+        TableRow(found.client, [found.action, _listed(found.rounds)], note=found.reason)
+        for found in objections(record)
+    ]
+    return Table(["Client", "Answer", "Rounds", "Why"], rows)
+
+
+def _listed(rounds: tuple[int, ...]) -> str:
+    return ", ".join(map(str, rounds))

@@ -178,6 +178,13 @@ with the client's own A, as it had just trained it.</p>
 {% for failure in failures %}<li>{{ failure }}</li>{% endfor %}
 </ul>
 {% endif %}
+{% if objections.rows %}
+<h2>Rejected or clipped</h2>
+<details{% if objections.rows | length <= 20 %} open{% endif %}>
+<summary>Answers that the server did not take as they were</summary>
+{{ table(objections, "Rejected or clipped", true) }}
+</details>
+{% endif %}
 <h2>Details</h2>
 {% if rounds.rows %}
 <details>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
@@ -13,6 +13,7 @@ import numpy as np
 
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs import measures
+from fedsa_lora.runs.outcomes import OBJECTIONS, in_order
 from fedsa_lora.runs.reading import Row, read_jsonl
 from fedsa_lora.settings import PASSED, RunConfig
 
@@ -53,6 +54,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "gain_over_majority": personalised["mean"] - floor["mean"] if personalised and floor else None,
         "clients_harmed": sum(gain < 0 for gain in measures.gains(ours, theirs).values()) if alone else None,
         "share_harmed": measures.harmed(ours, theirs),
+        **{action: objected(rounds, action) for action in OBJECTIONS},
         "target": to_target(rounds, fits, alone["mean"] if alone else None),
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
@@ -67,6 +69,12 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
 def _last(rounds: Sequence[Row], key: str) -> float | None:
     """The value of the newest round that has one."""
     return next((row[key] for row in reversed(rounds) if row.get(key) is not None), None)
+
+
+def objected(rounds: Sequence[Row], action: str) -> dict[str, int]:
+    """How many answers of each client were rejected or clipped; those of which none was are left out."""
+    clients = Counter(remark["client"] for row in rounds for remark in row.get(action) or [])
+    return {client: clients[client] for client in in_order(clients)}
 
 
 def best_round(rounds: Sequence[Row]) -> dict[str, Any] | None:

@@ -375,6 +375,8 @@ def test_only_a_flat_float32_vector_is_encoded(codec, vector):
         codec.encode(vector, rng())
 
 
+@pytest.mark.case(9)
+@pytest.mark.case(10)
 @every_codec
 def test_another_dtype_or_shape_is_refused_and_never_cast_or_reshaped(codec):
     payload = codec.encode(normal(64), rng())
@@ -394,6 +396,7 @@ def test_a_strided_or_read_only_payload_is_read_as_its_values(codec):
     np.testing.assert_array_equal(codec.decode(strided, 64).dense(), expected)
 
 
+@pytest.mark.case(9)
 @every_codec
 def test_a_payload_that_is_cut_off_padded_or_of_another_size_is_refused(codec):
     payload = codec.encode(normal(90), rng())
@@ -418,6 +421,7 @@ def test_another_number_of_values_than_the_ratio_says_is_refused():
         TopK(0.1).decode(TopK(0.101).encode(vector, rng()), 1000)
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("count", [4, 2**31, 2**63, 2**64 - 1])
 def test_a_threshold_payload_that_announces_too_much_is_refused_without_memory(count):
     for size in (3, 10**12):
@@ -458,6 +462,7 @@ def test_a_payload_longer_than_any_is_refused_before_it_is_read(codec):
     assert peak < 50_000
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("codec", [TopK(0.1), TopK(1.0), RandomK(0.1), RandomK(1.0), Dense("int8"), Dense()])
 def test_a_short_payload_of_a_huge_vector_is_refused_without_memory(codec):
     tracemalloc.start()
@@ -493,6 +498,7 @@ def mutated(content: bytes, random_: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.case(14)
 @every_codec
 def test_of_altered_payloads_each_is_refused_or_decodes_to_a_valid_vector(codec):
     random_, refused = random.Random(codec.name), 0

@@ -137,6 +137,7 @@ def test_padding_that_is_not_zero_is_refused():
             decode_positions(payload | np.array([0, 1 << bit], np.uint8), 1, 10)
 
 
+@pytest.mark.case(16)
 def test_a_position_outside_is_refused_with_its_value():
     payload = encode_positions(array(3, 9), 10)
     assert decode_positions(payload, 2, 10).tolist() == [3, 9]
@@ -150,6 +151,7 @@ def test_a_parameter_larger_than_any_gap_needs_is_refused(parameter):
         decode_positions(np.array([parameter, 1], np.uint8), 1, 10)
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("count", [1, 1 << 39, (1 << 40) - 1])
 def test_a_huge_count_in_a_few_bytes_is_refused_without_memory(count):
     tracemalloc.start()
@@ -174,6 +176,7 @@ def test_more_bytes_than_any_positions_take_are_refused_before_they_are_unpacked
     assert peak < 50_000
 
 
+@pytest.mark.case(16)
 def test_any_bytes_are_refused_or_say_positions_of_that_count_and_size():
     rng, accepted = random.Random(0), 0
     for _ in range(5000):

@@ -147,6 +147,7 @@ def test_what_is_counted_is_whole_and_no_number_is_too_large(name, value):
         read(asdict(header) | {name: [1, value]}, type(header))
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("name", LISTS)
 def test_a_giant_list_is_refused_unread(name):
     header = CHANGE if name == "merge" else REPORTING
@@ -261,6 +262,8 @@ OTHER = {
 }
 
 
+@pytest.mark.case(9)
+@pytest.mark.case(10)
 @pytest.mark.parametrize("array", OTHER.values(), ids=OTHER)
 def test_another_dtype_or_shape_is_refused_and_never_cast_or_broadcast(array):
     with pytest.raises(WireError, match="expected a vector of float32, got") as caught:
@@ -270,18 +273,21 @@ def test_another_dtype_or_shape_is_refused_and_never_cast_or_broadcast(array):
         wire.check_vector(array, LAYOUT.size)
 
 
+@pytest.mark.case(9)
 @pytest.mark.parametrize("array", [VECTOR[:-1], np.append(VECTOR, np.float32(0)), VECTOR[:1], VECTOR[:0]])
 def test_a_vector_of_another_length_is_refused(array):
     with pytest.raises(WireError, match=r"expected float32 \(10,\), got"):
         wire.check_vector(array, LAYOUT.size)
 
 
+@pytest.mark.case(11)
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_message_is_one_array(count):
     with pytest.raises(WireError, match=f"one array, got {count}"):
         received(sent(*[VECTOR] * count))
 
 
+@pytest.mark.case(7)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_counted_and_refused(bad):
     vector = VECTOR.copy()
@@ -291,6 +297,7 @@ def test_values_that_are_not_finite_are_counted_and_refused(bad):
     assert wire.check_vector(VECTOR, LAYOUT.size) is VECTOR
 
 
+@pytest.mark.case(10)
 def test_a_pickle_is_refused_and_not_run():
     class Bomb:
         def __reduce__(self):
@@ -303,6 +310,7 @@ def test_a_pickle_is_refused_and_not_run():
             received([content], max_bytes=10**6)
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("max_bytes", [BYTES, 10**15])
 @pytest.mark.parametrize(
     "content",
@@ -382,6 +390,7 @@ def let_in(content: bytes) -> None:
     wire.check_vector(vector, LAYOUT.size)
 
 
+@pytest.mark.case(14)
 def test_of_two_thousand_altered_messages_none_is_accepted_and_none_does_harm():
     rng, original, refused = random.Random(0), sent(VECTOR)[0], 0
     while refused < 2000:
@@ -409,6 +418,7 @@ def test_of_a_thousand_altered_headers_each_is_refused_or_reads_as_what_it_says(
             assert {**said, **content} == said
 
 
+@pytest.mark.case(11)
 @BOTH
 def test_header_vectors_and_layout_belong_together(header):
     wire.check_layout(header, LAYOUT)
@@ -425,6 +435,7 @@ def test_header_vectors_and_layout_belong_together(header):
         wire.check_digest(header, VECTOR, VECTOR)
 
 
+@pytest.mark.case(11)
 @pytest.mark.parametrize("mask", ["4", "-1", "0x1", " 1", "01", "1_0", "٣", "g", "", "f" * 10**5, "A"])
 def test_a_mask_that_is_none_of_the_layout_is_refused(mask):
     assert wire.names_of("2", LAYOUT) == {"a"}
@@ -433,6 +444,7 @@ def test_a_mask_that_is_none_of_the_layout_is_refused(mask):
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.case(5)
 @pytest.mark.parametrize("round_", [2, 4])
 def test_an_upload_of_another_round_is_refused(round_):
     wire.check_upload(UPLOAD, 3)
@@ -440,6 +452,7 @@ def test_an_upload_of_another_round_is_refused(round_):
         wire.check_upload(UPLOAD, round_)
 
 
+@pytest.mark.case(12)
 @pytest.mark.parametrize("examples", [0, -1, wire.MAX_EXAMPLES + 1])
 def test_an_unbelievable_number_of_examples_is_refused(examples):
     with pytest.raises(WireError, match=str(examples)):

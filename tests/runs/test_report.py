@@ -192,6 +192,28 @@ def test_failures_and_notes_are_told_with_their_reason(page: Page) -> None:
     assert "1 failure, see Notes" in page.text
 
 
+def test_rejected_and_clipped_answers_are_listed_by_client_with_rounds_and_reason(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=3, rounds=3)
+    late, long = "answers round 1, this is round 2", "sent an update of norm 9, and the bound is 3"
+    found = []
+    for row in map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines()):
+        remarks = [{"client": "2", "reason": late}] if row["round"] > 1 else []
+        clipped = [{"client": "1", "reason": f"{long} {EVIL}"}] if row["round"] == 3 else []
+        lost = [*(f"client 2: {late}" for _ in remarks), "a node failed: gone"]
+        found.append(row | {"failures": lost, "rejected": remarks, "clipped": clipped})
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    page = report_of(tmp_path)
+    assert "Rejected or clipped" in page.text
+    assert f"2 rejected 2, 3 {late}" in page.text
+    assert f"1 clipped 3 {long} {EVIL}" in page.text
+    assert f"client 2: {late}" not in page.text
+    assert "Rounds 1, 2, 3, a node failed: gone" in page.text
+
+
+def test_a_run_whose_answers_were_all_taken_has_no_such_list(page: Page) -> None:
+    assert "Rejected or clipped" not in page.text
+
+
 def test_config_environment_and_command_are_shown(page: Page) -> None:
     assert "experiment: quickstart" in page.text
     assert "1.41.0" in page.text

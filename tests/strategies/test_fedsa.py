@@ -96,6 +96,12 @@ REJECTED = {
 }
 
 
+@pytest.mark.case(5)
+@pytest.mark.case(9)
+@pytest.mark.case(10)
+@pytest.mark.case(11)
+@pytest.mark.case(12)
+@pytest.mark.case(13)
 @pytest.mark.parametrize(("changes", "reason"), REJECTED.values(), ids=REJECTED)
 def test_what_does_not_hold_is_rejected_named_and_the_others_go_on(changes, reason):
     server, sent = Server(min_results=0.5, every=1), some_updates()
@@ -111,6 +117,7 @@ def test_what_does_not_hold_is_rejected_named_and_the_others_go_on(changes, reas
     assert re.search("client 0: .*" + reason, row["failures"][0])
 
 
+@pytest.mark.case(7)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_rejected(value):
     server, sent = Server(min_results=0.5), some_updates()
@@ -122,6 +129,7 @@ def test_values_that_are_not_finite_are_rejected(value):
     np.testing.assert_allclose(shared, server.start + (sent[0] + sent[2]) / 2, rtol=0, atol=1e-5)
 
 
+@pytest.mark.case(14)
 @pytest.mark.parametrize("codec", [TopK(ratio=0.3), TopK(ratio=0.3, values="int8"), Threshold(threshold=0.9)])
 @pytest.mark.parametrize("bit", [0, 7, -1, -9])
 def test_a_payload_that_was_altered_is_rejected_whatever_bit_it_is(codec, bit):
@@ -137,6 +145,7 @@ def test_a_payload_that_was_altered_is_rejected_whatever_bit_it_is(codec, bit):
     assert [row["client"] for row in server.notes.clients] == ["1", "2"]
 
 
+@pytest.mark.case(16)
 def test_positions_beyond_the_vector_are_rejected_though_their_digest_fits():
     """Gaps of zeros and ones can only ascend: no payload names a position twice."""
     codec = TopK(ratio=0.2)
@@ -148,6 +157,7 @@ def test_positions_beyond_the_vector_are_rejected_though_their_digest_fits():
     assert [row["client"] for row in server.notes.clients] == ["1", "2"]
 
 
+@pytest.mark.case(6)
 def test_a_second_answer_of_a_client_counts_once():
     server, once, sent = Server(), Server(), some_updates()
     for each in (server, once):

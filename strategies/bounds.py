@@ -1,0 +1,157 @@
+"""How large an upload may be and how many may be rejected: what is believed of well-formed answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from flwr.common import FitRes
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.exchange.wire import MAX_EXAMPLES
+from strategies.admission import Admission, Remark
+from strategies.updates import Update
+
+REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by client, and of all
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an upload may be at most.
+
+    ``norm``: the L2 norm of an update; ``median_factor``: the same in medians of the round. Given both,
+    the smaller one counts; None: no bound. What exceeds it is rejected or clipped (``action``), that is,
+    scaled down to it (arXiv:1911.07963). ``max_examples`` may be claimed, as they weigh in a mean.
+    With more rejections than ``max_rejections`` of all uploads of the run so far it ends; None: never.
+    """
+
+    norm: float | None = None
+    median_factor: float | None = None
+    action: Literal["reject", "clip"] = "reject"
+    max_examples: int = MAX_EXAMPLES
+    max_rejections: float | None = None
+
+    def words(self) -> str:
+        """To be read."""
+        norms = [] if self.norm is None else [f"{self.norm:g}"]
+        norms += [] if self.median_factor is None else [f"{self.median_factor:g} x the median"]
+        acted = "rejected" if self.action == "reject" else "clipped"
+        norm = f"norm beyond {' or '.join(norms)} {acted}" if norms else "no bound on norms"
+        return f"{norm}, up to {self.max_examples:,} examples a client"
+
+
+def bounded(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:
+    """The admission without the answers that exceed a bound, or with their updates clipped to it."""
+    over = [a.header for a in admission.answers if a.header.examples > bounds.max_examples]
+    remarks = [
+        Remark(h.client, f"claims {h.examples} examples, expected 1 to {bounds.max_examples}") for h in over
+    ]
+    believed = _without(admission, remarks)
+    if bounds.norm is None and bounds.median_factor is None:
+        return believed
+    return _within_norm(believed, layout, bounds)
+
+
+def _within_norm(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:
+    updates = [answer.value for answer in admission.answers]
+    measured = zip(updates, *norms_and_limits(layout, updates, bounds), strict=True)
+    over = {u.client: (norm, limit) for u, norm, limit in measured if norm > limit}
+    remarks = [
+        Remark(client, f"sent an update of norm {norm:.4g}, and the bound is {limit:.4g}")
+        for client, (norm, limit) in over.items()
+    ]
+    if bounds.action == "reject":
+        return _without(admission, remarks)
+    shares = {client: limit / norm for client, (norm, limit) in over.items()}
+    answers = [replace(a, value=_scaled(a.value, shares.get(a.header.client))) for a in admission.answers]
+    return replace(admission, answers=answers, clipped=remarks)
+
+
+def norms_and_limits(
+    layout: Layout, updates: Sequence[Update], bounds: Bounds
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The L2 norm of each update and the most that it may be, (clients,) each.
+
+    The median for a client is that of what all clients of the round sent of the tensors that it shares,
+    itself included, as if each had as many values there: where all share the same, of their norms.
+    """
+    squares = np.array([_squares(layout, update) for update in updates]).reshape(len(updates), -1)
+    sizes = np.array([_sizes(layout, update) for update in updates], float).reshape(squares.shape)
+    norms = np.sqrt(squares.sum(axis=1))
+    limits = np.full(len(updates), np.inf if bounds.norm is None else bounds.norm)
+    if bounds.median_factor is not None:
+        limits = np.minimum(limits, bounds.median_factor * _medians(squares, sizes))
+    return norms, limits
+
+
+def _medians(squares: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median norm for each client, from the square sums and the numbers of values by client and tensor;
+    0 for a client that shares nothing."""
+    means = np.divide(squares, sizes, out=np.zeros_like(squares), where=sizes > 0)
+    covered = (sizes > 0) @ sizes.T  # how many values of client k are of tensors that client j shares too
+    scale = np.divide(sizes.sum(axis=1), covered, out=np.zeros_like(covered), where=covered > 0)
+    norms = np.sqrt((means @ sizes.T) * scale)
+    columns = zip(norms.T, covered.T > 0, strict=True)
+    return np.array([np.median(norm[known]) if known.any() else 0.0 for norm, known in columns])
+
+
+def _squares(layout: Layout, update: Update) -> list[float]:
+    """The square sum of each tensor's values, in float64: a finite float32 cannot overflow it."""
+    parts = (update.values[update.within(layout.span(name))].astype(np.float64) for name in layout.names)
+    return [float(part @ part) for part in parts]
+
+
+def _sizes(layout: Layout, update: Update) -> list[int]:
+    """How many values of each tensor the client has to share, sent or left out by its codec."""
+    return [spec.size * (spec.name in update.shared) for spec in layout.limited(update.rank)]
+
+
+def _scaled(update: Update, share: float | None) -> Update:
+    return update if share is None else replace(update, values=update.values * np.float32(share))
+
+
+def _without(admission: Admission[FitRes], remarks: Sequence[Remark]) -> Admission[FitRes]:
+    """The admission with the answers of these clients rejected."""
+    gone = {remark.client for remark in remarks}
+    answers = [answer for answer in admission.answers if answer.header.client not in gone]
+    return replace(admission, answers=answers, rejected=sorted([*admission.rejected, *remarks], key=str))
+
+
+class Rejections:
+    """Counts the uploads of a run and those of each client that were rejected."""
+
+    def __init__(self, most: float | None) -> None:
+        self.most = most
+        self._uploads = 0
+        self._rejected: Counter[str] = Counter()
+
+    def count(self, admission: Admission[FitRes]) -> None:
+        """Add a round. Raises RunError when more than a share ``most`` of all uploads so far is rejected."""
+        self._uploads += len(admission.answers) + len(admission.rejected)
+        self._rejected.update(remark.client for remark in admission.rejected)
+        total = self._rejected.total()
+        if self.most is not None and total > self.most * self._uploads:
+            by_client = ", ".join(f"client {name}: {n}" for name, n in sorted(self._rejected.items()))
+            raise RunError(
+                f"{total} of {self._uploads} uploads were rejected ({by_client}), and "
+                f"bounds.max_rejections={self.most:g} ends the run; in this round "
+                + "; ".join(map(str, admission.rejected))
+            )
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """The counts as arrays; nothing where they decide nothing."""
+        if self.most is None:
+            return {}
+        counts = {REJECTED + client: np.array([n]) for client, n in self._rejected.items()}
+        return counts | {UPLOADS: np.array([self._uploads])}
+
+    def restore(self, memory: NamedArrays) -> None:
+        """Go on from what ``memory`` gave."""
+        counts = {n.removeprefix(REJECTED): int(a[0]) for n, a in memory.items() if n.startswith(REJECTED)}
+        self._rejected = Counter(counts)
+        self._uploads = int(memory[UPLOADS][0]) if UPLOADS in memory else 0

@@ -1,0 +1,123 @@
+"""Whole federations in which some of the real clients alter what they send."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_methods import checkpoint, rows
+
+from fedsa_lora.cli import main
+from fedsa_lora.client import FedSAClient
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange import wire
+from fedsa_lora.runs.inprocess import run_in_process
+
+SMOKE = ("experiment=smoke", "federation.min_results=0.5", "evaluation.local_only=false")
+MEDIAN = ("bounds=median", "bounds.action=reject")
+
+
+@pytest.fixture
+def hostile(monkeypatch) -> Callable[..., None]:
+    """Have some clients send ``factor`` times what they learned, with a digest that fits."""
+
+    def make(factor: float, *clients: str) -> None:
+        honest = FedSAClient.fit
+
+        def fit(self, parameters, config):
+            arrays, examples, metrics = honest(self, parameters, config)
+            header = wire.read_header(metrics, wire.UploadHeader)
+            if header.client in clients:
+                arrays = [np.float32(factor) * array for array in arrays]
+                metrics = metrics | wire.write_header(replace(header, digest=wire.vector_digest(*arrays)))
+            return arrays, examples, metrics
+
+        monkeypatch.setattr(FedSAClient, "fit", fit)
+
+    return make
+
+
+def by_client(path, key: str) -> list[tuple[int, str]]:
+    return [(row["round"], remark["client"]) for row in rows(path) for remark in row[key]]
+
+
+@pytest.mark.case(7)
+@pytest.mark.case(8)
+@pytest.mark.parametrize(("factor", "words", "reason"), [
+    (1e6, MEDIAN, "and the bound is"), (np.nan, (), "values are NaN or infinite"),
+], ids=["too long", "not finite"])  # fmt: skip
+def test_a_hostile_client_is_named_in_rows_summary_and_report_and_the_others_go_on(
+    hostile, tmp_path, factor, words, reason
+):
+    hostile(factor, "1")
+    path = run_in_process([*SMOKE, *words, f"run.dir={tmp_path / 'run'}"])
+    assert by_client(path, "rejected") == [(1, "1"), (2, "1"), (3, "1")]
+    assert all(reason in row["rejected"][0]["reason"] for row in rows(path))
+    assert {row["client"] for row in rows(path, "clients") if row["phase"] == "fit"} == {"0", "2", "3"}
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["rejected"], summary["clipped"]) == ({"1": 3}, {})
+    report = (path / "report.html").read_text()
+    assert "Rejected or clipped" in report
+    assert reason in report
+    assert all(np.abs(array).max() < 10 for array in checkpoint(path).tensors.values())
+
+
+@pytest.mark.case(8)
+def test_one_that_is_clipped_stays_in_the_mean_and_is_named(hostile, tmp_path):
+    hostile(1e6, "1")
+    path = run_in_process([*SMOKE, "bounds=median", "run.report=false", f"run.dir={tmp_path / 'run'}"])
+    assert by_client(path, "clipped") == [(1, "1"), (2, "1"), (3, "1")]
+    assert by_client(path, "rejected") == []
+    assert all(row["fit_clients"] == 4 for row in rows(path))
+    assert json.loads((path / "summary.json").read_text())["clipped"] == {"1": 3}
+    assert all(np.abs(array).max() < 10 for array in checkpoint(path).tensors.values())
+
+
+def test_without_a_bound_one_client_owns_the_model(hostile, tmp_path):
+    hostile(1e6, "1")
+    path = run_in_process([*SMOKE, "run.report=false", "federation.rounds=1", f"run.dir={tmp_path / 'run'}"])
+    assert max(np.abs(array).max() for array in checkpoint(path).tensors.values()) > 100
+
+
+def test_a_run_with_too_many_rejections_fails_and_says_who_and_why(hostile, tmp_path):
+    hostile(np.inf, "1", "3")
+    words = [*SMOKE, "bounds.max_rejections=0.4", "run.report=false", f"run.dir={tmp_path / 'run'}"]
+    with pytest.raises(RunError, match=r"2 of 4 uploads were rejected \(client 1: 1, client 3: 1\)"):
+        run_in_process(words)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "client 3: " in status["reason"]
+    assert "bounds.max_rejections=0.4" in status["reason"]
+
+
+def test_a_plan_tells_what_the_bounds_are(capsys):
+    assert main(["run", "--dry-run", "experiment=smoke", "bounds=median"]) == 0
+    assert "norm beyond 3 x the median clipped" in " ".join(capsys.readouterr().out.split())
+
+
+DIGITS = (
+    "experiment=digits", "partition=iid", "run.report=false",
+    "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0",
+)  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.case(17)
+def test_with_real_clients_robust_rules_lose_at_most_three_points_and_the_mean_fails(hostile, tmp_path):
+    """FedSA on digits. Clients make up for a wrong A with their own B and heads: the flip is a large one."""
+
+    def accuracy(strategy: str, *words: str) -> float:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "run"
+        run_in_process([*DIGITS, f"strategy={strategy}", *words, f"run.dir={folder}"])
+        return float(rows(folder)[-1]["accuracy"])
+
+    honest = accuracy("fedavg")
+    hostile(-20, "0", "1")
+    assert accuracy("fedavg") < honest - 0.2
+    for rule, words in {
+        "fedtrimmedavg": (), "fedmedian": (), "krum": ("strategy.num_malicious_clients=2",),
+    }.items():  # fmt: skip
+        assert accuracy(rule, *words) > honest - 0.03, rule
