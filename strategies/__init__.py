@@ -2,6 +2,7 @@
 
 from strategies.adaptive import AdaptiveFedSA
 from strategies.amended import Bulyan, QFedAvg
+from strategies.attendance import Attendance
 from strategies.clustered import ClusteredFedSA
 from strategies.cohort import Cohort
 from strategies.exact import FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
@@ -11,6 +12,7 @@ from strategies.topk import TopKFedSA
 
 __all__ = [
     "AdaptiveFedSA",
+    "Attendance",
     "Bulyan",
     "ClusteredFedSA",
     "Cohort",
