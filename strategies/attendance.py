@@ -21,9 +21,9 @@ log = logging.getLogger("flwr")
 class Attendance:
     """Leaves out a client that keeps failing, for a while, and counts the rounds that did not count.
 
-    A client is left out of the next ``exclude_rounds`` rounds when it failed in ``exclude_after`` rounds in
-    a row (0: never). When it is back, one more failure is enough, until it answers once. ``skipped`` rounds
-    in a row had too few results; a run ends with the ``max_skipped``-th.
+    A client that failed in ``exclude_after`` rounds in a row (0: never) is left out from then on and of the
+    next ``exclude_rounds``. When it is back, one more failure is enough, until it answers once. ``skipped``
+    rounds in a row had too few results; a run ends with the ``max_skipped``-th.
     """
 
     def __init__(self, max_skipped: int = 1, exclude_after: int = 0, exclude_rounds: int = 1) -> None:
@@ -40,11 +40,12 @@ class Attendance:
         """Take in who was asked in a round, and whose answer was good."""
         if not self.exclude_after:
             return
-        self._out_through = {c: last for c, last in self._out_through.items() if last > round_}
         for client in asked:
             self._failures[client] = 0 if client in answered else self._failures.get(client, 0) + 1
             if self._failures[client] >= self.exclude_after:
                 self._out_through[client] = round_ + self.exclude_rounds
+            else:
+                self._out_through.pop(client, None)
 
     def skip(self, round_: int, asked: int, admission: Admission[Any], told: str) -> None:
         """Count a round with too few results. Raises RunError, with who failed and why, where a run ends."""
