@@ -22,7 +22,16 @@ from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
-from strategies import AdaptiveFedSA, ClusteredFedSA, Cohort, Evaluation, FedSA, Recorder, TopKFedSA
+from strategies import (
+    AdaptiveFedSA,
+    Attendance,
+    ClusteredFedSA,
+    Cohort,
+    Evaluation,
+    FedSA,
+    Recorder,
+    TopKFedSA,
+)
 from strategies.exact import FactorRule, pairs
 from strategies.exactness import Frozen
 from strategies.rules import LINEAR
@@ -132,7 +141,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         tell_total=config.personalisation.mixes,
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
         frozen=None if empty.relative else _frozen(empty.layout.select(split.frozen), start),
-        cohort=Cohort(config.seed, config.federation.clients, config.federation.wait_seconds),
+        cohort=_cohort(config),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
             every=config.evaluation.every,
@@ -143,6 +152,24 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
         min_results=config.federation.min_results,
+        attendance=Attendance(
+            max_skipped=min(config.federation.max_skipped, config.federation.rounds),
+            exclude_after=config.federation.exclude_after,
+            exclude_rounds=config.federation.exclude_rounds,
+        ),
+    )
+
+
+def _cohort(config: RunConfig) -> Cohort:
+    federation = config.federation
+    deadline, wait = federation.round_timeout, federation.wait_seconds
+    return Cohort(
+        config.seed,
+        federation.clients,
+        wait,
+        least=federation.min_clients,
+        answer_seconds=None if deadline is None else max(deadline, wait),
+        over_select=federation.over_select,
     )
 
 

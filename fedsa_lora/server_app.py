@@ -18,6 +18,8 @@ from fedsa_lora.runs.finish import finish
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
+from strategies.admission import Res
+from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase
 
 FitRound = tuple[Parameters | None, dict[str, Scalar], FitResultsAndFailures] | None
 EvaluateRound = tuple[float | None, dict[str, Scalar], EvaluateResultsAndFailures] | None
@@ -31,6 +33,7 @@ class RecordedServer(Server):
         strategy = assemble.strategy(config, directory)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
+        self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name
         if (state := directory.resumed) is not None:
             strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:
@@ -49,12 +52,29 @@ class RecordedServer(Server):
         return result
 
     def fit_round(self, server_round: int, timeout: float | None) -> FitRound:
-        with about(round=server_round + self.directory.done, phase="fit"):
-            return super().fit_round(server_round + self.directory.done, timeout)
+        """As Flower's, but that no client's failure is without a name and a deadline is one."""
+        round_ = server_round + self.directory.done
+        with about(round=round_, phase="fit"):
+            asked = self.strategy.configure_fit(round_, self.parameters, self._client_manager)
+            results, failures = self._collection(FIT, round_, timeout).collect(asked)
+            log.info("round %d: %d results and %d failures", round_, len(results), len(failures))
+            return *self.strategy.aggregate_fit(round_, results, failures), (results, failures)
 
     def evaluate_round(self, server_round: int, timeout: float | None) -> EvaluateRound:
-        with about(round=server_round + self.directory.done, phase="evaluate"):
-            return super().evaluate_round(server_round + self.directory.done, timeout)
+        """As Flower's. Where clients also train alone, each of its rounds has the time of one."""
+        round_ = server_round + self.directory.done
+        if timeout is not None and self.evaluation.trains_alone(round_):
+            timeout *= 1 + self.evaluation.rounds
+        with about(round=round_, phase="evaluate"):
+            asked = self.strategy.configure_evaluate(round_, self.parameters, self._client_manager)
+            results, failures = self._collection(EVALUATE, round_, timeout).collect(asked)
+            return *self.strategy.aggregate_evaluate(round_, results, failures), (results, failures)
+
+    def _collection(self, phase: Phase[Ins, Res], round_: int, seconds: float | None) -> Collection[Ins, Res]:
+        retries = self.config.federation.retries
+        return Collection(
+            phase, round_, self.name_of, seconds=seconds, retries=retries, at_once=self.max_workers
+        )
 
 
 def server_fn(context: Context) -> ServerAppComponents:

@@ -60,17 +60,30 @@ class HeadSettings:
 class FederationSettings(PartitionSettings):
     """Who takes part with which data, and for how long.
 
-    ``min_results``: share of the sampled clients that must answer well for a round to count;
-    ``wait_seconds``: how long to wait for all clients to connect. ``ranks``: those of clients with an
-    adapter of a lower rank than ``lora.r``, by client, or a list to draw each client's from. ``weights``:
-    p_k by train examples, or the same for all. ``b_passing``: what is private passes from client to client
-    in turn, as in the code of arXiv:2410.01463; in simulation only, and no longer FedSA.
+    ``wait_seconds``: how long to wait for all clients to connect; after that ``min_clients``, a share of
+    them, are enough to start. ``round_timeout``: seconds after which a client that was asked is late, and
+    ignored. ``min_results``: share of the clients that a round needs which must answer well for it to count;
+    after ``max_skipped`` rounds in a row that do not, the run ends. ``over_select``: how many times the
+    clients that a round needs are sampled. ``retries``: how often a client that failed for a passing reason
+    is asked again within a round. A client that failed in ``exclude_after`` rounds in a row (0: never) is
+    left out of the next ``exclude_rounds``.
+
+    ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
+    each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
+    private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
+    no longer FedSA.
     """
 
     rounds: int = 12
-    min_results: float = 1.0
     wait_seconds: int = 120
+    min_clients: float = 0.5
     round_timeout: float | None = None
+    min_results: float = 0.5
+    max_skipped: int = 3
+    over_select: float = 1.0
+    retries: int = 1
+    exclude_after: int = 3
+    exclude_rounds: int = 5
     ranks: dict[str, int] | list[int] | None = None
     weights: Literal["examples", "uniform"] = "examples"
     b_passing: bool = False

@@ -2,6 +2,7 @@
 
 from strategies.adaptive import AdaptiveFedSA
 from strategies.amended import Bulyan, QFedAvg
+from strategies.attendance import Attendance
 from strategies.bounds import Bounds
 from strategies.clustered import ClusteredFedSA
 from strategies.cohort import Cohort
@@ -12,6 +13,7 @@ from strategies.topk import TopKFedSA
 
 __all__ = [
     "AdaptiveFedSA",
+    "Attendance",
     "Bounds",
     "Bulyan",
     "ClusteredFedSA",

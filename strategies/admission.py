@@ -18,6 +18,10 @@ Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
 
 
+class Unanswered(Exception):
+    """A line that says which client gave no usable answer, and why."""
+
+
 @dataclass(frozen=True)
 class Answer(Generic[Res]):
     """An admitted answer: who, from which node, how many bytes, and what was decoded of it."""
@@ -89,7 +93,7 @@ def admit(
         except WireError as error:
             rejected.append(Remark(name_of(proxy), _shown(str(error))))
     answers = [admitted[client] for client in sorted(admitted)]
-    return Admission(answers, sorted(rejected, key=str), failed, bytes_up)
+    return Admission(answers, sorted(rejected, key=str), sorted(failed), bytes_up)
 
 
 def _shown(text: str) -> str:
@@ -98,6 +102,8 @@ def _shown(text: str) -> str:
 
 
 def _reason(failure: Failure[Any]) -> str:
+    if isinstance(failure, Unanswered):
+        return _shown(str(failure))
     if isinstance(failure, BaseException):
         return f"a node failed: {failure}"
     proxy, result = failure

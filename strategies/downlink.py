@@ -69,6 +69,10 @@ class Downlink:
         self.held = changed(self.held, self.layout, carried, payload, self.codec)
         self._change = self.layout.mask(names), payload
 
+    def forget(self) -> None:
+        """Send everyone the vector whole, as clients went on from what they were sent last."""
+        self._took_part = frozenset()
+
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that ``restore`` needs to send what would have been sent, as arrays: what clients hold, what
         was merged into the frozen weights, as factors, and the last change with those who can take it."""

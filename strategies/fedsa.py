@@ -32,8 +32,9 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, admit
+from strategies.attendance import Attendance
 from strategies.bounds import Bounds, Rejections, bounded
-from strategies.cohort import Cohort
+from strategies.cohort import Cohort, at_least
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
@@ -82,7 +83,10 @@ class FedSA(Strategy):
     bounds : Bounds
         How large an upload and its number of examples may be, and how many may be rejected; None: no bounds.
     min_results : float
-        Share of the sampled clients that must answer well for a round to count; with fewer the
+        Share of the clients that a round needs which must answer well for it to count. With fewer the
+        round is skipped: what is common stays as it was.
+    attendance : Attendance
+        Leaves out clients that keep failing, and says how many rounds in a row may be skipped before the
         run ends with RunError, which names who failed and why.
     """
 
@@ -105,6 +109,7 @@ class FedSA(Strategy):
         uniform: bool = False,
         bounds: Bounds | None = None,
         min_results: float = 1.0,
+        attendance: Attendance | None = None,
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
@@ -112,6 +117,7 @@ class FedSA(Strategy):
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.bounds = bounds or Bounds()
         self.rejections = Rejections(self.bounds.max_rejections)
+        self.attendance = attendance or Attendance()
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
@@ -119,6 +125,8 @@ class FedSA(Strategy):
         self._common: dict[int, Turn] = {}  # what all clients are asked for in a round, found once
         self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
         self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
+        self._needed = 0  # clients that the inner strategy asked for in this round
+        self._attended: dict[str, Any] = {}  # who is there and who is left out, for the row of the round
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """The common start: no client is asked, and no backbone is loaded."""
@@ -129,12 +137,16 @@ class FedSA(Strategy):
     ) -> list[tuple[ClientProxy, FitIns]]:
         """The inner strategy's choice of clients, each sent what it lacks and is asked for its turn."""
         self.ledger.begin()
+        excluded = self.attendance.excluded(server_round)
+        there = self.cohort.at(server_round, client_manager, excluded, self.min_results)
         chosen = self.inner.configure_fit(
             server_round=server_round,
             parameters=ndarrays_to_parameters([self.shared]),
-            client_manager=self.cohort.at(server_round, client_manager),
+            client_manager=there,
         )
-        everyone = map(self.cohort.name, self.cohort.everyone(client_manager))
+        self._needed = there.needed
+        self._attended = {"present": len(there.ordered), "excluded": there.left_out, "asked": len(chosen)}
+        everyone = map(self.cohort.name, there.ordered)
         self._round = {client: self.turn(client, server_round) for client in everyone}
         names = [self.cohort.name(proxy) for proxy, _ in chosen]
         turns = {name: self._round.get(name) or self.turn(name, server_round) for name in names}
@@ -146,36 +158,41 @@ class FedSA(Strategy):
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Admit, bound, order by client, aggregate, keep float32, record."""
+        """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
         admission = admit(
             server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
         )
         admission = bounded(admission, self.layout, self.bounds)
-        self.ledger.fit(server_round, admission, self._announced())
+        warn_of(admission)
+        answered = {answer.header.client for answer in admission.answers}
+        self.attendance.note(server_round, self._turns, answered)
+        enough = len(answered) >= at_least(self.min_results, self._needed)
+        self.ledger.fit(server_round, admission, self._announced() | self._attended | {"skipped": not enough})
         self.rejections.count(admission)
-        self._demand_enough(admission)
-        updates: list[Update] = [answer.value for answer in admission.answers]
-        self.ledger.aggregated({"aggregation_error": self.combine(server_round, updates)})
-        self.learn(server_round, admission, updates)
-        self._examples = {u.client: u.examples for u in updates} if self.tell_total else {}
+        if enough:
+            self._take(server_round, admission)
+        else:
+            self._skip(server_round, admission)
         self.recorder.checkpoint(server_round, self.layout, self.shared, self.memory())
-        if not self.evaluation.due(server_round):
+        if not self._measures(server_round):
             self.ledger.close(evaluated=False)
         return ndarrays_to_parameters([self.shared]), {}
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Every client that is there, with the vector just aggregated, when a round is due."""
-        if not self.evaluation.due(server_round):
+        """Every client that is there and not left out, with what was just aggregated, when a round is due."""
+        if not self._measures(server_round):
             return []
-        last = server_round == self.evaluation.rounds
-        everyone = self.cohort.everyone(client_manager)
+        excluded = self.attendance.excluded(server_round)
+        there = self.cohort.everyone(client_manager)
+        everyone = [proxy for proxy in there if self.cohort.name(proxy) not in excluded]
         turns = {}
         for name in map(self.cohort.name, everyone):  # some perhaps came during the round
             turn = self._round.get(name) or self.turn(name, server_round)
-            turns[name] = Turn(turn.shared)  # what joined in the round that ended has a common value now
-        measure = last and self.evaluation.reference
+            # what joined in the round that ended has a common value now, unless that round was skipped
+            turns[name] = turn if self.attendance.skipped else Turn(turn.shared)
+        measure = self.evaluation.trains_alone(server_round)
         messages = self._messages(EvaluateIns, turns, [{}] * len(turns), server_round, reference=measure)
         return list(zip(everyone, messages, strict=True))
 
@@ -185,11 +202,16 @@ class FedSA(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Personalised accuracy over clients: mean, weighted by test examples, and the worst."""
+        """Personalised accuracy over the clients that answer: mean, weighted by test examples, and the worst.
+        Raises RunError where none does in the last round: the run has no result."""
+        if not self._measures(server_round):
+            return None, {}
         admission = admit(server_round, results, failures, self.cohort.name, needed=("loss", "accuracy"))
+        warn_of(admission)
         rows = self.ledger.evaluate(admission)
-        self._demand_enough(admission)
-        self.ledger.close(evaluated=True)
+        if not rows and server_round == self.evaluation.rounds:
+            raise RunError("; ".join(["no client answered the last evaluation", *admission.lost]))
+        self.ledger.close(evaluated=bool(rows))
         loss = weighted_mean([(row["loss"], row["examples"]) for row in rows])
         return loss, {"accuracy": plain_mean([row["accuracy"] for row in rows]) or 0.0}
 
@@ -227,14 +249,16 @@ class FedSA(Strategy):
     def memory(self) -> dict[str, NDArray[Any]]:
         """What is kept with a checkpoint beside the shared vector, so that ``restore`` can go on from it:
         what clients hold of it and what was merged into the frozen weights, who is in the mean with how
-        many examples, who was rejected how often, and what the inner strategy remembers."""
+        many examples, who failed and who was rejected how often, and what the inner strategy remembers."""
         examples = {EXAMPLES + client: np.array([n]) for client, n in self._examples.items()}
-        return self.downlink.memory() | examples | self.rejections.memory() | remembered(self.inner)
+        counts = self.attendance.memory() | self.rejections.memory()
+        return self.downlink.memory() | examples | counts | remembered(self.inner)
 
     def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
         """Go on after a round from its checkpoint, to the same bits as without the break."""
         self.shared = vector
         self.downlink.restore(round_, vector, memory)
+        self.attendance.restore(memory)
         recall(self.inner, memory, vector)
         self.rejections.restore(memory)
         counts = {n.removeprefix(EXAMPLES): a for n, a in memory.items() if n.startswith(EXAMPLES)}
@@ -321,12 +345,30 @@ class FedSA(Strategy):
                 said["split"] = sorted(shared)
         return said
 
-    def _demand_enough(self, admission: Admission[Any]) -> None:
-        lost, admitted, asked = admission.lost, len(admission.answers), len(self._turns)
-        for line in lost:
-            log.warning("%s", line)
-        if admitted < self.min_results * asked or not admitted:
-            raise RunError(
-                f"{asked - admitted} of {asked} clients failed, and "
-                f"federation.min_results={self.min_results:g} asks for more: " + "; ".join(lost)
-            )
+    def _measures(self, round_: int) -> bool:
+        """Whether a round is evaluated: when it is due, and changed something or is the last."""
+        last = round_ == self.evaluation.rounds
+        return last or (self.evaluation.due(round_) and not self.attendance.skipped)
+
+    def _take(self, round_: int, admission: Admission[FitRes]) -> None:
+        """A round that counts: combine what was admitted, and learn from it."""
+        updates: list[Update] = [answer.value for answer in admission.answers]
+        self.ledger.aggregated({"aggregation_error": self.combine(round_, updates)})
+        self.learn(round_, admission, updates)
+        self._examples = {u.client: u.examples for u in updates} if self.tell_total else {}
+        self.attendance.skipped = 0
+
+    def _skip(self, round_: int, admission: Admission[FitRes]) -> None:
+        """A round with too few results: nothing that is common changes, but clients went on from it. So
+        none is sent a change to what it held before, or told of its part in a mean."""
+        least = at_least(self.min_results, self._needed)
+        told = f"federation.min_results={self.min_results:g} asks for {least} results"
+        self.attendance.skip(round_, len(self._turns), admission, told)
+        self.downlink.forget()
+        self._examples = {}
+
+
+def warn_of(admission: Admission[Any]) -> None:
+    """In the log, who did not answer, and whose answer was not taken as it was."""
+    for line in [*admission.lost, *map(str, admission.clipped)]:
+        log.warning("%s", line)

@@ -51,6 +51,10 @@ class Evaluation:
     def due(self, round_: int) -> bool:
         return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
 
+    def trains_alone(self, round_: int) -> bool:
+        """Whether clients also train alone then, for as many rounds as the run has."""
+        return self.reference and round_ == self.rounds
+
 
 class Ledger:
     """Adds up what a round cost and brought, and hands it to the recorder."""

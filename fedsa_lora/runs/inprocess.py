@@ -6,6 +6,7 @@ the same to the bit as that of ``flwr run``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import threading
@@ -30,7 +31,11 @@ class InProcessGrid(Grid):
 
     def __init__(self, clients: int, run_config: dict[str, Any]) -> None:
         self._run = Run.create_empty(run_id=1)
-        self._lock = threading.Lock()  # Flower asks from many threads; the resident model serves one
+        self._lock = (
+            threading.Lock()
+        )  # clients say their names in many threads; the resident model serves one
+        self._ids = itertools.count(1)
+        self._unanswered: dict[str, Message] = {}
         self._contexts = {
             node: Context(
                 run_id=1,
@@ -59,10 +64,18 @@ class InProcessGrid(Grid):
         return Message(*args, **kwargs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise TypeError("this grid answers at once: use send_and_receive")
+        """Keep messages for the clients: each is called when its answer is pulled."""
+        ids = []
+        for message in messages:
+            ids.append(str(next(self._ids)))
+            message.metadata.__dict__["_message_id"] = ids[-1]  # as Flower's own grids do
+            self._unanswered[ids[-1]] = message
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise TypeError("this grid answers at once: use send_and_receive")
+        """The answer to the first of these messages that has none yet."""
+        first = next((key for key in message_ids if key in self._unanswered), None)
+        return [] if first is None else [self._serve(self._unanswered.pop(first))]
 
     def _serve(self, message: Message) -> Message:
         received = message_from_proto(message_to_proto(message))

@@ -78,8 +78,15 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in record.clients:
         rows[str(row["client"])].append(row)
+    told = [line for row in record.rounds for line in row.get("failures") or []]
     return [
-        _outcome(name, shares.get(name, {}), rows[name], record.evaluation)
+        _outcome(
+            name,
+            shares.get(name, {}),
+            rows[name],
+            sum(line.startswith(f"client {name}: ") for line in told),
+            record.evaluation,
+        )
         for name in in_order({*shares, *rows})
     ]
 
@@ -118,7 +125,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
 
 
-def _outcome(client: str, share: Row, rows: list[Row], evaluation: Row) -> ClientOutcome:
+def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: Row) -> ClientOutcome:
     fits = [row for row in rows if row["phase"] == "fit"]
     evaluations = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
     final: Row = evaluations[-1] if evaluations else {}
@@ -133,7 +140,7 @@ def _outcome(client: str, share: Row, rows: list[Row], evaluation: Row) -> Clien
         personalised=final.get("accuracy"),
         evaluated_in=final.get("round"),
         rounds=sum(not row.get("failure") for row in fits),
-        failures=sum(bool(row.get("failure")) for row in rows),
+        failures=failed + sum(bool(row.get("failure")) for row in rows),
         bytes_up=sum(row.get("bytes_up") or 0 for row in rows),
         bytes_down=sum(row.get("bytes_down") or 0 for row in rows),
         union=evaluation.get("union", {}).get("accuracy", {}).get(client),

@@ -15,6 +15,7 @@ from fedsa_lora.runs.report_figures import embedded_figures
 from fedsa_lora.runs.report_template import PAGE, STYLE
 from fedsa_lora.runs.wording import (
     NOT_MEASURED,
+    absences,
     accuracies,
     amount,
     cost,
@@ -102,7 +103,10 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
         "rounds": _rounds_table(record.rounds),
         "notes": record.partition.get("notes", []),
-        "failures": _failure_notes(record),
+        "failures": [
+            *absences(record.rounds, len(record.partition.get("clients", {}))),
+            *_failure_notes(record),
+        ],
         "objections": _objections_table(record),
         "config": record.config,
         "environment": {name: value for name, value in record.environment.items() if name != "command"},
@@ -199,7 +203,7 @@ def _rounds_table(rounds: list[Row]) -> Table:
         cells = [percent(row.get(key)) for key in accuracies] + [number(row.get("loss"))]
         cells += [str(row.get(key, NOT_MEASURED)) for key in ("fit_clients", "fit_failures")]
         cells += [amount(row.get("bytes_up")), amount(row.get("bytes_down")), duration(row.get("seconds"))]
-        rows.append(TableRow(str(row["round"]), cells))
+        rows.append(TableRow(f"{row['round']}{' (skipped)' if row.get('skipped') else ''}", cells))
     return Table(columns, rows)
 
 

@@ -14,7 +14,8 @@ from fedsa_lora.settings import RunConfig
 
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
 CHANGEABLE = (
-    "federation.rounds", "federation.min_results", "federation.wait_seconds", "federation.round_timeout",
+    "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
+    "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
 _UNTOLD = ("title", "run.dir", "run.resume")  # of no consequence, or different by nature

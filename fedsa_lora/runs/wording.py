@@ -1,6 +1,7 @@
 """Numbers and results in words, the same on the screen and in the report."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -107,6 +108,40 @@ def counted(how_many: int, noun: str, plural: str = "s") -> str:
 def listed(words: list[str]) -> str:
     """['a', 'b', 'c'] -> 'a, b and c'."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def rounds_of(numbers: list[int]) -> str:
+    """Ascending: [3] -> 'round 3'; [1, 2, 3, 7] -> 'rounds 1 to 3 and 7'."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1].append(n)
+        else:
+            spans.append([n])
+    words = [str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans]
+    return f"round{'' if len(numbers) == 1 else 's'} {listed(words)}"
+
+
+def absences(rounds: list[Row], clients: int) -> list[str]:
+    """Which rounds were skipped, who was left out of which, and when clients were not there."""
+    lines = []
+    if skipped := [row["round"] for row in rounds if row.get("skipped")]:
+        lines.append(f"Skipped for too few results, what is common staying as it was: {rounds_of(skipped)}.")
+    left_out, fewer = defaultdict[str, list[int]](list), defaultdict[int, list[int]](list)
+    for row in rounds:
+        for client in row.get("excluded") or []:
+            left_out[client].append(row["round"])
+        if row.get("present", clients) < clients:
+            fewer[row["present"]].append(row["round"])
+    lines += [
+        f"Client {client} was left out of {rounds_of(numbers)}: it kept failing."
+        for client, numbers in sorted(left_out.items())
+    ]
+    lines += [
+        f"In {rounds_of(numbers)}, {there} of {counted(clients, 'client')} were there."
+        for there, numbers in fewer.items()
+    ]
+    return lines
 
 
 def roles(summary: Row, treatment: str) -> list[str]:
