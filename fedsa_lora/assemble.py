@@ -104,8 +104,8 @@ def experiment_digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
-    """FedSA around the configured strategy, from names and shapes alone.
+def strategy(config: RunConfig, recorder: Recorder, run: str = "") -> FedSA:
+    """FedSA around the configured strategy, from names and shapes alone; ``run`` is what clients know it by.
 
     Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
     does not fit.
@@ -142,6 +142,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         min_results=config.federation.min_results,
+        run=run,
     )
 
 

@@ -68,7 +68,9 @@ class FedSAClient(NumPyClient):
         the server can name it; its stored state is then still that of the round before."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            payload, upload = self._fit(header, parameters, config)
+            self.store.claim(header.run)
+            with self.store.locked():
+                payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
             payload = np.zeros(0, np.float32)
             upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
@@ -80,6 +82,7 @@ class FedSAClient(NumPyClient):
         """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
+            self.store.claim(header.run)
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
             common = self._common(received, received.turn.shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from contextlib import closing
 
 from flwr.app import Context
 from flwr.common import Parameters, Scalar
@@ -27,7 +28,7 @@ class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
-        strategy = assemble.strategy(config, directory)
+        strategy = assemble.strategy(config, directory, directory.run)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
         if (state := directory.resumed) is not None:
@@ -37,13 +38,14 @@ class RecordedServer(Server):
             self.set_max_workers(1)  # one client after the other, in the order of their names
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        try:
-            with self.directory.recording():
-                result = super().fit(num_rounds - self.directory.done, timeout)
-        except BaseException:
-            write_report(self.directory.path)
-            raise
-        finish(self.config, self.directory)
+        with closing(self.directory):
+            try:
+                with self.directory.recording():
+                    result = super().fit(num_rounds - self.directory.done, timeout)
+            except BaseException:
+                write_report(self.directory.path)
+                raise
+            finish(self.config, self.directory)
         return result
 
     def fit_round(self, server_round: int, timeout: float | None) -> FitRound:

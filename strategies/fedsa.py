@@ -81,6 +81,8 @@ class FedSA(Strategy):
     min_results : float
         Share of the sampled clients that must answer well for a round to count; with fewer the
         run ends with RunError, which names who failed and why.
+    run : str
+        What clients know this run by: their stores serve no other beside it.
     """
 
     def __init__(
@@ -101,11 +103,12 @@ class FedSA(Strategy):
         frozen: Frozen | None = None,
         uniform: bool = False,
         min_results: float = 1.0,
+        run: str = "",
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
         self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
-        self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.cohort, self.evaluation, self.min_results, self.run = cohort, evaluation, min_results, run
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
@@ -254,6 +257,7 @@ class FedSA(Strategy):
                     shared=layout.mask(turn.shared),
                     joining=layout.mask(turn.joining),
                     total=total,
+                    run=self.run,
                     **sending.fields,
                     **asked,
                 )
