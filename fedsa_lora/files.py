@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fedsa_lora.errors import FedSAError, RunError
@@ -48,14 +48,20 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 @contextmanager
 def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]:
-    """This process alone in a folder; no other process, and no other lock of this one. Raises what ``refusal``
-    makes of the words for who is there.
+    """This process alone in a folder, and no other lock of this one. Raises what ``refusal`` makes of the
+    words for who is there, and RunError where there can be no such folder.
 
     The lock is on the folder itself (flock): no file can be left behind, and the system lets go of it
     when its process ends, however it does. Where a file system has no locks, that is told and it goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder) as descriptor:
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = held.enter_context(_opened(folder))
+        except OSError as error:
+            raise RunError(
+                f"{folder} cannot be used: {error.strerror}; check its place and permissions"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

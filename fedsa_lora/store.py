@@ -95,8 +95,8 @@ class DirectoryStore:
         return locked(
             self.folder,
             lambda holder: StoreError(
-                f"{self.folder} is in use by {holder}: a run is at work in it; wait for its end, or give each "
-                "run a store of its own (run.store, or store in the node config)"
+                f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run "
+                "a store of its own (run.store, or store in the node config)"
             ),
         )
 

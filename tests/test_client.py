@@ -265,6 +265,7 @@ def test_a_broadcast_that_is_too_long_or_too_short_is_refused(desk):
     assert desk.store("0").load() is None
 
 
+@pytest.mark.case(13)
 def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk, tmp_path):
     greedy = Desk(tmp_path / "greedy", "split=share_ab")
     arrays, count, metrics = desk.client("0").fit(*greedy.ask("0", 1))
@@ -273,6 +274,7 @@ def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk,
     assert desk.store("0").load() is None
 
 
+@pytest.mark.case(13)
 @pytest.mark.parametrize(
     ("forbid", "named"),
     [
@@ -296,6 +298,7 @@ def test_what_a_machine_keeps_in_is_named_and_not_sent(tmp_path, forbid, named):
     assert not desk.fit("0", 1, forbid=["*.layer.7.*"])[2].error
 
 
+@pytest.mark.case(23)
 def test_a_truncated_state_stops_the_client_and_is_named(desk):
     desk.fit("0", 1)
     path = desk.store("0").folder / "round-000001.safetensors"
@@ -306,6 +309,7 @@ def test_a_truncated_state_stops_the_client_and_is_named(desk):
     assert not (desk.store("0").folder / "round-000002.safetensors").exists()
 
 
+@pytest.mark.case(22)
 def test_a_full_disk_is_an_error_and_the_round_before_stays(desk, monkeypatch):
     desk.fit("0", 1)
     before = desk.store("0").load()

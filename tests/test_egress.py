@@ -70,6 +70,7 @@ def test_a_clean_reply_passes_unchanged_and_its_search_is_logged(tmp_path):
     assert A.tobytes() in serialised(reply)
 
 
+@pytest.mark.case(13)
 @pytest.mark.parametrize("round_", [1, 2])
 def test_b_of_any_kept_generation_is_not_sent(tmp_path, round_):
     store = store_with(tmp_path)
@@ -78,6 +79,7 @@ def test_b_of_any_kept_generation_is_not_sent(tmp_path, round_):
     assert [row["matches"] for row in log_of(store)] == [23]
 
 
+@pytest.mark.case(13)
 def test_two_values_of_b_hidden_in_the_shared_vector_or_in_a_metric_are_not_sent(tmp_path):
     store = store_with(tmp_path)
     planted = A.copy()

@@ -81,6 +81,7 @@ def whole(run_smoke):
     return made
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
 def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     whole, tmp_path, monkeypatch, words
@@ -94,6 +95,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     assert [row["after_round"] for row in told] == [2]
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("phase", ["configure_fit", "configure_evaluate", "aggregate_evaluate"])
 def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, monkeypatch, phase):
     words = METHODS["top-k with error feedback, both ways"]
@@ -104,6 +106,7 @@ def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, 
     assert_same_run(tmp_path / "run", whole(words))
 
 
+@pytest.mark.case(23)
 def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypatch, caplog):
     asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
     broken(monkeypatch, asked, "aggregate_fit", 4)

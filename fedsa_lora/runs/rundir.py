@@ -177,7 +177,7 @@ def alone(path: Path) -> AbstractContextManager[None]:
     return locked(
         path,
         lambda holder: RunError(
-            f"{path} is in use by {holder}: a run is at work in it; wait for its end, or choose another run.dir"
+            f"{path} is in use by {holder}: wait until its run has ended, or choose another run.dir"
         ),
     )
 

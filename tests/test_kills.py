@@ -1,0 +1,123 @@
+"""kill -9, with real processes: a client while it saves, a server at any moment."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import assert_same_run
+
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.store import ClientState, DirectoryStore
+
+pytestmark = pytest.mark.faults
+CLIENT_KILLS, SERVER_KILLS = 100, 20
+RUN = (
+    "experiment=smoke", "run.report=false", "federation.clients=2", "train.steps=1", "codec=topk",
+    "strategy=fedadam", "evaluation.local_only=false", "run.keep_generations=9",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Where new processes come from: a clean one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedsa_lora.runs.inprocess"])
+    return context
+
+
+def own_b(round_: int) -> dict[str, np.ndarray]:
+    return {name: np.full((64, 384), round_ + i, np.float32) for i, name in enumerate("ab")}
+
+
+def keep_saving(root: Path, saved: int, told) -> None:
+    store = DirectoryStore(root, "7", "e")
+    while True:
+        saved += 1
+        store.claim("run")
+        with store.locked():
+            store.save(ClientState(saved, own_b(saved)))
+        told.send(saved)
+
+
+def run(words: list[str]) -> None:
+    run_in_process(words)
+
+
+@pytest.mark.case(18)
+def test_no_b_is_lost_or_corrupt_after_a_hundred_kills_of_the_client_that_saves_it(
+    tmp_path, processes, record_property
+):
+    record_property("trials", CLIENT_KILLS)
+    rng, saved, store = np.random.default_rng(0), 0, DirectoryStore(tmp_path, "7", "e")
+    store.claim("run")
+    for _ in range(CLIENT_KILLS):
+        heard, told = processes.Pipe(duplex=False)
+        client = processes.Process(target=keep_saving, args=(tmp_path, saved, told))
+        client.start()
+        told.close()
+        acknowledged = heard.recv()  # at work
+        time.sleep(rng.uniform(0, 0.02))
+        client.kill()
+        client.join()
+        while heard.poll():
+            try:
+                acknowledged = heard.recv()
+            except EOFError:
+                break
+        with store.locked():  # which the killed one held, most of the time
+            kept = {round_: store.load(round_) for round_ in store.rounds()}
+        saved = max(kept)
+        assert saved in (acknowledged, acknowledged + 1)
+        assert sorted(kept) == list(range(saved - len(kept) + 1, saved + 1))
+        assert len(kept) >= min(3, saved)
+        for round_, state in kept.items():
+            assert state.tensors.keys() == {"a", "b"}
+            assert all(np.array_equal(state.tensors[n], array) for n, array in own_b(round_).items())
+    store.save(ClientState(saved + 1, own_b(saved + 1)))
+    assert all(name.endswith(".safetensors") for name in os.listdir(tmp_path / "7"))
+
+
+def begun(folder: Path) -> int:
+    """The last round that a client trained in."""
+    states = (folder / "clients").glob("*/round-*.safetensors")
+    return max((int(path.stem.split("-")[1]) for path in states), default=0)
+
+
+def resumptions(folder: Path) -> list[int]:
+    """The rounds after which a run was gone on with."""
+    path = folder / "environment.json"
+    told = json.loads(path.read_text()).get("resumed", []) if path.exists() else []
+    return [each["after_round"] for each in told]
+
+
+@pytest.mark.case(19)
+def test_a_server_that_is_killed_anywhere_makes_at_most_one_round_again_and_ends_with_the_same_bits(
+    tmp_path, processes, record_property
+):
+    record_property("trials", SERVER_KILLS)
+    rng, folder, last = np.random.default_rng(0), tmp_path / "run", 0
+    words = [*RUN, f"run.dir={folder}"]
+    for kill in range(SERVER_KILLS):
+        again = ["run.resume=true"] if last else []
+        server = processes.Process(target=run, args=([*words, "federation.rounds=999", *again],))
+        server.start()
+        while server.is_alive() and len(resumptions(folder)) < kill and begun(folder) <= last:
+            time.sleep(0.02)  # it loads the model, and has not touched the run yet
+        time.sleep(rng.uniform(0, 1.5))
+        assert server.is_alive()
+        server.kill()
+        server.join()
+        if after := resumptions(folder)[-1:]:
+            assert last - 1 <= after[0] <= last, "at most one round of those begun is made again"
+        if not (folder / "rounds.jsonl").exists():  # killed in its first round
+            shutil.rmtree(folder)
+        last = begun(folder)
+    rounds = f"federation.rounds={last + 1}"
+    run_in_process([*words, rounds, "run.resume=true"])
+    assert last - 1 <= resumptions(folder)[-1] <= last
+    assert_same_run(folder, run_in_process([*RUN, rounds, f"run.dir={tmp_path / 'whole'}"]))
