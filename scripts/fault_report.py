@@ -18,10 +18,10 @@ MATRIX, PAGE = ROOT / "docs" / "reliability.yaml", ROOT / "docs" / "reliability.
 AS_EXPECTED, LATER = "as expected", "later"
 HEAD = """# Reliability
 
-What can go wrong in a federation, what must come of it, and whether it does. Made by `make test-faults` alone,
-on {date}, in {minutes:.0f} minutes; the cases are those of [reliability.yaml](reliability.yaml). The tests are marked
-`case(N)` and go through the real client, strategy and store. A row whose outcome is not "as expected" or
-"later" is a defect, and fails the command.
+What can go wrong in a federation, what must come of it, and whether it does. Made by `make test-faults`
+alone, on {date}, in {minutes:.0f} minutes; the cases are those of [reliability.yaml](reliability.yaml). The
+tests are marked `case(N)` and go through the real client, strategy and store. A row whose outcome is
+neither "as expected" nor "later" is a defect, and fails the command.
 
 | # | case | expected | tests | trials | outcome | date | command |
 |---|---|---|---|---|---|---|---|

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import keep_saving, own_b, run
 from test_resume import assert_same_run
 
 from fedsa_lora.runs.inprocess import run_in_process
@@ -26,26 +27,8 @@ RUN = (
 def processes():
     """Where new processes come from: a clean one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedsa_lora.runs.inprocess"])
+    context.set_forkserver_preload(["pytest", "killed"])
     return context
-
-
-def own_b(round_: int) -> dict[str, np.ndarray]:
-    return {name: np.full((64, 384), round_ + i, np.float32) for i, name in enumerate("ab")}
-
-
-def keep_saving(root: Path, saved: int, told) -> None:
-    store = DirectoryStore(root, "7", "e")
-    while True:
-        saved += 1
-        store.claim("run")
-        with store.locked():
-            store.save(ClientState(saved, own_b(saved)))
-        told.send(saved)
-
-
-def run(words: list[str]) -> None:
-    run_in_process(words)
 
 
 @pytest.mark.case(18)
@@ -95,6 +78,11 @@ def resumptions(folder: Path) -> list[int]:
     return [each["after_round"] for each in told]
 
 
+def at_work(folder: Path, before: int, resumed: bool) -> bool:
+    """Whether a server that was started has begun its run, or gone on with it."""
+    return len(resumptions(folder)) > before if resumed else (folder / "partition.json").exists()
+
+
 @pytest.mark.case(19)
 def test_a_server_that_is_killed_anywhere_makes_at_most_one_round_again_and_ends_with_the_same_bits(
     tmp_path, processes, record_property
@@ -102,18 +90,21 @@ def test_a_server_that_is_killed_anywhere_makes_at_most_one_round_again_and_ends
     record_property("trials", SERVER_KILLS)
     rng, folder, last = np.random.default_rng(0), tmp_path / "run", 0
     words = [*RUN, f"run.dir={folder}"]
-    for kill in range(SERVER_KILLS):
+    for _ in range(SERVER_KILLS):
+        before = len(resumptions(folder))
         again = ["run.resume=true"] if last else []
         server = processes.Process(target=run, args=([*words, "federation.rounds=999", *again],))
         server.start()
-        while server.is_alive() and len(resumptions(folder)) < kill and begun(folder) <= last:
-            time.sleep(0.02)  # it loads the model, and has not touched the run yet
+        while server.is_alive() and not at_work(folder, before, bool(last)):
+            time.sleep(0.02)  # it imports and loads the model
         time.sleep(rng.uniform(0, 1.5))
         assert server.is_alive()
         server.kill()
         server.join()
-        if after := resumptions(folder)[-1:]:
-            assert last - 1 <= after[0] <= last, "at most one round of those begun is made again"
+        if last:
+            assert last - 1 <= resumptions(folder)[-1] <= last, (
+                "at most one round of those begun is made again"
+            )
         if not (folder / "rounds.jsonl").exists():  # killed in its first round
             shutil.rmtree(folder)
         last = begun(folder)
