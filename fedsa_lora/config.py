@@ -59,10 +59,10 @@ def load(
     node = {str(key): value for key, value in composed.items()}
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
-    _make_absolute(node)
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
         read = (found for found in _paths(node) if found[0] != "run")
         raise_faults(list(foreign_paths(read, folders)))
+    _make_absolute(node)
     node["title"] = _changed_title(str(node.get("title")), words)
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
         node["title"] += f". {PASSED}"

@@ -441,6 +441,17 @@ def test_over_twenty_rounds_what_was_sent_and_what_is_left_is_all_that_was_learn
     assert np.abs(left).max() > 1e-3, "without the residual something is missing"
 
 
+def test_a_client_scales_what_it_sends_down_to_its_bound_and_keeps_its_own_as_it_was_trained(tmp_path):
+    plain, bounded = Desk(tmp_path / "a"), Desk(tmp_path / "b", "train.max_update_norm=1e-3")
+    update, clipped = (desk.fit("0", 1)[0] for desk in (plain, bounded))
+    length = np.linalg.norm(update.astype(float))
+    assert length > 1e-2
+    np.testing.assert_allclose(clipped, update * (1e-3 / length), rtol=1e-5, atol=1e-12)
+    assert same(plain.store("0").load().tensors, bounded.store("0").load().tensors)
+    far = Desk(tmp_path / "c", "train.max_update_norm=1e6").fit("0", 1)[0]
+    assert far.tobytes() == update.tobytes()
+
+
 @pytest.mark.parametrize("codec", ["dense", "topk", "randomk", "threshold", "int4"])
 def test_a_client_that_shares_nothing_sends_nothing(tmp_path, codec):
     desk = Desk(tmp_path / "run", "split=local_only", f"codec={codec}")

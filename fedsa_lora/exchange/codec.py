@@ -164,7 +164,7 @@ def compress(
     Error feedback: e <- u + e - C(u + e), so nothing is lost but by rounding (Seide et al. 2014;
     arXiv:1901.09847). No residual is left where the codec is lossless or has no error feedback.
     """
-    with np.errstate(over="ignore"):  # encode refuses what is not finite, with a message
+    with np.errstate(over="ignore", invalid="ignore"):  # encode refuses what is not finite, with a message
         total = update if residual is None else update + residual
         if max_norm is not None:
             total = clipped(total, max_norm)
