@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run test slow lint types format check golden methods-table personalisation-table notebooks lock clean
+.PHONY: run test test-faults slow lint types format check golden methods-table personalisation-table notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -23,6 +23,9 @@ test: $(READY)  ## the default tests: offline, no GPU
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-faults: $(READY)  ## every case of the reliability matrix, under 25 minutes; writes docs/reliability.md
+	$(BIN)/python scripts/fault_report.py $(CASES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

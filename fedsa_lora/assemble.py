@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.common import ndarrays_to_parameters
@@ -37,6 +39,7 @@ from strategies.exactness import Frozen
 from strategies.rules import LINEAR
 
 SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
+STORE = "~/.fedsa-lora/clients"  # on a machine whose node config names no store
 
 
 def device(config: RunConfig) -> torch.device:
@@ -85,12 +88,26 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def store(config: RunConfig, client: str) -> DirectoryStore:
-    """Where a client keeps what is its own."""
-    place = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+def store(config: RunConfig, client: str, node: Mapping[str, Any] | None = None) -> DirectoryStore:
+    """Where a client keeps what is its own. A client that is served says the ``node`` config of its machine:
+    outside of simulation that alone names the place, with a folder for each run; a run config could name
+    another client's."""
+    root = config.store_dir
+    if node is not None and SIMULATION not in os.environ:
+        root = Path(str(node.get("store", STORE))).expanduser().resolve() / config.run_dir.name
+    place = (root, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*place, passed=config.run_dir / "passed")
     return DirectoryStore(*place)
+
+
+def readable(node: Mapping[str, Any]) -> tuple[Path, ...] | None:
+    """The folders that a run config may name data and models in, from the node config's ``paths``; None, any,
+    in simulation, where the run config is the user's own."""
+    if SIMULATION in os.environ:
+        return None
+    named = str(node.get("paths", "")).split(os.pathsep)
+    return tuple(Path(name).expanduser().resolve() for name in named if name)
 
 
 def refuse_passing(config: RunConfig) -> None:
@@ -113,8 +130,8 @@ def experiment_digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
-    """FedSA around the configured strategy, from names and shapes alone.
+def strategy(config: RunConfig, recorder: Recorder, run: str = "") -> FedSA:
+    """FedSA around the configured strategy, from names and shapes alone; ``run`` is what clients know it by.
 
     Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
     does not fit.
@@ -157,6 +174,7 @@ def strategy(config: RunConfig, recorder: Recorder) -> FedSA:
             exclude_after=config.federation.exclude_after,
             exclude_rounds=config.federation.exclude_rounds,
         ),
+        run=run,
     )
 
 

@@ -14,6 +14,7 @@ from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 from numpy.typing import NDArray
 
+from fedsa_lora.egress import told
 from fedsa_lora.errors import DataError, FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, scored
@@ -69,11 +70,13 @@ class FedSAClient(NumPyClient):
         the server can name it; its stored state is then still that of the round before."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            payload, upload = self._fit(header, parameters, config)
+            self.store.claim(header.run)
+            with self.store.locked():
+                payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
             record_error("error", str(error))
             payload = np.zeros(0, np.float32)
-            upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
+            upload = self._upload(header.round, 0, error=told(error))
         return [payload], upload.examples, dict(wire.write_header(upload))
 
     def evaluate(
@@ -82,6 +85,7 @@ class FedSAClient(NumPyClient):
         """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
+            self.store.claim(header.run)
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
             common = self._common(received, received.turn.shared)
@@ -90,7 +94,7 @@ class FedSAClient(NumPyClient):
             report = self._report(header, received, model)
         except FedSAError as error:
             record_error("error", str(error))
-            upload = self._upload(header.round, 0, error=f"{type(error).__name__}: {error}")
+            upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self._upload(header.round, len(self.held_out), report=report)
         return report["loss"], upload.examples, dict(wire.write_header(upload))
@@ -148,11 +152,12 @@ class FedSAClient(NumPyClient):
         """The difference from the broadcast in what is shared, coded, and what of the pool is then
         still to be sent."""
         codec, shared = self.bench.codec, self.pool.select(parts.shared)
+        max_norm = self.bench.settings.max_update_norm
         update = shared.pack({name: arrays[name] for name in shared.names})
         update -= self._of_pool(received.held, parts.shared)
         rng = generator(self.bench.seed, "codec", self.client, round_)
         if codec.lossless or not codec.error_feedback:
-            return codec.encode(update, rng), None
+            return compress(codec, update, None, rng, max_norm)
         unsent = np.zeros(self.pool.size, np.float32)
         if state is not None and RESIDUAL in state.memory:
             unsent[:] = state.memory[RESIDUAL]
@@ -160,7 +165,7 @@ class FedSAClient(NumPyClient):
             unsent[self.pool.span(name)] = 0  # went into the client's own value, see personal()
         index = self.pool.index(shared)
         at = slice(None) if index is None else index
-        payload, unsent[at] = compress(codec, update, unsent[at], rng)
+        payload, unsent[at] = compress(codec, update, unsent[at], rng, max_norm)
         return payload, unsent
 
     def _memory(

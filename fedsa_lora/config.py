@@ -17,6 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import raise_faults, unknown
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.outside import foreign_paths, foreign_words
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.tasks.sources import SHIPPED
 from fedsa_lora.validation import from_resolved
@@ -28,17 +29,24 @@ PATHS = {"run": ("dir", "store"), "task": ("dataset", "files"), "model": ("path"
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
-def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) -> RunConfig:
+def load(
+    overrides: Sequence[str] | str = (),
+    default_dir: str | None = None,
+    folders: Sequence[Path] | None = None,
+) -> RunConfig:
     """Compose, resolve and bind. ``overrides`` in Hydra's syntax, as a list or one shell-like string.
 
-    ``default_dir`` is the run directory when none is configured. Raises ConfigError listing every
-    unknown key, wrong type, value out of range and contradiction at once.
+    ``default_dir`` is the run directory when none is configured. With ``folders`` the overrides are from
+    outside: data and models are read from these alone, see ``fedsa_lora.outside``. Raises ConfigError listing
+    every unknown key, wrong type, value out of range and contradiction at once.
     """
     try:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
     faults: list[str] = []
+    if folders is not None:
+        raise_faults(list(foreign_words(words)))
     composable = _composable(words, faults)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -51,6 +59,9 @@ def load(overrides: Sequence[str] | str = (), default_dir: str | None = None) ->
     node = {str(key): value for key, value in composed.items()}
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
+    if folders is not None:  # before anything is read: what a fault quotes of a file would travel
+        read = (found for found in _paths(node) if found[0] != "run")
+        raise_faults(list(foreign_paths(read, folders)))
     _make_absolute(node)
     node["title"] = _changed_title(str(node.get("title")), words)
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
@@ -111,6 +122,9 @@ def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
     parser = OverridesParser.create()
     kept = []
     for word in words:
+        if "\0" in word:
+            faults.append(f"{word!r}: holds a NUL; remove it")
+            continue
         try:
             override = parser.parse_override(word)
         except HydraException as error:

@@ -1,8 +1,11 @@
-"""The last look at what leaves a client: a Flower mod that searches every reply for B and the head."""
+"""The last look at what leaves a client: Flower mods that search every reply for B and the head, and take the
+places of its machine out of what it says of its failures."""
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 from pathlib import Path
 
@@ -10,9 +13,41 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.serde import recorddict_to_proto
 
-from fedsa_lora.errors import LeakError
+from fedsa_lora.errors import FedSAError, LeakError
 from fedsa_lora.exchange.witness import matches, private_pairs
 from fedsa_lora.store import DirectoryStore
+
+log = logging.getLogger("flwr")
+_QUOTED = re.compile(r"""(['"])(?:file://)?~?/(?:[^'"\n]*/)?([^/'"\n]*)\1""")
+_PATH = re.compile(
+    r"""(?:file:(?=/)|(?<![\w/.:])|(?<=:)(?!//))~?/+(?:[^\s/'",;()\[\]]+/+)*([^\s/'",;()\[\]]*)"""
+)
+
+
+def told(error: Exception) -> str:
+    """What the server is told of a failure: its kind and its text, where of each absolute path only the last
+    part is left. The client's own log has all of it."""
+    log.error("%s: %s", type(error).__name__, error)
+    return f"{type(error).__name__}: {without_places(str(error))}"
+
+
+def without_places(text: str) -> str:
+    """A text in which every absolute path of this machine is cut to its last part."""
+    for folder in sorted({str(Path.home()), str(Path.cwd())} - {"/"}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "/")
+    return _PATH.sub(r"\1", _QUOTED.sub(r"\1\2\1", text))
+
+
+def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Flower sends the text of whatever a client raises: only what ``told`` says of it."""
+    try:
+        return call_next(message, context)
+    except FedSAError as error:
+        log.exception("a %s message is answered by a failure", message.metadata.message_type)
+        raise type(error)(without_places(str(error))) from None
+    except Exception as error:
+        log.exception("a %s message is answered by a failure", message.metadata.message_type)
+        raise FedSAError(told(error)) from None
 
 
 class Egress:

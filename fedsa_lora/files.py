@@ -1,13 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders in which one process works at a time."""
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fedsa_lora.errors import RunError
+from fedsa_lora.errors import FedSAError, RunError
+
+log = logging.getLogger("flwr")
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
@@ -43,6 +47,42 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Remove what killed writers of a file (of any file of the folder) left behind."""
     for stale in folder.glob(f".{name}.*.tmp"):
         stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]:
+    """This process alone in a folder, and no other lock of this one. Raises what ``refusal`` makes of the
+    words for who is there, and RunError where there can be no such folder.
+
+    The lock is on the folder itself (flock): no file can be left behind, and the system lets go of it
+    when its process ends, however it does. Where a file system has no locks, that is told and it goes on.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = held.enter_context(_opened(folder))
+        except OSError as error:
+            raise RunError(
+                f"{folder} cannot be used: {error.strerror}; check its place and permissions"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal(_holder(folder)) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): let only one run at a time use it", folder, error.strerror)
+        yield
+
+
+def _holder(folder: Path) -> str:
+    """Who has a folder locked, where the system tells."""
+    inode = f":{folder.stat().st_ino}"
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()  # 1: FLOCK ADVISORY WRITE process major:minor:inode 0 EOF
+            if words[1] == "FLOCK" and words[-3].endswith(inode):
+                return f"process {words[-4]}"
+    return "another process"
 
 
 @contextmanager

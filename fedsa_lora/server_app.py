@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from contextlib import closing
 
 from flwr.app import Context
 from flwr.common import Parameters, Scalar
@@ -30,7 +31,7 @@ class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
-        strategy = assemble.strategy(config, directory)
+        strategy = assemble.strategy(config, directory, directory.run)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
         self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name
@@ -41,7 +42,7 @@ class RecordedServer(Server):
             self.set_max_workers(1)  # one client after the other, in the order of their names
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        with journal(self.directory.path / SERVER_LOG, "server"):
+        with closing(self.directory), journal(self.directory.path / SERVER_LOG, "server"):
             try:
                 with self.directory.recording():
                     result = super().fit(num_rounds - self.directory.done, timeout)

@@ -2,15 +2,17 @@
 
 One safetensors file per round under the client's folder, written to a temporary name, synced,
 renamed, and the folder synced: a reader finds the old generation or the new one, never half of
-one. The file names its client, round and experiment and carries a digest of its tensors.
+one. The file names its client, round, experiment and run and carries a digest of its tensors.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
-from fedsa_lora.files import sweep, write_atomically
+from fedsa_lora.files import locked, sweep, write_atomically
 from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -42,6 +44,14 @@ class ClientState:
 
 class ClientStore(Protocol):
     """Keeps generations of one client's state by round."""
+
+    def claim(self, run: str) -> None:
+        """From now on this is a run's. Raises StoreError when what is kept is another run's."""
+        ...
+
+    def locked(self) -> AbstractContextManager[None]:
+        """From load to save: this process alone. Raises StoreError when another is at it."""
+        ...
 
     def load(self, at_round: int | None = None) -> ClientState | None:
         """The newest state not after ``at_round`` (None: the newest), or None when there is none."""
@@ -74,6 +84,22 @@ class DirectoryStore:
         self._metadata = {"client": client, "experiment": experiment}
         self._keep = keep
 
+    def claim(self, run: str) -> None:
+        self._metadata["run"] = run
+        for newest in self.rounds()[-1:]:
+            with _opened(self._path(newest)) as file:
+                metadata = file.metadata() or {}
+            self._check_owner(self._path(newest), metadata, newest)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return locked(
+            self.folder,
+            lambda holder: StoreError(
+                f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run "
+                "a store of its own (run.store, or store in the node config)"
+            ),
+        )
+
     def rounds(self) -> list[int]:
         """The rounds of which a generation is kept, oldest first."""
         names = (_GENERATION.fullmatch(path.name) for path in self.folder.glob("round-*.safetensors"))
@@ -104,21 +130,10 @@ class DirectoryStore:
 
     def _read(self, round_: int) -> ClientState:
         path = self._path(round_)
-        try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
-            raise StoreError(
-                f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
-                "delete it to go on from the generation before"
-            ) from None
-        for key, expected in (self._metadata | {"round": str(round_)}).items():
-            if metadata.get(key) != expected:
-                raise StoreError(
-                    f"{path} belongs to {key} {metadata.get(key)!r}, this is {expected!r}: use another "
-                    "store folder for another experiment"
-                )
+        with _opened(path) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self._check_owner(path, metadata, round_)
         if metadata.get("digest") != digest(tensors):
             raise StoreError(
                 f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
@@ -126,6 +141,27 @@ class DirectoryStore:
             )
         memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
         return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})
+
+    def _check_owner(self, path: Path, metadata: dict[str, str], round_: int) -> None:
+        known = {"run": ""} | metadata  # a store that nobody claimed is of no run
+        for key, expected in (self._metadata | {"round": str(round_)}).items():
+            if known.get(key) != expected:
+                raise StoreError(
+                    f"{path} belongs to {key} {known.get(key)!r}, this is {expected!r}: use another "
+                    "store folder for another experiment or run"
+                )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
+        raise StoreError(
+            f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
+            "delete it to go on from the generation before"
+        ) from None
 
 
 class PassedStore(DirectoryStore):

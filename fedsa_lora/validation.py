@@ -72,6 +72,7 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "train.momentum": (0, 1, True),
     "train.warmup": (0, 1, True),
     "train.clip_norm": (0, None, False),
+    "train.max_update_norm": (0, None, False),
     "federation.clients": (1, None, True),
     "federation.min_examples": (1, None, True),
     "federation.validation_examples": (0, None, True),

@@ -88,6 +88,8 @@ class FedSA(Strategy):
     attendance : Attendance
         Leaves out clients that keep failing, and says how many rounds in a row may be skipped before the
         run ends with RunError, which names who failed and why.
+    run : str
+        What clients know this run by: their stores serve no other beside it.
     """
 
     def __init__(
@@ -110,11 +112,12 @@ class FedSA(Strategy):
         bounds: Bounds | None = None,
         min_results: float = 1.0,
         attendance: Attendance | None = None,
+        run: str = "",
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
         self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
-        self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.cohort, self.evaluation, self.min_results, self.run = cohort, evaluation, min_results, run
         self.bounds = bounds or Bounds()
         self.rejections = Rejections(self.bounds.max_rejections)
         self.attendance = attendance or Attendance()
@@ -287,6 +290,7 @@ class FedSA(Strategy):
                     shared=layout.mask(turn.shared),
                     joining=layout.mask(turn.joining),
                     total=total,
+                    run=self.run,
                     **sending.fields,
                     **asked,
                 )

@@ -1,4 +1,5 @@
-"""Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process."""
+"""Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process; and which
+case of the reliability matrix a test holds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,21 @@ import torch
 from fedsa_lora.runs.inprocess import run_in_process
 
 Runner = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases", help="run only the tests of these cases of the reliability matrix, e.g. 18,19"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each test tells its cases in its report, where scripts/fault_report.py finds them."""
+    asked = {int(number) for number in (config.getoption("--cases") or "").split(",") if number}
+    cases = {item: {number for mark in item.iter_markers("case") for number in mark.args} for item in items}
+    for item, numbers in cases.items():
+        item.user_properties += [("case", number) for number in sorted(numbers)]
+    items[:] = [item for item in items if not asked or asked & cases[item]]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -144,6 +144,7 @@ def test_a_node_without_a_target_is_a_fault(node):
     assert "task: expected a _target_" in faults[0]
 
 
+@pytest.mark.case(25)
 def test_a_target_below_a_prefix_is_its_class_and_beside_it_is_refused():
     faults: list[str] = []
     target = {"_target_": "fedsa_lora.exchange.arrays.Layout"}

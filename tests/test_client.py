@@ -298,6 +298,7 @@ def test_what_a_machine_keeps_in_is_named_and_not_sent(tmp_path, forbid, named):
     assert not desk.fit("0", 1, forbid=["*.layer.7.*"])[2].error
 
 
+@pytest.mark.case(23)
 def test_a_truncated_state_stops_the_client_and_is_named(desk):
     desk.fit("0", 1)
     path = desk.store("0").folder / "round-000001.safetensors"
@@ -308,6 +309,7 @@ def test_a_truncated_state_stops_the_client_and_is_named(desk):
     assert not (desk.store("0").folder / "round-000002.safetensors").exists()
 
 
+@pytest.mark.case(22)
 def test_a_full_disk_is_an_error_and_the_round_before_stays(desk, monkeypatch):
     desk.fit("0", 1)
     before = desk.store("0").load()
@@ -437,6 +439,17 @@ def test_over_twenty_rounds_what_was_sent_and_what_is_left_is_all_that_was_learn
     left = desk.store("0").load().memory[RESIDUAL]
     np.testing.assert_allclose(sent + left, learned, atol=1e-5)
     assert np.abs(left).max() > 1e-3, "without the residual something is missing"
+
+
+def test_a_client_scales_what_it_sends_down_to_its_bound_and_keeps_its_own_as_it_was_trained(tmp_path):
+    plain, bounded = Desk(tmp_path / "a"), Desk(tmp_path / "b", "train.max_update_norm=1e-3")
+    update, clipped = (desk.fit("0", 1)[0] for desk in (plain, bounded))
+    length = np.linalg.norm(update.astype(float))
+    assert length > 1e-2
+    np.testing.assert_allclose(clipped, update * (1e-3 / length), rtol=1e-5, atol=1e-12)
+    assert same(plain.store("0").load().tensors, bounded.store("0").load().tensors)
+    far = Desk(tmp_path / "c", "train.max_update_norm=1e6").fit("0", 1)[0]
+    assert far.tobytes() == update.tobytes()
 
 
 @pytest.mark.parametrize("codec", ["dense", "topk", "randomk", "threshold", "int4"])

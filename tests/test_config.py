@@ -238,13 +238,15 @@ def test_a_contradiction_is_told_with_the_way_out(words, said):
     assert said in faults_of(words)
 
 
-@pytest.mark.parametrize("place", ["task", "strategy", "split", "codec", "downlink"])
+@pytest.mark.case(25)
+@pytest.mark.parametrize("place", ["task", "strategy", "split", "codec", "downlink", "personalisation"])
 @pytest.mark.parametrize("target", HOSTILE)
 def test_a_config_cannot_name_any_class_it_likes(place, target):
     words = ["downlink=dense", f"++{place}._target_={target}"]
     assert f"{place}._target_: '{target}' is not allowed" in faults_of(words)
 
 
+@pytest.mark.case(25)
 @pytest.mark.parametrize(
     ("place", "target"),
     [

@@ -47,6 +47,7 @@ def test_the_content_is_what_was_written_and_nothing_lies_beside_it(tmp_path):
     assert os.listdir(path.parent) == ["file.json"]
 
 
+@pytest.mark.case(22)
 @pytest.mark.usefixtures("_any_length")
 @pytest.mark.parametrize("fill", [full_while_writing, full_while_syncing, full_while_renaming])
 def test_a_full_disk_leaves_the_old_content_and_is_reported_by_name(tmp_path, monkeypatch, fill):

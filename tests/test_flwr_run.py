@@ -54,6 +54,7 @@ def lines(run: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
+@pytest.mark.case(13)
 def test_values_of_b_and_head_are_in_no_serialised_message(flwr_run):
     private = [(k, t) for k, t in states(flwr_run).items() if k[0] != "A"]
     assert len(private) == 3 * 3, "three of six clients in each of three rounds"

@@ -1,7 +1,10 @@
 """A run that was broken off goes on to the same bits as one that was not."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,7 @@ def whole(run_smoke):
     return made
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
 def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     whole, tmp_path, monkeypatch, words
@@ -97,6 +101,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     assert [row["after_round"] for row in told] == [2]
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("phase", ["configure_fit", "configure_evaluate", "aggregate_evaluate"])
 def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, monkeypatch, phase):
     words = METHODS["top-k with error feedback, both ways"]
@@ -107,6 +112,7 @@ def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, 
     assert_same_run(tmp_path / "run", whole(words))
 
 
+@pytest.mark.case(23)
 def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypatch, caplog):
     asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
     broken(monkeypatch, asked, "aggregate_fit", 4)
@@ -117,6 +123,33 @@ def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypat
     run_in_process([*asked, "run.resume=true"])
     assert_same_run(tmp_path / "run", whole(()))
     assert "round 3 is made again" in caplog.text
+
+
+@pytest.mark.case(22)
+def test_a_disk_that_is_full_when_a_round_is_kept_ends_the_run_and_the_round_before_is_gone_on_with(
+    whole, tmp_path, monkeypatch
+):
+    asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
+    sync, folder = os.fsync, tmp_path / "run" / "checkpoints"
+
+    def full(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.parent == folder and path.name.startswith(".round-000003"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsa_lora.files.os.fsync", full)
+        with pytest.raises(
+            RunError, match=r"round-000003.* No space left on device; .*unchanged.*check space"
+        ):
+            run_in_process(asked)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "No space left on device" in status["reason"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"round-00000{r}.safetensors" for r in (1, 2)]
+    run_in_process([*asked, "run.resume=true"])
+    assert_same_run(tmp_path / "run", whole(()))
 
 
 def test_a_run_without_a_whole_round_cannot_be_resumed(tmp_path, monkeypatch):

@@ -133,6 +133,7 @@ def test_clients_of_one_folder_do_not_meet(tmp_path):
         assert same(store(tmp_path, client).load(), state(1, seed=len(client)))
 
 
+@pytest.mark.case(24)
 @pytest.mark.parametrize(
     "client", ["../x", "/etc/x", "..", ".", ".hidden", "", "a\0b", "a/b", "a\\b", "a\n", "-rf", "é", "x" * 65]
 )
@@ -148,6 +149,7 @@ def test_an_id_that_is_a_plain_file_name_is_taken(tmp_path, client):
     assert (tmp_path / client / "round-000001.safetensors").is_file()
 
 
+@pytest.mark.case(23)
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_file_cut_off_anywhere_is_refused_with_its_name_and_a_remedy(tmp_path_factory, data):
@@ -160,6 +162,7 @@ def test_a_file_cut_off_anywhere_is_refused_with_its_name_and_a_remedy(tmp_path_
         store(folder).load()
 
 
+@pytest.mark.case(23)
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_an_altered_byte_is_refused_or_leaves_every_bit_of_the_state_as_it_was(tmp_path_factory, data):
@@ -173,6 +176,7 @@ def test_an_altered_byte_is_refused_or_leaves_every_bit_of_the_state_as_it_was(t
     assert outcome.startswith(str(path)) if isinstance(outcome, str) else same(outcome, state())
 
 
+@pytest.mark.case(23)
 @pytest.mark.parametrize("name", ["x.lora_B.weight", "memory/residual"])
 def test_a_flipped_bit_in_a_value_is_refused(tmp_path, name):
     store(tmp_path).save(state())
@@ -210,6 +214,7 @@ def test_the_state_of_another_client_experiment_or_round_is_refused(tmp_path):
         store(tmp_path).load()
 
 
+@pytest.mark.case(26)
 def test_tensors_that_nobody_signed_are_refused(tmp_path):
     generation(tmp_path).parent.mkdir()
     generation(tmp_path).write_bytes(save(state().tensors))
@@ -221,6 +226,7 @@ def test_tensors_that_nobody_signed_are_refused(tmp_path):
         store(tmp_path).load()
 
 
+@pytest.mark.case(26)
 def test_a_pickle_under_the_name_of_a_state_is_refused_and_not_run(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -234,6 +240,7 @@ def test_a_pickle_under_the_name_of_a_state_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.case(22)
 def test_a_failed_save_leaves_every_generation_as_it_was(tmp_path, monkeypatch):
     for round_ in (1, 2):
         store(tmp_path, keep=2).save(state(round_))
@@ -249,6 +256,7 @@ def test_a_failed_save_leaves_every_generation_as_it_was(tmp_path, monkeypatch):
     assert same(store(tmp_path).load(), state(2))
 
 
+@pytest.mark.case(18)
 def test_what_a_killed_writer_left_is_swept_at_the_next_save_of_any_round(tmp_path):
     store(tmp_path).save(state(1))
     (tmp_path / "7" / ".round-000002.safetensors.999999.tmp").write_bytes(b"half")
@@ -257,7 +265,9 @@ def test_what_a_killed_writer_left_is_swept_at_the_next_save_of_any_round(tmp_pa
     assert sorted(os.listdir(tmp_path / "7")) == ["round-000001.safetensors", "round-000003.safetensors"]
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_complete_state(tmp_path):
+@pytest.mark.case(18)
+def test_a_writer_killed_at_any_moment_leaves_a_complete_state(tmp_path, record_property):
+    record_property("trials", KILLS)
     rng, kept, saved = np.random.default_rng(0), store(tmp_path), 0
     for _ in range(KILLS):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(saved + 1)]

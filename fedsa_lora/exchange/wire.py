@@ -45,7 +45,7 @@ class BroadcastHeader:
     every client adds to its frozen weights. ``total``: the examples of all clients in the mean that the
     message holds, told to those of them whose method takes their own part off it; 0: not told.
     ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
-    alone, to compare with.
+    alone, to compare with. ``run`` is the server's word for this run, through all its resumptions.
     """
 
     round: int
@@ -60,6 +60,7 @@ class BroadcastHeader:
     total: int = 0
     measure_before: bool = False
     reference: bool = False
+    run: str = ""
     version: int = VERSION
 
 

@@ -25,7 +25,8 @@ BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data."""
+    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
+    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -38,6 +39,7 @@ class TrainSettings:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0
     clip_norm: float | None = 1.0
+    max_update_norm: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     eval_batch_size: int = 64
 

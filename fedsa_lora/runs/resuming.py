@@ -10,6 +10,7 @@ from typing import Any
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.runs.reading import read_json
+from fedsa_lora.runs.rundir import alone
 from fedsa_lora.settings import RunConfig
 
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
@@ -25,10 +26,13 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
     """The config that goes on with a run, and its overrides: those that the run was started with, and
     ``changes``.
 
-    Raises RunError for a run that is complete. Raises ConfigError with every difference to the config that
-    the run has had so far, unless they are of what can change and ``allow`` says that they may.
+    Raises RunError for a run that is complete, or that another process is at. Raises ConfigError with every
+    difference to the config that the run has had so far, unless they are of what can change and ``allow``
+    says that they may.
     """
     before = read_config(run_dir)
+    with alone(run_dir):  # until the server of this resumption has it for itself
+        pass
     words = [*_words(run_dir), *changes]
     config = load([*words, "run.resume=true"], default_dir=str(run_dir.resolve()))
     lines = list(differences(before.resolved, config.resolved))

@@ -7,8 +7,9 @@ import io
 import json
 import logging
 import platform
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import locked, write_atomically
 from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, read_json, read_jsonl
@@ -37,26 +38,30 @@ class RunDirectory:
     """Receives the rows of a run (it is the strategy's Recorder) and says how the run ended.
 
     Rows are appended and flushed one by one, so that a killed run keeps what it measured; every
-    other file is replaced whole.
+    other file is replaced whole. Whoever creates or resumes it has it alone until ``close``.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
         self.resumed: ClientState | None = None  # the checkpoint that is gone on from
         self.metrics = RunMetrics(path, config.federation.rounds)
+        self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self._started = _now()
+        self._lock = ExitStack()
 
     @classmethod
     def create(cls, config: RunConfig, command: str) -> RunDirectory:
         """A new run directory; ``command`` is what a reader types to run it again.
 
-        Raises RunError when the directory already holds a run.
+        Raises RunError when the directory already holds a run, or another process is at one in it.
         """
         path = config.run_dir
         refuse_used(path)
         directory = cls(path, config)
+        directory._lock.enter_context(alone(path))
+        directory.run = secrets.token_hex(8)
         directory._write("config.yaml", to_yaml(config))
-        directory._write_json("environment.json", environment() | {"command": command})
+        directory._write_json("environment.json", environment() | {"command": command, "run": directory.run})
         directory._write_json("status.json", directory._status("running"))
         directory._write_json("partition.json", asdict(config.task.describe()))
         return directory
@@ -66,9 +71,10 @@ class RunDirectory:
         """The directory of a run that was broken off, as it was after its last whole round: rows of a later
         one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
 
-        Raises RunError when there is no round to go on from.
+        Raises RunError when there is no round to go on from, or another process is at it.
         """
         directory = cls(config.run_dir, config)
+        directory._lock.enter_context(alone(directory.path))
         path = directory.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
         whole = {row["round"] for row in rounds}
@@ -88,11 +94,16 @@ class RunDirectory:
             if row["round"] <= directory.done:
                 directory.metrics.add(row)
         known = read_json(directory.path / "environment.json")
+        directory.run = known.get("run", "")
         breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
         directory._write_json("environment.json", known | environment() | {"resumed": breaks})
         directory._write("config.yaml", to_yaml(config))
         directory._write_json("status.json", directory._status("running"))
         return directory
+
+    def close(self) -> None:
+        """Let another process resume the run."""
+        self._lock.close()
 
     @property
     def done(self) -> int:
@@ -182,10 +193,23 @@ def refuse_used(path: Path) -> None:
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 
 
+def alone(path: Path) -> AbstractContextManager[None]:
+    """This process alone writes a run. Raises RunError when another process does."""
+    return locked(
+        path,
+        lambda holder: RunError(
+            f"{path} is in use by {holder}: wait until its run has ended, or choose another run.dir"
+        ),
+    )
+
+
 def close_as_failed(path: Path, reason: str) -> None:
-    """Say in ``status.json`` and the metrics that a run failed, where it was stopped before it could."""
+    """Say in ``status.json`` and the metrics that a run failed, where it was stopped before it could; not of
+    a run that another process is at."""
     status, rows = path / "status.json", path / ROUNDS
-    if status.is_file():
+    if not status.is_file():
+        return
+    with suppress(RunError), alone(path):
         content = json.loads(status.read_text(encoding="utf-8"))
         content |= {"state": "failed", "reason": reason, "ended": _now()}
         write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())

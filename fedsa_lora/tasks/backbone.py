@@ -16,6 +16,11 @@ from transformers.utils import logging as transformers_logging
 from fedsa_lora.errors import ConfigError, ModelError
 
 PACKAGE_SCHEME = "pkg://"
+_FOREIGN_CODE = (
+    "trust_remote_code",
+    "auto_map",
+    "code_revision",
+)  # what lets transformers run a model's own code
 _LOCAL_PREFIXES = ("/", "./", "../", "~", ".\\", "..\\")
 
 
@@ -41,6 +46,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
             raise ConfigError("path is empty: give a folder, pkg://package/folder or a hub id")
+        if foreign := [key for key in _FOREIGN_CODE if key in self.config] + [
+            key for key, value in self.config.items() if "implementation" in key and "/" in str(value)
+        ]:
+            raise ConfigError(f"model.config names code to be loaded: remove {', '.join(foreign)}")
         if not self.path and "model_type" not in self.config:
             raise ConfigError(
                 "model.config lacks model_type (for example bert or vit), and model.path is empty"

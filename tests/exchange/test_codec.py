@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedsa_lora.errors import ConfigError, WireError
-from fedsa_lora.exchange.codec import Codec, Dense, Sparse, compress
+from fedsa_lora.exchange.codec import Codec, Dense, Sparse, clipped, compress
 from fedsa_lora.exchange.numbers import FORMATS, numbers
 from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 
@@ -577,3 +577,28 @@ def test_codecs_that_decode_differently_have_different_names_and_the_rest_the_sa
     assert Dense("int4", block=32).name == "dense int4/32"
     assert RandomK(0.25, "bf16").name == "random_k 0.25 bf16"
     assert Threshold(0.001, "fp16").name == "threshold 0.001 fp16"
+
+
+@settings(max_examples=60, deadline=None)
+@given(vector=VECTORS, residual=st.booleans(), norm=st.floats(1e-3, 1e3))
+@pytest.mark.parametrize("codec", [Dense(), TopK(ratio=0.3), Dense(values="fp16")], ids=lambda c: c.name)
+def test_what_is_sent_is_no_longer_than_the_bound_and_what_was_clipped_is_no_residual(
+    codec, vector, residual, norm
+):
+    vector = vector[np.abs(vector) < 1e4]
+    before = normal(vector.size, 1) if residual and not codec.lossless else None
+    total = vector if before is None else vector + before
+    payload, left = compress(codec, vector, before, rng(), norm)
+    decoded = codec.decode(payload, vector.size).dense().astype(float)
+    assert np.linalg.norm(decoded) <= norm * (1 + 2e-3)
+    scale = min(1, norm / max(float(np.linalg.norm(total.astype(float))), 1e-300))
+    kept = decoded if left is None else decoded + left
+    np.testing.assert_allclose(kept, total * scale, rtol=1e-5, atol=1e-6 * norm)
+
+
+def test_what_is_short_enough_is_not_touched():
+    vector = normal(100)
+    assert clipped(vector, float(np.linalg.norm(vector)) * 1.001) is vector
+    np.testing.assert_allclose(np.linalg.norm(clipped(vector, 0.5)), 0.5, rtol=1e-6)
+    with pytest.raises(WireError, match="NaN or infinite"):
+        compress(Dense(), np.array([np.inf, 1], np.float32), None, rng(), 1.0)

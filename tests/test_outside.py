@@ -1,0 +1,190 @@
+"""Who starts a run on other people's machines: what their config may not name there, and what is not told."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message
+from flwr.common import FitIns, GetPropertiesIns, RecordDict, ndarrays_to_parameters
+from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getpropertiesins_to_recorddict
+from flwr.supercore.task_identity import TaskIdentity
+from test_client import Desk
+
+from fedsa_lora import assemble, client_app
+from fedsa_lora.config import load
+from fedsa_lora.egress import without_places
+from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.store import DirectoryStore
+
+SMOKE = ["experiment=smoke"]
+SECRET = "root:x:0:0:secret"
+ROWS = "text,label\n" + "".join(f"example number {i},{'yes' if i % 2 else 'no'}\n" for i in range(80))
+PLACE = re.compile(r"(?<![\w/.:])~?/\w|file:/")  # an absolute path
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A folder that the node config allows, with data in it, and others that it does not."""
+    for name in ("allowed", "private", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "allowed" / "rows.csv").write_text(ROWS)
+    (tmp_path / "private" / "rows.csv").write_text(f"{SECRET},label\n")
+    (tmp_path / "private" / "config.json").write_text("{}")
+    (tmp_path / "allowed" / "link.csv").symlink_to(tmp_path / "private" / "rows.csv")
+    return tmp_path
+
+
+@pytest.mark.case(25)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=text", "task.dataset={private}/rows.csv"],
+        ["task=text", "task.dataset={allowed}/../private/rows.csv"],
+        ["task=text", "task.dataset={allowed}/link.csv"],
+        ["task=text", "task.dataset=../private/rows.csv"],
+        ["task=text", "task.dataset='~/rows.csv'"],
+        ["task=text", "task.dataset='~nobody-of-that-name/rows.csv'"],
+        ["task=text", "task.dataset=/etc/passwd", "train.lr=x"],
+        ["task=text", "task.dataset=/no/such/file.csv"],
+        ["task=text", "task.files={{train: {allowed}/rows.csv, test: {private}/rows.csv}}"],
+        ["model.path={private}"],
+        ["model.path=pkg://numpy/../../../etc"],
+        ["model.tokenizer={private}"],
+        ["name=${{oc.env:HOME}}"],
+        ["train.lr=${{oc.env:HOME}}"],
+        ["train.lr=${{ oc.decode:${{oc.env:HOME}} }}"],
+        ["hydra.searchpath=[file://{private}]"],
+        ["+hydra.searchpath=[file://{private}]"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_stranger_names_of_a_machine_is_refused_before_it_is_read(machine, monkeypatch, words):
+    monkeypatch.chdir(machine / "elsewhere")
+    known = {name: machine / name for name in ("allowed", "private")}
+    words = [word.format(**known) for word in words]
+    with pytest.raises(ConfigError, match="is not allowed") as caught:
+        load([*SMOKE, *words], folders=[machine / "allowed"])
+    assert SECRET not in str(caught.value)
+    assert str(Path.home()) not in str(caught.value).replace(f"{machine}", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["task=text", "task.dataset={allowed}/rows.csv"],
+        ["task=text", "task.files={{train: {allowed}/rows.csv}}"],
+        ["name=${{task.dataset}}", "run.dir=/anywhere"],
+    ],
+)
+def test_what_a_node_config_allows_and_what_is_no_path_is_taken(machine, words):
+    words = [*SMOKE, *(word.format(allowed=machine / "allowed") for word in words)]
+    assert load(words, folders=[machine / "allowed"]).resolved == load(words).resolved
+
+
+@pytest.mark.case(25)
+def test_without_a_word_of_the_node_config_no_path_is_allowed(machine):
+    assert assemble.readable({}) == ()
+    assert assemble.readable({"paths": f"{machine}/allowed:/b c"}) == (machine / "allowed", Path("/b c"))
+    with pytest.raises(ConfigError, match=r"task\.dataset: .* is not allowed on this machine"):
+        load([*SMOKE, "task=text", f"task.dataset={machine}/allowed/rows.csv"], folders=())
+
+
+@pytest.mark.case(25)
+@pytest.mark.parametrize(
+    "config",
+    ["trust_remote_code: true", "auto_map: {AutoModel: evil--m.M}", "attn_implementation: evil/kernel"],
+)
+def test_a_model_config_cannot_bring_code(config):
+    with pytest.raises(ConfigError, match=r"model\.config names code to be loaded: remove"):
+        load([*SMOKE, f"++model.config={{model_type: bert, {config}}}"])
+
+
+@pytest.mark.case(25)
+@pytest.mark.parametrize("run_dir", ["/etc", "/", "/data/other/..", "'~'", "../../x"])
+@pytest.mark.parametrize("store", ["null", "/other/client"])
+def test_the_store_is_where_the_node_config_says_whatever_the_run_config_says(tmp_path, run_dir, store):
+    config = load([*SMOKE, f"run.dir={run_dir}", f"run.store={store}"])
+    kept = assemble.store(config, "7", {"store": str(tmp_path / "kept")})
+    assert kept.folder == tmp_path / "kept" / config.run_dir.name / "7"
+    assert assemble.store(config, "7", {}).folder.is_relative_to(Path.home() / ".fedsa-lora" / "clients")
+
+
+@pytest.mark.case(24)
+@pytest.mark.parametrize("client", ["../../x", "/etc/x", "a\0b"])
+def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_nothing(
+    machine, monkeypatch, client
+):
+    with pytest.raises(FedSAError, match=r"client id .*: expected 1 to 64 letters"):
+        asked(monkeypatch, machine, SMOKE, node={"client-id": client})
+    assert not (machine / "kept").exists()
+
+
+def asked(monkeypatch, machine, overrides, node=None, content=None):
+    """The answer of the real ClientApp of a deployed node to a message."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    client_app._resident.cache_clear()
+    content = content or getpropertiesins_to_recorddict(GetPropertiesIns({}))
+    kind = "train" if "fitins.parameters" in str(list(content)) else "query"
+    known = {"client-id": "0", "store": str(machine / "kept"), "paths": str(machine / "allowed")} | (
+        node or {}
+    )
+    context = Context(1, 7, known, RecordDict(), {"overrides": " ".join(overrides)})
+    return client_app.app(Message(content, dst_node_id=7, message_type=kind), context)
+
+
+def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine, monkeypatch):
+    desk = Desk(machine / "other")
+    arrays, config = desk.ask("0", 1, run="abcd")
+    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
+    assert asked(monkeypatch, machine, [*SMOKE, "run.store=/proc/nowhere"], content=content).has_content()
+    (path,) = (machine / "kept" / "1" / "0").glob("round-*.safetensors")
+    assert path.name == "round-000001.safetensors"
+
+
+@pytest.mark.case(25)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task=text", "task.dataset={allowed}/absent.csv"], "no data at 'absent.csv'"),
+        (["task=text", "task.dataset={private}/rows.csv"], "'rows.csv' is not allowed"),
+        (["model.path={allowed}", "model.pretrained=true"], "cannot load"),
+    ],
+)
+def test_what_a_machine_says_of_its_failures_has_no_place_in_it_and_its_log_has_all(
+    machine, monkeypatch, caplog, words, said
+):
+    words = [word.format(allowed=machine / "allowed", private=machine / "private") for word in words]
+    with pytest.raises(FedSAError) as caught, caplog.at_level(logging.ERROR, "flwr"):
+        asked(monkeypatch, machine, [*SMOKE, *words])
+    assert said in str(caught.value)
+    assert not PLACE.search(str(caught.value)), str(caught.value)
+    assert str(machine) in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["unreadable", "no permission", "in another place"])
+def test_a_store_that_cannot_be_used_is_told_without_its_place(tmp_path, caplog, damage):
+    desk = Desk(tmp_path / "run")
+    desk.fit("0", 1)
+    path = desk.store("0").folder / "round-000001.safetensors"
+    if damage == "unreadable":
+        path.write_bytes(b"cut off")
+    elif damage == "no permission":
+        path.unlink()
+        path.mkdir()
+    else:
+        desk.store = lambda name: DirectoryStore(tmp_path / "run" / "config.yaml", name, "e")
+        (tmp_path / "run" / "config.yaml").touch()
+    for error in (desk.fit("0", 2)[2].error, str(desk.evaluate("0", 1)[2])):
+        assert not PLACE.search(error), error
+        assert damage == "in another place" or "round-000001.safetensors" in error
+    assert str(tmp_path) in caplog.text
+
+
+def test_what_is_no_path_of_this_machine_stays_as_it_is():
+    for text in ("a/b ../c ./d 1/2 and/or pkg://p/q https://h.org/a/b", "", "no data", "C = A/B"):
+        assert without_places(text) == text
+    for text in ("/a/b c", "x:/a/b", "'/a b/c'", "file:///a/b", "//a/b", "~/a/b", "(/a/b)", "/a/b,/c"):
+        assert not PLACE.search(without_places(text)), text
