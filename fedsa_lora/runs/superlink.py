@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import tail
 
 TOKEN_VARIABLE = "FEDSA_LORA_RUN_TOKEN"
@@ -76,16 +77,18 @@ class SuperLink:
         lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
         raise RunError(f"the SuperLink did not start: {lines[-1]}; see {self.log}")
 
+    @property
+    def connection(self) -> Connection:
+        """Return how to reach it, once it is started."""
+        return Connection(f"127.0.0.1:{self.port}", insecure=True)
+
     def exit_code(self) -> int | None:
         """Return None while the SuperLink lives."""
         return None if self._process is None else self._process.poll()
 
     def command(self, name: str) -> str:
         """Return the path of one of Flower's commands; RunError when it is not installed."""
-        found = shutil.which(name, path=self.env["PATH"])
-        if found is None:
-            raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
-        return found
+        return flower_command(name, self.env)
 
     def processes(self) -> list[psutil.Process]:
         """List the live processes of the run, the SuperLink's own included."""
@@ -102,16 +105,12 @@ class SuperLink:
             self._guard.communicate()
 
     def _environment(self, private: Path) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
-        env.setdefault("OMP_NUM_THREADS", "1")
-        # The SuperLink finds its own helpers on PATH, where a virtual environment that is not active is not.
-        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
-        env |= DEFAULTS | self._extra_env
-        return env | {
+        own = {
             TOKEN_VARIABLE: self.token,
             "FLWR_HOME": str(private / "flwr"),
             "RAY_TMPDIR": str(private),
         }
+        return flower_environment() | self._extra_env | own
 
     def _spawn(self, private: Path) -> subprocess.Popen[bytes]:
         command = [self.command("flower-superlink"), "--insecure", "--simulation"]
@@ -140,6 +139,23 @@ class SuperLink:
                 return True
             time.sleep(0.05)
         return False
+
+
+def flower_environment() -> dict[str, str]:
+    """This process's environment, as Flower's commands need it."""
+    env = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
+    env.setdefault("OMP_NUM_THREADS", "1")
+    # Flower finds its own helpers on PATH, where a virtual environment that is not active is not.
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    return env | DEFAULTS
+
+
+def flower_command(name: str, env: Mapping[str, str]) -> str:
+    """The path of one of Flower's commands. Raises RunError when it is not installed."""
+    found = shutil.which(name, path=env["PATH"])
+    if found is None:
+        raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
+    return found
 
 
 def _processes(token: str, private: Path) -> list[psutil.Process]:
