@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from flwr.common import ndarrays_to_parameters
@@ -20,6 +21,8 @@ from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.task import Task
+from fedsa_lora.tasks.text import TextData
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
 from strategies import AdaptiveFedSA, ClusteredFedSA, Cohort, Evaluation, FedSA, Recorder, TopKFedSA
@@ -41,13 +44,17 @@ def device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def workbench(config: RunConfig) -> Workbench:
-    """The resident model and task of a process that serves clients."""
+def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
+    """The resident model and task of a process that serves clients; ``data`` are a node's own.
+
+    Raises ConfigError where run and node disagree about whose data are trained on.
+    """
+    own = task(config, data)
     torch.set_num_threads(config.machine.threads)
     resident = model(config)
     resident.hold_frozen(config.train.dtype)
     return Workbench(
-        task=config.task,
+        task=own,
         model=resident,
         split=config.split,
         settings=config.train,
@@ -64,6 +71,22 @@ def workbench(config: RunConfig) -> Workbench:
     )
 
 
+def task(config: RunConfig, data: Path | None) -> Task:
+    """The run's task, on the data of a node that has some of its own."""
+    if data is not None and not config.federation.own:
+        raise ConfigError(
+            f"this node has data of its own, {data}, and the run divides another data set: start the run "
+            "with partition=own, or the node without data.path"
+        )
+    if not config.federation.own:
+        return config.task
+    if data is None or not isinstance(config.task, TextData):
+        raise ConfigError(
+            "every node of this run has data of its own (partition=own): start this one with data.path=FILE"
+        )
+    return config.task.at(data)
+
+
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
     backbone = config.task.build_model(seed=config.seed).to(device(config))
@@ -76,9 +99,9 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def store(config: RunConfig, client: str) -> DirectoryStore:
-    """Where a client keeps what is its own."""
-    place = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+def store(config: RunConfig, client: str, root: Path | None = None) -> DirectoryStore:
+    """Where a client keeps what is its own, below the ``root`` that its node names."""
+    place = (root or config.store_dir, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*place, passed=config.run_dir / "passed")
     return DirectoryStore(*place)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.client import Client
@@ -14,38 +16,35 @@ from fedsa_lora.client import FedSAClient
 from fedsa_lora.config import load
 from fedsa_lora.egress import Egress
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.node import Node
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench
 
 
 @lru_cache(maxsize=1)
-def _resident(overrides: str, run_id: int) -> tuple[RunConfig, Workbench]:
+def _resident(overrides: str, run_id: int, data: Path | None) -> tuple[RunConfig, Workbench]:
     config = load(overrides, default_dir=f"runs/{run_id}")
     assemble.refuse_passing(config)
-    return config, assemble.workbench(config)
+    return config, assemble.workbench(config, data)
 
 
-def client_id(context: Context) -> str:
-    """``client-id`` of the node config, else ``partition-id``; never Flower's node id, which changes."""
-    for key in ("client-id", "partition-id"):
-        if key in context.node_config:
-            return str(context.node_config[key])
-    raise ConfigError("the node config names no client: start the node with client-id=NAME")
-
-
-def _serve(context: Context) -> tuple[RunConfig, Workbench, str]:
-    return *_resident(str(context.run_config["overrides"]), context.run_id), client_id(context)
+def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore]:
+    node = Node.read(context.node_config)
+    config, bench = _resident(str(context.run_config["overrides"]), context.run_id, node.data)
+    if node.store is None and assemble.SIMULATION not in os.environ:
+        raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
+    return node, config, bench, assemble.store(config, node.client, node.store)
 
 
 def client_fn(context: Context) -> Client:
-    config, bench, client = _serve(context)
-    forbid = str(context.node_config.get("forbid", "")).split()
-    return FedSAClient(client, bench, assemble.store(config, client), forbid).to_client()
+    node, _, bench, store = _serve(context)
+    return FedSAClient(node.client, bench, store, node.forbid).to_client()
 
 
 def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    config, _, client = _serve(context)
-    return Egress(assemble.store(config, client), config.run.keep_messages)(message, context, call_next)
+    _, config, _, store = _serve(context)
+    return Egress(store, config.run.keep_messages)(message, context, call_next)
 
 
 app = ClientApp(client_fn=client_fn, mods=[egress])

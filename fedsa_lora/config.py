@@ -24,7 +24,12 @@ from fedsa_lora.validation import from_resolved
 PACKAGE = Path(__file__).resolve().parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
-PATHS = {"run": ("dir", "store"), "task": ("dataset", "files"), "model": ("path", "tokenizer")}
+PATHS = {
+    "run": ("dir", "store"),
+    "task": ("dataset", "files"),
+    "model": ("path", "tokenizer"),
+    "federation": ("root_certificates",),
+}
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
