@@ -14,9 +14,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.config import load
+from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.egress import Egress
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.node import Node
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench

@@ -14,6 +14,7 @@ from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 from fedsa_lora import assemble
 from fedsa_lora.config import load
 from fedsa_lora.runs.finish import finish
+from fedsa_lora.runs.flower_log import COMPLETE
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
@@ -44,6 +45,7 @@ class RecordedServer(Server):
             write_report(self.directory.path)
             raise
         finish(self.config, self.directory)
+        log.info("%s: %s", COMPLETE, self.directory.path)
         return result
 
     def fit_round(self, server_round: int, timeout: float | None) -> FitRound:

@@ -15,6 +15,7 @@ from fedsa_lora.settings import RunConfig
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
 CHANGEABLE = (
     "federation.rounds", "federation.min_results", "federation.wait_seconds", "federation.round_timeout",
+    "federation.superlink", "federation.root_certificates", "federation.insecure",
     "evaluation.", "machine.", "run.",
 )  # fmt: skip
 _UNTOLD = ("title", "run.dir", "run.resume")  # of no consequence, or different by nature

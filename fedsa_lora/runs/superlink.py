@@ -66,7 +66,7 @@ class SuperLink:
         self.env = self._environment(self.private)
         self._guard = _start_guard(self.token, self.private)
         for _ in range(PORT_ATTEMPTS):  # another process may take the free port before the SuperLink does
-            self.port = _free_port()
+            self.port = free_port()
             begin = self.log.stat().st_size if self.log.exists() else 0
             process = self._process = self._spawn(self.private)
             if self._listens(process):
@@ -217,7 +217,8 @@ def _short_temp_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix="fsl-", dir=parent)).resolve()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens to at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -193,8 +193,8 @@ def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pyte
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ports = iter([taken.getsockname()[1], module._free_port()])
-        monkeypatch.setattr(module, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], module.free_port()])
+        monkeypatch.setattr(module, "free_port", lambda: next(ports))
         link = SuperLink(tmp_path / "superlink.log", {})
         try:
             link.start()
