@@ -30,6 +30,7 @@ PATHS = {
     "model": ("path", "tokenizer"),
     "federation": ("root_certificates",),
 }
+CONNECTION = ("federation.superlink=", "federation.root_certificates=", "federation.insecure=")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
@@ -106,7 +107,7 @@ def _make_absolute(node: dict[str, Any]) -> None:
 def _changed_title(title: str, words: Sequence[str]) -> str:
     """An experiment's title, and what was changed of it: the title alone would be untrue then."""
     named = any(word.startswith("experiment=") for word in words)
-    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=")
+    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=", *CONNECTION)
     changed = [word for word in words if not word.startswith(plain)]
     return f"{title} (with {', '.join(changed)})" if named and changed else title
 

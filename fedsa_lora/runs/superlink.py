@@ -64,12 +64,12 @@ class SuperLink:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.private = _short_temp_dir()
         self.env = self._environment(self.private)
-        self._guard = _start_guard(self.token, self.private)
+        self._guard = start_guard(self.token, self.private)
         for _ in range(PORT_ATTEMPTS):  # another process may take the free port before the SuperLink does
             self.port = free_port()
             begin = self.log.stat().st_size if self.log.exists() else 0
             process = self._process = self._spawn(self.private)
-            if self._listens(process):
+            if listens(process, self.port):
                 return self.private
             output = tail(self.log, begin)
             if "address already in use" not in output:
@@ -98,7 +98,7 @@ class SuperLink:
         """End every process of the run and remove the private folder. Harmless when called again."""
         if self.private is None:
             return
-        _end_run(self.token, self.private)
+        end_run(self.token, self.private)
         if self._process is not None:
             self._process.wait()
         if self._guard is not None:
@@ -127,18 +127,19 @@ class SuperLink:
                 start_new_session=True,  # a Ctrl-C in the terminal is for us alone, to clean up in order
             )
 
-    def _listens(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                sockets = psutil.Process(process.pid).net_connections("tcp")
-            except psutil.Error:
-                sockets = []
-            if any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets):
-                return True
-            time.sleep(0.05)
-        return False
+
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            sockets = psutil.Process(process.pid).net_connections("tcp")
+        except psutil.Error:
+            sockets = []
+        if any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def flower_environment() -> dict[str, str]:
@@ -177,7 +178,7 @@ def _processes(token: str, private: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _end_run(token: str, private: Path) -> None:
+def end_run(token: str, private: Path) -> None:
     """Send SIGTERM once, and after a grace SIGKILL, until no process of the run lives; remove its folder."""
     started = time.monotonic()
     asked: set[psutil.Process] = set()
@@ -195,7 +196,7 @@ def _end_run(token: str, private: Path) -> None:
     shutil.rmtree(private, ignore_errors=True)
 
 
-def _start_guard(token: str, private: Path) -> subprocess.Popen[bytes]:
+def start_guard(token: str, private: Path) -> subprocess.Popen[bytes]:
     """Start a process that ends the run when this one vanishes without doing so (SIGKILL, out of memory).
 
     It waits for the end of its input, which comes with our death at the latest. Flower's own processes and
@@ -226,4 +227,4 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    _end_run(sys.argv[1], Path(sys.argv[2]))
+    end_run(sys.argv[1], Path(sys.argv[2]))
