@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test slow lint types format check golden methods-table notebooks lock clean
+.PHONY: run deploy-local test slow lint types format check golden methods-table notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -16,6 +16,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
+
+deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
+	$(BIN)/python deploy/loopback.py
 
 test: $(READY)  ## the default tests: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile

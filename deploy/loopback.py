@@ -2,9 +2,9 @@
 
     python deploy/loopback.py          # what `make deploy-local` does
 
-starts a SuperLink with TLS and node authentication, registers two SuperNodes, has them train three rounds on
-shipped data, and stops all of it, whatever happens. Tests and benchmarks start their federations with the same
-class.
+starts a SuperLink with TLS and node authentication, registers two SuperNodes, has them train three rounds
+on shipped data, and stops all of it, whatever happens. Tests and benchmarks start their federations with the
+same class.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from fedsa_lora.runs.superlink import (
 )
 
 CLI = [sys.executable, "-m", "fedsa_lora.cli"]
+NODES = ("0", "1")
 FEW = [
     "experiment=quickstart", "name=deploy-local", "federation.rounds=3", "federation.train_examples=[16,24]",
     "federation.validation_examples=0", "federation.test_examples=21", "evaluation.every=3",
-    "evaluation.local_only=false",
+    "evaluation.local_only=false", "federation.clients=2",
 ]  # fmt: skip
 
 
@@ -44,7 +45,8 @@ class Loopback:
     """A SuperLink and its nodes; all ends with the ``with`` block, or with this process.
 
     ``logs`` receives what each process prints. ``secure``: TLS, and only nodes that were registered. All
-    else (certificates, the SuperLink's database, the nodes' stores) lies in ``private``, which goes at the end.
+    else (certificates, the SuperLink's database, the nodes' stores) lies in ``private``, which goes at the
+    end.
     """
 
     def __init__(self, logs: Path, secure: bool = True) -> None:
@@ -166,15 +168,14 @@ def main() -> int:
     shutil.rmtree(run_dir, ignore_errors=True)
     with Loopback(run_dir.with_name(f"{run_dir.name}-logs")) as federation:
         federation.superlink()
-        nodes = dict.fromkeys(("0", "1"))
-        for name in nodes:
+        for name in NODES:
             federation.register(name)
             federation.node(name)
-        run = federation.submit(["run", *FEW, "federation.clients=2", f"run.dir={run_dir}"])
+        run = federation.submit(["run", *FEW, f"run.dir={run_dir}"])
         if code := run.wait():
             print(f"the run failed: see {federation.logs}", file=sys.stderr)
             return code
-        kept = [list(federation.store(name).glob("*/round-*.safetensors")) for name in nodes]
+        kept = [list(federation.store(name).glob("*/round-*.safetensors")) for name in NODES]
     if not all(kept) or (run_dir / "clients").exists() or not (run_dir / "report.html").is_file():
         print(f"no report, or B is not where it belongs: see {run_dir}", file=sys.stderr)
         return 1
