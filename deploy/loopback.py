@@ -16,9 +16,13 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import psutil
+
+import fedsa_lora
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.runs.connection import Connection
@@ -59,6 +63,7 @@ class Loopback:
         self.env = flower_environment() | {
             TOKEN_VARIABLE: self._token,
             "FLWR_HOME": str(self.private / "flwr"),
+            "PYTHONPATH": str(Path(fedsa_lora.__file__).parents[1]),  # the same code in every process
         }
         self._guard = start_guard(self._token, self.private)
 
@@ -110,18 +115,24 @@ class Loopback:
             raise RunError(f"node {name} was not registered: {done.stderr or done.stdout}")
 
     def node(
-        self, name: str, config: str = "", resident: bool = True, connection: Connection | None = None
+        self,
+        name: str,
+        config: str = "",
+        *words: str,
+        resident: bool = True,
+        connection: Connection | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start the node of a client. ``config`` is added to its node config; without ``resident`` Flower
-        starts a process for each message. ``connection``: another one than it should take."""
+        """Start the node of a client. ``config`` is added to its node config, ``words`` to its command line;
+        without ``resident`` Flower starts a process for each message. ``connection``: another one than it
+        should take."""
         connection = connection or self.connection
-        words = ["--superlink", connection.address]
-        words += ["--insecure"] if connection.insecure else []
+        words += ("--superlink", connection.address)
+        words += ("--insecure",) if connection.insecure else ()
         if connection.root_certificates is not None:
-            words += ["--root-certificates", str(connection.root_certificates)]
+            words += ("--root-certificates", str(connection.root_certificates))
         if (key := self.keys / f"{name}.key").is_file():
-            words += ["--auth-supernode-private-key", str(key)]
-        words += ["--node-config", f'client-id="{name}" store="{self.store(name)}" {config}']
+            words += ("--auth-supernode-private-key", str(key))
+        words += ("--node-config", f'client-id="{name}" store="{self.store(name)}" {config}')
         if resident:
             return self.start(f"node-{name}", [*CLI, "node", *words])
         supernode = flower_command("flower-supernode", self.env)
@@ -153,6 +164,13 @@ class Loopback:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process of the federation, and all that it started, as a power cut would."""
+        for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        process.wait()
 
     def close(self) -> None:
         """End every process. Harmless when called again."""
