@@ -18,7 +18,7 @@ run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
 
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
-	$(BIN)/python deploy/loopback.py
+	$(BIN)/python deploy/local.py
 
 test: $(READY)  ## the default tests: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from flwr.proto.control_pb2 import ListNodesRequest
-from loopback import Loopback
 
 from fedsa_lora.deployment.certificates import make_certificates
+from fedsa_lora.deployment.loopback import Loopback
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
@@ -19,7 +19,7 @@ from fedsa_lora.tasks.sources import shipped_folder
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "run.keep_generations=9"]
-WAIT_SECONDS = 300.0
+WAIT_SECONDS = 900.0
 
 
 @pytest.fixture

@@ -1,16 +1,7 @@
-"""A deployed federation on one machine: a SuperLink and SuperNodes as processes on loopback.
-
-    python deploy/loopback.py          # what `make deploy-local` does
-
-starts a SuperLink with TLS and node authentication, registers two SuperNodes, has them train three rounds
-on shipped data, and stops all of it, whatever happens. Tests and benchmarks start their federations with the
-same class.
-"""
+"""A deployed federation on one machine: a SuperLink and SuperNodes as processes on loopback."""
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +15,7 @@ import psutil
 
 import fedsa_lora
 from fedsa_lora.deployment.certificates import make_certificates
-from fedsa_lora.errors import FedSAError, RunError
+from fedsa_lora.errors import RunError
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.superlink import (
     TOKEN_VARIABLE,
@@ -37,12 +28,6 @@ from fedsa_lora.runs.superlink import (
 )
 
 CLI = [sys.executable, "-m", "fedsa_lora.cli"]
-NODES = ("0", "1")
-FEW = [
-    "experiment=quickstart", "name=deploy-local", "federation.rounds=3", "federation.train_examples=[16,24]",
-    "federation.validation_examples=0", "federation.test_examples=21", "evaluation.every=3",
-    "evaluation.local_only=false", "federation.clients=2",
-]  # fmt: skip
 
 
 class Loopback:
@@ -176,33 +161,3 @@ class Loopback:
         """End every process. Harmless when called again."""
         end_run(self._token, self.private)
         self._guard.communicate()
-
-
-def main() -> int:
-    """Three rounds with two nodes. Exit code 0 only when all of it went as it should."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("run_dir", type=Path, nargs="?", default=Path("build/deploy-local"))
-    run_dir = options.parse_args().run_dir.resolve()
-    shutil.rmtree(run_dir, ignore_errors=True)
-    with Loopback(run_dir.with_name(f"{run_dir.name}-logs")) as federation:
-        federation.superlink()
-        for name in NODES:
-            federation.register(name)
-            federation.node(name)
-        run = federation.submit(["run", *FEW, f"run.dir={run_dir}"])
-        if code := run.wait():
-            print(f"the run failed: see {federation.logs}", file=sys.stderr)
-            return code
-        kept = [list(federation.store(name).glob("*/round-*.safetensors")) for name in NODES]
-    if not all(kept) or (run_dir / "clients").exists() or not (run_dir / "report.html").is_file():
-        print(f"no report, or B is not where it belongs: see {run_dir}", file=sys.stderr)
-        return 1
-    print(f"report: {run_dir / 'report.html'}")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except FedSAError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
