@@ -53,8 +53,8 @@ def seconds(resident: bool, rounds: int) -> list[float]:
         for name in NODES:
             federation.node(name, resident=resident)
         run_dir = Path(folder) / "run"
-        words = ["run", *FEW, f"federation.rounds={rounds}", f"run.dir={run_dir}"]
-        if federation.submit(words).wait():
+        words = [*FEW, *federation.words, f"federation.rounds={rounds}", f"run.dir={run_dir}"]
+        if federation.submit("run", *words).wait():
             raise RunError((federation.logs / "submit.log").read_text())
         return [row["seconds"] for row in read_jsonl(run_dir / "rounds.jsonl")]
 

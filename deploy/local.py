@@ -32,7 +32,7 @@ def main() -> int:
         for name in NODES:
             federation.register(name)
             federation.node(name)
-        run = federation.submit(["run", *FEW, f"run.dir={run_dir}"])
+        run = federation.submit("run", *FEW, *federation.words, f"run.dir={run_dir}")
         if code := run.wait():
             print(f"the run failed: see {federation.logs}", file=sys.stderr)
             return code

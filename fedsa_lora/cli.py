@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", type=Path)
     export.add_argument("--client", required=True)
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
+    export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
     certificates = commands.add_parser("certificates", help="make a federation's certificates and keys")
     certificates.add_argument("folder", type=Path)
@@ -243,6 +245,8 @@ def _export(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.rundir import RunDirectory
 
     config = read_config(options.run_dir)
+    if options.store is not None:
+        config = replace(config, run=replace(config.run, store=str(options.store)))
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, assemble.skeleton(config))
     folder = options.to or options.run_dir / "export" / options.client

@@ -127,15 +127,19 @@ class Loopback:
         """The root of a node's store."""
         return self.private / "stores" / name
 
-    def submit(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start ``fedsa-lora`` with these words and this SuperLink."""
+    @property
+    def words(self) -> list[str]:
+        """Overrides that a run on this federation is submitted with."""
         connection = self.connection
-        ours = ["federation=deployment", f"federation.superlink={connection.address}"]
-        ours += [f"federation.insecure={str(connection.insecure).lower()}"]
+        words = ["federation=deployment", f"federation.superlink={connection.address}"]
+        words.append(f"federation.insecure={str(connection.insecure).lower()}")
         if connection.root_certificates is not None:
-            ours.append(f"federation.root_certificates={connection.root_certificates}")
-        command, *rest = words
-        return self.start("submit", [*CLI, command, *ours, *rest])
+            words.append(f"federation.root_certificates={connection.root_certificates}")
+        return words
+
+    def submit(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start ``fedsa-lora`` with these words."""
+        return self.start("submit", [*CLI, *words])
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a process of the federation; what it prints is added to ``logs/NAME.log``."""

@@ -24,6 +24,13 @@ WAIT_SECONDS = 900.0
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Loopback]:
+    with Loopback(tmp_path / "logs") as federation:
+        yield federation
+
+
+@pytest.fixture
+def plain_federation(tmp_path: Path) -> Iterator[Loopback]:
+    """Without TLS, and open to every node."""
     with Loopback(tmp_path / "logs", secure=False) as federation:
         yield federation
 
@@ -45,7 +52,7 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> No
 
 def finish(federation: Loopback, *words: str) -> None:
     """Run a command of the command line to its good end."""
-    code = federation.submit(words).wait(WAIT_SECONDS)
+    code = federation.submit(*words).wait(WAIT_SECONDS)
     assert code == 0, said(federation, "submit")
 
 
@@ -57,10 +64,12 @@ def fits(run_dir: Path) -> dict[tuple[str, int], dict]:
 @pytest.mark.case(21)
 def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federation, tmp_path):
     superlink = federation.superlink()
+    for name in ("0", "1"):
+        federation.register(name)
     killed = federation.node("0")
     federation.node("1")
     run_dir = tmp_path / "run"
-    finish(federation, "run", *SMOKE, "federation.rounds=2", f"run.dir={run_dir}")
+    finish(federation, "run", *SMOKE, *federation.words, "federation.rounds=2", f"run.dir={run_dir}")
     assert not (run_dir / "clients").exists(), "what is private lies where the server is"
     federation.kill(killed)
     federation.kill(superlink)
@@ -82,8 +91,9 @@ def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federa
 
 
 def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leaves_does_not_block(
-    federation, tmp_path
+    plain_federation, tmp_path
 ):
+    federation = plain_federation
     rows = pd.read_parquet(shipped_folder("snips") / "train.parquet")
     classes = sorted(rows["label"].unique())
     parts = {name: rows.iloc[i::100].reset_index(drop=True) for i, name in enumerate(("a", "b", "late"))}
@@ -95,11 +105,11 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     federation.superlink()
     leaver = federation.node("a", f'data.path="{tmp_path / "a.csv"}"')
     federation.node("b", f'data.path="{tmp_path / "b.jsonl"}"')
-    run = federation.submit([
-        "run", *SMOKE, "task=text", "partition=own", f"task.class_names={json.dumps(classes)}",
-        "federation.rounds=8", "federation.min_results=0.3", "federation.round_timeout=20",
+    run = federation.submit(
+        "run", *SMOKE, *federation.words, "task=text", "partition=own",
+        f"task.class_names={json.dumps(classes)}", "federation.rounds=8", "federation.min_results=0.3", "federation.round_timeout=20",
         "federation.train_examples=null", "evaluation.local_only=false", f"run.dir={run_dir}",
-    ])  # fmt: skip
+    )  # fmt: skip
     wait_for(lambda: (run_dir / "rounds.jsonl").exists(), run)
     federation.node("late", f'data.path="{tmp_path / "late"}"')
     wait_for(lambda: any(client == "late" for client, _ in fits(run_dir)), run)

@@ -1,5 +1,6 @@
 """What a node says of itself, data of its own, certificates and keys, and how a SuperLink is reached."""
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from flwr.common.config import parse_config_args
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
 from fedsa_lora import assemble
+from fedsa_lora.cli import main
 from fedsa_lora.config import load
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.node import run_node
@@ -197,3 +199,13 @@ def test_nodes_are_added_later_and_nothing_is_overwritten(tmp_path):
     for name in ("../x", "ca", ""):
         with pytest.raises(ConfigError, match="expected a node's name"):
             make_certificates(tmp_path, nodes=[name])
+
+
+def test_a_node_exports_its_model_from_its_own_store_and_what_the_server_wrote(smoke_run, tmp_path):
+    served, store = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(smoke_run, served, ignore=shutil.ignore_patterns("clients", "adapters"))
+    shutil.copytree(smoke_run / "clients" / "2", store / "2")
+    words = ["export", str(served), "--client", "2", "--store", str(store), "--to", str(tmp_path / "model")]
+    assert main(words) == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "model" / name).read_bytes() == (smoke_run / "adapters" / "2" / name).read_bytes()
