@@ -50,6 +50,20 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> No
         time.sleep(0.2)
 
 
+def start_again(federation: Loopback, name: str) -> None:
+    """Start a killed node until it is let in, as a service manager does: for twice its heartbeat's interval
+    the SuperLink takes the one that was killed for alive, and refuses another with its key."""
+    before = said(federation, f"node-{name}").count("SuperNode ID")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        node = federation.node(name)
+        while node.poll() is None:
+            if said(federation, f"node-{name}").count("SuperNode ID") > before:
+                return
+            time.sleep(0.2)
+    raise AssertionError(said(federation, f"node-{name}"))
+
+
 def finish(federation: Loopback, *words: str) -> None:
     """Run a command of the command line to its good end."""
     code = federation.submit(*words).wait(WAIT_SECONDS)
@@ -74,7 +88,7 @@ def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federa
     federation.kill(killed)
     federation.kill(superlink)
     federation.superlink()
-    federation.node("0")
+    start_again(federation, "0")
     finish(federation, "resume", str(run_dir), "federation.rounds=4", "--allow-changes")
 
     plain = run_in_process([*SMOKE, "federation.rounds=4", f"run.dir={tmp_path / 'plain'}"])
