@@ -121,7 +121,8 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     federation.node("b", f'data.path="{tmp_path / "b.jsonl"}"')
     run = federation.submit(
         "run", *SMOKE, *federation.words, "task=text", "partition=own",
-        f"task.class_names={json.dumps(classes)}", "federation.rounds=8", "federation.min_results=0.3", "federation.round_timeout=20",
+        f"task.class_names={json.dumps(classes)}", "federation.rounds=8",
+        "federation.min_results=0.3", "federation.round_timeout=20",
         "federation.train_examples=null", "evaluation.local_only=false", f"run.dir={run_dir}",
     )  # fmt: skip
     wait_for(lambda: (run_dir / "rounds.jsonl").exists(), run)
