@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from flwr.proto.control_pb2 import ListNodesRequest
 
@@ -171,3 +173,30 @@ def test_a_node_without_a_registered_key_or_with_another_authority_is_refused(tm
             admitted,
         )
         client.close()
+
+
+def test_nothing_outlives_a_federation_whose_own_process_was_killed(tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from fedsa_lora.deployment.loopback import Loopback
+with Loopback(Path(sys.argv[1]), secure=False) as federation:
+    superlink = federation.superlink()
+    node = federation.node("0")
+    print(superlink.pid, node.pid, federation.private, flush=True)
+    time.sleep(900)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    superlink, node, private = process.stdout.readline().split()
+    assert psutil.pid_exists(int(superlink))
+    assert psutil.pid_exists(int(node))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while Path(private).exists():  # the last thing that goes
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert not any(psutil.pid_exists(int(pid)) for pid in (superlink, node))
