@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run test test-faults slow lint types format check golden methods-table personalisation-table notebooks lock clean
+.PHONY: run deploy-local test test-faults slow lint types format check golden methods-table personalisation-table
+.PHONY: notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -17,6 +18,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
+
+deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
+	$(BIN)/python deploy/local.py
 
 test: $(READY)  ## the default tests: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile

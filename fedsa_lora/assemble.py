@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.common import ndarrays_to_parameters
@@ -22,6 +22,8 @@ from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.task import Task
+from fedsa_lora.tasks.text import TextData
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
 from strategies import (
@@ -39,7 +41,6 @@ from strategies.exactness import Frozen
 from strategies.rules import LINEAR
 
 SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
-STORE = "~/.fedsa-lora/clients"  # on a machine whose node config names no store
 
 
 def device(config: RunConfig) -> torch.device:
@@ -53,13 +54,17 @@ def device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def workbench(config: RunConfig) -> Workbench:
-    """The resident model and task of a process that serves clients."""
+def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
+    """The resident model and task of a process that serves clients; ``data`` are a node's own.
+
+    Raises ConfigError where run and node disagree about whose data are trained on.
+    """
+    own = task(config, data)
     torch.set_num_threads(config.machine.threads)
     resident = model(config)
     resident.hold_frozen(config.train.dtype)
     return Workbench(
-        task=config.task,
+        task=own,
         model=resident,
         split=config.split,
         settings=config.train,
@@ -76,6 +81,22 @@ def workbench(config: RunConfig) -> Workbench:
     )
 
 
+def task(config: RunConfig, data: Path | None) -> Task:
+    """The run's task, on the data of a node that has some of its own."""
+    if data is not None and not config.federation.own:
+        raise ConfigError(
+            f"this node has data of its own, {data}, and the run divides another data set: start the run "
+            "with partition=own, or the node without data.path"
+        )
+    if not config.federation.own:
+        return config.task
+    if data is None or not isinstance(config.task, TextData):
+        raise ConfigError(
+            "every node of this run has data of its own (partition=own): start this one with data.path=FILE"
+        )
+    return config.task.at(data)
+
+
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
     backbone = config.task.build_model(seed=config.seed).to(device(config))
@@ -88,26 +109,21 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def store(config: RunConfig, client: str, node: Mapping[str, Any] | None = None) -> DirectoryStore:
-    """Where a client keeps what is its own. A client that is served says the ``node`` config of its machine:
-    outside of simulation that alone names the place, with a folder for each run; a run config could name
-    another client's."""
-    root = config.store_dir
-    if node is not None and SIMULATION not in os.environ:
-        root = Path(str(node.get("store", STORE))).expanduser().resolve() / config.run_dir.name
-    place = (root, client, experiment_digest(config), config.run.keep_generations)
+def store(config: RunConfig, client: str, root: Path | None = None) -> DirectoryStore:
+    """Where a client keeps what is its own: in the run, or below the ``root`` that its node names, in a
+    folder for each run."""
+    place = config.store_dir if root is None else root / config.run_dir.name
+    kept = (place, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
-        return PassedStore(*place, passed=config.run_dir / "passed")
-    return DirectoryStore(*place)
+        return PassedStore(*kept, passed=config.run_dir / "passed")
+    return DirectoryStore(*kept)
 
 
-def readable(node: Mapping[str, Any]) -> tuple[Path, ...] | None:
-    """The folders that a run config may name data and models in, from the node config's ``paths``; None, any,
-    in simulation, where the run config is the user's own."""
-    if SIMULATION in os.environ:
-        return None
-    named = str(node.get("paths", "")).split(os.pathsep)
-    return tuple(Path(name).expanduser().resolve() for name in named if name)
+def simulated() -> bool:
+    """Whether the clients of this process are a simulation's, whose run config is the user's own: it was
+    started by ``fedsa-lora run`` or ``run_in_process``, or is an actor of Ray, as under a plain ``flwr run``."""
+    ray = sys.modules.get("ray")
+    return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
 
 
 def refuse_passing(config: RunConfig) -> None:

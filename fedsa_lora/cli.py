@@ -1,4 +1,5 @@
-"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export | doctor``."""
+"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export |
+certificates | node | doctor``."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=__doc__)
     commands = main_parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a federation through `flwr run` in simulation")
+    run = commands.add_parser("run", help="run a federation through `flwr run`: a simulation, or deployed")
     run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
@@ -63,7 +65,13 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", type=Path)
     export.add_argument("--client", required=True)
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
+    export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
+    certificates = commands.add_parser("certificates", help="make a federation's certificates and keys")
+    certificates.add_argument("folder", type=Path)
+    certificates.add_argument("--host", nargs="+", default=[], help="names and addresses of the SuperLink")
+    certificates.add_argument("--node", nargs="+", default=[], help="names of nodes, for a key each")
+    commands.add_parser("node", help="run a SuperNode; takes the arguments of flower-supernode")
     _add_doctor(commands.add_parser("doctor", help="check this machine, and its part in a deployment"))
     return main_parser
 
@@ -114,11 +122,13 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when what was asked for was done."""
-    options = parser().parse_args(arguments)
+    options, beyond = parser().parse_known_args(arguments)
+    if beyond and options.command != "node":
+        parser().error(f"unrecognized arguments: {' '.join(beyond)}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
-        return _COMMANDS[options.command](options)
+        return _node(beyond) if options.command == "node" else _COMMANDS[options.command](options)
     except FedSAError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         print(error, file=sys.stderr)
@@ -131,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.config import load
     from fedsa_lora.plan import make_plan
-    from fedsa_lora.runs.simulate import new_run_dir, simulate
-    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.runs.federate import new_run_dir
 
     overrides = _with_experiment(options.overrides)
     name = load(overrides).name
@@ -141,8 +150,17 @@ def _run(options: argparse.Namespace) -> int:
     print_plan(config, plan)
     if options.dry_run:
         return 0
-    simulate(config, overrides, plan.simulation, console)
-    print_summary(config.run_dir, console)
+    return _federate(config, overrides, plan)
+
+
+def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
+    from fedsa_lora.runs.federate import federate
+    from fedsa_lora.runs.table import print_summary
+
+    if federate(config, overrides, plan.place, console):
+        print_summary(config.run_dir, console)
+    else:
+        console.print(f"the report is on the SuperLink's machine: {escape(str(config.run_dir))}")
     return 0
 
 
@@ -215,13 +233,9 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
 def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.plan import make_plan
     from fedsa_lora.runs.resuming import to_resume
-    from fedsa_lora.runs.simulate import simulate
-    from fedsa_lora.runs.table import print_summary
 
     config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
-    simulate(config, [*words, "run.resume=true"], make_plan(config).simulation, console)
-    print_summary(config.run_dir, console)
-    return 0
+    return _federate(config, [*words, "run.resume=true"], make_plan(config))
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -273,12 +287,28 @@ def _export(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.rundir import RunDirectory
 
     config = read_config(options.run_dir)
+    if options.store is not None:
+        config = replace(config, run=replace(config.run, store=str(options.store)))
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, assemble.skeleton(config))
     folder = options.to or options.run_dir / "export" / options.client
     written = exporter.export(options.client, folder, merge=options.merge)
     console.print(f"written: {escape(str(written))}")
     return 0
+
+
+def _certificates(options: argparse.Namespace) -> int:
+    from fedsa_lora.deployment.certificates import make_certificates
+
+    for path in make_certificates(options.folder, options.host, options.node):
+        console.print(f"written: {escape(str(path))}", soft_wrap=True)
+    return 0
+
+
+def _node(arguments: Sequence[str]) -> int:
+    from fedsa_lora.deployment.node import run_node
+
+    return run_node(arguments)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -312,6 +342,7 @@ _COMMANDS = {
     "advise": _advise,
     "evaluate": _evaluate,
     "export": _export,
+    "certificates": _certificates,
     "doctor": _doctor,
 }
 
@@ -323,6 +354,7 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
 
     counts, clients, train = plan.parameters, plan.federation.clients, config.train
     sizes = [share.train for share in clients.values()]
+    examples = f"{min(sizes)} to {max(sizes)} train examples" if sizes else "data of their own"
     length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
     rows = {
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
@@ -333,9 +365,9 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "server rule": strategy_class(config).__name__,
         "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
         "bounds": config.bounds.words(),
-        "clients": f"{len(sizes)} with {min(sizes)} to {max(sizes)} train examples",
+        "clients": f"{config.federation.clients} with {examples}",
         "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
-        "machine": f"{plan.actors} clients at a time on {plan.device}",
+        "machine": plan.machine,
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
     table = Table(title=escape(config.title), show_header=False)

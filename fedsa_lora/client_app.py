@@ -14,48 +14,46 @@ from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
+from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench
 
 
 @lru_cache(maxsize=1)
-def _resident(overrides: str, run_id: int, folders: tuple[Path, ...] | None) -> tuple[RunConfig, Workbench]:
+def _resident(
+    overrides: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
+) -> tuple[RunConfig, Workbench]:
     config = load(overrides, f"runs/{run_id}", folders)
     assemble.refuse_passing(config)
-    return config, assemble.workbench(config)
+    return config, assemble.workbench(config, data)
 
 
-def client_id(context: Context) -> str:
-    """``client-id`` of the node config, else ``partition-id``; never Flower's node id, which changes."""
-    for key in ("client-id", "partition-id"):
-        if key in context.node_config:
-            return str(context.node_config[key])
-    raise ConfigError("the node config names no client: start the node with client-id=NAME")
-
-
-def _serve(context: Context) -> tuple[RunConfig, Workbench, str]:
-    folders = assemble.readable(context.node_config)
-    return *_resident(str(context.run_config["overrides"]), context.run_id, folders), client_id(context)
+def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore]:
+    """Outside of simulation the node config alone names places: a run config is a stranger's."""
+    node = Node.read(context.node_config)
+    simulated = assemble.simulated()
+    if node.store is None and not simulated:
+        raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
+    overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
+    config, bench = _resident(overrides, context.run_id, node.data, folders)
+    return node, config, bench, assemble.store(config, node.client, node.store)
 
 
 def client_fn(context: Context) -> Client:
-    config, bench, client = _serve(context)
-    forbid = str(context.node_config.get("forbid", "")).split()
-    store = assemble.store(config, client, context.node_config)
-    return FedSAClient(client, bench, store, forbid).to_client()
+    node, _, bench, store = _serve(context)
+    return FedSAClient(node.client, bench, store, node.forbid).to_client()
 
 
 def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    config, _, client = _serve(context)
-    store = assemble.store(config, client, context.node_config)
+    _, config, _, store = _serve(context)
     return Egress(store, config.run.keep_messages)(message, context, call_next)
 
 
 def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    config, _, client = _serve(context)
-    store = assemble.store(config, client, context.node_config)
+    *_, store = _serve(context)
     return ClientRecord(store.folder)(message, context, call_next)
 
 

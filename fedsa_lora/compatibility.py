@@ -13,6 +13,7 @@ from fedsa_lora.exchange.split import Alternate, RoleSplit, SplitPolicy
 from fedsa_lora.learning.personalisation import Distillation, PFedMe
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.classification import ClassificationTask
+from fedsa_lora.tasks.text import TextData
 from strategies.clustered import ungroupable
 from strategies.exact import FactorRule, FedSVD
 from strategies.rules import LINEAR
@@ -21,7 +22,7 @@ from strategies.rules import LINEAR
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
     """One line for each pair of settings that cannot be had together."""
     found = (_of_ranks, _of_personalisation, _of_clusters, _of_bounds)
-    faults = [*_of_split(config), *_of_passing(config)]
+    faults = [*_of_split(config), *_of_passing(config), *_of_deployment(config)]
     faults += [fault for look in found for fault in look(config, strategy)]
     if issubclass(strategy, FactorRule):
         return [*faults, *_of_factors(config, strategy)]
@@ -45,6 +46,22 @@ def _of_passing(config: RunConfig) -> Iterator[str]:
         yield "federation.b_passing: a client cannot take over a B of another rank; expected ranks=null"
     if not isinstance(config.split, RoleSplit) or "local" not in config.split.words().values():
         yield "federation.b_passing: nothing is always a client's own to be passed on; expected split=share_a"
+
+
+def _of_deployment(config: RunConfig) -> Iterator[str]:
+    federation = config.federation
+    if federation.superlink is None:
+        if federation.own:
+            yield "partition=own: simulated clients have no data of their own; choose federation=deployment"
+        if federation.insecure or federation.root_certificates:
+            yield "federation.insecure, root_certificates: of a connection to federation.superlink, not set"
+        return
+    if federation.own and not isinstance(config.task, TextData):
+        yield f"partition=own: {type(config.task).__name__} reads no files; expected a task of texts"
+    if federation.own and federation.label_meaning != "common":
+        yield "partition=own: classes are agreed by name; expected federation.label_meaning=common"
+    if federation.own and federation.ranks is not None:
+        yield "partition=own: ranks are given by client number; expected federation.ranks=null"
 
 
 def _of_ranks(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:

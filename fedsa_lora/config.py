@@ -25,7 +25,13 @@ from fedsa_lora.validation import from_resolved
 PACKAGE = Path(__file__).resolve().parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
-PATHS = {"run": ("dir", "store"), "task": ("dataset", "files"), "model": ("path", "tokenizer")}
+PATHS = {
+    "run": ("dir", "store"),
+    "task": ("dataset", "files"),
+    "model": ("path", "tokenizer"),
+    "federation": ("root_certificates",),
+}
+CONNECTION = ("federation.superlink=", "federation.root_certificates=", "federation.insecure=")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
@@ -112,7 +118,7 @@ def _make_absolute(node: dict[str, Any]) -> None:
 def _changed_title(title: str, words: Sequence[str]) -> str:
     """An experiment's title, and what was changed of it: the title alone would be untrue then."""
     named = any(word.startswith("experiment=") for word in words)
-    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=")
+    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=", *CONNECTION)
     changed = [word for word in words if not word.startswith(plain)]
     return f"{title} (with {', '.join(changed)})" if named and changed else title
 

@@ -17,6 +17,7 @@ from fedsa_lora import assemble
 from fedsa_lora.binding import raise_faults
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.launch import Simulation
 from fedsa_lora.runs.rundir import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
@@ -31,15 +32,14 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``actors`` is how many clients train at the same time."""
+    """Sizes in parameters and bytes; ``machine`` is what trains them."""
 
     parameters: dict[str, int]
     trained: int
     bytes_up: int
     federation: FederationData
-    simulation: Simulation
-    actors: int
-    device: str
+    place: Simulation | Connection
+    machine: str
     run_dir: Path
     free_disk: int
 
@@ -52,7 +52,7 @@ def make_plan(config: RunConfig) -> Plan:
     faults: list[FedSAError] = []
     if not config.run.resume:
         _attempt(lambda: refuse_used(config.run_dir), faults)
-    device = _attempt(lambda: assemble.device(config), faults)
+    trained_on = _attempt(lambda: _trained_on(config), faults)
     federation = _attempt(config.task.describe, faults)
     model = _attempt(lambda: _skeleton(config, federation), faults)
     if not faults:
@@ -60,22 +60,36 @@ def make_plan(config: RunConfig) -> Plan:
     if len(faults) == 1:
         raise faults[0]
     raise_faults([str(fault) for fault in faults])
-    assert device is not None
+    assert trained_on is not None
     assert federation is not None
     assert model is not None
     parameters = parameter_counts(config, model)
     trained = model.layout.select(config.split(model.layout).trained).size
-    simulation = fit_simulation(config, device, 4 * parameters["base"])
+    place: Simulation | Connection
+    if isinstance(trained_on, torch.device):
+        place = fit_simulation(config, trained_on, 4 * parameters["base"])
+    else:
+        place = trained_on
     return Plan(
         parameters=parameters,
         trained=trained,
         bytes_up=payload_bytes(config, model),
         federation=federation,
-        simulation=simulation,
-        actors=_actors(simulation),
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        place=place,
+        machine=_machine(place),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
+    )
+
+
+def _trained_on(config: RunConfig) -> torch.device | Connection:
+    """The device to simulate on, or the SuperLink whose nodes bring their own."""
+    federation = config.federation
+    if federation.superlink is None:
+        return assemble.device(config)
+    certificates = federation.root_certificates
+    return Connection(
+        federation.superlink, None if certificates is None else Path(certificates), federation.insecure
     )
 
 
@@ -109,6 +123,13 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
 def usable_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine(place: Simulation | Connection) -> str:
+    if isinstance(place, Connection):
+        return f"the nodes of the SuperLink at {place.address}"
+    device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
+    return f"{_actors(place)} clients at a time on {device}"
 
 
 def _actors(simulation: Simulation) -> int:

@@ -16,6 +16,7 @@ from fedsa_lora import assemble
 from fedsa_lora.config import load
 from fedsa_lora.journal import SERVER_LOG, about, journal
 from fedsa_lora.runs.finish import finish
+from fedsa_lora.runs.flower_log import COMPLETE
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
@@ -50,6 +51,7 @@ class RecordedServer(Server):
                 write_report(self.directory.path)
                 raise
             finish(self.config, self.directory)
+        log.info("%s: %s", COMPLETE, self.directory.path)
         return result
 
     def fit_round(self, server_round: int, timeout: float | None) -> FitRound:

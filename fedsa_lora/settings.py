@@ -71,7 +71,9 @@ class FederationSettings(PartitionSettings):
     ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
     each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
     private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
-    no longer FedSA.
+    no longer FedSA. ``superlink``: HOST:PORT of the SuperLink that the nodes of a deployment connect to; its
+    certificate is checked with ``root_certificates`` (null: those of the system), unless the connection is
+    ``insecure``; null simulates.
     """
 
     rounds: int = 12
@@ -87,6 +89,9 @@ class FederationSettings(PartitionSettings):
     ranks: dict[str, int] | list[int] | None = None
     weights: Literal["examples", "uniform"] = "examples"
     b_passing: bool = False
+    superlink: str | None = None
+    root_certificates: str | None = None
+    insecure: bool = False
 
     def client_ranks(self, seed: int) -> dict[str, int]:
         """The rank of each client that has one of its own."""

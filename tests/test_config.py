@@ -15,7 +15,11 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.validation import RANGES, build_inner, from_resolved
 
-NEEDS = {"partition/natural": ["task=clinc150"], "task/text": ["task.dataset=rows.csv"]}
+NEEDS = {
+    "partition/natural": ["task=clinc150"],
+    "task/text": ["task.dataset=rows.csv"],
+    "partition/own": ["task.class_names=[a,b]"],
+}
 FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
 OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
 COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)

@@ -13,6 +13,7 @@ from test_client import Desk
 
 from fedsa_lora import assemble, client_app
 from fedsa_lora.config import load
+from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.egress import without_places
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.store import DirectoryStore
@@ -85,8 +86,9 @@ def test_what_a_node_config_allows_and_what_is_no_path_is_taken(machine, words):
 
 @pytest.mark.case(25)
 def test_without_a_word_of_the_node_config_no_path_is_allowed(machine):
-    assert assemble.readable({}) == ()
-    assert assemble.readable({"paths": f"{machine}/allowed:/b c"}) == (machine / "allowed", Path("/b c"))
+    assert Node.read({"client-id": "7"}).paths == ()
+    named = Node.read({"client-id": "7", "paths": f"{machine}/allowed:/b c"}).paths
+    assert named == (machine / "allowed", Path("/b c"))
     with pytest.raises(ConfigError, match=r"task\.dataset: .* is not allowed on this machine"):
         load([*SMOKE, "task=text", f"task.dataset={machine}/allowed/rows.csv"], folders=())
 
@@ -106,9 +108,14 @@ def test_a_model_config_cannot_bring_code(config):
 @pytest.mark.parametrize("store", ["null", "/other/client"])
 def test_the_store_is_where_the_node_config_says_whatever_the_run_config_says(tmp_path, run_dir, store):
     config = load([*SMOKE, f"run.dir={run_dir}", f"run.store={store}"])
-    kept = assemble.store(config, "7", {"store": str(tmp_path / "kept")})
+    kept = assemble.store(config, "7", tmp_path / "kept")
     assert kept.folder == tmp_path / "kept" / config.run_dir.name / "7"
-    assert assemble.store(config, "7", {}).folder.is_relative_to(Path.home() / ".fedsa-lora" / "clients")
+
+
+@pytest.mark.case(25)
+def test_a_node_without_a_store_of_its_own_answers_nothing(machine, monkeypatch):
+    with pytest.raises(ConfigError, match=r"names no store .* store=FOLDER"):
+        asked(monkeypatch, machine, SMOKE, node={"store": None})
 
 
 @pytest.mark.case(24)

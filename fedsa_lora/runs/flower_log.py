@@ -6,6 +6,8 @@ from pathlib import Path
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL_BYTES = 1 << 20
 
+COMPLETE = "the run is complete"  # what the ServerApp says when everything is written
+_ROUND = re.compile(r"\[ROUND (\d+)\]")
 _RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 _RAISED = "Simulation failed with exception: "
 _FLOWERS_WRAPPERS = (
@@ -21,6 +23,16 @@ def tail(log: Path, begin: int = 0) -> str:
     with log.open("rb") as file:
         file.seek(max(begin, log.stat().st_size - LOG_TAIL_BYTES))
         return ANSI.sub("", file.read().decode("utf-8", errors="replace"))
+
+
+def rounds_begun(log: Path) -> int:
+    """Return the number of the last round that the ServerApp began, 0 before the first."""
+    return max(map(int, _ROUND.findall(tail(log))), default=0)
+
+
+def said_complete(log: Path) -> bool:
+    """Return whether the ServerApp came to its good end."""
+    return COMPLETE in tail(log)
 
 
 def failure_reason(log: str, details: str) -> str:

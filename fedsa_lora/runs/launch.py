@@ -1,6 +1,7 @@
-"""Start the real `flwr run` in a simulation of its own, follow it, tell how it ended, leave nothing behind.
+"""Start the real `flwr run`, follow it, tell how it ended, leave nothing behind.
 
-Each run has its own SuperLink, Flower home and Ray session, so runs side by side do not meet.
+A simulation has its own SuperLink, Flower home and Ray session, so runs side by side do not meet. A deployed
+run is submitted to a SuperLink that runs already; that one and its nodes stay.
 """
 
 import json
@@ -9,17 +10,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
-from flwr.proto.control_pb2 import ListRunsRequest, StreamLogsRequest
+from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest, StreamLogsRequest
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from httpx import HTTPError
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.connection import Connection, toml_string
+from fedsa_lora.runs.deployed import RunningSuperLink
 from fedsa_lora.runs.flower_log import ANSI, failure_reason, tail
 from fedsa_lora.runs.superlink import SuperLink
 
@@ -86,29 +89,35 @@ class Outcome:
 class FlowerRun:
     """One `flwr run` with everything it needs, from `__enter__` to `__exit__`.
 
-    `overrides` reaches the app unchanged, as `run_config["overrides"]`. The apps run in a private folder that
-    is removed at the end, so paths in it must be absolute. What they print, tracebacks included, is added to
-    `work_dir/flower.log`; what the SuperLink prints, to `work_dir/superlink.log`. `env` is added to the
-    environment of the run. In the main thread, SIGTERM and SIGHUP raise SystemExit(128 + signal) while the
-    run is open, so that they too end in `__exit__`.
+    `place` is a simulation to start, or how to reach a SuperLink that runs. `overrides` reaches the app
+    unchanged, as `run_config["overrides"]`. The apps of a simulation run in a private folder that is
+    removed at the end, so paths in it must be absolute. What they print (of deployed apps the ServerApp),
+    tracebacks included, is added to `work_dir/flower.log`; what our own SuperLink prints, to
+    `work_dir/superlink.log`. `env` is added to the environment of a simulation. In the main thread, SIGTERM
+    and SIGHUP raise SystemExit(128 + signal) while the run is open, so that they too end in `__exit__`.
 
-    Raises RunError when the SuperLink does not start or `flwr run` rejects the app.
+    Raises RunError when the SuperLink does not start or answer, or `flwr run` rejects the app.
     """
 
     def __init__(
         self,
         app_dir: Path,
         overrides: str,
-        simulation: Simulation,
+        place: Simulation | Connection,
         work_dir: Path,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.app_dir = app_dir.resolve()
         self.overrides = overrides
-        self.simulation = simulation
+        self.place = place
         self.log = work_dir.resolve() / "flower.log"
-        self.superlink = SuperLink(work_dir.resolve() / "superlink.log", env or {})
+        self.superlink: SuperLink | RunningSuperLink
+        if isinstance(place, Simulation):
+            self.superlink = SuperLink(work_dir.resolve() / "superlink.log", env or {})
+        else:
+            self.superlink = RunningSuperLink(place, self.log)
         self.run_id = 0
+        self._ended = False
         self._log_begin = self.log.stat().st_size if self.log.exists() else 0
         self._client: ControlHttpClient | None = None
         self._log_copy: threading.Thread | None = None
@@ -119,12 +128,7 @@ class FlowerRun:
         try:
             private = self.superlink.start()
             self.run_id = self._submit(private)
-            self._client = ControlHttpClient.from_server_address(
-                f"127.0.0.1:{self.superlink.port}",
-                insecure=True,
-                root_certificates=None,
-                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-            )
+            self._client = self.superlink.connection.client()
             self._log_copy = threading.Thread(target=self._copy_log, args=(self._client,), daemon=True)
             self._log_copy.start()
         except BaseException:
@@ -178,9 +182,11 @@ class FlowerRun:
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
-        """End every process of the run. Harmless when called again."""
+        """End every process of a simulation, or the deployed run. Harmless when called again."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
+        if isinstance(self.superlink, RunningSuperLink):
+            self._stop()
         self.superlink.close()
         if self._log_copy is not None:
             self._log_copy.join(LOG_END_SECONDS)
@@ -194,14 +200,14 @@ class FlowerRun:
     def _submit(self, private: Path) -> int:
         """Submit the app with `flwr run` and return Flower's run id."""
         (private / "flwr").mkdir(exist_ok=True)
-        connection = f'[superlink.own]\naddress = "127.0.0.1:{self.superlink.port}"\ninsecure = true\n'
-        (private / "flwr" / "config.toml").write_text('[superlink]\ndefault = "own"\n' + connection)
+        (private / "flwr" / "config.toml").write_text(self.superlink.connection.toml("ours"))
         # On the command line Flower cuts a value at its first quote; a file keeps it whole.
         run_config = private / "run-config.toml"
-        run_config.write_text(f"overrides = {_toml_string(self.overrides)}\n", encoding="utf-8")
-        command = [self.superlink.command("flwr"), "run", str(self.app_dir), "own", "--format", "json"]
+        run_config.write_text(f"overrides = {toml_string(self.overrides)}\n", encoding="utf-8")
+        command = [self.superlink.command("flwr"), "run", str(self.app_dir), "ours", "--format", "json"]
         command += ["--run-config", str(run_config)]
-        command += ["--federation-config", self.simulation.federation_config()]
+        if isinstance(self.place, Simulation):
+            command += ["--federation-config", self.place.federation_config()]
         try:
             done = subprocess.run(
                 command,
@@ -219,6 +225,12 @@ class FlowerRun:
             raise RunError(f"`flwr run` rejected the app in {self.app_dir}: {reason}")
         return int(answer["run-id"])
 
+    def _stop(self) -> None:
+        """Stop a run that was submitted and has not ended; the SuperLink and its nodes go on."""
+        if self._client is not None and not self._ended:
+            with suppress(HTTPError):  # it does not answer, or the run ended meanwhile
+                self._client.StopRun(StopRunRequest(run_id=self.run_id))
+
     def _copy_log(self, client: ControlHttpClient) -> None:
         """Write what the apps print to `self.log` until the run ends: it is not in the SuperLink's output."""
         with self.log.open("a", encoding="utf-8", errors="replace") as log:
@@ -235,6 +247,7 @@ class FlowerRun:
     def _outcome(self, state: str, details: str) -> Outcome | None:
         if state not in ("completed", "failed", "stopped"):
             return None
+        self._ended = True
         if self._log_copy is not None:
             self._log_copy.join(LOG_END_SECONDS)
         if state == "failed":
@@ -256,11 +269,6 @@ class FlowerRun:
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning
     raise SystemExit(128 + number)
-
-
-def _toml_string(text: str) -> str:
-    """Quote `text` for TOML: as JSON does, but for DEL."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import tail
 
 TOKEN_VARIABLE = "FEDSA_LORA_RUN_TOKEN"
@@ -63,12 +64,12 @@ class SuperLink:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.private = _short_temp_dir()
         self.env = self._environment(self.private)
-        self._guard = _start_guard(self.token, self.private)
+        self._guard = start_guard(self.token, self.private)
         for _ in range(PORT_ATTEMPTS):  # another process may take the free port before the SuperLink does
-            self.port = _free_port()
+            self.port = free_port()
             begin = self.log.stat().st_size if self.log.exists() else 0
             process = self._process = self._spawn(self.private)
-            if self._listens(process):
+            if listens(process, self.port):
                 return self.private
             output = tail(self.log, begin)
             if "address already in use" not in output:
@@ -76,16 +77,18 @@ class SuperLink:
         lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
         raise RunError(f"the SuperLink did not start: {lines[-1]}; see {self.log}")
 
+    @property
+    def connection(self) -> Connection:
+        """Return how to reach it, once it is started."""
+        return Connection(f"127.0.0.1:{self.port}", insecure=True)
+
     def exit_code(self) -> int | None:
         """Return None while the SuperLink lives."""
         return None if self._process is None else self._process.poll()
 
     def command(self, name: str) -> str:
         """Return the path of one of Flower's commands; RunError when it is not installed."""
-        found = shutil.which(name, path=self.env["PATH"])
-        if found is None:
-            raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
-        return found
+        return flower_command(name, self.env)
 
     def processes(self) -> list[psutil.Process]:
         """List the live processes of the run, the SuperLink's own included."""
@@ -95,23 +98,19 @@ class SuperLink:
         """End every process of the run and remove the private folder. Harmless when called again."""
         if self.private is None:
             return
-        _end_run(self.token, self.private)
+        end_run(self.token, self.private)
         if self._process is not None:
             self._process.wait()
         if self._guard is not None:
             self._guard.communicate()
 
     def _environment(self, private: Path) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
-        env.setdefault("OMP_NUM_THREADS", "1")
-        # The SuperLink finds its own helpers on PATH, where a virtual environment that is not active is not.
-        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
-        env |= DEFAULTS | self._extra_env
-        return env | {
+        own = {
             TOKEN_VARIABLE: self.token,
             "FLWR_HOME": str(private / "flwr"),
             "RAY_TMPDIR": str(private),
         }
+        return flower_environment() | self._extra_env | own
 
     def _spawn(self, private: Path) -> subprocess.Popen[bytes]:
         command = [self.command("flower-superlink"), "--insecure", "--simulation"]
@@ -128,18 +127,36 @@ class SuperLink:
                 start_new_session=True,  # a Ctrl-C in the terminal is for us alone, to clean up in order
             )
 
-    def _listens(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                sockets = psutil.Process(process.pid).net_connections("tcp")
-            except psutil.Error:
-                sockets = []
-            if any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets):
-                return True
-            time.sleep(0.05)
-        return False
+
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            sockets = psutil.Process(process.pid).net_connections("tcp")
+        except psutil.Error:
+            sockets = []
+        if any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def flower_environment() -> dict[str, str]:
+    """This process's environment, as Flower's commands need it."""
+    env = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
+    env.setdefault("OMP_NUM_THREADS", "1")
+    # Flower finds its own helpers on PATH, where a virtual environment that is not active is not.
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    return env | DEFAULTS
+
+
+def flower_command(name: str, env: Mapping[str, str]) -> str:
+    """The path of one of Flower's commands. Raises RunError when it is not installed."""
+    found = shutil.which(name, path=env["PATH"])
+    if found is None:
+        raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
+    return found
 
 
 def _processes(token: str, private: Path) -> list[psutil.Process]:
@@ -161,7 +178,7 @@ def _processes(token: str, private: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _end_run(token: str, private: Path) -> None:
+def end_run(token: str, private: Path) -> None:
     """Send SIGTERM once, and after a grace SIGKILL, until no process of the run lives; remove its folder."""
     started = time.monotonic()
     asked: set[psutil.Process] = set()
@@ -179,7 +196,7 @@ def _end_run(token: str, private: Path) -> None:
     shutil.rmtree(private, ignore_errors=True)
 
 
-def _start_guard(token: str, private: Path) -> subprocess.Popen[bytes]:
+def start_guard(token: str, private: Path) -> subprocess.Popen[bytes]:
     """Start a process that ends the run when this one vanishes without doing so (SIGKILL, out of memory).
 
     It waits for the end of its input, which comes with our death at the latest. Flower's own processes and
@@ -201,7 +218,8 @@ def _short_temp_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix="fsl-", dir=parent)).resolve()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens to at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -209,4 +227,4 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    _end_run(sys.argv[1], Path(sys.argv[2]))
+    end_run(sys.argv[1], Path(sys.argv[2]))

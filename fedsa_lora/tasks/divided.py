@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
-from fedsa_lora.tasks.partition import FederationSplit, PartitionSettings, split_federation
+from fedsa_lora.tasks.partition import (
+    ClientRows,
+    FederationSplit,
+    PartitionSettings,
+    own_rows,
+    split_federation,
+)
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
 from fedsa_lora.tasks.rows import LabelledData, Rows
 from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData
@@ -55,8 +61,11 @@ class DividedTask(ABC):
         return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
 
     def describe(self) -> FederationData:
-        """Who holds how many examples; classes are the true ones, whatever a client calls them."""
+        """Who holds how many examples; classes are the true ones, whatever a client calls them. Of clients
+        with data of their own nothing is known here."""
         labels = self.labels()
+        if self.partition.own:
+            return FederationData(labels, {}, ("every client has data of its own, of which only it knows",))
         shares = {
             client: ClientShare(
                 train=len(rows.train),
@@ -74,9 +83,7 @@ class DividedTask(ABC):
 
     def load_client(self, client: str) -> ClientData:
         """The encoded parts of one client. Raises DataError for an unknown one."""
-        if client not in self.split.clients:
-            raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
-        rows = self.split.clients[client]
+        rows = self._rows(client)
         tested = self.data.test or self.data.train
         return ClientData(
             train=self._examples(client, self.data.train, rows.train),
@@ -99,6 +106,14 @@ class DividedTask(ABC):
         """Who holds which rows."""
         test = None if self.data.test is None else _columns(self.data.test)
         return split_federation(self.partition, self.seed, _columns(self.data.train), test)
+
+    def _rows(self, client: str) -> ClientRows:
+        if self.partition.own:
+            test = None if self.data.test is None else self.data.test.labels
+            return own_rows(self.partition, self.seed, client, self.data.train.labels, test)
+        if client not in self.split.clients:
+            raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
+        return self.split.clients[client]
 
     def _class_counts(self, rows: NDArray[np.int64]) -> list[int]:
         counts: list[int] = np.bincount(self.data.train.labels[rows], minlength=len(self.labels())).tolist()

@@ -24,15 +24,18 @@ class PartitionSettings:
     """How the rows are divided.
 
     ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
-    its arguments. Each client keeps a uniformly drawn number of train examples in
-    ``train_examples`` = [lo, hi] (all without it), gives up ``validation_examples`` of its own, and
-    at most ``test_examples`` for test. ``test_fraction`` of its rows is its test part where the
-    data has no test split. With ``label_meaning`` "per_client" each client renames the classes.
+    its arguments; None: nothing is divided, every node has data of its own. Each client keeps a
+    uniformly drawn number of train examples in ``train_examples`` = [lo, hi] (all without it), gives up
+    ``validation_examples`` of its own, and at most ``test_examples`` for test. ``test_fraction`` of its
+    rows is its test part where the data has no test split. With ``label_meaning`` "per_client" each
+    client renames the classes.
     Raises ConfigError that lists every fault.
     """
 
     clients: int = 10
-    partitioner: dict[str, Any] = field(default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"})
+    partitioner: dict[str, Any] | None = field(
+        default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"}
+    )
     train_examples: list[int] | None = None
     validation_examples: int = 0
     test_examples: int | None = None
@@ -61,6 +64,11 @@ class PartitionSettings:
         ]
         if faults:
             raise ConfigError("; ".join(faults))
+
+    @property
+    def own(self) -> bool:
+        """Whether every node has data of its own."""
+        return self.partitioner is None
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ def split_federation(
     dealt in proportion to the train rows of it that each client received.
     Raises DataError for a client without train examples.
     """
+    if settings.partitioner is None:
+        raise DataError("every node has data of its own (partition=own): there is nothing to divide")
     parts, by = assign_rows(settings.partitioner, settings.clients, seed, train)
     labels = train[LABEL]
     notes = _leftover("train", len(labels), parts)
@@ -110,6 +120,26 @@ def split_federation(
         clients[str(client)] = _client_rows(settings, seed, client, part, labels, kept)
     _refuse_empty(clients)
     return FederationSplit(clients, (*notes, *_shortfalls(settings, seed, clients)))
+
+
+def own_rows(
+    settings: PartitionSettings,
+    seed: int,
+    client: str,
+    train: NDArray[Any],
+    test: NDArray[Any] | None = None,
+) -> ClientRows:
+    """All rows of a node whose data are its own, by their labels (n,); without test rows, ``test_fraction``
+    of the others."""
+    part, labels = np.arange(len(train)), train
+    if test is None:
+        held_out = _carve_test(settings, seed, client, part, train)
+        part = np.setdiff1d(part, held_out)
+    else:
+        held_out, labels = np.arange(len(test)), test
+    limit = settings.test_examples or len(held_out)
+    kept = stratified_sample(held_out, labels, limit, generator(seed, "test", client))
+    return _client_rows(settings, seed, client, part, train, kept)
 
 
 def stratified_sample(rows: Indices, labels: NDArray[Any], count: int, rng: np.random.Generator) -> Indices:
@@ -166,7 +196,7 @@ def label_permutations(classes: int, clients: int, seed: int) -> list[Indices]:
 
 
 def _carve_test(
-    settings: PartitionSettings, seed: int, client: int, part: Indices, labels: NDArray[Any]
+    settings: PartitionSettings, seed: int, client: int | str, part: Indices, labels: NDArray[Any]
 ) -> Indices:
     count = max(round(len(part) * settings.test_fraction), 1)
     # The only example of a client is kept for training; its empty test part is then reported.
@@ -176,7 +206,7 @@ def _carve_test(
 def _client_rows(
     settings: PartitionSettings,
     seed: int,
-    client: int,
+    client: int | str,
     part: Indices,
     labels: NDArray[Any],
     test: Indices,
@@ -191,7 +221,7 @@ def _client_rows(
     return ClientRows(rest, validation, test)
 
 
-def _train_size(settings: PartitionSettings, seed: int, client: int) -> int | None:
+def _train_size(settings: PartitionSettings, seed: int, client: int | str) -> int | None:
     if settings.train_examples is None:
         return None
     low, high = settings.train_examples

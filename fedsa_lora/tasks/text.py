@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import datasets
 import numpy as np
@@ -29,9 +30,10 @@ class TextData(DividedTask):
     """Texts from a shipped set, local files or the hub, and the tokenizer of the model that reads them.
 
     ``dataset`` is the name of a shipped set, a file, a folder or a hub id (with ``subset``);
-    ``files`` may name one file per split instead. ``group`` (the natural column) is a column's name;
-    ``where`` keeps the rows whose column equals a value or one of a list. Without a ``test_split`` every
-    client sets part of its rows aside. ``max_length`` is in tokens; longer inputs are cut.
+    ``files`` may name one file per split instead; neither is needed where every node has data of its own.
+    ``group`` (the natural column) is a column's name; ``where`` keeps the rows whose column equals a value
+    or one of a list. Without a ``test_split`` every client sets part of its rows aside. ``max_length`` is
+    in tokens; longer inputs are cut.
     """
 
     dataset: str = ""
@@ -44,7 +46,7 @@ class TextData(DividedTask):
     max_length: int = 128
 
     def __post_init__(self) -> None:
-        if bool(self.dataset) == bool(self.files):
+        if bool(self.dataset) == bool(self.files) and not (self.partition.own and not self.dataset):
             raise ConfigError(
                 f"dataset is {self.dataset!r} and files is {dict(self.files)}: give exactly one of them"
             )
@@ -60,6 +62,11 @@ class TextData(DividedTask):
     def given_classes(self) -> Sequence[str] | None:
         """The classes in their order, where they are not to be found in the train rows."""
         return None
+
+    def at(self, path: Path) -> Self:
+        """The same task on other data: a file, which has no test split, or a folder with a file per split."""
+        test = self.test_split if path.is_dir() else None
+        return replace(self, dataset=str(path), files={}, subset=None, test_split=test)
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The backbone with its head; on the meta device and without weights when ``empty``."""
@@ -114,6 +121,13 @@ class TextTask(TextData, ClassificationTask):
     class_names: list[str] | None = None
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.partition.own and not self.class_names:
+            raise ConfigError(
+                "every node has data of its own, so the classes must be agreed: expected class_names=[...]"
+            )
 
     def labels(self) -> tuple[str, ...]:
         """Class names; with ``class_names`` given no data are read, so a server needs none."""

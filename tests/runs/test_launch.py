@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 import fedsa_lora
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation, _json_object, _toml_string
+from fedsa_lora.runs.connection import toml_string
+from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation, _json_object
 from fedsa_lora.runs.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir
 
 TWO_CLIENTS = Simulation(supernodes=2, cpus_per_client=1, cpus=2)
@@ -192,8 +193,8 @@ def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pyte
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ports = iter([taken.getsockname()[1], module._free_port()])
-        monkeypatch.setattr(module, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], module.free_port()])
+        monkeypatch.setattr(module, "free_port", lambda: next(ports))
         link = SuperLink(tmp_path / "superlink.log", {})
         try:
             link.start()
@@ -341,7 +342,7 @@ def test_impossible_simulations_are_refused(arguments: dict[str, int], fault: st
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_overrides_survive_toml(text: str) -> None:
-    assert tomllib.loads(f"overrides = {_toml_string(text)}") == {"overrides": text}
+    assert tomllib.loads(f"overrides = {toml_string(text)}") == {"overrides": text}
 
 
 def test_json_object_among_other_lines() -> None:

@@ -14,11 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.connection import Connection
+from fedsa_lora.runs.flower_log import rounds_begun, said_complete
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.reading import read_json, read_jsonl
 from fedsa_lora.runs.rundir import close_as_failed, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
+
+FLOWER_LOG = Path("logs", "flower.log")
 
 
 def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
@@ -44,8 +48,14 @@ def stage_app(folder: Path) -> Path:
     return folder
 
 
-def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation, console: Console) -> None:
-    """Run the federation to its end. Raises RunError with the reason when it did not complete."""
+def federate(
+    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console
+) -> bool:
+    """Run the federation to its end. Returns whether its run directory is on this machine: that of a deployed
+    run is where the SuperLink is.
+
+    Raises RunError with the reason when it did not complete.
+    """
     run_dir = config.run_dir
     if not config.run.resume:
         refuse_used(run_dir)
@@ -55,7 +65,7 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
     try:
-        with progress_line(console) as progress, FlowerRun(app, text, simulation, logs, env) as run:
+        with progress_line(console) as progress, FlowerRun(app, text, place, logs, env) as run:
             view = RunView(run_dir, config.federation.rounds, progress)
             outcome = run.follow(view.update)
             view.update()
@@ -65,12 +75,16 @@ def simulate(config: RunConfig, overrides: Sequence[str], simulation: Simulation
     if reason := failure(run_dir, outcome):
         close_as_failed(run_dir, reason)
         raise RunError(f"the run failed: {reason}\nlogs: {logs}")
+    return (run_dir / "status.json").is_file()
 
 
 def failure(run_dir: Path, outcome: Outcome) -> str:
     """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
-    completed that called ``sys.exit``, so the run's own word and its report are asked for as well."""
+    completed that called ``sys.exit``, so the run's own word and its report are asked for as well; its last
+    word in the log, where they are on another machine."""
     status = run_dir / "status.json"
+    if outcome.state == "completed" and not status.is_file() and said_complete(run_dir / FLOWER_LOG):
+        return ""
     state = read_json(status, ["state"]) if status.is_file() else {"state": "not begun"}
     if outcome.state == state["state"] == "completed" and (run_dir / "report.html").is_file():
         return ""
@@ -78,19 +92,25 @@ def failure(run_dir: Path, outcome: Outcome) -> str:
 
 
 class RunView:
-    """The progress line of a run, from the rows that the server writes."""
+    """The progress line of a run, from the rows that the server writes; where they are on another machine,
+    from its log."""
 
     def __init__(self, run_dir: Path, rounds: int, progress: Progress) -> None:
-        self.rows, self.progress = run_dir / "rounds.jsonl", progress
-        self.bar = progress.add_task("starting Flower and Ray", total=rounds, facts="")
+        self.rows, self.log, self.progress = run_dir / "rounds.jsonl", run_dir / FLOWER_LOG, progress
+        self.bar = progress.add_task("starting Flower", total=rounds, facts="")
         self._size = -1
 
     def update(self) -> None:
         """Read the rows again if there are new ones."""
-        size = self.rows.stat().st_size if self.rows.is_file() else 0
+        source = self.rows if self.rows.is_file() else self.log
+        size = source.stat().st_size if source.is_file() else 0
         if size == self._size or not size:
             return
         self._size = size
+        if source == self.log:
+            if begun := rounds_begun(self.log):
+                self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
+            return
         rows = read_jsonl(self.rows)
         if not rows:
             return

@@ -1,0 +1,138 @@
+"""``fedsa-lora node``: a SuperNode, and beside it the process in which its client's model stays resident."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from flwr.common.config import parse_config_args
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from httpx import HTTPError
+
+from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.runs.superlink import flower_command, flower_environment, free_port
+
+OURS = ("--isolation", "--host", "--port")
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0
+
+
+def run_node(arguments: Sequence[str]) -> int:
+    """Run a SuperNode with these arguments of ``flower-supernode`` until it ends; returns its exit code.
+
+    Raises ConfigError, before anything starts, for a node config that cannot be used.
+    """
+    if given := [word for word in arguments if word.split("=")[0] in OURS]:
+        raise ConfigError(f"{', '.join(given)}: set by `fedsa-lora node` itself; leave it out")
+    Node.deployed(_node_config(arguments))
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    with tempfile.TemporaryDirectory(prefix="fedsa-node-") as home:
+        env = flower_environment()
+        env.setdefault("FLWR_HOME", home)  # where the apps of runs are unpacked
+        address = f"127.0.0.1:{free_port()}"
+        host, port = address.split(":")
+        command = [flower_command("flower-supernode", env), *arguments]
+        command += ["--isolation", "process", "--host", host, "--port", port]
+        supernode = subprocess.Popen(command, env=env)
+        try:
+            with Tasks(address, env) as tasks:
+                while (code := supernode.poll()) is None:
+                    tasks.hand_out()
+                    time.sleep(POLL_SECONDS)
+            return code
+        finally:
+            _end(supernode)
+
+
+class Tasks:
+    """Takes the tasks of a SuperNode and hands them to a process of their app; a new one for a new app, and
+    where the old one died."""
+
+    def __init__(self, address: str, env: dict[str, str]) -> None:
+        self.address, self.env = address, env
+        self._client = RuntimeHttpClient.from_server_address(
+            address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor("SuperExec")],
+        )
+        self._worker: subprocess.Popen[str] | None = None
+        self._app = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._end_worker()
+        self._client.close()
+
+    def hand_out(self) -> None:
+        """Take a task if there is one; none while the SuperNode is starting."""
+        try:
+            answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except HTTPError:
+            return
+        if not answer.token:
+            return
+        worker = self._worker
+        if worker is None or worker.poll() is not None or self._app != answer.task.fab_hash:
+            self._end_worker()
+            worker = self._worker = self._start()
+            self._app = answer.task.fab_hash
+        assert worker.stdin is not None
+        try:
+            print(answer.token, file=worker.stdin, flush=True)
+        except BrokenPipeError:  # it died just now: the SuperNode reports the task as crashed
+            self._end_worker()
+
+    def _start(self) -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("resident.py")
+        # -P: its folder must not be a place to import from.
+        command = [sys.executable, "-P", str(script), self.address]
+        return subprocess.Popen(command, env=self.env, stdin=subprocess.PIPE, text=True)
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            assert self._worker.stdin is not None
+            self._worker.stdin.close()
+            _end(self._worker)
+        self._worker = None
+
+
+def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and make it after a grace."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _node_config(arguments: Sequence[str]) -> dict[str, object]:
+    """What ``--node-config`` says. Raises ConfigError when it is missing or has no values."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--node-config")
+    text = parser.parse_known_args(arguments)[0].node_config
+    if text is None:
+        raise ConfigError('no --node-config: expected --node-config \'client-id="NAME" store="FOLDER"\'')
+    config = parse_config_args([text])
+    if not config:
+        raise ConfigError(f"--node-config {text!r}: expected key=value pairs, texts in double quotes")
+    return dict(config)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

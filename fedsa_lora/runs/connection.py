@@ -1,0 +1,66 @@
+"""How a SuperLink is reached: its address, and how its certificate is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsa_lora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):\d{1,5}")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """``address`` is HOST:PORT. Without ``root_certificates``, a PEM file, the system's are trusted;
+    ``insecure`` is plain HTTP. Raises ConfigError with every fault."""
+
+    address: str
+    root_certificates: Path | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not _ADDRESS.fullmatch(self.address):
+            faults.append(f"{self.address!r} is no address of a SuperLink: expected HOST:PORT")
+        if self.insecure and self.root_certificates is not None:
+            faults.append("root certificates are given to a connection without TLS: drop one of them")
+        if self.root_certificates is not None and not self.root_certificates.is_file():
+            faults.append(f"no root certificates at {self.root_certificates}: correct the path")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def client(self) -> ControlHttpClient:
+        """A client of the Control API; the caller closes it."""
+        # Late: the guard of a SuperLink comes by here, and must be there at once.
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        certificates = self.root_certificates
+        return ControlHttpClient.from_server_address(
+            self.address,
+            insecure=self.insecure,
+            root_certificates=None if certificates is None else certificates.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def toml(self, name: str) -> str:
+        """The connection as the default one of Flower's ``config.toml``."""
+        lines = ["[superlink]", f'default = "{name}"', f"[superlink.{name}]"]
+        lines.append(f"address = {toml_string(self.address)}")
+        if self.insecure:
+            lines.append("insecure = true")
+        if self.root_certificates is not None:
+            lines.append(f"root-certificates = {toml_string(str(self.root_certificates.resolve()))}")
+        return "\n".join(lines) + "\n"
+
+
+def toml_string(text: str) -> str:
+    """Quote `text` for TOML: as JSON does, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

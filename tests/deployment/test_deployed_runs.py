@@ -1,0 +1,213 @@
+"""Federations of real processes on loopback: nodes and SuperLinks come, die, come back, and are refused."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from flwr.proto.control_pb2 import ListNodesRequest
+from safetensors.numpy import load_file
+
+from fedsa_lora.deployment.certificates import make_certificates
+from fedsa_lora.deployment.loopback import Loopback
+from fedsa_lora.runs.connection import Connection
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.tasks.sources import shipped_folder
+
+pytestmark = pytest.mark.faults
+SMOKE = ["experiment=smoke", "federation.clients=2", "run.keep_generations=9"]
+WAIT_SECONDS = 900.0
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Loopback]:
+    with Loopback(tmp_path / "logs") as federation:
+        yield federation
+
+
+@pytest.fixture
+def plain_federation(tmp_path: Path) -> Iterator[Loopback]:
+    """Without TLS, and open to every node."""
+    with Loopback(tmp_path / "logs", secure=False) as federation:
+        yield federation
+
+
+def said(federation: Loopback, name: str) -> str:
+    """What a process printed."""
+    log = federation.logs / f"{name}.log"
+    return log.read_text() if log.exists() else ""
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Wait until something holds, while a process lives."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not what():
+        assert process.poll() is None, f"ended with {process.returncode}: {process.args}"
+        assert time.monotonic() < deadline, f"waited in vain for {process.args}"
+        time.sleep(0.2)
+
+
+def alive(pid: str) -> bool:
+    """Whether a process runs; one that has ended may lie unburied where it has no parent."""
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_again(federation: Loopback, name: str) -> None:
+    """Start a killed node until it is let in, as a service manager does: for twice its heartbeat's interval
+    the SuperLink takes the one that was killed for alive, and refuses another with its key."""
+    before = said(federation, f"node-{name}").count("SuperNode ID")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        node = federation.node(name)
+        while node.poll() is None:
+            if said(federation, f"node-{name}").count("SuperNode ID") > before:
+                return
+            time.sleep(0.2)
+    raise AssertionError(said(federation, f"node-{name}"))
+
+
+def finish(federation: Loopback, *words: str) -> None:
+    """Run a command of the command line to its good end."""
+    code = federation.submit(*words).wait(WAIT_SECONDS)
+    assert code == 0, said(federation, "submit")
+
+
+def fits(run_dir: Path) -> dict[tuple[str, int], dict]:
+    rows = read_jsonl(run_dir / "clients.jsonl")
+    return {(row["client"], row["round"]): row for row in rows if row["phase"] == "fit"}
+
+
+@pytest.mark.case(21)
+def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federation, tmp_path):
+    superlink = federation.superlink()
+    for name in ("0", "1"):
+        federation.register(name)
+    killed = federation.node("0")
+    federation.node("1")
+    run_dir = tmp_path / "run"
+    finish(federation, "run", *SMOKE, *federation.words, "federation.rounds=2", f"run.dir={run_dir}")
+    assert not (run_dir / "clients").exists(), "what is private lies where the server is"
+    federation.kill(killed)
+    federation.kill(superlink)
+    federation.superlink()
+    start_again(federation, "0")
+    finish(federation, "resume", str(run_dir), "federation.rounds=4", "--allow-changes")
+
+    plain = run_in_process([*SMOKE, "federation.rounds=4", f"run.dir={tmp_path / 'plain'}"])
+    ours, theirs = fits(run_dir), fits(plain)
+    assert ours.keys() == theirs.keys()
+    for client, round_ in ours:
+        for key in ("private_before", "private_after", "loss"):
+            assert ours[client, round_][key] == theirs[client, round_][key], (client, round_, key)
+    assert ours["0", 3]["private_before"] == ours["0", 2]["private_after"]
+    for round_ in range(1, 5):
+        name = f"checkpoints/round-{round_:06d}.safetensors"
+        shared, expected = load_file(run_dir / name), load_file(plain / name)
+        assert shared.keys() == expected.keys()
+        assert all(shared[name].tobytes() == expected[name].tobytes() for name in shared), round_
+
+
+def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leaves_does_not_block(
+    plain_federation, tmp_path
+):
+    federation = plain_federation
+    rows = pd.read_parquet(shipped_folder("snips") / "train.parquet")
+    classes = sorted(rows["label"].unique())
+    parts = {name: rows.iloc[i::100].reset_index(drop=True) for i, name in enumerate(("a", "b", "late"))}
+    parts["a"].to_csv(tmp_path / "a.csv", index=False)
+    parts["b"].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    (tmp_path / "late").mkdir()
+    parts["late"].to_parquet(tmp_path / "late" / "train.parquet")
+    run_dir = tmp_path / "run"
+    federation.superlink()
+    leaver = federation.node("a", f'data.path="{tmp_path / "a.csv"}"')
+    federation.node("b", f'data.path="{tmp_path / "b.jsonl"}"')
+    run = federation.submit(
+        "run", *SMOKE, *federation.words, "task=text", "partition=own",
+        f"task.class_names={json.dumps(classes)}", "federation.rounds=8",
+        "federation.min_results=0.3", "federation.round_timeout=20",
+        "federation.train_examples=null", "evaluation.local_only=false", f"run.dir={run_dir}",
+    )  # fmt: skip
+    wait_for(lambda: (run_dir / "rounds.jsonl").exists(), run)
+    federation.node("late", f'data.path="{tmp_path / "late"}"')
+    wait_for(lambda: any(client == "late" for client, _ in fits(run_dir)), run)
+    federation.kill(leaver)
+    assert run.wait(WAIT_SECONDS) == 0, said(federation, "submit")
+
+    found = fits(run_dir)
+    first = min(round_ for client, round_ in found if client == "late")
+    assert first > 1
+    assert found["late", first]["private_before"] == found["a", 1]["private_before"], "not the common start"
+    assert found["late", 8]["private_after"] != found["b", 8]["private_after"]
+    assert ("b", 8) in found
+    assert ("a", 8) not in found
+    assert json.loads((run_dir / "partition.json").read_text())["clients"] == {}
+    assert [row["round"] for row in read_jsonl(run_dir / "rounds.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.case(30)
+def test_a_node_without_a_registered_key_or_with_another_authority_is_refused(tmp_path):
+    with Loopback(tmp_path / "logs") as federation:
+        federation.superlink()
+        federation.register("known")
+        make_certificates(federation.keys, nodes=["stranger"])  # a key of which the SuperLink was not told
+        other = tmp_path / "other"
+        make_certificates(other)
+        elsewhere = Connection(federation.connection.address, other / "ca.crt")
+        plain = Connection(federation.connection.address, insecure=True)
+        once = ("--max-retries", "0")
+        refused = {
+            "keyless": federation.node("keyless", "", *once),
+            "stranger": federation.node("stranger", "", *once),
+            "misled": federation.node("misled", "", *once, connection=elsewhere),
+            "plain": federation.node("plain", "", *once, connection=plain),
+        }
+        for name, process in refused.items():
+            assert process.wait(WAIT_SECONDS) != 0, name
+            assert "could not establish a connection to the SuperLink" in said(federation, f"node-{name}")
+        assert "CERTIFICATE_VERIFY_FAILED" in said(federation, "node-misled")
+        client = federation.connection.client()
+        assert "online" not in {node.status for node in client.ListNodes(ListNodesRequest()).nodes_info}
+        admitted = federation.node("known")
+        wait_for(
+            lambda: "online" in {n.status for n in client.ListNodes(ListNodesRequest()).nodes_info},
+            admitted,
+        )
+        client.close()
+
+
+def test_nothing_outlives_a_federation_whose_own_process_was_killed(tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from fedsa_lora.deployment.loopback import Loopback
+with Loopback(Path(sys.argv[1]), secure=False) as federation:
+    superlink = federation.superlink()
+    node = federation.node("0")
+    print(superlink.pid, node.pid, federation.private, flush=True)
+    time.sleep(900)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    superlink, node, private = process.stdout.readline().split()
+    assert alive(superlink)
+    assert alive(node)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while Path(private).exists():  # the last thing that goes
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert not alive(superlink)
+    assert not alive(node)

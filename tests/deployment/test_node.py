@@ -1,0 +1,211 @@
+"""What a node says of itself, data of its own, certificates and keys, and how a SuperLink is reached."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.common.config import parse_config_args
+from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
+
+from fedsa_lora import assemble
+from fedsa_lora.cli import main
+from fedsa_lora.config import load
+from fedsa_lora.deployment.certificates import make_certificates
+from fedsa_lora.deployment.node import run_node
+from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.errors import ConfigError, DataError, RunError
+from fedsa_lora.plan import make_plan
+from fedsa_lora.runs.connection import Connection
+from fedsa_lora.runs.deployed import RunningSuperLink
+from fedsa_lora.runs.federate import failure
+from fedsa_lora.runs.flower_log import COMPLETE, rounds_begun
+from fedsa_lora.runs.launch import Outcome
+from fedsa_lora.runs.superlink import free_port
+
+DEPLOYED = ["experiment=smoke", "federation=deployment", "federation.superlink=10.0.0.1:8000"]
+OWN = [
+    *DEPLOYED, "task=text", "partition=own", "task.class_names=[no,yes]", "federation.train_examples=null",
+    "federation.validation_examples=4", "federation.test_examples=null",
+]  # fmt: skip
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    texts = [f"text number {i}" for i in range(40)]
+    return pd.DataFrame({"text": texts, "label": ["no", "yes"] * 20})
+
+
+def written(rows: pd.DataFrame, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".csv":
+        rows.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        rows.to_json(path, orient="records", lines=True)
+    else:
+        rows.to_parquet(path)
+    return path
+
+
+def test_a_node_config_is_read_as_flower_hands_it_on(tmp_path):
+    given = parse_config_args(
+        [f'client-id="north" data.path="{tmp_path}" store="{tmp_path}/s" forbid="B head"']
+    )
+    assert Node.deployed(given) == Node("north", tmp_path, tmp_path / "s", ("B", "head"))
+    assert Node.read({"partition-id": 3, "num-partitions": 9}) == Node("3")
+    assert Node.read({"client-id": "north", "partition-id": 3}).client == "north"
+
+
+def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Node.deployed({"client-id": "a", "data-path": "x", "data.path": str(tmp_path / "none")})
+    for fault in ("'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at"):
+        assert fault in str(caught.value)
+    with pytest.raises(ConfigError, match="names no client"):
+        Node.read({"store": "x"})
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--superlink", "a:1"], "no --node-config"),
+        (["--node-config", "nothing"], "expected key=value"),
+        (["--node-config=client-id=1"], "no store"),
+        (["--port=9", "--node-config", "client-id=1 store=s"], "--port=9: set by"),
+    ],
+)
+def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault):
+    with pytest.raises(ConfigError, match=fault):
+        run_node(words)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_data_of_a_node_are_its_clients_own_in_every_format(rows, tmp_path, suffix):
+    config = load(OWN)
+    plain = assemble.task(config, written(rows, tmp_path / "reference.csv")).load_client("north")
+    data = assemble.task(config, written(rows, tmp_path / f"mine{suffix}")).load_client("north")
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 28, "validation": 4, "test": 8}
+    ids = [tuple(ids) for part in parts.values() for ids in part.features["input_ids"]]
+    assert len(set(ids)) == len(rows), "a row is in two parts, or in none"
+    for name, part in parts.items():
+        assert part.labels.tolist() == getattr(plain, name).labels.tolist()
+
+
+def test_a_folder_with_a_test_split_is_tested_on_it(rows, tmp_path):
+    written(rows, tmp_path / "mine" / "train.csv")
+    written(rows.iloc[:6], tmp_path / "mine" / "test.csv")
+    data = assemble.task(load([*OWN, "task.test_split=test"]), tmp_path / "mine").load_client("any name")
+    assert (len(data.train), len(data.test)) == (36, 6)
+
+
+def test_a_label_that_was_not_agreed_is_refused(rows, tmp_path):
+    rows.loc[7, "label"] = "maybe"
+    with pytest.raises(DataError, match="row 8: unknown label 'maybe'"):
+        assemble.task(load(OWN), written(rows, tmp_path / "mine.csv")).load_client("north")
+
+
+def test_run_and_node_must_agree_whose_data_are_trained_on(tmp_path):
+    with pytest.raises(ConfigError, match="start this one with data"):
+        assemble.task(load(OWN), None)
+    with pytest.raises(ConfigError, match="the run divides another data set"):
+        assemble.task(load(DEPLOYED), tmp_path)
+
+
+def test_the_server_needs_no_data_where_nodes_have_their_own(tmp_path):
+    plan = make_plan(load([*OWN, f"run.dir={tmp_path / 'run'}"]))
+    assert plan.federation.clients == {}
+    assert plan.federation.labels == ("no", "yes")
+    assert plan.place == Connection("10.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (
+            ["experiment=smoke", "task=text", "partition=own", "task.class_names=[a,b]"],
+            "choose federation=",
+        ),
+        ([*DEPLOYED, "task=text", "partition=own"], "the classes must be agreed"),
+        ([*OWN, "federation.label_meaning=per_client"], "classes are agreed by name"),
+        ([*DEPLOYED, "task=image", "model=tiny_vit", "partition=own"], "ImageTask reads no files"),
+        (["experiment=smoke", "federation.insecure=true"], "of a connection to federation.superlink"),
+    ],
+)
+def test_what_cannot_be_deployed_so_is_refused(words, fault):
+    with pytest.raises(ConfigError, match=fault):
+        load(words)
+
+
+def test_a_connection_tells_its_faults_and_is_read_by_flower_as_it_was_meant(tmp_path):
+    with pytest.raises(ConfigError, match=r"'nowhere' is no address.*no root certificates"):
+        Connection("nowhere", tmp_path / "ca.crt")
+    certificate = tmp_path / 'a "quoted" name.crt'
+    certificate.touch()
+    with pytest.raises(ConfigError, match="without TLS"):
+        Connection("a:1", certificate, insecure=True)
+    written = tomllib.loads(Connection("[::1]:8000", certificate).toml("ours"))["superlink"]
+    assert written["default"] == "ours"
+    assert written["ours"] == {"address": "[::1]:8000", "root-certificates": str(certificate)}
+
+
+def test_a_superlink_that_does_not_answer_is_named(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(RunError, match=f"no SuperLink answers at {address}"):
+        RunningSuperLink(Connection(address, insecure=True), tmp_path / "log").start()
+
+
+def test_a_run_on_another_machine_is_judged_by_its_log(tmp_path):
+    log = tmp_path / "logs" / "flower.log"
+    log.parent.mkdir()
+    log.write_text("INFO :      [ROUND 1]\nINFO :      [ROUND 2]\n")
+    completed = Outcome("completed", "")
+    assert rounds_begun(log) == 2
+    assert "the run not begun" in failure(tmp_path, completed), (
+        "Flower calls a ServerApp that exits completed"
+    )
+    log.write_text(f"{log.read_text()}INFO :      {COMPLETE}: /runs/first\n")
+    assert failure(tmp_path, completed) == ""
+    assert failure(tmp_path, Outcome("failed", "no memory")) == "no memory"
+
+
+def test_certificates_are_of_their_authority_and_keys_as_flower_reads_them(tmp_path):
+    make_certificates(tmp_path, ["superlink.example", "10.0.0.1"], ["north"])
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    server = x509.load_pem_x509_certificate((tmp_path / "server.crt").read_bytes())
+    server.verify_directly_issued_by(authority)
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "superlink.example"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "10.0.0.1"]
+    private = load_ssh_private_key((tmp_path / "north.key").read_bytes(), None)
+    public = load_ssh_public_key((tmp_path / "north.pub").read_bytes())
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    assert uses_nist_ec_curve(public)
+    assert private.public_key() == public
+    for name in ("ca.key", "server.key", "north.key"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_nodes_are_added_later_and_nothing_is_overwritten(tmp_path):
+    make_certificates(tmp_path, nodes=["north"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    added = make_certificates(tmp_path, nodes=["north", "south"])
+    assert sorted(path.name for path in added) == ["south.key", "south.pub"]
+    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+    for name in ("../x", "ca", ""):
+        with pytest.raises(ConfigError, match="expected a node's name"):
+            make_certificates(tmp_path, nodes=[name])
+
+
+def test_a_node_exports_its_model_from_its_own_store_and_what_the_server_wrote(smoke_run, tmp_path):
+    served, store = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(smoke_run, served, ignore=shutil.ignore_patterns("clients", "adapters"))
+    shutil.copytree(smoke_run / "clients" / "2", store / "2")
+    words = ["export", str(served), "--client", "2", "--store", str(store), "--to", str(tmp_path / "model")]
+    assert main(words) == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "model" / name).read_bytes() == (smoke_run / "adapters" / "2" / name).read_bytes()
