@@ -121,7 +121,7 @@ def store(config: RunConfig, client: str, root: Path | None = None) -> Directory
 
 def simulated() -> bool:
     """Whether the clients of this process are a simulation's, whose run config is the user's own: it was
-    started by ``fedsa-lora run`` or ``run_in_process``, or is an actor of Ray, as under a plain ``flwr run``."""
+    started by ``fedsa-lora run`` or ``run_in_process``, or is an actor of Ray, as under ``flwr run``."""
     ray = sys.modules.get("ray")
     return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
 

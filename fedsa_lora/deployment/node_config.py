@@ -21,8 +21,8 @@ class Node:
     ``client`` is its name for good: ``client-id``, else ``partition-id``, never Flower's node id, which
     changes. ``data`` is a parquet, CSV, TSV or JSON Lines file of its own, or a folder with one for each
     split; None for a part of the run's data set. ``store`` is the root of what it keeps between rounds, None
-    in simulation. ``paths`` are the folders that a run may name other data and models in. ``forbid`` are roles
-    and patterns of tensor names that it does not let out.
+    in simulation. ``paths`` are the folders that a run may name other data and models in. ``forbid`` are
+    roles and patterns of tensor names that it does not let out.
     """
 
     client: str
