@@ -15,6 +15,7 @@ from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.seeds import generator
 
 KEPT = ("run.keep_generations=9",)
 DEADLINE = "federation.round_timeout=60"
@@ -234,3 +235,22 @@ def test_an_evaluation_that_not_all_answer_is_of_those_that_do_and_without_any_t
     with pytest.raises(RunError, match="no client answered the last evaluation; client 0: OSError"):
         run_with(monkeypatch, fails(*"0123"), [], tmp_path / "none")
     assert [row["evaluated"] for row in rows(tmp_path / "none")] == [False, False]
+
+
+@pytest.mark.faults
+@pytest.mark.case(1)
+def test_with_three_of_ten_clients_dropping_out_at_random_in_each_round_accuracy_is_at_most_a_point_lower(
+    monkeypatch, tmp_path
+):
+    """The quickstart, on its pretrained encoder and real text."""
+
+    def drops(phase, client, round_, before):
+        return "raises" if phase == "fit" and generator(0, "drops", client, round_).random() < 0.3 else None
+
+    words = ["experiment=quickstart", "evaluation.every=0"]
+    calm = run_with(monkeypatch, lambda *asked: None, words, tmp_path / "calm")
+    unsteady = run_with(monkeypatch, drops, words, tmp_path / "unsteady")
+    took_part = [row["fit_clients"] for row in rows(unsteady)]
+    assert 0.6 <= np.mean(took_part) / 10 <= 0.8
+    assert not any(row["skipped"] for row in rows(unsteady))
+    assert rows(unsteady)[-1]["accuracy"] >= rows(calm)[-1]["accuracy"] - 0.01

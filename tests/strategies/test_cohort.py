@@ -168,3 +168,64 @@ def test_the_view_of_a_round_is_the_manager_with_samples_of_its_own():
     view.unregister(late)
     assert manager.num_available() == 3
     assert view.num_available() == 3
+
+
+def test_after_the_wait_the_least_share_is_enough_to_start_and_later_those_that_are_left():
+    manager = connected("abc", random.Random(0))
+    cohort = Cohort(0, 5, wait_seconds=0, least=0.5)
+    assert len(cohort.everyone(manager)) == 3
+    for proxy in [*manager.all().values()][:2]:
+        manager.unregister(proxy)
+    assert len(cohort.everyone(manager)) == 1
+    with pytest.raises(RunError, match=r"2 of 5 clients are connected.*federation\.min_clients"):
+        Cohort(0, 5, 0, least=0.5).everyone(connected("ab", random.Random(0)))
+
+
+def test_a_node_that_says_no_name_is_left_out_where_enough_others_do_and_asked_again(caplog):
+    manager = connected("ab", random.Random(0))
+    silent = Named("42", {})
+    manager.register(silent)
+    cohort = Cohort(0, 3, 0, least=0.5)
+    assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["a", "b"]
+    assert "node 42 does not say which client it is" in caplog.text
+    silent.answer = {"client": "c"}
+    assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["a", "b", "c"]
+
+
+def test_of_two_nodes_with_one_name_the_one_that_came_during_the_run_is_taken():
+    """A node that restarts has a new id at once, and its old one until Flower misses it."""
+    manager = connected("ab", random.Random(0))
+    cohort = Cohort(0, 2, 0)
+    cohort.everyone(manager)
+    again = Named("again", {"client": "a"})
+    manager.register(again)
+    assert [proxy.cid for proxy in cohort.everyone(manager) if cohort.name(proxy) == "a"] == ["again"]
+
+
+@given(st.integers(1, 10), st.floats(1, 4), st.data())
+def test_more_are_sampled_by_the_factor_as_far_as_there_are_any(needed, factor, data):
+    there = data.draw(st.integers(1, 10))
+    manager = connected([f"c{i}" for i in range(there)], random.Random(0))
+    view = Cohort(0, 10, 0, least=0, over_select=factor).at(1, manager)
+    assert view.num_available() == 10
+    sampled = view.sample(needed)
+    assert min(needed, there) <= len(sampled) <= there
+    assert view.needed == needed
+    assert len(sampled) in (there, pytest.approx(factor * needed, abs=1))
+    assert len(sampled) == len(set(sampled))
+
+
+def test_who_is_excluded_is_not_sampled_unless_the_minimum_needs_it():
+    manager, cohort = connected("abcdef", random.Random(0)), Cohort(0, 6, 0)
+    for excluded, drawn, left_out in (("bc", "adef", "bc"), ("abcd", "abcdef", "")):
+        view = cohort.at(1, manager, excluded, min_results=0.5)
+        assert [cohort.name(proxy) for proxy in view.sample(6)] == list(drawn)
+        assert view.left_out == list(left_out)
+
+
+def test_without_exclusion_and_over_selection_a_sample_is_what_it_was():
+    manager, plain = connected("abcdef", random.Random(0)), Cohort(3, 6, 0)
+    other = Cohort(3, 6, 0, least=0.5, over_select=1.0)
+    for round_ in range(1, 9):
+        expected = [plain.name(proxy) for proxy in plain.at(round_, manager).sample(3)]
+        assert [other.name(p) for p in other.at(round_, manager, "", 0.5).sample(3)] == expected

@@ -1,0 +1,60 @@
+"""Clients that fail in a real `flwr run`, by the command that starts it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_flwr_run import command_line, lines, states
+
+from fedsa_lora import assemble
+from fedsa_lora.config import read_config
+from fedsa_lora.learning.adapters import initial_state
+
+TESTS = Path(__file__).resolve().parent
+BRIEF = ("experiment=smoke", "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0")
+DEADLINE = 30.0
+
+
+@pytest.mark.faults
+@pytest.mark.case(3)
+def test_when_every_client_fails_in_every_round_the_command_says_so_and_a_is_unchanged(tmp_path):
+    run = tmp_path / "run"
+    ended = command_line("run", *BRIEF, "federation.rounds=5", "train.lr=1e30", f"run.dir={run}")
+    assert ended.returncode == 1
+    assert "3 rounds in a row had too few results; 4 of 4 clients failed in round 3" in ended.stderr
+    assert "client 0: TrainingError: the loss became" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert [row["skipped"] for row in lines(run, "rounds.jsonl")] == [True, True]
+    config = read_config(run)
+    start = initial_state(assemble.skeleton(config).layout, config.seed)
+    kept = states(run)
+    assert [key for key in kept if key[0] != "A"] == []
+    for round_ in (1, 2):
+        shared = {name: a for name, a in kept["A", round_].items() if not name.startswith("memory/")}
+        assert shared
+        assert all(np.array_equal(array, start[name]) for name, array in shared.items())
+
+
+@pytest.mark.faults
+@pytest.mark.case(4)
+def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_deadline(
+    tmp_path, monkeypatch
+):
+    """The straggler holds one of two processes; the others have the other one."""
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "straggler")
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
+    monkeypatch.syspath_prepend(str(TESTS))
+    run = tmp_path / "run"
+    slow = ["++personalisation._target_=straggler.Straggler", "++personalisation.seconds=45"]
+    words = [*slow, f"federation.round_timeout={DEADLINE}", "federation.rounds=3", f"run.dir={run}"]
+    ended = command_line("run", *BRIEF, *words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    first, second, third = lines(run, "rounds.jsonl")
+    assert first["fit_clients"] == 4
+    assert second["fit_clients"] == 3
+    assert second["failures"] == ["client 1: late: no answer within 30 s"]
+    assert DEADLINE <= second["fit_seconds"] <= 1.1 * DEADLINE
+    assert third["fit_clients"] >= 3
+    assert "client 1: late: no answer within 30 s" in (run / "report.html").read_text()
