@@ -24,7 +24,7 @@ NODES = ("0", "1")
 FEW = [
     "experiment=quickstart", "federation.clients=2", "federation.train_examples=[16,24]",
     "federation.validation_examples=0", "federation.test_examples=21", "evaluation.every=1",
-    "evaluation.local_only=false", "run.report=false",
+    "evaluation.local_only=false",
 ]  # fmt: skip
 
 
