@@ -53,9 +53,11 @@ def written(rows: pd.DataFrame, path: Path) -> Path:
 
 def test_a_node_config_is_read_as_flower_hands_it_on(tmp_path):
     given = parse_config_args(
-        [f'client-id="north" data.path="{tmp_path}" store="{tmp_path}/s" forbid="B head"']
+        [f'client-id="north" data.path="{tmp_path}" store="{tmp_path}/s" paths="/a:/b" forbid="B head"']
     )
-    assert Node.deployed(given) == Node("north", tmp_path, tmp_path / "s", ("B", "head"))
+    assert Node.deployed(given) == Node(
+        "north", tmp_path, tmp_path / "s", (Path("/a"), Path("/b")), ("B", "head")
+    )
     assert Node.read({"partition-id": 3, "num-partitions": 9}) == Node("3")
     assert Node.read({"client-id": "north", "partition-id": 3}).client == "north"
 
