@@ -83,8 +83,8 @@ class AdaptiveFedSA(FedSA):
         last = {n.removeprefix(LAST): bits > 0 for n, bits in memory.items() if n.startswith(LAST)}
         self._shared_last = {client: frozenset(names[bits]) for client, bits in last.items()}
 
-    def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
+    def decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
         expected = len(self._scored.names) if isinstance(self.plan, ImportancePlan) else 0
         if len(header.scores) != expected:
             raise WireError(f"brings {len(header.scores)} importance scores, expected {expected}")
-        return super()._decode(header, result)
+        return super().decode(header, result)

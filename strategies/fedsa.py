@@ -26,7 +26,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import RunError, WireError
+from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
@@ -35,6 +35,7 @@ from strategies.admission import Admission, Failure, admit
 from strategies.attendance import Attendance
 from strategies.bounds import Bounds, Rejections, bounded
 from strategies.cohort import Cohort, at_least
+from strategies.decoding import Decoder
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
@@ -121,6 +122,7 @@ class FedSA(Strategy):
         self.bounds = bounds or Bounds()
         self.rejections = Rejections(self.bounds.max_rejections)
         self.attendance = attendance or Attendance()
+        self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
         self.rule = rule_for(inner, layout)
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
@@ -163,7 +165,7 @@ class FedSA(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
         admission = admit(
-            server_round, results, failures, self.cohort.name, needed=("loss",), decode=self._decode
+            server_round, results, failures, self.cohort.name, needed=("loss",), decode=self.decode
         )
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)
@@ -221,6 +223,10 @@ class FedSA(Strategy):
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """Nothing: the server holds no backbone and no data."""
         return
+
+    def decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
+        """A client's update. Raises WireError unless it is exactly what this client was asked for."""
+        return self.decoder(self._turns, header, result)
 
     def turn(self, client: str, round_: int) -> Turn:
         """What a client is asked to share in a round."""
@@ -300,44 +306,6 @@ class FedSA(Strategy):
         self._turns = dict(turns)
         self.ledger.sends({client: made[key][1] for client, key in keys.items()})
         return [made[key][0] for key in keys.values()]
-
-    def _decode(self, header: wire.UploadHeader, result: FitRes) -> Update:
-        """The client's update, sparse where it was sent so. Raises WireError unless it is exactly what
-        this client was asked for."""
-        if header.client not in self._turns:
-            raise WireError("was not asked this round")
-        rank = self.ranks.get(header.client)
-        whole = self.layout.limited(rank)
-        wire.check_layout(header, whole)
-        shared = wire.names_of(header.shared, whole)
-        if header.codec != self.codec.name:
-            raise WireError(f"coded by {header.codec!r}, expected {self.codec.name!r}: both sides must agree")
-        if shared != self._turns[header.client].shared:
-            asked = sorted(self._turns[header.client].shared ^ shared)
-            raise WireError(f"shares other tensors than it was asked for; the difference is {asked}")
-        counts, total = header.counts, header.examples if self.classes else 0
-        if len(counts) != self.classes or sum(counts) != total:
-            raise WireError(f"tells {len(counts)} class counts, expected {self.classes} with the sum {total}")
-        part = whole.select(shared)
-        payload = wire.read_array(
-            result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)
-        )
-        wire.check_digest(header, payload)
-        sent = self.codec.decode(payload, part.size)
-        wire.check_vector(sent.values, sent.values.size)
-        index, positions = self.layout.index(part), sent.positions
-        if index is not None:
-            positions = index if positions is None else index[positions]
-        return Update(
-            client=header.client,
-            examples=1 if self.uniform else header.examples,
-            shared=shared,
-            positions=positions,
-            values=sent.values,
-            loss=header.report.get("loss", 0.0),
-            rank=rank,
-            counts=tuple(header.counts),
-        )
 
     def _announced(self) -> dict[str, Any]:
         """The split of the round for its row: the names, where they differ from those of the row before."""
