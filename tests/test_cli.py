@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from fedsa_lora import cli, doctor
+from fedsa_lora import cli
 from fedsa_lora.cli import main
 from fedsa_lora.config import load
+from fedsa_lora.doctor import machine as doctor
 from fedsa_lora.runs.rundir import RunDirectory
 
 TINY = ["experiment=smoke", "federation.clients=2"]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from fedsa_lora import doctor
+from fedsa_lora.doctor import machine as doctor
 from fedsa_lora.tasks import sources
 
 Usage = namedtuple("Usage", "free")

@@ -20,7 +20,7 @@ from flwr.proto.run_pb2 import Run
 from flwr.supercore.version import package_version
 
 from fedsa_lora.cli import EXIT_FAILED, main
-from fedsa_lora.doctor_deployment import Deployment, examine_deployment
+from fedsa_lora.doctor.deployment import Deployment, examine_deployment
 from fedsa_lora.runs.superlink import SuperLink
 
 NOW = datetime.now(UTC)
@@ -156,7 +156,7 @@ def test_a_faulty_certificate_of_a_server_is_told(authority, options, remedy):
     ],
 )
 def test_a_name_covers_what_tls_says_it_does(authority, names, host, covered):
-    from fedsa_lora.doctor_certificates import covers
+    from fedsa_lora.doctor.certificates import covers
 
     path, _ = authority.server(hosts=names)
     assert covers(x509.load_pem_x509_certificate(path.read_bytes()), host) == covered
@@ -273,7 +273,7 @@ def test_a_store_is_writable_or_not_and_nothing_is_left_in_it(tmp_path):
 def test_the_command_takes_every_option_and_fails_where_one_check_does(
     tmp_path, authority, capsys, monkeypatch
 ):
-    monkeypatch.setattr("fedsa_lora.doctor.examine", list)
+    monkeypatch.setattr("fedsa_lora.doctor.machine.examine", list)
     path, key = authority.server()
     words = ["--certificate", str(authority.path), "--certificate", str(path), "--key", str(key)]
     words += ["--store", str(tmp_path), "--port", str(free_port())]

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 from flwr.supercore.address import parse_address
 
-from fedsa_lora.doctor import GIGABYTE, Check
-from fedsa_lora.doctor_certificates import certificate_checks, root_among
-from fedsa_lora.doctor_superlink import superlink_checks, version_at
+from fedsa_lora.doctor.certificates import certificate_checks, root_among
+from fedsa_lora.doctor.machine import GIGABYTE, Check
+from fedsa_lora.doctor.superlink import superlink_checks, version_at
 from fedsa_lora.errors import FedSAError
 
 STORE_GIGABYTES = 0.5

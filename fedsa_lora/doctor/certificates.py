@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from fedsa_lora.doctor import Check
+from fedsa_lora.doctor.machine import Check
 
 SOON = timedelta(days=14)
 MAKE_ANEW = "make a new one"

@@ -15,7 +15,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.version import package_version
 
-from fedsa_lora.doctor import Check
+from fedsa_lora.doctor.machine import Check
 
 NAME, SECONDS = "SuperLink", 10.0
 TITLE = "SuperLink API"  # of the description that every SuperLink gives of itself
