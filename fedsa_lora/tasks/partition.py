@@ -24,7 +24,7 @@ class PartitionSettings:
     """How the rows are divided.
 
     ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
-    its arguments; None: nothing is divided, every node has data of its own. Each client keeps a
+    its arguments; {}: nothing is divided, every node has data of its own. Each client keeps a
     uniformly drawn number of train examples in ``train_examples`` = [lo, hi] (all without it), gives up
     ``validation_examples`` of its own, and at most ``test_examples`` for test. ``test_fraction`` of its
     rows is its test part where the data has no test split. With ``label_meaning`` "per_client" each
@@ -33,9 +33,7 @@ class PartitionSettings:
     """
 
     clients: int = 10
-    partitioner: dict[str, Any] | None = field(
-        default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"}
-    )
+    partitioner: dict[str, Any] = field(default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"})
     train_examples: list[int] | None = None
     validation_examples: int = 0
     test_examples: int | None = None
@@ -68,7 +66,7 @@ class PartitionSettings:
     @property
     def own(self) -> bool:
         """Whether every node has data of its own."""
-        return self.partitioner is None
+        return not self.partitioner
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,6 @@ def split_federation(
     dealt in proportion to the train rows of it that each client received.
     Raises DataError for a client without train examples.
     """
-    if settings.partitioner is None:
-        raise DataError("every node has data of its own (partition=own): there is nothing to divide")
     parts, by = assign_rows(settings.partitioner, settings.clients, seed, train)
     labels = train[LABEL]
     notes = _leftover("train", len(labels), parts)

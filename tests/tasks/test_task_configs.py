@@ -60,7 +60,7 @@ def test_every_task_binds(name):
 
 
 @pytest.mark.parametrize(("name", "classes"), [("snips", 7), ("banking77", 77), ("clinc150", 150)])
-@pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural"}))
+@pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural", "own"}))
 def test_shipped_tasks_divide_under_every_partition(name, classes, kind):
     described = task(name, model(), partition(kind, train_examples=[20, 30])).describe()
     assert len(described.labels) == classes
@@ -78,7 +78,7 @@ def test_the_banking_domain_has_fifteen_intents():
     assert sum(share.train for share in described.clients.values()) == 1500
 
 
-@pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural"}))
+@pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural", "own"}))
 def test_digits_with_the_tiny_vision_transformer(kind):
     digits = task("image", model("tiny_vit"), partition(kind))
     batch = digits.collate(digits.load_client("0").train, digits.split.clients["0"].train[:2] * 0)
