@@ -72,21 +72,21 @@ def federate(
     except BaseException as error:
         close_as_failed(run_dir, f"stopped: {type(error).__name__} {error}".rstrip())
         raise
-    if reason := failure(run_dir, outcome):
+    if reason := failure(run_dir, outcome, "report.html" if config.run.report else "summary.json"):
         close_as_failed(run_dir, reason)
         raise RunError(f"the run failed: {reason}\nlogs: {logs}")
     return (run_dir / "status.json").is_file()
 
 
-def failure(run_dir: Path, outcome: Outcome) -> str:
+def failure(run_dir: Path, outcome: Outcome, last: str) -> str:
     """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
-    completed that called ``sys.exit``, so the run's own word and its report are asked for as well; its last
-    word in the log, where they are on another machine."""
+    completed that called ``sys.exit``, so the run's own word and the ``last`` file that it writes are asked
+    for as well; its last word in the log, where they are on another machine."""
     status = run_dir / "status.json"
     if outcome.state == "completed" and not status.is_file() and said_complete(run_dir / FLOWER_LOG):
         return ""
     state = read_json(status, ["state"]) if status.is_file() else {"state": "not begun"}
-    if outcome.state == state["state"] == "completed" and (run_dir / "report.html").is_file():
+    if outcome.state == state["state"] == "completed" and (run_dir / last).is_file():
         return ""
     return state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
 

@@ -161,18 +161,29 @@ def test_a_superlink_that_does_not_answer_is_named(tmp_path):
         RunningSuperLink(Connection(address, insecure=True), tmp_path / "log").start()
 
 
+END = "summary.json"  # the last that the run writes
+
+
+def test_a_run_here_is_whole_with_the_last_file_that_it_writes(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "completed"}')
+    completed = Outcome("completed", "")
+    assert "the run completed" in failure(tmp_path, completed, END), "it ended while it wrote its summary"
+    (tmp_path / END).write_text("{}")
+    assert failure(tmp_path, completed, END) == ""
+
+
 def test_a_run_on_another_machine_is_judged_by_its_log(tmp_path):
     log = tmp_path / "logs" / "flower.log"
     log.parent.mkdir()
     log.write_text("INFO :      [ROUND 1]\nINFO :      [ROUND 2]\n")
     completed = Outcome("completed", "")
     assert rounds_begun(log) == 2
-    assert "the run not begun" in failure(tmp_path, completed), (
+    assert "the run not begun" in failure(tmp_path, completed, END), (
         "Flower calls a ServerApp that exits completed"
     )
     log.write_text(f"{log.read_text()}INFO :      {COMPLETE}: /runs/first\n")
-    assert failure(tmp_path, completed) == ""
-    assert failure(tmp_path, Outcome("failed", "no memory")) == "no memory"
+    assert failure(tmp_path, completed, END) == ""
+    assert failure(tmp_path, Outcome("failed", "no memory"), END) == "no memory"
 
 
 def test_certificates_are_of_their_authority_and_keys_as_flower_reads_them(tmp_path):
