@@ -96,7 +96,9 @@ def test_it_is_told_in_the_title_the_summary_and_the_report(passing, plain):
 def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_path, monkeypatch):
     monkeypatch.delenv(assemble.SIMULATION, raising=False)
     words = shlex.join(["experiment=smoke", PASSING, f"run.dir={tmp_path / 'run'}"])
-    context = Context(1, 0, {"partition-id": 0}, RecordDict(), {"overrides": words})
+    context = Context(
+        1, 0, {"partition-id": 0, "store": str(tmp_path / "run")}, RecordDict(), {"overrides": words}
+    )
     with pytest.raises(ConfigError, match="in simulation only"):
         app(context)
     assert not (tmp_path / "run").exists()

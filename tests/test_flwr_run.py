@@ -84,7 +84,8 @@ def test_the_bytes_reported_are_those_of_the_serialised_messages_and_hold_a_alon
     assert all(4 * values < size < 4 * values + 1500 for size in reported)
     kept = [path.stat().st_size for path in (flwr_run / "clients").glob("*/messages/*train.bin")]
     assert sorted(kept) == sorted(reported)
-    moved = {n: a - start[n] for n, a in states(flwr_run)[("A", 1)].items()}
+    moved = {n: a - start[n] for n, a in states(flwr_run)[("A", 1)].items() if n in start}
+    assert sum(update.size for update in moved.values()) == values
     assert all(update.any() for update in moved.values())
 
 

@@ -45,8 +45,11 @@ def at_work_in(folder):
             other.send_signal(signal.SIGKILL)
 
 
+TOLD = ("egress.jsonl", "log.jsonl", "metrics.prom")  # of what happened, also of what was refused
+
+
 def content(folder) -> dict[str, bytes]:
-    files_ = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "egress.jsonl"]
+    files_ = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in TOLD]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files_}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsa_lora.cli import EXIT_FAILED, main
+from fedsa_lora.compare.grid import read_grid
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 
@@ -123,23 +124,20 @@ def test_a_clash_is_told_before_anything_is_written(tmp_path, capsys):
 
 
 def test_lines_of_the_methods_table_that_were_written_elsewhere_count_as_done(tmp_path, capsys):
-    words = [
-        "experiment=quickstart", "federation.train_examples=[60,100]", "train.precision=bf16",
-        "federation.label_meaning=common", "partition=dirichlet", "federation.partitioner.alpha=0.1",
-        "task=snips", "federation.test_examples=60", "split=share_a", "codec=int8", "head=local",
-    ]  # fmt: skip
+    named = ("dirichlet_01-snips", "FedSA, int8")
+    (words,) = (e.words for e in read_grid("methods").entries() if (e.regime, e.method) == named)
     result = {
         "accuracy": {"0": 0.25, "1": 0.75}, "validation": {"0": 0.5, "1": 0.5}, "bytes_up": 694.2,
         "bytes_down": 425.25, "aggregation_error": None, "seconds": 51.2,
         "curve": [{"round": 12, "accuracy": 0.5, "bytes": 134336}],
     }  # fmt: skip
-    head = {"cell": "dirichlet-snips", "method": "FedSA, int8", "words": words, "result": result}
+    head = {"cell": named[0], "method": named[1], "words": words, "result": result}
     runs = [(0.0015, 0), (0.004, 0), (0.01, 0), (0.0015, 1)]
     rows = [json.dumps({**head, "lr": lr, "seed": seed}) for lr, seed in runs]
     (tmp_path / "runs.jsonl").write_text("\n".join(rows) + "\n")
     command = ["compare", "methods", "--recorded", "--to", str(tmp_path)]
     assert main(command) == EXIT_FAILED, "all else is missing"
-    assert "dirichlet-snips: FedSA, int8 0.500" in capsys.readouterr().out
+    assert "dirichlet_01-snips: FedSA, int8 0.500" in capsys.readouterr().out
     assert "| **FedSA, int8** | 0.0015 | 0.500 ± 0.000 |" in (tmp_path / "table.md").read_text()
 
 
