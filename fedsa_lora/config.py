@@ -32,7 +32,7 @@ PATHS = {
     "federation": ("root_certificates",),
 }
 CONNECTION = ("federation.superlink=", "federation.root_certificates=", "federation.insecure=")
-READ_BY_CLIENTS = ("task", "model")
+UNREAD_BY_CLIENTS = ("run", "federation")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
@@ -67,7 +67,7 @@ def load(
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
-        read = (found for found in _paths(node) if found[0] in READ_BY_CLIENTS)
+        read = (found for found in _paths(node) if found[0] not in UNREAD_BY_CLIENTS)
         raise_faults(list(foreign_paths(read, folders)))
     _make_absolute(node)
     node["title"] = _changed_title(str(node.get("title")), words)

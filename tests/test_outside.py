@@ -77,6 +77,7 @@ def test_what_a_stranger_names_of_a_machine_is_refused_before_it_is_read(machine
         ["task=text", "task.dataset={allowed}/rows.csv"],
         ["task=text", "task.files={{train: {allowed}/rows.csv}}"],
         ["name=${{task.dataset}}", "run.dir=/anywhere"],
+        ["federation.superlink=hub:1", "federation.root_certificates=/keys/of/who/submits"],
     ],
 )
 def test_what_a_node_config_allows_and_what_is_no_path_is_taken(machine, words):
