@@ -2,8 +2,9 @@
 
     python deploy/local.py
 
-starts a SuperLink with TLS and node authentication on loopback, registers two SuperNodes, has them train
-three rounds on shipped data, and stops all of it, whatever happens. It writes to build/deploy-local.
+starts a SuperLink with TLS and node authentication on loopback, registers two SuperNodes, has the doctor look
+at it and the nodes train three rounds on shipped data, and stops all of it, whatever happens. It writes to
+build/deploy-local.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def main() -> int:
         for name in NODES:
             federation.register(name)
             federation.node(name)
+        there = federation.connection
+        trusted = ["--certificate", str(there.root_certificates)]
+        if federation.submit("doctor", "--superlink", there.address, *trusted).wait():
+            print(f"the doctor found faults: see {federation.logs / 'submit.log'}", file=sys.stderr)
+            return 1
         run = federation.submit("run", *FEW, *federation.words, f"run.dir={run_dir}")
         if code := run.wait():
             print(f"the run failed: see {federation.logs}", file=sys.stderr)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ FIELDS = ("side", "client", "round", "phase", "event", "seconds", "bytes")
 MAX_BYTES, OLDER = 5_000_000, 3  # of a file; full ones kept beside it. A deployed client runs for months
 SERVER_LOG, CLIENT_LOG = "logs/server.jsonl", "log.jsonl"  # in a run directory; in a client's own folder
 
-_NAMED = re.compile(r"client ([\w.-]+): ")
 log = logging.getLogger("fedsa_lora")
 log.addHandler(logging.NullHandler())
 log.setLevel(logging.INFO)
@@ -67,12 +65,6 @@ def journal(path: Path, side: Literal["server", "client"], client: str | None = 
         handler.close()
 
 
-def named_client(failure: str) -> str | None:
-    """The client that a line about a failed answer begins with; None where it is a node or nobody."""
-    named = _NAMED.match(failure)
-    return named[1] if named else None
-
-
 class _JsonLine(logging.Formatter):
     """A log record as one line of JSON; what is not known of it is null."""
 
@@ -82,7 +74,6 @@ class _JsonLine(logging.Formatter):
         row: dict[str, Any] = {"time": moment, "level": record.levelname}
         row |= {name: getattr(record, name, context.get(name)) for name in FIELDS}
         row["message"] = record.getMessage().strip()
-        row["client"] = row["client"] or named_client(row["message"])
         if record.exc_info:
             row["traceback"] = self.formatException(record.exc_info)
         return json.dumps(row, default=str)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
 from flwr.common import EvaluateRes, FitRes
 from flwr.server.client_proxy import ClientProxy
@@ -19,7 +19,11 @@ MAX_REASON = 500  # characters of a text that a client may have written, in logs
 
 
 class Unanswered(Exception):
-    """A line that says which client gave no usable answer, and why."""
+    """Which client gave no usable answer, and why."""
+
+    def __init__(self, client: str, reason: str) -> None:
+        super().__init__(client, reason)
+        self.client, self.reason = client, reason
 
 
 @dataclass(frozen=True)
@@ -35,30 +39,37 @@ class Answer(Generic[Res]):
 
 @dataclass(frozen=True)
 class Remark:
-    """What was found wrong with the answer of a client."""
+    """What was wrong with the answer of a client, None where nobody knows whose. ``error``: it told one
+    instead; ``lost``: none came; ``rejected`` or ``clipped``: the server did that with it."""
 
-    client: str
+    client: str | None
+    kind: Literal["error", "lost", "rejected", "clipped"]
     reason: str
 
     def __str__(self) -> str:
-        return f"client {self.client}: {self.reason}"
+        return self.reason if self.client is None else f"client {self.client}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Admission(Generic[Res]):
-    """``answers`` by client; those that were wrong, and so ``rejected`` or ``clipped``, by client; a line
-    for each client that ``failed``: an error or no answer at all; and the bytes of all that arrived."""
+    """``answers`` and what was wrong with any, each by client, and the bytes of all that arrived."""
 
     answers: list[Answer[Res]]
-    rejected: list[Remark]
-    failed: list[str]
+    remarks: list[Remark]
     bytes_up: int
-    clipped: list[Remark] = field(default_factory=list)
 
     @property
-    def lost(self) -> list[str]:
-        """A line that says who and why for each answer that is not there to go on with."""
-        return sorted([*map(str, self.rejected), *self.failed])
+    def failures(self) -> list[Remark]:
+        """Why an answer is not there to go on with."""
+        return [remark for remark in self.remarks if remark.kind != "clipped"]
+
+    @property
+    def rejected(self) -> list[Remark]:
+        return [remark for remark in self.remarks if remark.kind == "rejected"]
+
+    def with_remarks(self, answers: list[Answer[Res]], remarks: Iterable[Remark]) -> Admission[Res]:
+        """What is left of it after a second look."""
+        return replace(self, answers=answers, remarks=sorted([*self.remarks, *remarks], key=str))
 
 
 def admit(
@@ -76,8 +87,7 @@ def admit(
     must not get in.
     """
     admitted: dict[str, Answer[Res]] = {}
-    rejected: list[Remark] = []
-    failed = [_reason(failure) for failure in failures]
+    remarks = [_lost(failure, name_of) for failure in failures]
     bytes_up = 0
     for proxy, result in results:
         bytes_up += (size := message_bytes(result))
@@ -86,14 +96,14 @@ def admit(
             if header.client != name_of(proxy) or header.client in admitted:
                 raise WireError(f"answers as client {header.client!r}, or for the second time")
             if header.error:
-                failed.append(f"client {header.client}: {_shown(header.error)}")
+                remarks.append(Remark(header.client, "error", _shown(header.error)))
                 continue
             wire.check_upload(header, round_, needed)
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
-            rejected.append(Remark(name_of(proxy), _shown(str(error))))
+            remarks.append(Remark(name_of(proxy), "rejected", _shown(str(error))))
     answers = [admitted[client] for client in sorted(admitted)]
-    return Admission(answers, sorted(rejected, key=str), sorted(failed), bytes_up)
+    return Admission(answers, sorted(remarks, key=str), bytes_up)
 
 
 def _shown(text: str) -> str:
@@ -101,10 +111,10 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:MAX_REASON])
 
 
-def _reason(failure: Failure[Any]) -> str:
+def _lost(failure: Failure[Any], name_of: Callable[[ClientProxy], str]) -> Remark:
     if isinstance(failure, Unanswered):
-        return _shown(str(failure))
+        return Remark(failure.client, "lost", _shown(failure.reason))
     if isinstance(failure, BaseException):
-        return f"a node failed: {failure}"
+        return Remark(None, "lost", f"a node failed: {_shown(str(failure))}")
     proxy, result = failure
-    return f"node {proxy.cid} failed: {result.status.message}"
+    return Remark(name_of(proxy), "lost", _shown(result.status.message))

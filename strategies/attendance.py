@@ -56,7 +56,7 @@ class Attendance:
             log.warning("round %d is skipped, what is common stays as it was: %s", round_, reason)
             return
         before = f"{self.skipped} rounds in a row had too few results; " if self.skipped > 1 else ""
-        raise RunError(before + "; ".join([reason, *admission.lost]))
+        raise RunError(before + "; ".join([reason, *map(str, admission.failures)]))
 
     def memory(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays; nothing while everybody answers."""

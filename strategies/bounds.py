@@ -48,9 +48,8 @@ class Bounds:
 def bounded(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:
     """The admission without the answers that exceed a bound, or with their updates clipped to it."""
     over = [a.header for a in admission.answers if a.header.examples > bounds.max_examples]
-    remarks = [
-        Remark(h.client, f"claims {h.examples} examples, expected 1 to {bounds.max_examples}") for h in over
-    ]
+    told = "claims {} examples, expected 1 to " + str(bounds.max_examples)
+    remarks = [Remark(h.client, "rejected", told.format(h.examples)) for h in over]
     believed = _without(admission, remarks)
     if bounds.norm is None and bounds.median_factor is None:
         return believed
@@ -61,15 +60,16 @@ def _within_norm(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -
     updates = [answer.value for answer in admission.answers]
     measured = zip(updates, *norms_and_limits(layout, updates, bounds), strict=True)
     over = {u.client: (norm, limit) for u, norm, limit in measured if norm > limit}
+    kind: Literal["rejected", "clipped"] = "rejected" if bounds.action == "reject" else "clipped"
     remarks = [
-        Remark(client, f"sent an update of norm {norm:.4g}, and the bound is {limit:.4g}")
+        Remark(client, kind, f"sent an update of norm {norm:.4g}, and the bound is {limit:.4g}")
         for client, (norm, limit) in over.items()
     ]
     if bounds.action == "reject":
         return _without(admission, remarks)
     shares = {client: limit / norm for client, (norm, limit) in over.items()}
     answers = [replace(a, value=_scaled(a.value, shares.get(a.header.client))) for a in admission.answers]
-    return replace(admission, answers=answers, clipped=remarks)
+    return admission.with_remarks(answers, remarks)
 
 
 def norms_and_limits(
@@ -119,7 +119,7 @@ def _without(admission: Admission[FitRes], remarks: Sequence[Remark]) -> Admissi
     """The admission with the answers of these clients rejected."""
     gone = {remark.client for remark in remarks}
     answers = [answer for answer in admission.answers if answer.header.client not in gone]
-    return replace(admission, answers=answers, rejected=sorted([*admission.rejected, *remarks], key=str))
+    return admission.with_remarks(answers, remarks)
 
 
 class Rejections:
@@ -133,7 +133,7 @@ class Rejections:
     def count(self, admission: Admission[FitRes]) -> None:
         """Add a round. Raises RunError when more than a share ``most`` of all uploads so far is rejected."""
         self._uploads += len(admission.answers) + len(admission.rejected)
-        self._rejected.update(remark.client for remark in admission.rejected)
+        self._rejected.update(str(remark.client) for remark in admission.rejected)
         total = self._rejected.total()
         if self.most is not None and total > self.most * self._uploads:
             by_client = ", ".join(f"client {name}: {n}" for name, n in sorted(self._rejected.items()))

@@ -165,9 +165,10 @@ class Collection(Generic[Ins, Res]):
     def _miss(self, question: Question[Ins], error: Error) -> None:
         if error.code not in PASSING or question.asked > self.retries:
             return self._fail(question, error.reason or f"error {error.code}")
-        log.info("client %s is asked once more: %s", self.name_of(question.proxy), error.reason)
+        client = self.name_of(question.proxy)
+        log.info("client %s is asked once more: %s", client, error.reason, extra={"client": client})
         question.due = time.monotonic() + RETRY_SECONDS
         return self._waiting.append(question)
 
     def _fail(self, question: Question[Ins], why: str) -> None:
-        self._failures.append(Unanswered(f"client {self.name_of(question.proxy)}: {why}"))
+        self._failures.append(Unanswered(self.name_of(question.proxy), why))

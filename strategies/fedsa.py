@@ -215,7 +215,8 @@ class FedSA(Strategy):
         warn_of(admission)
         rows = self.ledger.evaluate(admission)
         if not rows and server_round == self.evaluation.rounds:
-            raise RunError("; ".join(["no client answered the last evaluation", *admission.lost]))
+            told = ["no client answered the last evaluation", *map(str, admission.failures)]
+            raise RunError("; ".join(told))
         self.ledger.close(evaluated=bool(rows))
         loss = weighted_mean([(row["loss"], row["examples"]) for row in rows])
         return loss, {"accuracy": plain_mean([row["accuracy"] for row in rows]) or 0.0}
@@ -342,5 +343,5 @@ class FedSA(Strategy):
 
 def warn_of(admission: Admission[Any]) -> None:
     """In the log, who did not answer, and whose answer was not taken as it was."""
-    for line in [*admission.lost, *map(str, admission.clipped)]:
-        log.warning("%s", line)
+    for remark in admission.remarks:
+        log.warning("%s", remark, extra={"client": remark.client})

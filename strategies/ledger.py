@@ -86,10 +86,8 @@ class Ledger:
         self._row = {
             "round": round_,
             "fit_clients": len(rows),
-            "fit_failures": len(admission.lost),
-            "failures": admission.lost,
-            "rejected": [asdict(remark) for remark in admission.rejected],
-            "clipped": [asdict(remark) for remark in admission.clipped],
+            "fit_failures": len(admission.failures),
+            "remarks": [asdict(remark) for remark in admission.remarks],
             "fit_seconds": time.perf_counter() - self._started,
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]),
             "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
@@ -111,8 +109,7 @@ class Ledger:
             self.recorder.client(row)
         accuracies = [(r["accuracy"], r["examples"]) for r in rows]
         row = self._row
-        row["failures"] = row["failures"] + admission.lost
-        row["rejected"] = row["rejected"] + [asdict(remark) for remark in admission.rejected]
+        row["remarks"] = row["remarks"] + [asdict(remark) for remark in admission.remarks]
         row["bytes_up"] += admission.bytes_up
         row["bytes_down"] += sum(self._sent.values())
         row |= {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remarks import remarks
 from test_methods import checkpoint, rows
 
 from fedsa_lora.cli import main
@@ -40,8 +41,8 @@ def hostile(monkeypatch) -> Callable[..., None]:
     return make
 
 
-def by_client(path, key: str) -> list[tuple[int, str]]:
-    return [(row["round"], remark["client"]) for row in rows(path) for remark in row[key]]
+def by_client(path, kind: str) -> list[tuple[int, str]]:
+    return [(row["round"], remark.client) for row in rows(path) for remark in remarks(row, kind)]
 
 
 @pytest.mark.case(7)
@@ -55,12 +56,12 @@ def test_a_hostile_client_is_named_in_rows_summary_and_report_and_the_others_go_
     hostile(factor, "1")
     path = run_in_process([*SMOKE, *words, f"run.dir={tmp_path / 'run'}"])
     assert by_client(path, "rejected") == [(1, "1"), (2, "1"), (3, "1")]
-    assert all(reason in row["rejected"][0]["reason"] for row in rows(path))
+    assert all(reason in row["remarks"][0]["reason"] for row in rows(path))
     assert {row["client"] for row in rows(path, "clients") if row["phase"] == "fit"} == {"0", "2", "3"}
     summary = json.loads((path / "summary.json").read_text())
     assert (summary["rejected"], summary["clipped"]) == ({"1": 3}, {})
     report = (path / "report.html").read_text()
-    assert "Rejected or clipped" in report
+    assert "Answers that failed" in report
     assert reason in report
     assert all(np.abs(array).max() < 10 for array in checkpoint(path).tensors.values())
 

@@ -15,7 +15,6 @@ from fedsa_lora.journal import (
     SERVER_LOG,
     about,
     journal,
-    named_client,
     record,
     record_error,
 )
@@ -54,7 +53,7 @@ def test_an_exception_is_one_line_with_its_traceback(tmp_path):
 def test_what_flower_logs_is_in_the_file_but_for_its_empty_lines(tmp_path):
     with journal(tmp_path / "log", "server"), about(round=2):
         FLOWER.warning("")
-        FLOWER.warning("client %s: lost", "a-1")
+        FLOWER.warning("client %s: lost", "a-1", extra={"client": "a-1"})
     (row,) = rows(tmp_path / "log")
     assert (row["round"], row["level"], row["message"], row["client"]) == (
         2,
@@ -62,13 +61,6 @@ def test_what_flower_logs_is_in_the_file_but_for_its_empty_lines(tmp_path):
         "client a-1: lost",
         "a-1",
     )
-
-
-@pytest.mark.parametrize(
-    ("line", "client"), [("client 3: late", "3"), ("node 17 failed: x", None), ("the client 3: x", None)]
-)
-def test_a_failure_names_its_client_or_nobody(line, client):
-    assert named_client(line) == client
 
 
 def test_each_side_and_each_client_has_its_own_records_in_one_process(tmp_path):

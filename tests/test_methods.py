@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remarks import failures_of
 
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
@@ -271,7 +272,7 @@ def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, n
     clients = f"federation.clients={ENOUGH.get(name, 3)}"
     path = run(f"strategy={name}", clients, "federation.rounds=2", *split, *CHOICES[choice])
     assert_sound(path)
-    assert not any(row["failures"] for row in rows(path))
+    assert not any(failures_of(row) for row in rows(path))
 
 
 def test_each_of_flowers_strategies_gives_other_values(run):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from faulty_grid import run_with
+from remarks import failures_of
 from test_methods import checkpoint, rows
 from test_resume import assert_same_run, broken
 
@@ -56,8 +57,8 @@ def test_with_too_few_results_a_round_is_skipped_a_is_unchanged_to_the_bit_and_t
     told = rows(run)
     assert [row["skipped"] for row in told] == [False, False, True, False, False]
     assert [row["evaluated"] for row in told] == [True, True, False, True, True]
-    assert told[2]["failures"] == [f"client {c}: OSError: no such device" for c in "123"]
-    assert not any(row["failures"] for row in told if row["round"] != 3), "every broadcast could be read"
+    assert failures_of(told[2]) == [f"client {c}: OSError: no such device" for c in "123"]
+    assert not any(failures_of(row) for row in told if row["round"] != 3), "every broadcast could be read"
 
 
 @pytest.mark.case(3)
@@ -112,9 +113,9 @@ def test_who_is_silent_is_late_its_round_goes_on_without_it_and_it_takes_part_in
     plan = failing(("2", 2), act="silent")
     run = run_with(monkeypatch, plan, [*KEPT, DEADLINE, "downlink=topk_int8"], tmp_path / "run")
     told = rows(run)
-    assert told[1]["failures"] == ["client 2: late: no answer within 60 s"]
+    assert failures_of(told[1]) == ["client 2: late: no answer within 60 s"]
     assert [row["fit_clients"] for row in told] == [4, 3, 4]
-    assert not told[2]["failures"]
+    assert not failures_of(told[2])
     assert assemble.store(read_config(run), "2").rounds() == [1, 3]
 
 
@@ -189,7 +190,7 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     told = rows(run)
     assert [row["present"] for row in told] == [3, 3, 2]
     assert [row["fit_clients"] for row in told] == [3, 2, 2]
-    assert told[1]["failures"] == ["client 0: its node is gone"]
+    assert failures_of(told[1]) == ["client 0: its node is gone"]
     page = (run / "report.html").read_text()
     assert "In rounds 1 to 2, 3 of 4 clients were there." in page
     assert "In round 3, 2 of 4 clients were there." in page
@@ -231,7 +232,7 @@ def test_an_evaluation_that_not_all_answer_is_of_those_that_do_and_without_any_t
     last = [r for r in rows(run, "clients") if (r["phase"], r["round"]) == ("evaluate", 3)]
     assert [row["client"] for row in last] == ["3"]
     assert rows(run)[-1]["accuracy"] == last[0]["accuracy"]
-    assert len(rows(run)[-1]["failures"]) == 3
+    assert len(failures_of(rows(run)[-1])) == 3
     with pytest.raises(RunError, match="no client answered the last evaluation; client 0: OSError"):
         run_with(monkeypatch, fails(*"0123"), [], tmp_path / "none")
     assert [row["evaluated"] for row in rows(tmp_path / "none")] == [False, False]

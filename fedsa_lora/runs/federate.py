@@ -17,7 +17,8 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
-from fedsa_lora.runs.reading import read_json, read_jsonl
+from fedsa_lora.runs.progress import RunProgress
+from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.rundir import close_as_failed, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
@@ -96,28 +97,26 @@ class RunView:
     from its log."""
 
     def __init__(self, run_dir: Path, rounds: int, progress: Progress) -> None:
-        self.rows, self.log, self.progress = run_dir / "rounds.jsonl", run_dir / FLOWER_LOG, progress
+        self.run, self.log, self.progress = RunProgress(run_dir), run_dir / FLOWER_LOG, progress
         self.bar = progress.add_task("starting Flower", total=rounds, facts="")
-        self._size = -1
+        self._size = 0
 
     def update(self) -> None:
-        """Read the rows again if there are new ones."""
-        source = self.rows if self.rows.is_file() else self.log
-        size = source.stat().st_size if source.is_file() else 0
-        if size == self._size or not size:
-            return
-        self._size = size
-        if source == self.log:
-            if begun := rounds_begun(self.log):
-                self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
-            return
-        rows = read_jsonl(self.rows)
-        if not rows:
-            return
-        accuracy = next((r["accuracy"] for r in reversed(rows) if r.get("accuracy") is not None), None)
-        total = sum(row["bytes_up"] + row["bytes_down"] for row in rows)
-        facts = f"accuracy {percent(accuracy)}   sent {amount(total)}"
-        self.progress.update(self.bar, completed=len(rows), description=f"round {len(rows)}", facts=facts)
+        """Show what was written since the last time."""
+        self.run.update()
+        if done := self.run.done:
+            metrics = self.run.metrics
+            total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
+            facts = f"accuracy {percent(metrics.measured.get('accuracy'))}   sent {amount(total)}"
+            self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
+        elif begun := self._begun():
+            self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
+
+    def _begun(self) -> int:
+        """The rounds that the log tells of, where it has grown."""
+        size = self.log.stat().st_size if self.log.is_file() else 0
+        grown, self._size = size != self._size, size
+        return rounds_begun(self.log) if grown else 0
 
 
 def progress_line(console: Console, window: float = 30.0) -> Progress:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedsa_lora.exposition import METRICS, Metric, publish
+from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.reading import Row
 
 STATES = ("running", "completed", "failed")
-KINDS = ("error", "rejected", "lost")
 ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LAST_ROUND = (
     ("round_clients", "fit_clients", "Clients that trained in the last round."),
     ("round_loss", "loss", "Of training in the last round, mean over clients."),
     ("round_seconds", "seconds", "Time that the last round took."),
 )
-_OWN_ERROR = re.compile(r"client [^:]+: [A-Z]\w*Error: ")
-
-
-def kind_of(failure: str) -> str:
-    """``error``: the client told one; ``lost``: its node gave no answer; ``rejected``: the server did not
-    take its answer. ``failure`` is a line of the row of a round."""
-    if _OWN_ERROR.match(failure):
-        return "error"
-    return "rejected" if failure.startswith("client ") else "lost"
 
 
 class RunMetrics:
@@ -46,7 +36,7 @@ class RunMetrics:
         self.last = row
         if row.get("accuracy") is not None:
             self.measured = row
-        self.failures.update(map(kind_of, row.get("failures") or ()))
+        self.failures.update(remark["kind"] for remark in failures(row))
         for name in ("bytes_up", "bytes_down", "seconds"):
             self.sums[name] += row.get(name) or 0
         self.sums["rounds"] += 1
@@ -60,13 +50,13 @@ class RunMetrics:
         ended = rows.stat().st_mtime if rows.is_file() else None
         accuracies = {"mean": "accuracy", "weighted": "accuracy_weighted", "worst": "accuracy_worst"}
         states = [({"state": name}, int(name == state)) for name in STATES]
-        failures = [({"kind": kind}, self.failures[kind]) for kind in KINDS]
+        failed = [({"kind": kind}, self.failures[kind]) for kind in FAILURES]
         traffic = [({"direction": way}, self.sums[f"bytes_{way}"]) for way in ("up", "down")]
         accuracy = [({"over": how}, self.measured.get(key)) for how, key in accuracies.items()]
         yield Metric("run_state", "gauge", "1 for the state that the run is in.", states)
         yield Metric("rounds_total", "counter", "Rounds done.", [({}, self.sums["rounds"])])
         yield Metric("rounds_planned", "gauge", "Rounds that were asked for.", [({}, self.planned)])
-        yield Metric("failures_total", "counter", "Answers that did not count, by kind.", failures)
+        yield Metric("failures_total", "counter", "Answers that did not count, by kind.", failed)
         yield Metric("traffic_bytes_total", "counter", "Bytes to and from all clients.", traffic)
         yield Metric("accuracy_ratio", "gauge", "Over clients, on own test examples, 0 to 1.", accuracy)
         yield Metric("rounds_seconds_total", "counter", "Time of all rounds.", [({}, self.sums["seconds"])])

@@ -1,12 +1,14 @@
 """What the run came to for each client: data, accuracy alone and federated, bytes and failures."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedsa_lora.runs.reading import Row, RunRecord
 
-OBJECTIONS = ("rejected", "clipped")  # in the row of a round: what was done for what reason with whom
+# Kinds of remarks on answers: a client told an error, its answer was not taken, or it gave none
+FAILURES = ("error", "rejected", "lost")
+CLIPPED = "clipped"  # its update was taken, but scaled down to a bound
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,19 @@ class ClientOutcome:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What failed and why, and the rounds in which it did."""
-
-    what: str
-    rounds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Objection:
-    """What was wrong with answers of a client, whether it was ``rejected`` or ``clipped`` for it, and the
+class Remark:
+    """What was wrong with answers of a client (None: of nobody knows whose), of which kind it was, and the
     rounds in which it was."""
 
-    client: str
-    action: str
+    client: str | None
+    kind: str
     reason: str
     rounds: tuple[int, ...]
+
+
+def failures(row: Row) -> list[Row]:
+    """The remarks of the row of a round on answers that were not there to go on with."""
+    return [remark for remark in row.get("remarks") or [] if remark["kind"] in FAILURES]
 
 
 def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
@@ -78,46 +77,22 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in record.clients:
         rows[str(row["client"])].append(row)
-    told = [line for row in record.rounds for line in row.get("failures") or []]
+    failed = Counter(remark["client"] for row in record.rounds for remark in failures(row))
     return [
-        _outcome(
-            name,
-            shares.get(name, {}),
-            rows[name],
-            sum(line.startswith(f"client {name}: ") for line in told),
-            record.evaluation,
-        )
+        _outcome(name, shares.get(name, {}), rows[name], failed[name], record.evaluation)
         for name in in_order({*shares, *rows})
     ]
 
 
-def failures(record: RunRecord) -> list[Failure]:
-    """What clients told of themselves and the server of those that did not answer; what repeats in each
-    round is told once."""
-    told = [
-        (f"client {row['client']}: {row['failure']}", row["round"])
-        for row in record.clients
-        if row.get("failure")
-    ]
+def remarks(record: RunRecord) -> list[Remark]:
+    """What was wrong with which answers, by client; what repeats in each round is told once."""
+    rounds: dict[tuple[str | None, str, str], list[int]] = defaultdict(list)
     for row in record.rounds:
-        rejected = {f"client {remark['client']}: {remark['reason']}" for remark in row.get("rejected") or []}
-        told += [(line, row["round"]) for line in row.get("failures") or [] if line not in rejected]
-    rounds: dict[str, list[int]] = defaultdict(list)
-    for what, when in sorted(told, key=lambda item: item[1]):
-        rounds[what].append(when)
-    return [Failure(what, tuple(when)) for what, when in rounds.items()]
-
-
-def objections(record: RunRecord) -> list[Objection]:
-    """What the server rejected and clipped, by client; what repeats in each round is told once."""
-    rounds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for row in record.rounds:
-        for action in OBJECTIONS:
-            for remark in row.get(action) or []:
-                rounds[remark["client"], action, remark["reason"]].append(row["round"])
-    found = [Objection(*what, tuple(when)) for what, when in rounds.items()]
-    order = in_order({objection.client for objection in found})
-    return sorted(found, key=lambda objection: (order.index(objection.client), objection.rounds))
+        for remark in row.get("remarks") or []:
+            rounds[remark["client"], remark["kind"], remark["reason"]].append(row["round"])
+    found = [Remark(*what, tuple(when)) for what, when in rounds.items()]
+    order = in_order({remark.client or "" for remark in found})
+    return sorted(found, key=lambda remark: (order.index(remark.client or ""), remark.rounds))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -139,8 +114,8 @@ def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: 
         before=_last(fits, "accuracy_before"),
         personalised=final.get("accuracy"),
         evaluated_in=final.get("round"),
-        rounds=sum(not row.get("failure") for row in fits),
-        failures=failed + sum(bool(row.get("failure")) for row in rows),
+        rounds=len(fits),
+        failures=failed,
         bytes_up=sum(row.get("bytes_up") or 0 for row in rows),
         bytes_down=sum(row.get("bytes_down") or 0 for row in rows),
         union=evaluation.get("union", {}).get("accuracy", {}).get(client),

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 
 from fedsa_lora.errors import RunError
-from fedsa_lora.journal import SERVER_LOG, named_client
+from fedsa_lora.journal import SERVER_LOG
 from fedsa_lora.runs.metrics import CLIENTS, ROUNDS, RunMetrics
+from fedsa_lora.runs.outcomes import failures
 from fedsa_lora.runs.reading import Growing, Row, read_json
 
 QUIET_SECONDS = 120.0  # and five of its usual rounds: after that it is said since when nothing moved
@@ -116,9 +117,9 @@ class RunProgress:
     def _take_round(self, row: Row) -> None:
         self.metrics.add(row)
         self.rounds.append(row)
-        for failure in row.get("failures") or ():
-            if client := named_client(failure):
-                self._client(client).failures += 1
+        for remark in failures(row):
+            if remark["client"] is not None:
+                self._client(remark["client"]).failures += 1
 
     def _take_client(self, row: Row) -> None:
         seen = self._client(str(row["client"]))

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.measure_words import measure_rows
-from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, failures, objections
+from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, remarks
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
 from fedsa_lora.runs.report_figures import embedded_figures
 from fedsa_lora.runs.report_template import PAGE, STYLE
@@ -102,12 +102,11 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "clients": _clients_table(outcomes),
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
         "rounds": _rounds_table(record.rounds),
-        "notes": record.partition.get("notes", []),
-        "failures": [
+        "notes": [
+            *record.partition.get("notes", []),
             *absences(record.rounds, len(record.partition.get("clients", {}))),
-            *_failure_notes(record),
         ],
-        "objections": _objections_table(record),
+        "remarks": _remarks_table(record),
         "config": record.config,
         "environment": {name: value for name, value in record.environment.items() if name != "command"},
         "command": record.environment.get("command"),
@@ -181,7 +180,7 @@ def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
     gain = points(outcome.gain).removesuffix(" points") + (" ▼ harmed" if outcome.harmed else "")
     counts = [NOT_MEASURED if n is None else f"{n:,}" for n in (outcome.train, outcome.test, outcome.rounds)]
     sent = [amount(outcome.bytes_up), amount(outcome.bytes_down)]
-    notes = [f"{counted(outcome.failures, 'failure')}, see Notes"] if outcome.failures else []
+    notes = [f"{counted(outcome.failures, 'failure')}, see Answers that failed"] if outcome.failures else []
     if outcome.evaluated_in is None:
         notes.append("never evaluated")
     elif outcome.evaluated_in < final:
@@ -207,18 +206,10 @@ def _rounds_table(rounds: list[Row]) -> Table:
     return Table(columns, rows)
 
 
-def _failure_notes(record: RunRecord) -> list[str]:
-    notes = []
-    for failure in failures(record):
-        word = "Round" if len(failure.rounds) == 1 else "Rounds"
-        notes.append(f"{word} {_listed(failure.rounds)}, {failure.what}")
-    return notes
-
-
-def _objections_table(record: RunRecord) -> Table:
+def _remarks_table(record: RunRecord) -> Table:
     rows = [
-        TableRow(found.client, [found.action, _listed(found.rounds)], note=found.reason)
-        for found in objections(record)
+        TableRow(found.client or "unknown", [found.kind, _listed(found.rounds)], note=found.reason)
+        for found in remarks(record)
     ]
     return Table(["Client", "Answer", "Rounds", "Why"], rows)
 

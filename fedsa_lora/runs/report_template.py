@@ -171,18 +171,17 @@ with the client's own A, as it had just trained it.</p>
 {{ table(clients, "Clients", true) }}
 </details>
 {% endif %}
-{% if notes or failures %}
+{% if notes %}
 <h2>Notes</h2>
 <ul>
 {% for note in notes %}<li>{{ note }}</li>{% endfor %}
-{% for failure in failures %}<li>{{ failure }}</li>{% endfor %}
 </ul>
 {% endif %}
-{% if objections.rows %}
-<h2>Rejected or clipped</h2>
-<details{% if objections.rows | length <= 20 %} open{% endif %}>
-<summary>Answers that the server did not take as they were</summary>
-{{ table(objections, "Rejected or clipped", true) }}
+{% if remarks.rows %}
+<h2>Answers that failed</h2>
+<details{% if remarks.rows | length <= 20 %} open{% endif %}>
+<summary>What clients told as an error, what was lost, and what the server rejected or clipped</summary>
+{{ table(remarks, "Answers that failed", true) }}
 </details>
 {% endif %}
 <h2>Details</h2>

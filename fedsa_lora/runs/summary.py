@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs import measures
-from fedsa_lora.runs.outcomes import OBJECTIONS, in_order
+from fedsa_lora.runs.outcomes import CLIPPED, failures, in_order
 from fedsa_lora.runs.reading import Row, read_jsonl
 from fedsa_lora.settings import PASSED, RunConfig
 
@@ -41,7 +41,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "warning": PASSED if config.federation.b_passing else None,
         "rounds": len(rounds),
         "clients": config.federation.clients,
-        "failures": sum(len(row.get("failures", ())) for row in rounds),
+        "failures": sum(len(failures(row)) for row in rounds),
         "skipped_rounds": sum(bool(row.get("skipped")) for row in rounds),
         "excluded_clients": sorted({client for row in rounds for client in row.get("excluded", ())}),
         "split": config.split.words(),
@@ -57,7 +57,8 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "gain_over_majority": personalised["mean"] - floor["mean"] if personalised and floor else None,
         "clients_harmed": sum(gain < 0 for gain in measures.gains(ours, theirs).values()) if alone else None,
         "share_harmed": measures.harmed(ours, theirs),
-        **{action: objected(rounds, action) for action in OBJECTIONS},
+        "rejected": remarked(rounds, "rejected"),
+        CLIPPED: remarked(rounds, CLIPPED),
         "target": to_target(rounds, fits, alone["mean"] if alone else None),
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
@@ -74,9 +75,10 @@ def _last(rounds: Sequence[Row], key: str) -> float | None:
     return next((row[key] for row in reversed(rounds) if row.get(key) is not None), None)
 
 
-def objected(rounds: Sequence[Row], action: str) -> dict[str, int]:
-    """How many answers of each client were rejected or clipped; those of which none was are left out."""
-    clients = Counter(remark["client"] for row in rounds for remark in row.get(action) or [])
+def remarked(rounds: Sequence[Row], kind: str) -> dict[str, int]:
+    """How many answers of each client were of a kind; those of which none was are left out."""
+    remarks = (remark for row in rounds for remark in row.get("remarks") or [])
+    clients = Counter(remark["client"] for remark in remarks if remark["kind"] == kind)
     return {client: clients[client] for client in in_order(clients)}
 
 

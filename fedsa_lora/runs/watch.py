@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedsa_lora.runs.metrics import KINDS
+from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.progress import STARTING, ClientSeen, RunProgress
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
@@ -58,7 +58,7 @@ def _header(progress: RunProgress) -> Iterator[RenderableType]:
     )
     yield bar
     traffic = f"{amount(metrics.sums['bytes_up'])} up, {amount(metrics.sums['bytes_down'])} down"
-    lost = ", ".join(f"{metrics.failures[kind]} {kind}" for kind in KINDS if metrics.failures[kind])
+    lost = ", ".join(f"{metrics.failures[kind]} {kind}" for kind in FAILURES if metrics.failures[kind])
     accuracy = percent(metrics.measured.get("accuracy"))
     yield _line(f"accuracy {accuracy} · sent {traffic} · failures: {lost or 'none'}")
 
@@ -89,7 +89,7 @@ def _rounds(progress: RunProgress, rows: int) -> Table:
             duration(row.get("seconds")),
             amount(sent),
             _shown(row, "fit_clients"),
-            str(len(row.get("failures") or ())),
+            str(len(failures(row))),
         )
     return table
 

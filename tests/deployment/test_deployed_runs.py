@@ -11,7 +11,9 @@ import pandas as pd
 import psutil
 import pytest
 from flwr.proto.control_pb2 import ListNodesRequest
+from remarks import failures_of
 from safetensors.numpy import load_file
+from test_methods import checkpoint
 
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
@@ -59,6 +61,21 @@ def alive(pid: str) -> bool:
         return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [found := psutil.Process(process.pid), *found.children(recursive=True)]
+
+
+def halt(process: subprocess.Popen[bytes]) -> None:
+    """Have a node and what it started stand still, as a machine that sleeps."""
+    for part in tree(process):
+        part.suspend()
+
+
+def wake(process: subprocess.Popen[bytes]) -> None:
+    for part in tree(process):
+        part.resume()
 
 
 def start_again(federation: Loopback, name: str) -> None:
@@ -152,6 +169,43 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     assert ("a", 8) not in found
     assert json.loads((run_dir / "partition.json").read_text())["clients"] == {}
     assert [row["round"] for row in read_jsonl(run_dir / "rounds.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.case(3)
+@pytest.mark.case(4)
+def test_a_straggler_costs_a_deadline_and_where_nobody_answers_the_run_ends_with_an_error(
+    plain_federation, tmp_path
+):
+    federation, run_dir, deadline = plain_federation, tmp_path / "run", 20
+    federation.superlink()
+    nodes = [federation.node(name) for name in ("0", "1")]
+    run = federation.submit(
+        "run", *SMOKE, *federation.words, "federation.rounds=999", "federation.min_results=0.5",
+        f"federation.round_timeout={deadline}", "federation.max_skipped=2", "federation.retries=0",
+        "evaluation.every=0", "evaluation.before=false", "evaluation.local_only=false", f"run.dir={run_dir}",
+    )  # fmt: skip
+
+    def rounds() -> list[dict]:
+        path = run_dir / "rounds.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
+    wait_for(rounds, run)
+    halt(nodes[1])
+    wait_for(lambda: any(row["remarks"] for row in rounds()), run)
+    wake(nodes[1])
+    missed = next(row for row in rounds() if row["remarks"])
+    assert failures_of(missed) == [f"client 1: late: no answer within {deadline} s"]
+    assert (missed["fit_clients"], missed["skipped"]) == (1, False)
+    assert missed["fit_seconds"] <= 1.1 * deadline
+    wait_for(lambda: rounds()[-1]["round"] > missed["round"] and rounds()[-1]["fit_clients"] == 2, run)
+    for node in nodes:
+        halt(node)
+    assert run.wait(WAIT_SECONDS) != 0
+    assert "2 rounds in a row had too few results" in said(federation, "submit")
+    done = [row for row in rounds() if not row["skipped"]]
+    before, last = (checkpoint(run_dir, done[-1]["round"] + skipped).tensors for skipped in (0, 1))
+    assert last.keys() == before.keys()
+    assert all(last[name].tobytes() == before[name].tobytes() for name in before)
 
 
 @pytest.mark.case(30)

@@ -71,8 +71,8 @@ def _client_rows(curve: np.ndarray, majority: np.ndarray, alone: np.ndarray) -> 
     for n, accuracies in enumerate(curve, 1):
         for k, accuracy in enumerate(accuracies):
             fit = {"round": n, "phase": "fit", "client": str(k), "examples": 60, "loss": 1.2 / n, "steps": 5}
-            failed = REASON if (k, n) == (3, 5) else None
-            rows.append({**fit, **bytes_sent, "accuracy_before": accuracy - 0.03, "failure": failed})
+            if (k, n) != (3, 5):
+                rows.append({**fit, **bytes_sent, "accuracy_before": accuracy - 0.03})
             shown = {"round": n, "phase": "evaluate", "client": str(k), "examples": 70, "accuracy": accuracy}
             last = {"local_only": alone[k]} if n == len(curve) else {}
             rows.append({**shown, "loss": 0.9 / n, **bytes_sent, "majority": majority[k], **last})
@@ -87,6 +87,7 @@ def _round_row(n: int, accuracies: np.ndarray) -> dict[str, Any]:
         "round": n,
         "fit_clients": clients,
         "fit_failures": int(n == 5),
+        "remarks": [{"client": "3", "kind": "error", "reason": REASON}] * (n == 5),
         "seconds": 8.1,
         "fit_seconds": 7.0,
     }

@@ -19,6 +19,10 @@ def test_rounds_are_told_as_spans(numbers, words):
     assert rounds_of(numbers) == words
 
 
+def lost(client):
+    return {"client": client, "kind": "lost", "reason": "gone"}
+
+
 def test_nothing_is_told_of_a_run_in_which_everybody_was_there():
     rounds = [{"round": n, "present": 4, "excluded": [], "skipped": False} for n in (1, 2)]
     assert absences(rounds, 4) == absences([{"round": 1}], 4) == []
@@ -28,15 +32,15 @@ def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_p
     folder = write_run(tmp_path / "run")
     path = folder / "rounds.jsonl"
     told = [json.loads(line) for line in path.read_text().splitlines()]
-    told[1] |= {"failures": ["client 1: gone", "client 10: gone"], "skipped": True}
-    told[2] |= {"failures": ["client 1: gone"], "present": 9}
+    told[1] |= {"remarks": [lost("1"), lost("10")], "skipped": True}
+    told[2] |= {"remarks": [lost("1")], "present": 9}
     told[3] |= {"excluded": ["1"]}
     path.write_text("".join(json.dumps(row) + "\n" for row in told))
     record = read_run(folder)
     failed = {outcome.client: outcome.failures for outcome in client_outcomes(record)}
     assert (failed["1"], failed["0"]) == (2, 0)
     page = render(record)
-    assert "Rounds 2, 3, client 1: gone" in page
+    assert "<td>lost</td><td>2, 3</td>" in page
     assert "what is common staying as it was: round 2." in page
     assert "Client 1 was left out of round 4: it kept failing." in page
     assert "In round 3, 9 of 10 clients were there." in page

@@ -7,7 +7,7 @@ import pytest
 from synthetic_run import write_run
 
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.outcomes import Failure, client_outcomes, failures, in_order
+from fedsa_lora.runs.outcomes import Remark, client_outcomes, in_order, remarks
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
 
 
@@ -72,10 +72,11 @@ def test_ids_are_ordered_by_value_and_words_come_last() -> None:
 
 
 def test_failures_that_repeat_are_told_once(tmp_path: Path) -> None:
-    clients = [{"client": "1", "round": n, "phase": "fit", "failure": "no data"} for n in (1, 3)]
+    told, lost = ("1", "error", "no data"), (None, "lost", "a node failed: gone")
+    keys = ("client", "kind", "reason")
     rounds = [
-        {"round": 2, "failures": ["node 7 failed: gone"]},
-        {"round": 3, "failures": ["node 7 failed: gone"]},
+        {"round": n, "remarks": [dict(zip(keys, remark, strict=True)) for remark in found]}
+        for n, found in enumerate([[told], [lost], [lost, told]], 1)
     ]
-    record = replace(read_run(write_run(tmp_path, rounds=1)), clients=clients, rounds=rounds)
-    assert failures(record) == [Failure("client 1: no data", (1, 3)), Failure("node 7 failed: gone", (2, 3))]
+    record = replace(read_run(write_run(tmp_path, rounds=1)), rounds=rounds)
+    assert remarks(record) == [Remark(*told, (1, 3)), Remark(*lost, (2, 3))]

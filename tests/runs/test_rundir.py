@@ -134,7 +134,8 @@ def test_the_last_checkpoint_is_the_newest_to_the_bit_with_what_the_server_remem
 
 def test_a_summary_is_written_with_the_rows_as_tables(tmp_path):
     directory = RunDirectory(tmp_path, load(["experiment=smoke"]))
-    rounds = [{"round": 1, "loss": 0.5}, {"round": 2, "failures": ['client 3: a, "b"\nc'], "loss": None}]
+    remark = {"client": "3", "kind": "lost", "reason": 'a, "b"\nc'}
+    rounds = [{"round": 1, "loss": 0.5}, {"round": 2, "remarks": [remark], "loss": None}]
     clients = [{"client": "0", "accuracy": 0.25}]
     for row in rounds:
         directory.round(row)
@@ -145,8 +146,8 @@ def test_a_summary_is_written_with_the_rows_as_tables(tmp_path):
     with open(tmp_path / "rounds.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert table == [
-        {"round": "1", "loss": "0.5", "failures": ""},
-        {"round": "2", "loss": "", "failures": str(rounds[1]["failures"])},
+        {"round": "1", "loss": "0.5", "remarks": ""},
+        {"round": "2", "loss": "", "remarks": str(rounds[1]["remarks"])},
     ]
     assert (tmp_path / "clients.csv").read_text() == "client,accuracy\n0,0.25\n"
 

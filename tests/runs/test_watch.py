@@ -120,9 +120,12 @@ def test_a_run_with_long_rounds_is_given_more_time(tmp_path):
 def test_warnings_and_failures_are_shown_and_cannot_steer_the_terminal(tmp_path):
     folder = running(tmp_path / "run")
     row = json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1])
-    failures = ["client 2: TrainingError: not finite", "node 99 failed: gone"]
+    failures = [
+        {"client": "2", "kind": "error", "reason": "TrainingError: not finite"},
+        {"client": None, "kind": "lost", "reason": "a node failed: gone"},
+    ]
     with (folder / "rounds.jsonl").open("a") as file:
-        file.write(json.dumps(row | {"round": 4, "failures": failures, "skipped": True}) + "\n")
+        file.write(json.dumps(row | {"round": 4, "remarks": failures, "skipped": True}) + "\n")
     at = "2026-03-01T10:01:00.000+00:00"
     logged(
         folder,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from flwr.server.strategy import FedAvg, FedMedian, Krum
+from remarks import failures_of
 from server_side import EVERYONE, SHARE_A, Server, some_updates
 
 from fedsa_lora.errors import ConfigError
@@ -117,14 +118,14 @@ def test_another_number_of_scores_than_of_tensors_is_rejected_and_named(scores):
     server = adaptive(min_results=0.5)
     play(server, 1, {"0": scores, "1": RISING, "2": RISING})
     (row,) = server.notes.rounds
-    assert row["failures"] == [f"client 0: brings {len(scores)} importance scores, expected 4"]
+    assert failures_of(row) == [f"client 0: brings {len(scores)} importance scores, expected 4"]
     assert play(server, 2, {})["0"][0] == {A[2], A[3], HEAD}, "the scores of the others count"
 
 
 def test_scores_that_nobody_asked_for_are_rejected():
     server = adaptive(LeastVariance(), min_results=0.5)
     play(server, 1, **{"0": {"scores": RISING}})
-    assert server.notes.rounds[0]["failures"] == ["client 0: brings 4 importance scores, expected 0"]
+    assert failures_of(server.notes.rounds[0]) == ["client 0: brings 4 importance scores, expected 0"]
 
 
 def test_a_client_that_shares_what_it_was_not_asked_for_is_rejected():
@@ -132,7 +133,7 @@ def test_a_client_that_shares_what_it_was_not_asked_for_is_rejected():
     play(server, 1, {})
     stale = {"shared": LAYOUT.mask(LAYOUT.names), "payload": np.ones(LAYOUT.size, np.float32)}
     play(server, 2, {}, **{"1": stale})
-    (failure,) = server.notes.rounds[1]["failures"]
+    (failure,) = failures_of(server.notes.rounds[1])
     assert failure.startswith("client 1: shares other tensors than it was asked for; the difference is")
     assert A[0] in failure
     assert A[1] in failure

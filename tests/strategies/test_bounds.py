@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from remarks import remarks
 from server_side import LAYOUT, Server, some_updates
 
 from fedsa_lora.errors import RunError
@@ -13,6 +14,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import RandomK, TopK
 from strategies import Bounds
+from strategies.admission import Remark
 from strategies.bounds import REJECTED, UPLOADS, norms_and_limits
 from strategies.updates import Update
 
@@ -73,12 +75,10 @@ def test_an_update_a_million_times_too_long_is_rejected_by_name_and_the_others_a
     del honest["1"]
     assert np.array_equal(server.strategy.shared, without.take(honest))
     (row,) = server.notes.rounds
-    (remark,) = row["rejected"]
-    assert remark["client"] == "1"
-    norm, limit = [float(word.rstrip(",")) for word in remark["reason"].split() if word[0].isdecimal()]
+    (remark,) = remarks(row)
+    assert (remark.client, remark.kind) == ("1", "rejected")
+    norm, limit = [float(word.rstrip(",")) for word in remark.reason.split() if word[0].isdecimal()]
     assert norm > 1e5 > 30 > limit
-    assert row["failures"] == [f"client 1: {remark['reason']}"]
-    assert row["clipped"] == []
 
 
 @pytest.mark.case(8)
@@ -90,9 +90,10 @@ def test_where_it_is_to_be_clipped_it_keeps_its_direction_and_has_the_norm_of_th
     by_hand = [u * min(1, limit / np.linalg.norm(u)) for u in sent]
     np.testing.assert_allclose(server.strategy.shared, server.start + np.mean(by_hand, axis=0), atol=1e-5)
     (row,) = server.notes.rounds
-    assert (row["rejected"], row["failures"], row["fit_clients"]) == ([], [], 5)
-    assert [remark["client"] for remark in row["clipped"]] == ["1"]
-    assert f"the bound is {limit:.4g}" in row["clipped"][0]["reason"]
+    (remark,) = remarks(row)
+    assert (row["fit_clients"], row["fit_failures"]) == (5, 0)
+    assert (remark.client, remark.kind) == ("1", "clipped")
+    assert f"the bound is {limit:.4g}" in remark.reason
 
 
 @pytest.mark.parametrize("action", ["reject", "clip"])
@@ -104,9 +105,8 @@ def test_the_order_of_arrival_does_not_change_who_is_bounded_nor_a_bit(action, f
     ]
     for server in servers:
         assert np.array_equal(server.strategy.shared, servers[0].strategy.shared)
-        for key in ("rejected", "clipped"):
-            assert server.notes.rounds[0][key] == servers[0].notes.rounds[0][key]
-    assert servers[0].notes.rounds[0]["rejected" if action == "reject" else "clipped"]
+        assert server.notes.rounds[0]["remarks"] == servers[0].notes.rounds[0]["remarks"]
+    assert remarks(servers[0].notes.rounds[0], "rejected" if action == "reject" else "clipped")
 
 
 @pytest.mark.parametrize("action", ["reject", "clip"])
@@ -207,8 +207,9 @@ def test_more_examples_than_the_cap_are_rejected_by_name_and_weigh_nothing():
     server.ask()
     shared = server.take(uploads(server, sent) | {"1": server.upload("1", sent[1], 11)})
     np.testing.assert_allclose(shared, server.start + np.mean(sent[:1] + sent[2:], axis=0), atol=1e-5)
-    (remark,) = server.notes.rounds[0]["rejected"]
-    assert remark == {"client": "1", "reason": "claims 11 examples, expected 1 to 10"}
+    assert remarks(server.notes.rounds[0]) == [
+        Remark("1", "rejected", "claims 11 examples, expected 1 to 10")
+    ]
 
 
 def rounds_with(server: Server, wrong: list[list[str]]) -> None:
@@ -253,8 +254,9 @@ def test_a_client_that_fails_is_not_one_that_is_rejected():
     arrived = [(server.nodes[c], answer) for c, answer in answers.items() if c != "1"]
     server.strategy.aggregate_fit(1, arrived, [ValueError("node lost")])
     (row,) = server.notes.rounds
-    assert row["rejected"] == []
-    assert row["failures"] == ["a node failed: node lost", "client 0: TrainingError: nan"]
+    assert remarks(row) == [
+        Remark(None, "lost", "a node failed: node lost"), Remark("0", "error", "TrainingError: nan")
+    ]  # fmt: skip
 
 
 def test_counts_that_are_restored_decide_as_if_there_had_been_no_break():

@@ -68,7 +68,8 @@ def asks(monkeypatch):
         assert all(isinstance(failure, Unanswered) for failure in failures)
         values = [(p.node_id, parameters_to_ndarrays(r.parameters)[0][0]) for p, r in results]
         assert len(values) == len(dict(values))
-        return dict(values), sorted(map(str, failures)), clock.now - begin, nodes
+        told = sorted(f"client {failure.client}: {failure.reason}" for failure in failures)
+        return dict(values), told, clock.now - begin, nodes
 
     return play
 

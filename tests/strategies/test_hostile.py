@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from flwr.common import FitRes, Parameters
+from remarks import failures_of, remarks
 from server_side import LAYOUT, Server, some_updates
 
 from fedsa_lora.exchange import wire
@@ -51,7 +52,7 @@ def rejected(server: Server, answers: dict[str, FitRes]) -> dict[str, str]:
     """Who was rejected in the round, and why."""
     server.take(answers)
     (row,) = server.notes.rounds
-    return {remark["client"]: remark["reason"] for remark in row["rejected"]}
+    return {remark.client: remark.reason for remark in remarks(row, "rejected")}
 
 
 def altered(content: bytes, rng: random.Random) -> bytes:
@@ -90,7 +91,7 @@ def test_of_ten_thousand_altered_payloads_none_is_accepted_and_none_does_harm(co
         return tensors(result, content)
 
     rows = attack(codec, 100, alter)
-    assert sum(len(row["rejected"]) for row in rows) == 100 * HOSTILE == 10_000 / 4
+    assert sum(len(remarks(row, "rejected")) for row in rows) == 100 * HOSTILE == 10_000 / 4
     assert {row["fit_clients"] for row in rows} == {1}
 
 
@@ -108,7 +109,7 @@ def test_noise_whose_digest_fits_is_refused_or_is_a_finite_update(codec):
         return said(tensors(result, stream.getvalue()), digest=wire.vector_digest(noise))
 
     rows = attack(codec, 20, alter)
-    assert sum(len(row["rejected"]) for row in rows) > 20
+    assert sum(len(remarks(row, "rejected")) for row in rows) > 20
 
 
 @pytest.mark.case(14)
@@ -120,7 +121,7 @@ def test_altered_headers_do_no_harm():
         return replace(result, metrics={wire.KEY: text})
 
     rows = attack(Dense(), 40, alter)
-    assert sum(len(row["rejected"]) for row in rows) > 500
+    assert sum(len(remarks(row, "rejected")) for row in rows) > 500
     assert json.dumps(rows, allow_nan=False)
 
 
@@ -312,8 +313,8 @@ def test_a_second_answer_with_other_values_changes_nothing_and_is_named():
     arrived = [*((server.nodes[c], answer) for c, answer in answers.items()), (server.nodes["1"], again)]
     server.strategy.aggregate_fit(1, arrived, [])
     assert np.array_equal(server.strategy.shared, expected)
-    (remark,) = server.notes.rounds[0]["rejected"]
-    assert (remark["client"], "for the second time" in remark["reason"]) == ("1", True)
+    (remark,) = remarks(server.notes.rounds[0], "rejected")
+    assert (remark.client, "for the second time" in remark.reason) == ("1", True)
 
 
 def test_a_client_that_was_not_asked_is_rejected():
@@ -332,7 +333,7 @@ def test_what_a_client_writes_is_one_short_line_in_log_and_rows():
             "1": said(answers["1"], codec=evil),
         }
     )
-    for line in server.notes.rounds[0]["failures"]:
+    for line in failures_of(server.notes.rounds[0]):
         assert line.isprintable()
         assert len(line) < 600
 
