@@ -14,16 +14,9 @@ from fedsa_lora.exchange import wire
 from strategies.traffic import message_bytes
 
 Res = TypeVar("Res", FitRes, EvaluateRes)
+Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
-
-
-class Unanswered(Exception):
-    """Which client gave no usable answer, and why."""
-
-    def __init__(self, client: str, reason: str) -> None:
-        super().__init__(client, reason)
-        self.client, self.reason = client, reason
 
 
 @dataclass(frozen=True)
@@ -43,11 +36,25 @@ class Remark:
     instead; ``lost``: none came; ``rejected`` or ``clipped``: the server did that with it."""
 
     client: str | None
-    kind: Literal["error", "lost", "rejected", "clipped"]
+    kind: Kind
     reason: str
+
+    @classmethod
+    def of(cls, client: str | None, kind: Kind, reason: str) -> Remark:
+        """With the text of a client or of its node, cut to one line that cannot fill a disk or command a
+        terminal."""
+        return cls(client, kind, "".join(c if c.isprintable() else " " for c in reason[:MAX_REASON]))
 
     def __str__(self) -> str:
         return self.reason if self.client is None else f"client {self.client}: {self.reason}"
+
+
+class Unanswered(Exception):
+    """Which client gave no usable answer, and why."""
+
+    def __init__(self, remark: Remark) -> None:
+        super().__init__(remark)
+        self.remark = remark
 
 
 @dataclass(frozen=True)
@@ -96,25 +103,20 @@ def admit(
             if header.client != name_of(proxy) or header.client in admitted:
                 raise WireError(f"answers as client {header.client!r}, or for the second time")
             if header.error:
-                remarks.append(Remark(header.client, "error", _shown(header.error)))
+                remarks.append(Remark.of(header.client, "error", header.error))
                 continue
             wire.check_upload(header, round_, needed)
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
-            remarks.append(Remark(name_of(proxy), "rejected", _shown(str(error))))
+            remarks.append(Remark.of(name_of(proxy), "rejected", str(error)))
     answers = [admitted[client] for client in sorted(admitted)]
     return Admission(answers, sorted(remarks, key=str), bytes_up)
 
 
-def _shown(text: str) -> str:
-    """A client's text as one line that cannot fill a disk or command a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:MAX_REASON])
-
-
 def _lost(failure: Failure[Any], name_of: Callable[[ClientProxy], str]) -> Remark:
     if isinstance(failure, Unanswered):
-        return Remark(failure.client, "lost", _shown(failure.reason))
+        return failure.remark
     if isinstance(failure, BaseException):
-        return Remark(None, "lost", f"a node failed: {_shown(str(failure))}")
+        return Remark.of(None, "lost", f"a node failed: {failure}")
     proxy, result = failure
-    return Remark(name_of(proxy), "lost", _shown(result.status.message))
+    return Remark.of(name_of(proxy), "error", result.status.message)

@@ -21,7 +21,7 @@ from flwr.compat.common import recorddict_compat as compat
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from strategies.admission import Failure, Res, Unanswered
+from strategies.admission import Failure, Kind, Remark, Res, Unanswered
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
 POLL_SECONDS = 0.1
@@ -111,7 +111,7 @@ class Collection(Generic[Ins, Res]):
                 time.sleep(min(POLL_SECONDS, max(self._left(), 0)))
         self._waiting.extend(self._open.values())
         for question in self._waiting:
-            self._fail(question, f"late: no answer within {self.seconds:g} s")
+            self._fail(question, "lost", f"late: no answer within {self.seconds:g} s")
         return self._results, self._failures
 
     def _left(self) -> float:
@@ -157,18 +157,20 @@ class Collection(Generic[Ins, Res]):
         try:
             result = self.phase.read(content)
         except Exception as error:  # what a foreign app may answer fails in many ways
-            return self._fail(question, f"its answer cannot be read: {type(error).__name__}: {error}")
+            told = f"its answer cannot be read: {type(error).__name__}: {error}"
+            return self._fail(question, "rejected", told)
         if result.status.code != Code.OK:
-            return self._fail(question, result.status.message)
+            return self._fail(question, "error", result.status.message)
         return self._results.append((question.proxy, result))
 
     def _miss(self, question: Question[Ins], error: Error) -> None:
-        if error.code not in PASSING or question.asked > self.retries:
-            return self._fail(question, error.reason or f"error {error.code}")
+        kind: Kind = "lost" if error.code in PASSING else "error"
+        if kind == "error" or question.asked > self.retries:
+            return self._fail(question, kind, error.reason or f"error {error.code}")
         client = self.name_of(question.proxy)
         log.info("client %s is asked once more: %s", client, error.reason, extra={"client": client})
         question.due = time.monotonic() + RETRY_SECONDS
         return self._waiting.append(question)
 
-    def _fail(self, question: Question[Ins], why: str) -> None:
-        self._failures.append(Unanswered(self.name_of(question.proxy), why))
+    def _fail(self, question: Question[Ins], kind: Kind, why: str) -> None:
+        self._failures.append(Unanswered(Remark.of(self.name_of(question.proxy), kind, why)))

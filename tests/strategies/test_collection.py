@@ -23,6 +23,7 @@ class Nodes:
     def __init__(self, clock: Clock, script) -> None:
         self.clock, self.script = clock, {node: list(turns) for node, turns in script.items()}
         self.sent: list[Message] = []
+        self.kinds: dict[str, str] = {}  # by client, of what is wrong with its answer
         self._arriving: list[tuple[float, Message]] = []
 
     def push_messages(self, messages):
@@ -68,7 +69,8 @@ def asks(monkeypatch):
         assert all(isinstance(failure, Unanswered) for failure in failures)
         values = [(p.node_id, parameters_to_ndarrays(r.parameters)[0][0]) for p, r in results]
         assert len(values) == len(dict(values))
-        told = sorted(f"client {failure.client}: {failure.reason}" for failure in failures)
+        nodes.kinds = {failure.remark.client: failure.remark.kind for failure in failures}
+        told = sorted(str(failure.remark) for failure in failures)
         return dict(values), told, clock.now - begin, nodes
 
     return play
@@ -97,7 +99,7 @@ def test_who_failed_for_a_passing_reason_is_asked_the_same_once_more(asks, code)
     script = {1: [(1, Error(code, "down")), (1, answer(5))], 2: [(1, answer(2))]}
     values, told, _, nodes = asks(script, retries=1)
     if code not in PASSING:
-        assert (values, told) == ({2: 2}, ["client c1: down"])
+        assert (values, told, nodes.kinds) == ({2: 2}, ["client c1: down"], {"c1": "error"})
         return
     assert (values, told) == ({1: 5, 2: 2}, [])
     first, _, again = (compat.recorddict_to_fitins(m.content, keep_input=True) for m in nodes.sent)
@@ -107,7 +109,7 @@ def test_who_failed_for_a_passing_reason_is_asked_the_same_once_more(asks, code)
 def test_it_is_asked_so_often_and_no_more_and_never_past_the_deadline(asks):
     for retries in (0, 1, 3):
         _, told, _, nodes = asks({1: [(1, LOST)] * 9}, retries=retries)
-        assert told == ["client c1: gone"]
+        assert (told, nodes.kinds) == (["client c1: gone"], {"c1": "lost"})
         assert len(nodes.sent) == 1 + retries
     _, told, seconds, _ = asks({1: [(4, LOST)] * 9}, retries=9, seconds=20)
     assert told == ["client c1: late: no answer within 20 s"]
@@ -128,8 +130,9 @@ def test_a_second_reply_to_a_message_is_none(asks):
 
 def test_an_answer_that_cannot_be_read_or_says_that_it_is_none_is_named(asks):
     script = {1: [(1, "nonsense")], 2: [(1, answer(2, Code.FIT_NOT_IMPLEMENTED))], 3: [(1, answer(3))]}
-    values, told, _, _ = asks(script, retries=1)
+    values, told, _, nodes = asks(script, retries=1)
     assert values == {3: 3}
+    assert nodes.kinds == {"c1": "rejected", "c2": "error"}
     assert told[0].startswith("client c1: its answer cannot be read: ")
     assert told[1] == "client c2: not today"
 
