@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import NamedArrays
 
+ONE_SIZE = 1024  # units in the last place: as close as Adam's epsilon leaves the steps of usual gradients
+
 
 def private_pairs(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> NDArray[np.uint64]:
     """Every pair of neighbouring values in the private tensors, as sorted distinct 64-bit words.
 
-    A pair with a zero, or of two equal values, says nothing about its origin (B starts at zero)
-    and is left out, and so is a pair that the public tensors hold as well.
+    A pair with a zero, or of two values of one size, says nothing about its origin: B starts at zero, and
+    the first step of AdamW takes each value by the learning rate up or down. It is left out, and so is a
+    pair that the public tensors hold as well.
     """
     pairs = _pairs(states)
     return np.setdiff1d(pairs, _pairs(public)) if pairs.size else pairs
@@ -42,8 +45,9 @@ def _pairs(states: Iterable[NamedArrays]) -> NDArray[np.uint64]:
     words = [np.zeros(0, np.uint64)]
     for arrays in states:
         for array in arrays.values():
-            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel().astype(np.uint64)
-            left, right = bits[:-1], bits[1:]
-            telling = (left & 0x7FFFFFFF != 0) & (right & 0x7FFFFFFF != 0) & (left != right)
+            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel()
+            size = (bits & 0x7FFFFFFF).astype(np.int64)
+            telling = (size[:-1] != 0) & (size[1:] != 0) & (abs(np.diff(size)) > ONE_SIZE)
+            left, right = bits[:-1].astype(np.uint64), bits[1:].astype(np.uint64)
             words.append(left[telling] | (right[telling] << np.uint64(32)))
     return np.unique(np.concatenate(words))

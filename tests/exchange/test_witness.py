@@ -5,13 +5,14 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from flwr.common import ConfigRecord, RecordDict, ndarrays_to_parameters
 from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.exchange.witness import ONE_SIZE, matches, private_pairs
 
 RNG = np.random.default_rng(0)
 A = {"x.lora_A.weight": RNG.normal(size=(4, 8)).astype(np.float32)}
@@ -35,10 +36,13 @@ def in_protobuf(array: np.ndarray) -> bytes:
     return recorddict_to_proto(record).SerializeToString()
 
 
+def of_two_sizes(pair: tuple[float, float]) -> bool:
+    left, right = (int(np.float32(abs(value)).view(np.int32)) for value in pair)
+    return abs(left - right) > ONE_SIZE
+
+
 @settings(max_examples=100, deadline=None)
-@given(
-    st.tuples(finite, finite).filter(lambda p: p[0] != p[1]), st.binary(max_size=40), st.binary(max_size=40)
-)
+@given(st.tuples(finite, finite).filter(of_two_sizes), st.binary(max_size=40), st.binary(max_size=40))
 def test_a_pair_of_private_values_is_found_at_any_offset(pair, before, after):
     pairs = private_pairs([{"b": np.array(pair, np.float32)}])
     assert matches(before + struct.pack("<2f", *pair) + after, pairs) >= 1
@@ -52,6 +56,20 @@ def test_the_number_of_matches_is_that_of_a_search_byte_by_byte(noise):
     by_hand = sum(message[i : i + 8] in wanted for i in range(len(message) - 7))
     assert by_hand >= 5
     assert matches(message, PAIRS) == by_hand
+
+
+def test_a_message_is_not_accused_for_steps_that_all_have_the_size_of_the_learning_rate():
+    rng = np.random.default_rng(2)
+    one, other = (torch.from_numpy(rng.normal(size=4096).astype(np.float32) * 1e-3) for _ in "AB")
+    first_steps = []
+    for gradient in (one, other):
+        value = torch.zeros(4096, requires_grad=True)
+        value.grad = gradient
+        torch.optim.AdamW([value], lr=4e-3).step()
+        first_steps.append(value.detach().numpy())
+    b, message = first_steps
+    assert len(set(np.sign(b))) == 2
+    assert matches(message.tobytes(), private_pairs([{"b": b}])) == 0
 
 
 def test_messages_without_private_values_are_not_accused():
