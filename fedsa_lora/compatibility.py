@@ -16,7 +16,7 @@ from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.text import TextData
 from strategies.clustered import ungroupable
 from strategies.exact import FactorRule, FedSVD
-from strategies.rules import LINEAR
+from strategies.rules import LINEAR, fewest_results
 
 
 def clashes(config: RunConfig, strategy: type[Strategy]) -> list[str]:
@@ -199,13 +199,12 @@ def _of_whole_vectors(config: RunConfig, strategy: type[Strategy]) -> Iterator[s
         )
     sampled = _sampled(config)
     malicious = int(config.strategy.get("num_malicious_clients", 0))
-    if issubclass(strategy, Bulyan) and sampled < 4 * malicious + 3:
-        yield f"strategy: Bulyan needs 4 f + 3 = {4 * malicious + 3} clients a round, {sampled} are sampled"
+    if sampled < (fewest := fewest_results(strategy, malicious)):
+        rule = "4 f + 3" if issubclass(strategy, Bulyan) else "2 f + 3"
+        yield f"strategy: {name} needs {rule} = {fewest} clients a round, {sampled} are sampled"
     kept = int(config.strategy.get("num_clients_to_keep", 0))
     if issubclass(strategy, Krum) and kept > sampled:
         yield f"strategy.num_clients_to_keep={kept}: expected at most {sampled}, the clients of a round"
-    if issubclass(strategy, Krum) and sampled < 2 * malicious + 3:
-        yield f"strategy: Krum needs 2 f + 3 = {2 * malicious + 3} clients a round, {sampled} are sampled"
 
 
 def _sampled(config: RunConfig) -> int:

@@ -39,7 +39,7 @@ from strategies.decoding import Decoder
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
-from strategies.rules import recall, remembered, rule_for
+from strategies.rules import fewest_results, recall, remembered, rule_for
 from strategies.traffic import message_bytes
 from strategies.updates import Update
 
@@ -124,6 +124,7 @@ class FedSA(Strategy):
         self.attendance = attendance or Attendance()
         self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
         self.rule = rule_for(inner, layout)
+        self.fewest = fewest_results(type(inner), getattr(inner, "num_malicious_clients", 0))
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
         self._examples: dict[str, int] = {}  # by client in the last mean, if they are told the total
@@ -171,7 +172,7 @@ class FedSA(Strategy):
         warn_of(admission)
         answered = {answer.header.client for answer in admission.answers}
         self.attendance.note(server_round, self._turns, answered)
-        enough = len(answered) >= at_least(self.min_results, self._needed)
+        enough = len(answered) >= max(self.fewest, at_least(self.min_results, self._needed))
         self.ledger.fit(server_round, admission, self._announced() | self._attended | {"skipped": not enough})
         self.rejections.count(admission)
         if enough:
@@ -336,6 +337,8 @@ class FedSA(Strategy):
         none is sent a change to what it held before, or told of its part in a mean."""
         least = at_least(self.min_results, self._needed)
         told = f"federation.min_results={self.min_results:g} asks for {least} results"
+        if self.fewest > least:
+            told = f"{type(self.inner).__name__} holds with {self.fewest} results or more"
         self.attendance.skip(round_, len(self._turns), admission, told)
         self.downlink.forget()
         self._examples = {}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import (
+    Bulyan,
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -16,6 +17,7 @@ from flwr.server.strategy import (
     FedOpt,
     FedProx,
     FedYogi,
+    Krum,
     Strategy,
 )
 from numpy.typing import NDArray
@@ -56,6 +58,13 @@ def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
         if name.startswith(SERVER):
             setattr(inner, name.removeprefix(SERVER), [value])
     _set_values(inner, vector)
+
+
+def fewest_results(kind: type[Strategy], malicious: int) -> int:
+    """With how many results a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
+    (arXiv:1703.02757), 4 f + 3 of Bulyan (arXiv:1802.07927), 1 of any other."""
+    factor = 4 if issubclass(kind, Bulyan) else 2 if issubclass(kind, Krum) else 0
+    return factor * malicious + 3 if factor else 1
 
 
 class Rule(Protocol):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from flwr.common import EvaluateRes, ndarrays_to_parameters
-from flwr.server.strategy import FedAvg, FedProx
+from flwr.server.strategy import FedAvg, FedProx, Krum
 from remarks import failures_of
 from server_side import EVERYONE, LAYOUT, OK, Node, Server, some_updates
 
@@ -16,7 +16,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
-from strategies import Evaluation
+from strategies import Attendance, Evaluation
 from strategies.fedsa import EXAMPLES
 from strategies.traffic import message_bytes
 
@@ -263,3 +263,18 @@ def test_class_counts_that_are_not_one_for_each_class_or_not_of_the_examples_are
     results = answers(server, sent, counts=(9, 1))
     server.take(results | {"0": server.upload("0", sent[0], counts=counts)})
     assert [row["client"] for row in server.notes.clients] == ["1", "2"]
+
+
+@pytest.mark.parametrize("answering", [4, 5])
+def test_a_round_with_fewer_results_than_krum_holds_with_is_skipped(answering):
+    krum = Krum(num_malicious_clients=1, num_clients_to_keep=0, **EVERYONE)
+    server = Server(clients=6, inner=krum, min_results=0.1, attendance=Attendance(max_skipped=2))
+    server.ask()
+    sent = dict(zip(map(str, range(answering)), some_updates(6), strict=False))
+    shared = server.take({client: server.upload(client, update) for client, update in sent.items()})
+    assert np.array_equal(shared, server.start) == (answering < 5)
+    assert server.notes.rounds[0]["skipped"] == (answering < 5)
+    if answering < 5:
+        server.ask(2)
+        with pytest.raises(RunError, match=r"6 of 6 clients failed .* Krum holds with 5 results or more"):
+            server.take({}, round_=2)
