@@ -146,8 +146,9 @@ def experiment_digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strategy(config: RunConfig, recorder: Recorder, run: str = "") -> FedSA:
-    """FedSA around the configured strategy, from names and shapes alone; ``run`` is what clients know it by.
+def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int = 0) -> FedSA:
+    """FedSA around the configured strategy, from names and shapes alone; ``run`` is what clients know
+    it by, and ``resumed`` how often it was.
 
     Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
     does not fit.
@@ -191,6 +192,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "") -> FedSA:
             exclude_rounds=config.federation.exclude_rounds,
         ),
         run=run,
+        resumed=resumed,
     )
 
 

@@ -70,7 +70,7 @@ class FedSAClient(NumPyClient):
         the server can name it; its stored state is then still that of the round before."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            self.store.claim(header.run)
+            self.store.claim(header.run, header.resumed)
             with self.store.locked():
                 payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
@@ -85,7 +85,7 @@ class FedSAClient(NumPyClient):
         """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            self.store.claim(header.run)
+            self.store.claim(header.run, header.resumed)
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
             common = self._common(received, received.turn.shared)
@@ -102,7 +102,7 @@ class FedSAClient(NumPyClient):
     def _fit(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], config: dict[str, Scalar]
     ) -> tuple[FlowerArray, wire.UploadHeader]:
-        state = self.store.load(header.round - 1)
+        state = self.store.before(header.round)
         received = self._receive(header, parameters, state)
         start = self._install(received, state)
         parts = turn_split(self.bench.split, self.layout, received.turn)

@@ -32,7 +32,7 @@ class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
-        strategy = assemble.strategy(config, directory, directory.run)
+        strategy = assemble.strategy(config, directory, directory.run, directory.resumptions)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
         self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name

@@ -26,6 +26,7 @@ from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEMORY = "memory/"
+RESUMED = "resumed"  # in a file's metadata: how often the run had been resumed when it was written
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
@@ -45,8 +46,9 @@ class ClientState:
 class ClientStore(Protocol):
     """Keeps generations of one client's state by round."""
 
-    def claim(self, run: str) -> None:
-        """From now on this is a run's. Raises StoreError when what is kept is another run's."""
+    def claim(self, run: str, resumed: int = 0) -> None:
+        """From now on this is a run's, which was resumed so often. Raises StoreError when what is kept is
+        another run's."""
         ...
 
     def locked(self) -> AbstractContextManager[None]:
@@ -55,6 +57,11 @@ class ClientStore(Protocol):
 
     def load(self, at_round: int | None = None) -> ClientState | None:
         """The newest state not after ``at_round`` (None: the newest), or None when there is none."""
+        ...
+
+    def before(self, round_: int) -> ClientState | None:
+        """The newest state before a round, to train on. Raises StoreError when a later round was trained
+        since the run was last resumed: what asks for this one is an old message."""
         ...
 
     def save(self, state: ClientState) -> None:
@@ -82,10 +89,10 @@ class DirectoryStore:
             )
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
-        self._keep = keep
+        self._keep, self._resumed = keep, 0
 
-    def claim(self, run: str) -> None:
-        self._metadata["run"] = run
+    def claim(self, run: str, resumed: int = 0) -> None:
+        self._metadata["run"], self._resumed = run, resumed
         for newest in self.rounds()[-1:]:
             with _opened(self._path(newest)) as file:
                 metadata = file.metadata() or {}
@@ -109,11 +116,23 @@ class DirectoryStore:
         usable = [r for r in self.rounds() if at_round is None or r <= at_round]
         return self._read(usable[-1]) if usable else None
 
+    def before(self, round_: int) -> ClientState | None:
+        for newest in [kept for kept in self.rounds() if kept > round_][-1:]:
+            with _opened(self._path(newest)) as file:
+                written_in = (file.metadata() or {}).get(RESUMED, "0")
+            if written_in == str(self._resumed):
+                raise StoreError(
+                    f"round {round_} was asked for too late: this client has trained round {newest} since, "
+                    "and goes on from that"
+                )
+        return self.load(round_ - 1)
+
     def save(self, state: ClientState) -> None:
         if taken := sorted(name for name in state.tensors if name.startswith(_MEMORY)):
             raise StoreError(f"{taken}: a tensor's name cannot begin with {_MEMORY!r}, as memory's do")
         everything = state.tensors | {_MEMORY + name: array for name, array in state.memory.items()}
-        metadata = self._metadata | {"round": str(state.round), "digest": digest(everything)}
+        metadata = self._metadata | {"round": str(state.round), RESUMED: str(self._resumed)}
+        metadata["digest"] = digest(everything)
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
         tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}

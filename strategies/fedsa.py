@@ -89,8 +89,9 @@ class FedSA(Strategy):
     attendance : Attendance
         Leaves out clients that keep failing, and says how many rounds in a row may be skipped before the
         run ends with RunError, which names who failed and why.
-    run : str
-        What clients know this run by: their stores serve no other beside it.
+    run, resumed : str, int
+        What clients know this run by, and how often it was resumed: their stores serve no other beside it,
+        and go back to an earlier round only when it was.
     """
 
     def __init__(
@@ -114,11 +115,13 @@ class FedSA(Strategy):
         min_results: float = 1.0,
         attendance: Attendance | None = None,
         run: str = "",
+        resumed: int = 0,
     ) -> None:
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
         self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
-        self.cohort, self.evaluation, self.min_results, self.run = cohort, evaluation, min_results, run
+        self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.run, self.resumed = run, resumed
         self.bounds = bounds or Bounds()
         self.rejections = Rejections(self.bounds.max_rejections)
         self.attendance = attendance or Attendance()
@@ -299,6 +302,7 @@ class FedSA(Strategy):
                     joining=layout.mask(turn.joining),
                     total=total,
                     run=self.run,
+                    resumed=self.resumed,
                     **sending.fields,
                     **asked,
                 )

@@ -228,13 +228,22 @@ def test_a_client_uses_its_own_b(desk):
     assert desk.evaluate("0", 1)[0] != own
 
 
-def test_a_later_generation_is_not_used_for_an_earlier_round(desk):
+def test_a_later_generation_is_not_used_for_an_earlier_round_of_a_resumed_run(desk):
     desk.fit("0", 1)
     first = desk.fit("0", 2)
     desk.fit("0", 3)
-    again = desk.fit("0", 2)
+    again = desk.fit("0", 2, resumed=1)
     assert np.array_equal(first[0], again[0])
     assert desk.store("0").rounds() == [1, 2]
+
+
+def test_a_message_that_it_comes_to_after_a_later_round_is_refused_and_b_stays(desk):
+    for round_ in (1, 2, 3):
+        desk.fit("0", round_)
+    payload, _, header = desk.fit("0", 2)
+    assert not payload.size
+    assert "round 2 was asked for too late: this client has trained round 3 since" in header.error
+    assert desk.store("0").rounds() == [1, 2, 3]
 
 
 FAULTS = {

@@ -133,6 +133,23 @@ def test_clients_of_one_folder_do_not_meet(tmp_path):
         assert same(store(tmp_path, client).load(), state(1, seed=len(client)))
 
 
+def test_a_client_goes_back_only_in_a_run_that_was_resumed(tmp_path):
+    kept = store(tmp_path)
+    for round_ in (1, 2, 3):
+        kept.claim("run")
+        kept.save(state(round_, seed=round_))
+    with pytest.raises(StoreError, match="round 2 was asked for too late: this client has trained round 3"):
+        kept.before(2)
+    assert same(kept.before(3), state(2, seed=2)), "asked once more"
+    assert same(kept.before(4), state(3, seed=3))
+    kept.claim("run", resumed=1)
+    assert same(kept.before(2), state(1, seed=1))
+    kept.save(state(2, seed=9))
+    assert kept.rounds() == [1, 2]
+    with pytest.raises(StoreError, match="too late"):
+        kept.before(1)
+
+
 @pytest.mark.case(24)
 @pytest.mark.parametrize(
     "client", ["../x", "/etc/x", "..", ".", ".hidden", "", "a\0b", "a/b", "a\\b", "a\n", "-rf", "é", "x" * 65]

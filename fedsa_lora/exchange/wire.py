@@ -25,7 +25,7 @@ from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout, Vector
 
 KEY = "fedsa"
-VERSION = 3
+VERSION = 4
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ARRAY_HEADER = 1024
@@ -45,7 +45,8 @@ class BroadcastHeader:
     every client adds to its frozen weights. ``total``: the examples of all clients in the mean that the
     message holds, told to those of them whose method takes their own part off it; 0: not told.
     ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
-    alone, to compare with. ``run`` is the server's word for this run, through all its resumptions.
+    alone, to compare with. ``run`` is the server's word for this run, through all its resumptions, of which
+    there have been ``resumed``.
     """
 
     round: int
@@ -61,6 +62,7 @@ class BroadcastHeader:
     measure_before: bool = False
     reference: bool = False
     run: str = ""
+    resumed: int = 0
     version: int = VERSION
 
 

@@ -46,6 +46,7 @@ class RunDirectory:
         self.resumed: ClientState | None = None  # the checkpoint that is gone on from
         self.metrics = RunMetrics(path, config.federation.rounds)
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
+        self.resumptions = 0
         self._started = _now()
         self._lock = ExitStack()
 
@@ -96,6 +97,7 @@ class RunDirectory:
         known = read_json(directory.path / "environment.json")
         directory.run = known.get("run", "")
         breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
+        directory.resumptions = len(breaks)
         directory._write_json("environment.json", known | environment() | {"resumed": breaks})
         directory._write("config.yaml", to_yaml(config))
         directory._write_json("status.json", directory._status("running"))
