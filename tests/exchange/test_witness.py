@@ -48,6 +48,13 @@ def test_a_pair_of_private_values_is_found_at_any_offset(pair, before, after):
     assert matches(before + struct.pack("<2f", *pair) + after, pairs) >= 1
 
 
+def test_pairs_that_differ_in_their_last_bit_alone_are_both_found():
+    value = np.float32(0.1)
+    beside = np.nextafter(value, np.float32(1))
+    pairs = private_pairs([{"b": np.array([value, 3, beside, 3], np.float32)}])
+    assert matches(struct.pack("<2f", value, 3), pairs) == matches(struct.pack("<2f", beside, 3), pairs) == 1
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_the_number_of_matches_is_that_of_a_search_byte_by_byte(noise):
