@@ -23,7 +23,7 @@ class Score:
     ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) below
     the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes are of all
     training messages of a run, the mean over seeds; ``to_target`` those until the mean over clients first
-    reached the reference's mean, by seed. ``behind``: the best method minus this one, by pairs; None for
+    reached the reference's mean, by seed; ``seconds`` those of the fastest run. ``behind``: the best method minus this one, by pairs; None for
     the best itself; ``p`` is adjusted for all methods of the regime.
     """
 
@@ -101,7 +101,7 @@ def _score(method: _Complete, alone: _Complete | None, behind: Difference | None
         bytes_up=fmean(run.sent * run.bytes_up / (run.bytes_up + run.bytes_down) for run in runs),
         bytes_down=fmean(run.sent * run.bytes_down / (run.bytes_up + run.bytes_down) for run in runs),
         to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
-        seconds=fmean(run.seconds for run in runs),
+        seconds=min(run.seconds for run in runs),  # other work on the machine only adds to it
         aggregation_error=fmean(errors) if errors else None,
         behind=behind,
     )
