@@ -19,8 +19,8 @@ Accuracy is that of each client's own model on its own test part.
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
 - **harmed**: share of clients below {{reference}} of the same seed; **gain**: mean difference, in points.
 - **MB** of all training messages of a run; **to target**: until the mean over clients first reached that of
-  {{reference}}, by seed. **seconds** of training and transfer in the fastest run, with others beside it: good for
-  orders of magnitude alone. **error**: relative aggregation error.
+  {{reference}}, by seed. **seconds** of training and transfer in the fastest run, others beside it: good
+  for orders of magnitude alone. **error**: relative aggregation error.
 - **behind the best**: mean difference in points over (client, seed) pairs of the same partition, with its
   95 % t interval, and p of Wilcoxon's two-sided signed-rank test, by Holm over the methods of a regime.
   Names in bold: the best, and what cannot be told from it (p of at least {LEVEL:g}).

@@ -23,8 +23,8 @@ class Score:
     ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) below
     the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes are of all
     training messages of a run, the mean over seeds; ``to_target`` those until the mean over clients first
-    reached the reference's mean, by seed; ``seconds`` those of the fastest run. ``behind``: the best method minus this one, by pairs; None for
-    the best itself; ``p`` is adjusted for all methods of the regime.
+    reached the reference's mean, by seed; ``seconds`` those of the fastest run. ``behind``: the best method
+    minus this one, by pairs; None for the best itself; ``p`` is adjusted for all methods of the regime.
     """
 
     regime: str
