@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsa_lora.errors import RunError
-from strategies.admission import Admission
+from strategies.admission import Admission, Remark
 from strategies.attendance import Attendance
 
 EVERYONE = frozenset("abcd")
@@ -51,7 +51,7 @@ def test_nobody_is_left_out_where_that_is_switched_off(answered):
 
 
 def test_so_many_rounds_without_enough_results_end_a_run_also_with_a_break_between_them():
-    nobody = Admission([], [], ["client 0: gone", "client 1: gone"], 0)
+    nobody = Admission([], [Remark(client, "lost", "gone") for client in "01"], 0)
     attendance = Attendance(max_skipped=3)
     attendance.skip(4, 2, nobody, "one is needed")
     resumed = Attendance(max_skipped=3)
