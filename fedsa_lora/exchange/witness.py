@@ -42,7 +42,8 @@ def _among(words: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.b
     """Which of the words are among the known ones, which are sorted."""
     if not known.size:
         return np.zeros(words.size, bool)
-    return known[np.minimum(np.searchsorted(known, words), known.size - 1)] == words
+    nearest = known[np.minimum(np.searchsorted(known, words), known.size - 1)]
+    return np.equal(nearest, words)
 
 
 def _pairs(states: Iterable[NamedArrays]) -> NDArray[np.uint64]:
