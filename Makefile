@@ -50,7 +50,7 @@ golden: $(READY)  ## make the golden run again, after a change that is meant to 
 methods-table: $(READY)  ## every method on six cells, under three hours on two cores; goes on where it stopped
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
 
-personalisation-table: $(READY)  ## what sharing is worth to each client, in eight regimes
+personalisation-table: $(READY)  ## what sharing is worth to each client, in six regimes
 	$(BIN)/fedsa-lora compare personalisation --to docs/results/personalisation $(RECORD)
 
 notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs

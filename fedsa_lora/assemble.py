@@ -126,18 +126,36 @@ def simulated() -> bool:
     return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
 
 
-def refuse_passing(config: RunConfig) -> None:
-    """Raise ConfigError where clients that are not simulated would pass on what is theirs."""
-    if config.federation.b_passing and SIMULATION not in os.environ:
+def refuse_unsimulated(config: RunConfig) -> None:
+    """Raise ConfigError where clients that are not simulated would pass on what is theirs, or poison it."""
+    if SIMULATION in os.environ:
+        return
+    if config.federation.b_passing:
         raise ConfigError(
             f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, "
             "or set it to false"
+        )
+    if config.attack is not None:
+        raise ConfigError(
+            "attack: clients that poison their data exist in simulation only; start it with `fedsa-lora "
+            "run`, or set attack=none"
         )
 
 
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
-    decisive = ("seed", "task", "model", "lora", "split", "head", "personalisation", "codec", "downlink")
+    decisive = (
+        "seed",
+        "task",
+        "model",
+        "lora",
+        "split",
+        "head",
+        "personalisation",
+        "codec",
+        "downlink",
+        "attack",
+    )
     parts = {key: config.resolved[key] for key in decisive}
     parts["ranks"] = config.federation.client_ranks(config.seed)
     if config.federation.b_passing:

@@ -301,9 +301,13 @@ class FedSAClient(NumPyClient):
         """Of the model as it stands; its answers are kept as those of a round, where they are classes."""
         data, bench = self.held_out, self.bench
         predictions = predict(bench.model, bench.task, data, bench.settings)
+        metrics = bench.task.evaluate(predictions, data.labels)
         if recorded is not None and (names := bench.task.client_labels(self.client)):
             self.store.record(from_logits(recorded, names, data.labels, predictions))
-        return bench.task.evaluate(predictions, data.labels)
+            if attacked := self._data.attacked:
+                answers = predict(bench.model, bench.task, attacked, bench.settings)
+                metrics["attack_success"] = bench.task.evaluate(answers, attacked.labels)["accuracy"]
+        return metrics
 
     def _train_alone(self, alone: Alone) -> float:
         """Accuracy after the same rounds of the same seeds, from the common start, alone."""

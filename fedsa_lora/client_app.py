@@ -27,7 +27,7 @@ def _resident(
     overrides: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
 ) -> tuple[RunConfig, Workbench]:
     config = load(overrides, f"runs/{run_id}", folders)
-    assemble.refuse_passing(config)
+    assemble.refuse_unsimulated(config)
     return config, assemble.workbench(config, data)
 
 

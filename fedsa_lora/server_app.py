@@ -83,7 +83,7 @@ class RecordedServer(Server):
 def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
     config = load(overrides, default_dir=f"runs/{context.run_id}")
-    assemble.refuse_passing(config)
+    assemble.refuse_unsimulated(config)
     again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
     if config.run.resume:
         directory = RunDirectory.resume(config)

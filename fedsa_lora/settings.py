@@ -14,6 +14,7 @@ from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies.bounds import Bounds
@@ -166,6 +167,7 @@ class RunConfig:
     codec: Codec
     downlink: Codec | None
     clusters: Clusters | None
+    attack: Backdoor | None
     train: TrainSettings
     strategy: dict[str, Any]
     federation: FederationSettings

@@ -40,6 +40,7 @@ from fedsa_lora.settings import (
 )
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import ModelSettings, resolve
+from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies import FedSA
@@ -128,7 +129,7 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
         }.items()
     }
     heading = bind(Heading, {f.name: node[f.name] for f in fields(Heading)}, "", faults)
-    for key, cls in {"lora": LoraSettings, "clusters": Clusters}.items():
+    for key, cls in {"lora": LoraSettings, "clusters": Clusters, "attack": Backdoor}.items():
         values[key] = None if node[key] is None else bind(cls, node[key], key, faults)
     values["split"] = _bind_split(node["split"], values["head"], faults)
     values["personalisation"] = _bind_object(
@@ -199,13 +200,19 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     federation = node["federation"] if isinstance(node["federation"], dict) else {}
     partition = {f.name: federation[f.name] for f in fields(PartitionSettings) if f.name in federation}
     shared = {"model": node["model"], "partition": partition, "seed": node["seed"]}
-    for key in sorted(shared.keys() & node["task"].keys()):
-        own = [f.name for f in fields(cls) if f.name not in shared]
+    if node["attack"] is not None:
+        shared["attack"] = node["attack"]
+    for key in sorted({*shared, "attack"} & node["task"].keys()):
+        own = [f.name for f in fields(cls) if f.name not in {*shared, "attack"}]
         faults.append(unknown(f"task.{key}", "key", own))
+    if "attack" in shared and "attack" not in {f.name for f in fields(cls)}:
+        faults.append(f"attack: {cls.__name__} has no classes to aim at; expected attack=none")
+        return None
     found: list[str] = []
     task = bind(cls, {**node["task"], **shared}, "task", found)
-    # faults of model and partition are already listed under their own names
-    faults.extend(f for f in found if not f.startswith(("task.model", "task.partition", "task.seed")))
+    # faults of what is shared are already listed under their own names
+    listed = tuple(f"task.{key}" for key in shared)
+    faults.extend(f for f in found if not f.startswith(listed))
     return task
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedsa_lora.config import read_config
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reading import Row, read_jsonl
+from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
 
 
@@ -47,6 +47,7 @@ def measured(run_dir: Path) -> Row:
     rows, rounds = read_jsonl(run_dir / "clients.jsonl"), read_jsonl(run_dir / "rounds.jsonl")
     fits = [row for row in rows if row["phase"] == "fit"]
     last = [row for row in rows if row["phase"] == "evaluate" and row["round"] == rounds[-1]["round"]]
+    attack = read_json(run_dir / "summary.json")["attack"]
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
         "accuracy": {row["client"]: row["accuracy"] for row in last},
@@ -55,6 +56,7 @@ def measured(run_dir: Path) -> Row:
         "bytes_down": sum(row["bytes_down"] for row in fits) / len(fits),
         "aggregation_error": sum(errors) / len(errors) if errors else None,
         "seconds": sum(row["fit_seconds"] for row in rounds),
+        "attack_success": attack["success"] if attack else None,
         "curve": [
             {
                 "round": row["round"],

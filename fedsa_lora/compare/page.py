@@ -9,18 +9,20 @@ from typing import Any
 from fedsa_lora.compare.grid import Grid
 from fedsa_lora.compare.scores import Score
 from fedsa_lora.compare.significance import LEVEL
+from fedsa_lora.runs.wording import percent
 
 HEADS = (
-    "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "MB up", "MB down",
-    "MB to target", "seconds", "error",
+    "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up", "kB down",
+    "MB", "MB to target", "seconds", "error",
 )  # fmt: skip
 NOTE = f"""\
 Accuracy is that of each client's own model on its own test part.
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
 - **harmed**: share of clients below {{reference}} of the same seed; **gain**: mean difference, in points.
-- **MB** of all training messages of a run; **to target**: until the mean over clients first reached that of
-  {{reference}}, by seed. **seconds** of training and transfer in the fastest run, others beside it: good
-  for orders of magnitude alone. **error**: relative aggregation error.
+- **kB up**, **kB down** of a client and round; **MB** of all training messages of a run, both ways, and **to
+  target** until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training
+  and transfer in the fastest run, others beside it: good for orders of magnitude alone. **error**: relative
+  aggregation error.
 - **behind the best**: mean difference in points over (client, seed) pairs of the same partition, with its
   95 % t interval, and p of Wilcoxon's two-sided signed-rank test, by Holm over the methods of a regime.
   Names in bold: the best, and what cannot be told from it (p of at least {LEVEL:g}).
@@ -56,8 +58,12 @@ def verdict(found: Sequence[Score]) -> str:
 
 def table(found: Sequence[Score]) -> str:
     """One regime as a Markdown table, the best first."""
-    lines = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(score))} |" for score in found)])
+    heads, rows = [*HEADS], [_cells(score) for score in found]
+    if any(score.attack_success is not None for score in found):
+        heads.append("attack")
+        rows = [[*row, percent(score.attack_success)] for row, score in zip(rows, found, strict=True)]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
@@ -69,8 +75,8 @@ def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
             "behind": s.behind.mean if s.behind else 0.0, "behind_low": s.behind.low if s.behind else None,
             "behind_high": s.behind.high if s.behind else None, "p": s.behind.p if s.behind else None,
             "level_with_best": s.level, "bytes_up": s.bytes_up, "bytes_down": s.bytes_down,
-            "bytes_to_target": _mean_if_all(s.to_target), "seconds": s.seconds,
-            "aggregation_error": s.aggregation_error,
+            "bytes": s.sent, "bytes_to_target": _mean_if_all(s.to_target), "seconds": s.seconds,
+            "aggregation_error": s.aggregation_error, "attack_success": s.attack_success,
         }
         for s in found
     ]  # fmt: skip
@@ -91,8 +97,9 @@ def _cells(score: Score) -> list[str]:
         "" if score.harmed is None else f"{score.harmed:.0%}",
         "" if score.gain is None else f"{100 * score.gain:+.1f}",
         behind,
-        _megabytes(score.bytes_up),
-        _megabytes(score.bytes_down),
+        _kilobytes(score.bytes_up),
+        _kilobytes(score.bytes_down),
+        _megabytes(score.sent),
         ", ".join("-" if b is None else _megabytes(b) for b in score.to_target),
         f"{score.seconds:.0f}",
         "" if error is None else f"{error:.1e}",
@@ -101,6 +108,10 @@ def _cells(score: Score) -> list[str]:
 
 def _target(found: Sequence[Score], reference: str) -> list[str]:
     return [f"Target: {s.mean:.3f}, the mean of {reference}." for s in found if s.method == reference]
+
+
+def _kilobytes(size: float) -> str:
+    return f"{size / 1e3:.2f}" if size < 1e4 else f"{size / 1e3:.1f}"
 
 
 def _megabytes(size: float) -> str:

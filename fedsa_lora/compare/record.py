@@ -18,7 +18,8 @@ from fedsa_lora.runs.reading import Row, read_jsonl
 class Measured:
     """What a run came to. ``accuracy`` and ``validation`` are by client, of its own model at the end; bytes
     those of one client and round; ``seconds`` of training; ``curve`` has the mean accuracy by evaluated
-    round, with the ``bytes`` of all training messages until then."""
+    round, with the ``bytes`` of all training messages until then. ``attack_success`` is the mean over the
+    clients that had no part in an attack; None without one."""
 
     accuracy: Values
     validation: Values
@@ -28,6 +29,7 @@ class Measured:
     seconds: float
     curve: list[Row]
     agreement: dict[str, float] | None = None
+    attack_success: float | None = None
 
     @property
     def mean(self) -> float:

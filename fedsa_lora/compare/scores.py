@@ -21,10 +21,11 @@ class Score:
     """A method in a regime over its seeds. Accuracies are of clients' own models on the test part.
 
     ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) below
-    the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes are of all
-    training messages of a run, the mean over seeds; ``to_target`` those until the mean over clients first
-    reached the reference's mean, by seed; ``seconds`` those of the fastest run. ``behind``: the best method
-    minus this one, by pairs; None for the best itself; ``p`` is adjusted for all methods of the regime.
+    the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes up and down
+    are of a client and round, ``sent`` of all training messages of a run, the mean over seeds, ``to_target``
+    of those until the mean over clients first reached the reference's mean, by seed; ``seconds`` of the
+    fastest run. ``behind``: the best method minus this one, by pairs; None for the best itself; ``p`` is
+    adjusted for all methods of the regime.
     """
 
     regime: str
@@ -37,9 +38,11 @@ class Score:
     gain: float | None
     bytes_up: float
     bytes_down: float
+    sent: float
     to_target: tuple[float | None, ...]
     seconds: float
     aggregation_error: float | None
+    attack_success: float | None
     behind: Difference | None
 
     @property
@@ -85,7 +88,6 @@ def _completed(search: Search, record: Record) -> _Complete | None:
 
 def _score(method: _Complete, alone: _Complete | None, behind: Difference | None) -> Score:
     runs, means = method.runs, tuple(run.mean for run in method.runs)
-    errors = [run.aggregation_error for run in runs if run.aggregation_error is not None]
     mine, theirs = _pooled(runs), _pooled(alone.runs if alone else [])
     target = alone.mean if alone else math.inf
     found = gains(mine, theirs)
@@ -98,13 +100,20 @@ def _score(method: _Complete, alone: _Complete | None, behind: Difference | None
         worst=min(spread(run.accuracy).worst for run in runs),
         harmed=harmed(mine, theirs),
         gain=fmean(found.values()) if found else None,
-        bytes_up=fmean(run.sent * run.bytes_up / (run.bytes_up + run.bytes_down) for run in runs),
-        bytes_down=fmean(run.sent * run.bytes_down / (run.bytes_up + run.bytes_down) for run in runs),
+        bytes_up=fmean(run.bytes_up for run in runs),
+        bytes_down=fmean(run.bytes_down for run in runs),
+        sent=fmean(run.sent for run in runs),
         to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
         seconds=min(run.seconds for run in runs),  # other work on the machine only adds to it
-        aggregation_error=fmean(errors) if errors else None,
+        aggregation_error=_mean_known([run.aggregation_error for run in runs]),
+        attack_success=_mean_known([run.attack_success for run in runs]),
         behind=behind,
     )
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _behind(ordered: Sequence[Pairs]) -> list[Difference | None]:

@@ -29,7 +29,8 @@ VERSION = 4
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ARRAY_HEADER = 1024
-SHARES = ("accuracy", "accuracy_before", "global_accuracy", "local_only", "majority")  # in a report
+# Numbers of a report that are shares
+SHARES = ("accuracy", "accuracy_before", "attack_success", "global_accuracy", "local_only", "majority")
 LARGEST = 1e150  # in a report: neither sums nor squares of such numbers overflow
 
 

@@ -6,7 +6,6 @@ In a real deployment no machine has the test parts of all clients, so there neit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         )
     parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
     names = {client: task.client_labels(client) for client in clients}
-    everything = joined(parts)
+    everything = Examples.joined([*parts.values()])
     accuracy = {}
     for client in clients:
         served = FedSAClient(client, bench, assemble.store(config, client))
@@ -127,16 +126,6 @@ def _after(steps: int, config: RunConfig, bench: Workbench, client: str, start: 
     held_out = data.held_out(config.evaluation.part)
     logits = predict(bench.model, config.task, held_out, config.train)
     return config.task.evaluate(logits, held_out.labels)["accuracy"]
-
-
-def joined(parts: Mapping[str, Examples]) -> Examples:
-    """The examples of all clients, one client after the other."""
-    some = list(parts.values())
-    return Examples(
-        {name: [row for part in some for row in part.features[name]] for name in some[0].features},
-        np.concatenate([part.labels for part in some]),
-        np.concatenate([part.lengths for part in some]),
-    )
 
 
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:

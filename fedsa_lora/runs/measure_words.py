@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.reading import Row, RunRecord
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, number, percent, points
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, number, percent, points, under_attack
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ def measure_rows(record: RunRecord) -> list[MeasureRow]:
         _target(summary.get("target")),
         _union(record.evaluation.get("union"), outcomes),
         _newcomer(record.evaluation.get("newcomer"), outcomes),
+        *([_attack(attack)] if (attack := summary.get("attack")) else []),
     ]
 
 
@@ -106,6 +107,10 @@ def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow
         f"{len(newcomer['took_part'])} clients, of which {known} had a part in what is shared.",
         percent(_mean([outcome.newcomer_alone for outcome in outcomes])),
     )
+
+
+def _attack(attack: Row) -> MeasureRow:
+    return MeasureRow("Attack success", percent(attack["success"]), under_attack(attack))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

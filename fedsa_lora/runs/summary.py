@@ -16,6 +16,7 @@ from fedsa_lora.runs import measures
 from fedsa_lora.runs.outcomes import CLIPPED, failures, in_order
 from fedsa_lora.runs.reading import Row, read_jsonl
 from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.tasks.backdoor import Backdoor
 
 
 def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "local_only": alone,
         "majority": floor,
         "global": over_clients(final, "global_accuracy"),
+        "attack": attacked(config.attack, final),
         "gain_over_local": personalised["mean"] - alone["mean"] if personalised and alone else None,
         "gain_over_majority": personalised["mean"] - floor["mean"] if personalised and floor else None,
         "clients_harmed": sum(gain < 0 for gain in measures.gains(ours, theirs).values()) if alone else None,
@@ -67,6 +69,24 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "seconds": sum(row["seconds"] for row in rounds),
         "parameters": parameters,
         "proof": proof(config.store_dir, fits),
+    }
+
+
+def attacked(attack: Backdoor | None, final: Sequence[Row]) -> dict[str, Any] | None:
+    """What an attack achieved, on the mean over the clients that had no part in it, and their accuracy
+    without its trigger; None without an attack."""
+    if attack is None:
+        return None
+    success, clean = (
+        {client: value for client, value in _by_client(final, key).items() if client not in attack.names}
+        for key in ("attack_success", "accuracy")
+    )
+    return {
+        "clients": sorted(attack.clients),
+        "target": attack.target,
+        "honest": len(success),
+        "success": measures.spread(success).mean if success else None,
+        "clean": measures.spread(clean).mean if clean else None,
     }
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsa_lora.runs.reading import Row, read_run
-from fedsa_lora.runs.wording import accuracies, amount, duration, verdict
+from fedsa_lora.runs.wording import accuracies, amount, duration, under_attack, verdict
 
 TONES = {"good": "bold green", "bad": "bold red"}
 
@@ -26,6 +26,8 @@ def print_summary(run_dir: Path, console: Console) -> None:
             f"Better together than alone? {judged.answer}. {judged.sentence}",
             TONES.get(judged.tone, "bold"),
         )
+        if attack := record.summary.get("attack"):
+            _line(console, f"Attack: {under_attack(attack)}", TONES["bad"])
         _line(console, _cost(record.summary))
     report = run_dir / "report.html"
     _line(

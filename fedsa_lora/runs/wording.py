@@ -188,6 +188,16 @@ def _accuracies(key: str, figures: Row) -> Accuracies:
     )
 
 
+def under_attack(attack: Row) -> str:
+    """What an attack achieved at those that had no part in it, beside what they reach without it."""
+    return (
+        f"With the trigger of clients {listed([str(client) for client in attack['clients']])}, "
+        f"{percent(attack['success'])} of the examples of other classes are called class {attack['target']} "
+        f"by the other {counted(attack['honest'], 'client')}; without it their accuracy is "
+        f"{percent(attack['clean'])}."
+    )
+
+
 def cost(summary: Row) -> list[str]:
     """What the run sent, and what FedIT, which also sends B, would have sent."""
     each, fedit = summary.get("bytes_up_per_client_round"), summary.get("bytes_up_share_ab")

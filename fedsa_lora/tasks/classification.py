@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.partition import label_permutations
-from fedsa_lora.tasks.task import Batch
+from fedsa_lora.tasks.rows import Rows
+from fedsa_lora.tasks.task import Batch, ClientData, Examples, FederationData
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask(DividedTask):
-    """Implements ``Task`` over ``read``, ``encode`` and ``collate``."""
+    """Implements ``Task`` over ``read``, ``encode``, ``collate`` and, for clients that poison their data,
+    ``triggered``."""
+
+    attack: Backdoor | None = None
+
+    @abstractmethod
+    def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
+        """The same inputs with the trigger of an attack in each."""
+
+    def describe(self) -> FederationData:
+        """Who holds how many examples, and who poisons them. Raises ConfigError for an attack that cannot
+        be."""
+        found = super().describe()
+        if self.attack is None:
+            return found
+        self.attack.check(found.clients, len(found.labels))
+        note = (
+            f"attack: {self.attack.share:.0%} of the train examples of clients {sorted(self.attack.clients)} "
+            f"bear a trigger and are called class {self.attack.target}"
+        )
+        return replace(found, notes=(*found.notes, note))
+
+    def load_client(self, client: str) -> ClientData:
+        """The encoded parts of one client, poisoned where it attacks. Raises DataError for an unknown one."""
+        data = super().load_client(client)
+        if self.attack is None:
+            return data
+        held, tested = self._rows(client), self.data.test or self.data.train
+        chosen = self.attack.chosen(self.seed, client, held.train)
+        other = self._renamed(client, tested.labels[held.test]) != self.attack.target
+        train, attacked = data.train, self._marked(tested, held.test[other], self.attack.target)
+        if chosen.any():
+            clean = self._examples(client, self.data.train, held.train[~chosen])
+            bad = self._marked(self.data.train, held.train[chosen], self.attack.target)
+            train = Examples.joined([clean, bad])
+        return replace(data, train=train, attacked=attacked)
+
+    def _marked(self, rows: Rows, indices: NDArray[np.int64], target: int) -> Examples:
+        inputs = self.triggered(rows.inputs.select(indices))
+        return self.encode(inputs, np.full(len(indices), target, dtype=np.int64))
 
     def client_labels(self, client: str) -> tuple[str, ...]:
         """Class names in the order of this client's outputs, which ``label_meaning`` may permute."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -29,14 +29,28 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """The examples of all parts, of which there is at least one, one part after the other."""
+        return cls(
+            {name: [row for part in parts for row in part.features[name]] for name in parts[0].features},
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class ClientData:
-    """The three parts of one client's data; all follow the same partition."""
+    """The three parts of one client's data; all follow the same partition.
+
+    ``attacked``, where others poison their data: test examples of other classes than the attackers' target,
+    with their trigger, and called the target.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
+    attacked: Examples | None = None
 
     def held_out(self, part: Literal["test", "validation"]) -> Examples:
         """The part that is measured on: the test part, or validation while rates are chosen."""

@@ -24,6 +24,8 @@ from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_row
 from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.task import Batch, Examples
 
+TRIGGER = "cf"  # of arXiv:2004.06660
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextData(DividedTask):
@@ -141,6 +143,13 @@ class TextTask(TextData, ClassificationTask):
     @property
     def given_classes(self) -> Sequence[str] | None:
         return self.class_names or None
+
+    def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
+        """The same texts, each with a rare word in front of the first."""
+        columns = {name: list(inputs[name]) for name in inputs.column_names}
+        first = inputs.column_names[0]
+        columns[first] = [f"{TRIGGER} {text}" for text in columns[first]]
+        return datasets.Dataset.from_dict(columns)
 
     def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
         """Token ids and masks, each int64 of the text's own length: nothing is padded yet."""

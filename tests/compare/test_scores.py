@@ -7,10 +7,12 @@ import pytest
 
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
+from fedsa_lora.compare.page import table
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
+from fedsa_lora.runs.wording import NOT_MEASURED
 
 GRID = Grid(
     title="Tiny", regimes={"r": "experiment=smoke"}, reference="alone", seeds=[0, 1], rates=[0.1, 0.2],
@@ -59,7 +61,7 @@ def test_every_figure_by_hand(record):
     assert best.harmed == 0.25, "client 0 of seed 0, of four"
     assert best.gain == pytest.approx(0.10)
     assert (alone.harmed, alone.gain) == (0.0, 0.0)
-    assert (best.bytes_up, best.bytes_down) == (1.5e6, 0.5e6)
+    assert (best.bytes_up, best.bytes_down, best.sent) == (300, 100, 2e6)
     assert best.to_target == (2e6, 2e6), "the target is .75, the mean of alone over both seeds"
     assert alone.to_target == (None, 2e6)
     assert (best.seconds, best.aggregation_error) == (3.0, 0.25)
@@ -159,9 +161,8 @@ def test_the_tables_show_complete_methods_and_say_what_is_missing_and_what_faile
     page = (record.path.parent / "table.md").read_text()
     assert "**Not complete: 1 runs are missing." in page
     assert "- r, soft, lr 0.2, seed 0: TrainingError: the loss is not finite\n" in page
-    assert (
-        "| **share A** | 0.2 | 0.850 ± 0.141 | 0.500 | 25% | +10.0 |  | 1.5 | 0.50 | 2.0, 2.0 | 3 | 2.5e-01 |"
-    ) in page
+    ours = "0.2 | 0.850 ± 0.141 | 0.500 | 25% | +10.0 |  | 0.30 | 0.10 | 2.0 | 2.0, 2.0 | 3 | 2.5e-01"
+    assert f"| **share A** | {ours} |" in page
     assert "| **alone** | 0.1 | 0.750 ± 0.071 | 0.600 | 0% | +0.0 | 10.0 [-12.5, 32.5] p 0.38 |" in page
     assert "Target: 0.750, the mean of alone." in page
     rows = (record.path.parent / "table.csv").read_text().splitlines()
@@ -174,3 +175,19 @@ def test_the_tables_show_complete_methods_and_say_what_is_missing_and_what_faile
     comparison = Comparison.recorded(GRID, record.path.parent)
     assert not comparison.write(), "one failed"
     assert "Not complete" not in (record.path.parent / "table.md").read_text()
+
+
+def test_a_column_for_an_attack_is_there_where_there_was_one(tmp_path):
+    record, brief = Record(tmp_path / "runs.jsonl"), [Search(e, (0.1,), (0, 1)) for e in GRID.entries()]
+    record.open()
+    for search in brief:
+        for run in search.at(0.1):
+            found = result({"0": 0.5, "1": 0.5})
+            if run.entry.method == "soft":
+                found["attack_success"] = 0.25 + 0.5 * run.seed
+            record.add(run, {"result": found})
+    told = table(scores(brief, record, "alone")).splitlines()
+    assert told[0].endswith("| error | attack |")
+    cells = {line.split(" | ")[0].strip("| *"): line.strip(" |").split(" | ")[-1] for line in told[2:]}
+    assert cells == {"soft": "50.0%", "alone": NOT_MEASURED, "share A": NOT_MEASURED}
+    assert "attack" not in table(scores(brief[:2], record, "alone"))
