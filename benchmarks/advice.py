@@ -61,15 +61,16 @@ def words(grid: Grid, regime: str) -> list[str]:
 
 
 def shortfalls(recorded: Comparison, regime: str) -> dict[str, float]:
-    """By split and head, as a candidate writes them, how far a method's mean is behind the best."""
+    """By split and head, as a candidate writes them, how far the method that is nothing else is behind the
+    best."""
     means = {score.method: score.mean for score in recorded.scores(regime)}
-    entries = [search.entry for search in recorded.searches if search.entry.regime == regime]
-    return {
-        " ".join(word for word in entry.words if word.startswith(("split=", "head="))): max(means.values())
-        - means[entry.method]
-        for entry in entries
-        if entry.method in means
-    }
+    common = {*recorded.grid.common(regime), *shlex.split(recorded.grid.fixed.get(regime, ""))}
+    found = {}
+    for entry in (search.entry for search in recorded.searches if search.entry.regime == regime):
+        own = [word for word in entry.words if word.startswith(("split=", "head="))]
+        if entry.method in means and not {*entry.words} - common - {*own}:
+            found[" ".join(own)] = max(means.values()) - means[entry.method]
+    return found
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def measured(run_dir: Path) -> Row:
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
         "accuracy": {row["client"]: row["accuracy"] for row in last},
+        "majority": {row["client"]: row["majority"] for row in last if "majority" in row} or None,
         "validation": validation(run_dir),
         "bytes_up": sum(row["bytes_up"] for row in fits) / len(fits),
         "bytes_down": sum(row["bytes_down"] for row in fits) / len(fits),

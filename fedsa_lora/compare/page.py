@@ -12,16 +12,16 @@ from fedsa_lora.compare.significance import LEVEL
 from fedsa_lora.runs.wording import percent
 
 HEADS = (
-    "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up", "kB down",
-    "MB", "MB to target", "seconds", "error",
+    "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up / down",
+    "MB up / down", "MB to target", "seconds", "error",
 )  # fmt: skip
 NOTE = f"""\
 Accuracy is that of each client's own model on its own test part.
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
 - **harmed**: share of clients below {{reference}} of the same seed; **gain**: mean difference, in points.
-- **kB up**, **kB down** of a client and round; **MB** of all training messages of a run, both ways, and **to
-  target** until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training
-  and transfer in the fastest run, others beside it: good for orders of magnitude alone. **error**: relative
+- **kB** of the training messages of a client and round; **MB** of all of a run, and **to target**: both ways,
+  until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training and
+  transfer in the fastest run, others beside it: good for orders of magnitude alone. **error**: relative
   aggregation error.
 - **behind the best**: mean difference in points over (client, seed) pairs of the same partition, with its
   95 % t interval, and p of Wilcoxon's two-sided signed-rank test, by Holm over the methods of a regime.
@@ -44,7 +44,7 @@ def page(
     for regime, found in by_regime.items():
         words = " ".join(filter(None, [grid.regimes[regime], grid.fixed.get(regime)]))
         if found:
-            parts += [f"## {regime}", f"`{words}`", *_target(found, grid.reference), table(found)]
+            parts += [f"## {regime}", f"`{words}`", *_references(found, grid.reference), table(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,6 +77,7 @@ def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
             "level_with_best": s.level, "bytes_up": s.bytes_up, "bytes_down": s.bytes_down,
             "bytes": s.sent, "bytes_to_target": _mean_if_all(s.to_target), "seconds": s.seconds,
             "aggregation_error": s.aggregation_error, "attack_success": s.attack_success,
+            "majority": s.majority,
         }
         for s in found
     ]  # fmt: skip
@@ -88,7 +89,7 @@ def _cells(score: Score) -> list[str]:
         f"{100 * score.behind.mean:.1f} [{100 * score.behind.low:.1f}, {100 * score.behind.high:.1f}] "
         f"p {score.behind.p:.2g}"
     )  # fmt: skip
-    error = score.aggregation_error
+    error, up = score.aggregation_error, score.bytes_up / (score.bytes_up + score.bytes_down)
     return [
         f"**{score.method}**" if score.level else score.method,
         f"{score.lr:g}",
@@ -97,20 +98,23 @@ def _cells(score: Score) -> list[str]:
         "" if score.harmed is None else f"{score.harmed:.0%}",
         "" if score.gain is None else f"{100 * score.gain:+.1f}",
         behind,
-        _kilobytes(score.bytes_up),
-        _kilobytes(score.bytes_down),
-        _megabytes(score.sent),
+        f"{_thousands(score.bytes_up)} / {_thousands(score.bytes_down)}",
+        f"{_megabytes(score.sent * up)} / {_megabytes(score.sent * (1 - up))}",
         ", ".join("-" if b is None else _megabytes(b) for b in score.to_target),
         f"{score.seconds:.0f}",
         "" if error is None else f"{error:.1e}",
     ]
 
 
-def _target(found: Sequence[Score], reference: str) -> list[str]:
-    return [f"Target: {s.mean:.3f}, the mean of {reference}." for s in found if s.method == reference]
+def _references(found: Sequence[Score], reference: str) -> list[str]:
+    """What a method is to be measured by, as far as it is known."""
+    target = [f"Target: {s.mean:.3f}, the mean of {reference}." for s in found if s.method == reference]
+    floor = next((s.majority for s in found if s.majority is not None), None)
+    known = [] if floor is None else [f"Predicting each client's most frequent class: {floor:.3f}."]
+    return [" ".join([*target, *known])] if target or known else []
 
 
-def _kilobytes(size: float) -> str:
+def _thousands(size: float) -> str:
     return f"{size / 1e3:.2f}" if size < 1e4 else f"{size / 1e3:.1f}"
 
 

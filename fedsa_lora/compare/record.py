@@ -18,8 +18,9 @@ from fedsa_lora.runs.reading import Row, read_jsonl
 class Measured:
     """What a run came to. ``accuracy`` and ``validation`` are by client, of its own model at the end; bytes
     those of one client and round; ``seconds`` of training; ``curve`` has the mean accuracy by evaluated
-    round, with the ``bytes`` of all training messages until then. ``attack_success`` is the mean over the
-    clients that had no part in an attack; None without one."""
+    round, with the ``bytes`` of all training messages until then. ``majority`` is the accuracy of always
+    predicting a client's most frequent class; ``attack_success`` the mean over the clients that had no part
+    in an attack, None without one."""
 
     accuracy: Values
     validation: Values
@@ -30,6 +31,7 @@ class Measured:
     curve: list[Row]
     agreement: dict[str, float] | None = None
     attack_success: float | None = None
+    majority: Values | None = None
 
     @property
     def mean(self) -> float:

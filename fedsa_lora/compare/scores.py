@@ -24,8 +24,8 @@ class Score:
     the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes up and down
     are of a client and round, ``sent`` of all training messages of a run, the mean over seeds, ``to_target``
     of those until the mean over clients first reached the reference's mean, by seed; ``seconds`` of the
-    fastest run. ``behind``: the best method minus this one, by pairs; None for the best itself; ``p`` is
-    adjusted for all methods of the regime.
+    fastest run. ``majority``: of predicting each client's most frequent class. ``behind``: the best method
+    minus this one, by pairs; None for the best itself; ``p`` is adjusted for all methods of the regime.
     """
 
     regime: str
@@ -43,6 +43,7 @@ class Score:
     seconds: float
     aggregation_error: float | None
     attack_success: float | None
+    majority: float | None
     behind: Difference | None
 
     @property
@@ -107,6 +108,7 @@ def _score(method: _Complete, alone: _Complete | None, behind: Difference | None
         seconds=min(run.seconds for run in runs),  # other work on the machine only adds to it
         aggregation_error=_mean_known([run.aggregation_error for run in runs]),
         attack_success=_mean_known([run.attack_success for run in runs]),
+        majority=_mean_known([spread(run.majority).mean for run in runs if run.majority]),
         behind=behind,
     )
 

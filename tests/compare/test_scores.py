@@ -24,7 +24,7 @@ SEARCHES = {entry.method: Search(entry, (0.1, 0.2), (0, 1)) for entry in GRID.en
 def result(accuracy: dict[str, float], validation: float = 0.5, up: float = 300, down: float = 100) -> dict:
     return {
         "accuracy": accuracy, "validation": {"0": validation, "1": validation}, "bytes_up": up,
-        "bytes_down": down, "aggregation_error": 0.25, "seconds": 3.0,
+        "bytes_down": down, "aggregation_error": 0.25, "seconds": 3.0, "majority": {"0": 0.2, "1": 0.4},
         "curve": [
             {"round": 1, "accuracy": 0.6, "bytes": 1e6},
             {"round": 2, "accuracy": sum(accuracy.values()) / len(accuracy), "bytes": 2e6},
@@ -161,10 +161,11 @@ def test_the_tables_show_complete_methods_and_say_what_is_missing_and_what_faile
     page = (record.path.parent / "table.md").read_text()
     assert "**Not complete: 1 runs are missing." in page
     assert "- r, soft, lr 0.2, seed 0: TrainingError: the loss is not finite\n" in page
-    ours = "0.2 | 0.850 ± 0.141 | 0.500 | 25% | +10.0 |  | 0.30 | 0.10 | 2.0 | 2.0, 2.0 | 3 | 2.5e-01"
+    ours = "0.2 | 0.850 ± 0.141 | 0.500 | 25% | +10.0 |  | 0.30 / 0.10 | 1.5 / 0.50 | 2.0, 2.0 | 3 | 2.5e-01"
     assert f"| **share A** | {ours} |" in page
     assert "| **alone** | 0.1 | 0.750 ± 0.071 | 0.600 | 0% | +0.0 | 10.0 [-12.5, 32.5] p 0.38 |" in page
-    assert "Target: 0.750, the mean of alone." in page
+    floor = "Predicting each client's most frequent class: 0.300."
+    assert f"Target: 0.750, the mean of alone. {floor}" in page
     rows = (record.path.parent / "table.csv").read_text().splitlines()
     assert [row.split(",")[:5] for row in rows[:2]] == [
         ["regime", "method", "lr", "seeds", "mean"], ["r", "share A", "0.2", "2", "0.85"],
