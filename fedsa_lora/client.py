@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,9 @@ from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 from numpy.typing import NDArray
 
+from fedsa_lora.client_model import ClientModel, majority_accuracy
 from fedsa_lora.egress import told
-from fedsa_lora.errors import DataError, FedSAError, TrainingError, WireError
+from fedsa_lora.errors import FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
@@ -23,8 +22,6 @@ from fedsa_lora.exchange.codec import compress
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.journal import record_error
 from fedsa_lora.learning.importance import ImportanceMeter
-from fedsa_lora.learning.personalisation import LocalRound
-from fedsa_lora.learning.training import predict
 from fedsa_lora.personal import (
     COMMON,
     HELD,
@@ -41,11 +38,9 @@ from fedsa_lora.personal import (
     receive,
     turn_split,
 )
-from fedsa_lora.predictions import from_logits
 from fedsa_lora.seeds import generator
 from fedsa_lora.store import ClientState, ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples
-from fedsa_lora.workbench import Alone, Workbench
+from fedsa_lora.workbench import Workbench
 
 
 class FedSAClient(NumPyClient):
@@ -56,6 +51,7 @@ class FedSAClient(NumPyClient):
 
     def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:
         self.client, self.bench, self.store = client, bench, store
+        self.model = ClientModel(client, bench, store)
         self.layout, self.pool = bench.layout(client), bench.pool(client)
         self.allowed = bench.split.allowed(self.layout, forbid)
 
@@ -96,7 +92,7 @@ class FedSAClient(NumPyClient):
             record_error("error", str(error))
             upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
-        upload = self._upload(header.round, len(self.held_out), report=report)
+        upload = self._upload(header.round, len(self.model.held_out), report=report)
         return report["loss"], upload.examples, dict(wire.write_header(upload))
 
     def _fit(
@@ -109,19 +105,19 @@ class FedSAClient(NumPyClient):
         meter = self._meter()
         anchor = self._common(received, parts.shared)
         local = replace(
-            self._local(header.round, parts.trained),
+            self.model.local(header.round, parts.trained),
             anchor=anchor,
             mu=float(config.get("proximal_mu", 0.0)),
             others=others(anchor, state, self._share(header), header.round - 1),
             observe=None if meter is None else meter.observe,
         )
         report, own = self.bench.personalisation.fit(local, beside(state))
-        arrays = self._read()
+        arrays = self.model.read()
         check_finite(arrays | {PERSONAL + name: array for name, array in own.items()})
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
         if header.measure_before:
             model = OwnModel(arrays, own, local.others)
-            numbers["accuracy_before"] = self.measure(header.round, model, received.merged)["accuracy"]
+            numbers["accuracy_before"] = self.model.measure(header.round, model, received.merged)["accuracy"]
         payload, residual = self._encode(header.round, received, parts, arrays, state)
         private = {name: arrays[name] for name in parts.local}
         memory = self._memory(received, start, arrays, residual)
@@ -130,7 +126,7 @@ class FedSAClient(NumPyClient):
         self.store.save(ClientState(header.round, private, memory))
         return payload, self._upload(
             header.round,
-            len(self._data.train),
+            len(self.model.data.train),
             payload,
             shared=self.pool.mask(parts.shared),
             codec=self.bench.codec.name,
@@ -192,7 +188,7 @@ class FedSAClient(NumPyClient):
 
     def _counts(self) -> list[int]:
         classes = len(self.bench.task.labels())
-        return [int(n) for n in np.bincount(self._data.train.labels, minlength=classes)]
+        return [int(n) for n in np.bincount(self.model.data.train.labels, minlength=classes)]
 
     def _private_digest(self, arrays: NamedArrays) -> str:
         """Of what is always local, read back from the model: not of what a round makes so."""
@@ -207,10 +203,6 @@ class FedSAClient(NumPyClient):
         index = self.pool.index(self.pool.select(names))
         return vector if index is None else vector[index]
 
-    @cached_property
-    def _data(self) -> ClientData:
-        return self.bench.data(self.client)
-
     def _receive(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], state: ClientState | None
     ) -> Received:
@@ -221,105 +213,36 @@ class FedSAClient(NumPyClient):
         they then stand in the model."""
         initial = cut(self.bench.initial, self.layout)
         values = personal(self.bench.split, self.layout, received, initial, state)
-        self._write(values, received.merged)
-        standing = self._read()
+        self.model.write(values, received.merged)
+        standing = self.model.read()
         # a backbone is added to its pretrained value and taken off again, which rounds
         exact = [n for n in values if n not in self.bench.model.relative]
         if any(not np.array_equal(standing[name], values[name]) for name in exact):
             raise WireError(f"client {self.client}: its tensors were not installed as they should be")
         return standing
 
-    def _write(self, values: NamedArrays, merged: NamedArrays) -> None:
-        self.bench.model.merge(merged)
-        self.bench.model.write(padded(values, self.bench.model.layout))
-
-    def _read(self) -> dict[str, NDArray[np.float32]]:
-        return cut(self.bench.model.read(), self.layout)
-
-    def _local(self, round_: int, trained: frozenset[str]) -> LocalRound:
-        """This client's training of a round, of the model as it stands."""
-        bench = self.bench
-        return LocalRound(
-            bench.model,
-            bench.task,
-            self._data.train,
-            bench.settings,
-            trained,
-            bench.seed,
-            self.client,
-            round_,
-        )
-
-    def measure(
-        self, round_: int, model: OwnModel, merged: NamedArrays, record: bool = False
-    ) -> dict[str, float]:
-        """Metrics of a model of this client on its own held-out part, made ready to be used as the
-        personalisation method has it. With ``record`` its answers are kept on this client's disk."""
-        with self.ready(round_, model, merged):
-            return self._metrics(round_ if record else None)
-
-    @contextmanager
-    def ready(self, round_: int, model: OwnModel, merged: NamedArrays) -> Iterator[None]:
-        """The resident model is that of this client, as the personalisation method has it used."""
-        self._write(model.common, merged)
-        local = self._local(round_, self.bench.split(self.layout).trained)
-        with self.bench.personalisation.ready(replace(local, others=model.others), model.beside):
-            yield
-
     def _share(self, header: wire.BroadcastHeader) -> float:
         """The weight of this client in the mean that it was sent; 0 where it is not in it, or is not told."""
-        examples = len(self._data.train)
+        examples = len(self.model.data.train)
         if 0 < header.total < examples:
             raise WireError(f"a mean over {header.total} examples, of which this client alone has {examples}")
         return examples / header.total if header.total else 0.0
 
     def _report(self, header: wire.BroadcastHeader, received: Received, model: OwnModel) -> dict[str, float]:
-        report = self.measure(header.round, model, received.merged, record=True)
+        report = self.model.measure(header.round, model, received.merged, record=True)
         if self.bench.task.labels():
-            report["majority"] = majority_accuracy(self._data.train, self.held_out)
+            report["majority"] = majority_accuracy(self.model.data.train, self.model.held_out)
         if any(spec.role == "head" for spec in self.pool):
             initial = cut(self.bench.initial, self.layout)
             newcomer = OwnModel(personal(self.bench.split, self.layout, received, initial, None))
             report["global_accuracy"] = (
                 report["accuracy"]  # nothing is this client's own: it was measured already
                 if not model.beside and digest(newcomer.common) == digest(model.common)
-                else self.measure(header.round, newcomer, received.merged)["accuracy"]
+                else self.model.measure(header.round, newcomer, received.merged)["accuracy"]
             )
         if header.reference and self.bench.alone is not None:
-            report["local_only"] = self._train_alone(self.bench.alone)
+            report["local_only"] = self.model.train_alone(self.bench.alone)
         return report
-
-    @property
-    def held_out(self) -> Examples:
-        """The examples that this client is measured on."""
-        part = self.bench.part
-        held_out = self._data.held_out(part)
-        if not len(held_out):
-            raise DataError(
-                f"client {self.client} has no {part} examples to be measured on: raise "
-                f"federation.{part}_examples or test_fraction, or give it more data"
-            )
-        return held_out
-
-    def _metrics(self, recorded: int | None = None) -> dict[str, float]:
-        """Of the model as it stands; its answers are kept as those of a round, where they are classes."""
-        data, bench = self.held_out, self.bench
-        predictions = predict(bench.model, bench.task, data, bench.settings)
-        metrics = bench.task.evaluate(predictions, data.labels)
-        if recorded is not None and (names := bench.task.client_labels(self.client)):
-            self.store.record(from_logits(recorded, names, data.labels, predictions))
-            if attacked := self._data.attacked:
-                answers = predict(bench.model, bench.task, attacked, bench.settings)
-                metrics["attack_success"] = bench.task.evaluate(answers, attacked.labels)["accuracy"]
-        return metrics
-
-    def _train_alone(self, alone: Alone) -> float:
-        """Accuracy after the same rounds of the same seeds, from the common start, alone."""
-        self._write(cut(self.bench.initial, self.layout), {})
-        trained = alone.split(self.layout).trained
-        for round_ in range(1, alone.rounds + 1):
-            replace(self._local(round_, trained), settings=alone.settings).train()
-        return self._metrics()["accuracy"]
 
     def _upload(
         self, round_: int, examples: int, payload: FlowerArray | None = None, **fields: Any
@@ -338,9 +261,3 @@ def check_finite(arrays: NamedArrays) -> None:
     """Raise TrainingError naming the tensors that hold NaN or infinity."""
     if bad := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
         raise TrainingError(f"training made these tensors NaN or infinite: {bad}; lower train.lr")
-
-
-def majority_accuracy(train_part: Examples, test_part: Examples) -> float:
-    """Accuracy on the test part of always predicting the most frequent class of the train part."""
-    majority = np.bincount(train_part.labels).argmax()
-    return float((test_part.labels == majority).mean())

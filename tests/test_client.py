@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient, majority_accuracy
+from fedsa_lora.client import FedSAClient
+from fedsa_lora.client_model import majority_accuracy
 from fedsa_lora.config import load
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import cut

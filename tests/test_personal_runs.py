@@ -9,7 +9,7 @@ import pytest
 from test_methods import BRIEF, checkpoint, everything, fits, rows, states
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient
+from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.exchange.witness import matches, private_pairs
@@ -163,7 +163,7 @@ def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(exper
         share = parts[client][1] / sum(n for _, n in parts.values()) if client in parts else 0.0
         kept = bench.initial if state is None else state.tensors
         bench.model.write({name: {**kept, **common}[name] for name in bench.model.layout.names})
-        local = FedSAClient(client, bench, store)._local(3, frozenset(bench.model.layout.names))
+        local = ClientModel(client, bench, store).local(3, frozenset(bench.model.layout.names))
         local = replace(local, anchor=common, others=others(common, state, share, 2))
         _, found = bench.personalisation.fit(local, beside(state))
         recorded = beside(store.load(3))
@@ -178,7 +178,7 @@ def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
     bench, made = assemble.workbench(config), exporter(experts)
     for client in "012":
         model, other = made.own_model(client), made.own_model(str((int(client) + 1) % 3))
-        measure = partial(FedSAClient(client, bench, assemble.store(config, client)).measure, 3, merged={})
+        measure = partial(ClientModel(client, bench, assemble.store(config, client)).measure, 3, merged={})
         assert measure(model)["loss"] == recorded[client]
         assert measure(replace(model, others=other.others))["loss"] != recorded[client]
 
@@ -208,7 +208,7 @@ def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_i
         model = exporter(path).own_model(client)
         assert not model.beside
         assert all(np.array_equal(model.others[name], value) for name, value in common.items())
-        measured = FedSAClient(client, plain, assemble.store(config, client)).measure(3, model, {})
+        measured = ClientModel(client, plain, assemble.store(config, client)).measure(3, model, {})
         assert measured["loss"] == recorded[client]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient
+from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
@@ -65,7 +65,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     everything = Examples.joined([*parts.values()])
     accuracy = {}
     for client in clients:
-        served = FedSAClient(client, bench, assemble.store(config, client))
+        served = ClientModel(client, bench, assemble.store(config, client))
         with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
             logits = predict(bench.model, task, everything, config.train)
         labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]

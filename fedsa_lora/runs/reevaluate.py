@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient
+from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import read_jsonl
@@ -38,7 +38,7 @@ def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None)
     recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)
     for name in exporter.clients():
-        client = FedSAClient(name, bench, assemble.store(config, name))
+        client = ClientModel(name, bench, assemble.store(config, name))
         model = exporter.own_model(name)
         accuracy = client.measure(exporter.round, model, exporter.merged, record)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))
