@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +58,11 @@ def load(
         raise_faults(list(foreign_words(words)))
     composable = _composable(words, faults)
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = OmegaConf.to_container(compose("run", overrides=composable), resolve=True)
+        node = deepcopy(_composed(tuple(composable)))
     except (HydraException, OmegaConfBaseException) as error:
         faults.append(" ".join(str(error).split()))
         raise_faults(faults)
         raise
-    assert isinstance(composed, dict)
-    node = {str(key): value for key, value in composed.items()}
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
@@ -74,6 +73,15 @@ def load(
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
         node["title"] += f". {PASSED}"
     return from_resolved(node, faults)
+
+
+@lru_cache(maxsize=4)
+def _composed(words: tuple[str, ...]) -> dict[str, Any]:
+    """What Hydra makes of the files and overrides: the apps of a run in one process ask for the same."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = OmegaConf.to_container(compose("run", overrides=list(words)), resolve=True)
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
 
 
 def places(config: RunConfig) -> list[str]:

@@ -137,17 +137,18 @@ def test_without_an_attack_nothing_is_asked_and_nothing_told(smoke_run):
 
 
 def test_a_trigger_that_is_learned_from_common_labels_reaches_who_shares_everything(tmp_path):
-    """Two of four clients poison next to nothing, or half: only then is the trigger obeyed by the others."""
+    """Two of three clients poison next to nothing, or half: only then is the trigger obeyed by the third."""
     common = (
-        "experiment=digits", "split=share_ab", "head=shared", "federation.clients=4", "partition=iid",
-        "federation.rounds=10", "train.steps=15", "evaluation.every=0", *BRIEF, "run.report=false",
+        "experiment=digits", "split=share_ab", "head=shared", "federation.clients=3", "partition=iid",
+        "federation.rounds=4", "train.steps=15", "evaluation.every=0", *BRIEF, "run.report=false",
     )  # fmt: skip
     success = {}
     for share in (0.02, 0.5):
         words = ("attack=backdoor", "attack.clients=[0,1]", f"attack.share={share}")
         folder = run_in_process([*common, *words, f"run.dir={tmp_path / str(share)}"])
         success[share] = read_run(folder).summary["attack"]["success"]
-    assert success[0.5] > success[0.02] + 0.3, success
+    assert success[0.02] < 0.2
+    assert success[0.5] > 0.8
 
 
 @pytest.mark.parametrize("app", [server_fn, client_fn])
