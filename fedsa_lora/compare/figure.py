@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from fedsa_lora.compare.scores import Score
-from fedsa_lora.runs.figure_style import LIGHT, FigureStyle, add_legend, blank, name_axes, thin_ticks
+from fedsa_lora.runs.figure_style import LIGHT, PERCENT, FigureStyle, add_legend, blank, name_axes, thin_ticks
 
 MOST = 20.0  # inches
 
@@ -41,7 +41,8 @@ def draw(found: Sequence[Score], reference: str, style: FigureStyle = LIGHT) -> 
     for label, score in zip(ax.get_yticklabels(), upward, strict=True):
         label.set_fontweight("bold" if score.level else "normal")
     ax.set_ylim(-0.7, len(upward) - 0.3)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_formatter(PERCENT)
     name_axes(ax, style, "accuracy on own test examples (%)", "method")
     add_legend(fig, ax, style)
     return fig

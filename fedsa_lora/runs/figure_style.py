@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 DPI = 150
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")  # a tick of 82.5 % says so
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.figure_style import (
     LIGHT,
+    PERCENT,
     FigureStyle,
     add_legend,
     blank,
@@ -52,7 +53,7 @@ def accuracy_by_round(
             labels.append((mean, name, colour))
     name_axes(ax, style, "round", "accuracy on own test examples (%)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.yaxis.set_major_formatter(PERCENT)
     _label_ends(ax, [label for label in labels if label is not None], style)
     add_legend(fig, ax, style)
     return fig
@@ -85,7 +86,7 @@ def clients_before_and_after(outcomes: list[ClientOutcome], style: FigureStyle =
     names = [f"harmed ▼ {style.short(o.client)}" if o.harmed else style.short(o.client) for o in shown]
     thin_ticks(ax.yaxis, names, 110)
     ax.set_ylim(-0.7, len(shown) - 0.3)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_formatter(PERCENT)
     name_axes(ax, style, "accuracy on own test examples (%)", "client, by gain")
     add_legend(fig, ax, style)
     return fig
