@@ -27,6 +27,7 @@ from fedsa_lora.predictions import Predictions, write
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEMORY = "memory/"
 RESUMED = "resumed"  # in a file's metadata: how often the run had been resumed when it was written
+FIRST = "0000"  # it had not been
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
@@ -46,9 +47,9 @@ class ClientState:
 class ClientStore(Protocol):
     """Keeps generations of one client's state by round."""
 
-    def claim(self, run: str, resumed: int = 0) -> None:
-        """From now on this is a run's, which was resumed so often. Raises StoreError when what is kept is
-        another run's."""
+    def claim(self, run: str, resumed: str = FIRST) -> None:
+        """From now on this is a run's, in the stretch since it was last resumed. Raises StoreError when what
+        is kept is another run's."""
         ...
 
     def locked(self) -> AbstractContextManager[None]:
@@ -89,9 +90,9 @@ class DirectoryStore:
             )
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
-        self._keep, self._resumed = keep, 0
+        self._keep, self._resumed = keep, FIRST
 
-    def claim(self, run: str, resumed: int = 0) -> None:
+    def claim(self, run: str, resumed: str = FIRST) -> None:
         self._metadata["run"], self._resumed = run, resumed
         for newest in self.rounds()[-1:]:
             with _opened(self._path(newest)) as file:
@@ -119,8 +120,8 @@ class DirectoryStore:
     def before(self, round_: int) -> ClientState | None:
         for newest in [kept for kept in self.rounds() if kept > round_][-1:]:
             with _opened(self._path(newest)) as file:
-                written_in = (file.metadata() or {}).get(RESUMED, "0")
-            if written_in == str(self._resumed):
+                written_in = (file.metadata() or {}).get(RESUMED, FIRST)
+            if written_in == self._resumed:
                 raise StoreError(
                     f"round {round_} was asked for too late: this client has trained round {newest} since, "
                     "and goes on from that"
@@ -131,7 +132,7 @@ class DirectoryStore:
         if taken := sorted(name for name in state.tensors if name.startswith(_MEMORY)):
             raise StoreError(f"{taken}: a tensor's name cannot begin with {_MEMORY!r}, as memory's do")
         everything = state.tensors | {_MEMORY + name: array for name, array in state.memory.items()}
-        metadata = self._metadata | {"round": str(state.round), RESUMED: str(self._resumed)}
+        metadata = self._metadata | {"round": str(state.round), RESUMED: self._resumed}
         metadata["digest"] = digest(everything)
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix

@@ -302,7 +302,7 @@ class FedSA(Strategy):
                     joining=layout.mask(turn.joining),
                     total=total,
                     run=self.run,
-                    resumed=self.resumed,
+                    resumed=f"{self.resumed:04}",
                     **sending.fields,
                     **asked,
                 )

@@ -233,7 +233,7 @@ def test_a_later_generation_is_not_used_for_an_earlier_round_of_a_resumed_run(de
     desk.fit("0", 1)
     first = desk.fit("0", 2)
     desk.fit("0", 3)
-    again = desk.fit("0", 2, resumed=1)
+    again = desk.fit("0", 2, resumed="0001")
     assert np.array_equal(first[0], again[0])
     assert desk.store("0").rounds() == [1, 2]
 

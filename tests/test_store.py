@@ -142,7 +142,7 @@ def test_a_client_goes_back_only_in_a_run_that_was_resumed(tmp_path):
         kept.before(2)
     assert same(kept.before(3), state(2, seed=2)), "asked once more"
     assert same(kept.before(4), state(3, seed=3))
-    kept.claim("run", resumed=1)
+    kept.claim("run", resumed="0001")
     assert same(kept.before(2), state(1, seed=1))
     kept.save(state(2, seed=9))
     assert kept.rounds() == [1, 2]

@@ -11,6 +11,8 @@ from test_flwr_run import command_line, lines, states
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
 from fedsa_lora.learning.adapters import initial_state
+from fedsa_lora.runs.outcomes import remarks
+from fedsa_lora.runs.reading import read_run
 
 TESTS = Path(__file__).resolve().parent
 BRIEF = ("experiment=smoke", "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0")
@@ -58,4 +60,7 @@ def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_
     assert failures_of(second) == ["client 1: late: no answer within 30 s"]
     assert DEADLINE <= second["fit_seconds"] <= 1.1 * DEADLINE
     assert third["fit_clients"] >= 3
-    assert "client 1: late: no answer within 30 s" in (run / "report.html").read_text()
+    told = remarks(read_run(run))
+    assert [(remark.client, remark.reason) for remark in told] == [("1", "late: no answer within 30 s")]
+    assert 2 in told[0].rounds
+    assert "late: no answer within 30 s" in (run / "report.html").read_text()

@@ -46,8 +46,8 @@ class BroadcastHeader:
     every client adds to its frozen weights. ``total``: the examples of all clients in the mean that the
     message holds, told to those of them whose method takes their own part off it; 0: not told.
     ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
-    alone, to compare with. ``run`` is the server's word for this run, through all its resumptions, of which
-    there have been ``resumed``.
+    alone, to compare with. ``run`` is the server's word for this run, through all its resumptions;
+    ``resumed`` says how many there have been, in four digits, so that no message is longer for it.
     """
 
     round: int
@@ -63,7 +63,7 @@ class BroadcastHeader:
     measure_before: bool = False
     reference: bool = False
     run: str = ""
-    resumed: int = 0
+    resumed: str = "0000"
     version: int = VERSION
 
 

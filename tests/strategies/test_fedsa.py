@@ -278,3 +278,11 @@ def test_a_round_with_fewer_results_than_krum_holds_with_is_skipped(answering):
         server.ask(2)
         with pytest.raises(RunError, match=r"6 of 6 clients failed .* Krum holds with 5 results or more"):
             server.take({}, round_=2)
+
+
+def test_however_often_a_run_was_resumed_its_messages_are_no_longer():
+    sizes = [
+        {client: message_bytes(ins) for client, ins in Server(run="r", resumed=resumed).ask(1).items()}
+        for resumed in (0, 1, 12, 345)
+    ]
+    assert sizes.count(sizes[0]) == len(sizes)
