@@ -33,7 +33,7 @@ def keep_saving(root, saved):
         with store.locked():
             tensors = {name: np.full((64, 384), saved + i, np.float32) for i, name in enumerate("ab")}
             store.save(ClientState(saved, tensors))
-        print(saved, flush=True)
+        os.write(1, f"{saved}\\n".encode())  # at once or not at all, whenever it is killed
 
 for line in sys.stdin:
     if (client := os.fork()) == 0:

@@ -60,7 +60,7 @@ def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_
     assert failures_of(second) == ["client 1: late: no answer within 30 s"]
     assert DEADLINE <= second["fit_seconds"] <= 1.1 * DEADLINE
     assert third["fit_clients"] >= 3
-    told = remarks(read_run(run))
-    assert [(remark.client, remark.reason) for remark in told] == [("1", "late: no answer within 30 s")]
-    assert 2 in told[0].rounds
+    told = {remark.reason: remark for remark in remarks(read_run(run))}
+    assert 2 in told["late: no answer within 30 s"].rounds
+    assert {remark.client for remark in told.values()} == {"1"}, "which may still be at it in the third round"
     assert "late: no answer within 30 s" in (run / "report.html").read_text()
