@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     _add_runs(commands)
     _add_results(commands)
     _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
-    _add_advise(commands.add_parser("advise", help="which split and head to use, by short runs on your data"))
+    _add_advise(commands.add_parser("advise", help="which split and head to use, by runs on your data"))
     _add_machines(commands)
     return main_parser
 
@@ -102,7 +102,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 def _add_advise(advise: argparse.ArgumentParser) -> None:
     advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
-    advise.add_argument("--rounds", type=_positive, help="of each short run (default: 6)")
+    advise.add_argument("--rounds", type=_positive, help="of each run, to be quicker (default: all of yours)")
     _add_processes(advise)
 
 

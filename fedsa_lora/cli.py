@@ -105,9 +105,9 @@ def _compare(options: argparse.Namespace) -> int:
 def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
-    from fedsa_lora.compare.probe import ROUNDS, YOURS, probe, probe_grid
+    from fedsa_lora.compare.probe import YOURS, probe, probe_grid
 
-    grid = probe_grid(_with_experiment(options.overrides), options.rounds or ROUNDS)
+    grid = probe_grid(_with_experiment(options.overrides), options.rounds)
     with tempfile.TemporaryDirectory(prefix="fedsa-advise-") as folder:
         evidence = probe(grid, Path(folder), options.processes or at_once(), console)
     advice = advise(evidence)

@@ -1,4 +1,4 @@
-"""Which split to use, by a rule, from what short runs on a user's own data came to.
+"""Which split to use, by a rule, from what runs on a user's own data came to.
 
 The rule: ``soft`` stands unless another split is ahead of it by more than the noise; of those that are, the
 best mean. Between sharing A and sharing B, where both are and neither is ahead of the other, that role is

@@ -1,4 +1,4 @@
-"""Short runs of the candidates for an advice, on a user's own data."""
+"""Runs of the candidates for an advice, on a user's own data."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ CANDIDATES = {
     SOFT: "split=soft head=soft",
 }
 YOURS = "yours"
-RATES = [2e-3, 8e-3]
-ROUNDS = 6
+RATES = [1.5e-3, 4e-3, 1e-2]
 HELD_OUT = 30  # examples of a client, where the user's words set none aside
 
 
@@ -66,22 +65,22 @@ def evidence(searches: Sequence[Search], record: Record) -> Evidence:
     return found
 
 
-def probe_grid(words: Sequence[str], rounds: int = ROUNDS) -> Grid:
-    """The candidates on the user's data, on one seed, for a few rounds. Raises ConfigError for words that
-    choose a split."""
+def probe_grid(words: Sequence[str], rounds: int | None = None) -> Grid:
+    """The candidates on the user's data, on one seed, for all of the run's rounds or fewer. Raises
+    ConfigError for words that choose a split."""
     if given := [word for word in words if word.startswith("split")]:
         raise ConfigError(f"advise chooses the split: leave out {' '.join(given)}")
     config = load(words)
     if not config.federation.validation_examples:
         words = [*words, f"federation.validation_examples={HELD_OUT}"]
     head = [word for word in words if word.startswith("head=")]
-    short = f"federation.rounds={min(rounds, config.federation.rounds)}"
+    short = f" federation.rounds={min(rounds, config.federation.rounds)}" if rounds else ""
     own_rate = any(word.startswith("train.lr=") for word in words)
     return Grid(
         title="Advice",
         regimes={YOURS: shlex.join(word for word in words if word not in head)},
         fixed={YOURS: shlex.join(head)},
-        methods={name: f"{own} {short}" for name, own in CANDIDATES.items()},
+        methods={name: f"{own}{short}" for name, own in CANDIDATES.items()},
         reference=ALONE,
         seeds=[config.seed],
         rates=[config.train.lr] if own_rate else RATES,

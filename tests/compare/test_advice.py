@@ -98,6 +98,8 @@ def test_candidates_share_the_users_words_head_and_rate():
     free = probe_grid(["experiment=smoke"], rounds=50)
     assert {entry.method for entry in free.entries()} == set(CANDIDATES)
     assert free.entries()[0].words[-1] == "federation.rounds=3", "no more than the run itself"
+    whole = [word for entry in probe_grid(["experiment=smoke"]).entries() for word in entry.words]
+    assert not any(word.startswith("federation.rounds") for word in whole), "as many as the run itself"
     assert len(free.rates) > 1
 
 
