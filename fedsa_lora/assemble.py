@@ -145,17 +145,8 @@ def refuse_unsimulated(config: RunConfig) -> None:
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
     decisive = (
-        "seed",
-        "task",
-        "model",
-        "lora",
-        "split",
-        "head",
-        "personalisation",
-        "codec",
-        "downlink",
-        "attack",
-    )
+        "seed", "task", "model", "lora", "split", "head", "personalisation", "codec", "downlink", "attack",
+    )  # fmt: skip
     parts = {key: config.resolved[key] for key in decisive}
     parts["ranks"] = config.federation.client_ranks(config.seed)
     if config.federation.b_passing:

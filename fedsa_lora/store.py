@@ -21,13 +21,14 @@ from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.exchange.wire import stretch
 from fedsa_lora.files import locked, sweep, write_atomically
 from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEMORY = "memory/"
 RESUMED = "resumed"  # in a file's metadata: how often the run had been resumed when it was written
-FIRST = "0000"  # it had not been
+FIRST = stretch(0)  # it had not been
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 

@@ -199,13 +199,13 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
         return None
     federation = node["federation"] if isinstance(node["federation"], dict) else {}
     partition = {f.name: federation[f.name] for f in fields(PartitionSettings) if f.name in federation}
-    shared = {"model": node["model"], "partition": partition, "seed": node["seed"]}
-    if node["attack"] is not None:
-        shared["attack"] = node["attack"]
-    for key in sorted({*shared, "attack"} & node["task"].keys()):
-        own = [f.name for f in fields(cls) if f.name not in {*shared, "attack"}]
+    shared = {
+        "model": node["model"], "partition": partition, "seed": node["seed"], "attack": node["attack"],
+    }  # fmt: skip
+    for key in sorted(shared.keys() & node["task"].keys()):
+        own = [f.name for f in fields(cls) if f.name not in shared]
         faults.append(unknown(f"task.{key}", "key", own))
-    if "attack" in shared and "attack" not in {f.name for f in fields(cls)}:
+    if not hasattr(cls, "attack") and shared.pop("attack") is not None:
         faults.append(f"attack: {cls.__name__} has no classes to aim at; expected attack=none")
         return None
     found: list[str] = []

@@ -302,7 +302,7 @@ class FedSA(Strategy):
                     joining=layout.mask(turn.joining),
                     total=total,
                     run=self.run,
-                    resumed=f"{self.resumed:04}",
+                    resumed=wire.stretch(self.resumed),
                     **sending.fields,
                     **asked,
                 )

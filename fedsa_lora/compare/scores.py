@@ -11,7 +11,7 @@ from fedsa_lora.compare.grid import Entry
 from fedsa_lora.compare.record import Measured, Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.compare.significance import LEVEL, Difference, holm, paired
-from fedsa_lora.runs.measures import Values, first_at, gains, harmed, spread
+from fedsa_lora.runs.measures import Values, first_at, gains, harmed, mean_known, spread
 
 Pairs = Sequence[Values]  # accuracy by client, one mapping for each seed
 
@@ -106,16 +106,11 @@ def _score(method: _Complete, alone: _Complete | None, behind: Difference | None
         sent=fmean(run.sent for run in runs),
         to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
         seconds=min(run.seconds for run in runs),  # other work on the machine only adds to it
-        aggregation_error=_mean_known([run.aggregation_error for run in runs]),
-        attack_success=_mean_known([run.attack_success for run in runs]),
-        majority=_mean_known([spread(run.majority).mean for run in runs if run.majority]),
+        aggregation_error=mean_known([run.aggregation_error for run in runs]),
+        attack_success=mean_known([run.attack_success for run in runs]),
+        majority=mean_known([spread(run.majority).mean for run in runs if run.majority]),
         behind=behind,
     )
-
-
-def _mean_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def _behind(ordered: Sequence[Pairs]) -> list[Difference | None]:

@@ -34,6 +34,11 @@ SHARES = ("accuracy", "accuracy_before", "attack_success", "global_accuracy", "l
 LARGEST = 1e150  # in a report: neither sums nor squares of such numbers overflow
 
 
+def stretch(resumed: int) -> str:
+    """The part of a run since it was resumed so often, in four digits: no message is longer for it."""
+    return f"{resumed:04}"
+
+
 @dataclass(frozen=True)
 class BroadcastHeader:
     """What the server sends and asks for.
@@ -47,7 +52,7 @@ class BroadcastHeader:
     message holds, told to those of them whose method takes their own part off it; 0: not told.
     ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
     alone, to compare with. ``run`` is the server's word for this run, through all its resumptions;
-    ``resumed`` says how many there have been, in four digits, so that no message is longer for it.
+    ``resumed`` says how many there have been, as ``stretch`` has it.
     """
 
     round: int
@@ -63,7 +68,7 @@ class BroadcastHeader:
     measure_before: bool = False
     reference: bool = False
     run: str = ""
-    resumed: str = "0000"
+    resumed: str = stretch(0)
     version: int = VERSION
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedsa_lora.runs.measures import mean_known
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.reading import Row, RunRecord
 from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, number, percent, points, under_attack
@@ -90,9 +91,9 @@ def _union(union: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow:
     name = "On all clients' examples"
     if union is None:
         return MeasureRow(name, NOT_MEASURED, "In simulation: fedsa-lora evaluate RUN --union")
-    gap = _mean([outcome.union_gap for outcome in outcomes])
+    gap = mean_known([outcome.union_gap for outcome in outcomes])
     meaning = f"Each model on {union['examples']:,} examples. From there to its own it is {points(gap)}."
-    return MeasureRow(name, percent(_mean([outcome.union for outcome in outcomes])), meaning)
+    return MeasureRow(name, percent(mean_known([outcome.union for outcome in outcomes])), meaning)
 
 
 def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow:
@@ -102,17 +103,12 @@ def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow
     known = sum(newcomer["took_part"].values())
     return MeasureRow(
         f"A newcomer, {newcomer['steps']} steps",
-        percent(_mean([outcome.newcomer for outcome in outcomes])),
+        percent(mean_known([outcome.newcomer for outcome in outcomes])),
         "Joins at the end and trains for so long, against the same steps from the start. Played by "
         f"{len(newcomer['took_part'])} clients, of which {known} had a part in what is shared.",
-        percent(_mean([outcome.newcomer_alone for outcome in outcomes])),
+        percent(mean_known([outcome.newcomer_alone for outcome in outcomes])),
     )
 
 
 def _attack(attack: Row) -> MeasureRow:
     return MeasureRow("Attack success", percent(attack["success"]), under_attack(attack))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -7,8 +7,9 @@ on its own test examples, over all clients, also those that never took part.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,12 @@ def _entropy(x: NDArray[np.float64]) -> float:
     p = x / x.sum()
     p = p[p > 0]
     return float(-(p * np.log(p)).sum() / np.log(len(x)))
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def gains(values: Values, reference: Values) -> dict[str, float]:

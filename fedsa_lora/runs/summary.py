@@ -85,8 +85,8 @@ def attacked(attack: Backdoor | None, final: Sequence[Row]) -> dict[str, Any] | 
         "clients": sorted(attack.clients),
         "target": attack.target,
         "honest": len(success),
-        "success": measures.spread(success).mean if success else None,
-        "clean": measures.spread(clean).mean if clean else None,
+        "success": measures.mean_known(success.values()),
+        "clean": measures.mean_known(clean.values()),
     }
 
 
