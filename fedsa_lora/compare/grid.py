@@ -114,12 +114,12 @@ class Grid:
     def entries(self) -> list[Entry]:
         """Every method of every regime; of those with the same words in a regime one alone, the reference or
         else the first."""
-        kept: dict[tuple[str, tuple[str, ...]], Entry] = {}
-        for entry in self._all():
-            key = entry.regime, entry.words
-            if key not in kept or entry.method == self.reference:
-                kept[key] = entry
-        return list(kept.values())
+        return list(self._kept().values())
+
+    def shown_as(self, regime: str) -> dict[str, str]:
+        """By method of a regime, the one with the same words there that is run for it."""
+        kept = self._kept()
+        return {e.method: kept[regime, e.words].method for e in self._all() if e.regime == regime}
 
     def common(self, regime: str) -> list[str]:
         """The words that every method of a regime has."""
@@ -153,6 +153,14 @@ class Grid:
         yield self.words
         for lines in (self.regimes, self.methods, self.fixed, *self.further.values()):
             yield from lines.values()
+
+    def _kept(self) -> dict[tuple[str, tuple[str, ...]], Entry]:
+        kept: dict[tuple[str, tuple[str, ...]], Entry] = {}
+        for entry in self._all():
+            key = entry.regime, entry.words
+            if key not in kept or entry.method == self.reference:
+                kept[key] = entry
+        return kept
 
     def _all(self) -> Iterator[Entry]:
         for regime in self.regimes:

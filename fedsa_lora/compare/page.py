@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from fedsa_lora.compare.grid import Grid
 from fedsa_lora.compare.scores import Score
 from fedsa_lora.compare.significance import LEVEL
+from fedsa_lora.runs.measures import mean_known
 from fedsa_lora.runs.wording import percent
 
 HEADS = (
@@ -29,6 +30,10 @@ Accuracy is that of each client's own model on its own test part.
 
 Clients of one federation share a model and are not independent, so intervals are too narrow and p too
 small; and the best was picked by these same figures."""
+OVERVIEW = """\
+Means as in the tables of the regimes below; in bold the best of a regime, and what cannot be told from it.
+**behind**: the best method of the regime minus this one, in points, on the mean over regimes and where it
+is most; **harmed**: the mean over regimes."""
 
 
 def page(
@@ -40,12 +45,33 @@ def page(
         parts.append(f"**Not complete: {missing} runs are missing. Methods without all runs are not shown.**")
     if failures:
         parts.append("**Runs that failed:**\n" + "\n".join(f"- {failure}" for failure in failures))
-    parts += [NOTE.format(reference=grid.reference), *notes]
+    parts += [NOTE.format(reference=grid.reference), *notes, *overview(grid, by_regime)]
     for regime, found in by_regime.items():
         words = " ".join(filter(None, [grid.regimes[regime], grid.fixed.get(regime)]))
         if found:
             parts += [f"## {regime}", f"`{words}`", *_references(found, grid.reference), table(found)]
     return "\n\n".join(parts) + "\n"
+
+
+def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
+    """Every method that is complete in all regimes, side by side, those that are least behind the best on
+    the mean first; nothing of one regime alone."""
+    shown = {regime: found for regime, found in by_regime.items() if found}
+    across = {}
+    for method in grid.methods:
+        names = [(found, grid.shown_as(regime)[method]) for regime, found in shown.items()]
+        across[method] = [score for found, name in names for score in found if score.method == name]
+    complete = [row for row in across.items() if len(row[1]) == len(shown)]
+    if len(shown) < 2 or not complete:
+        return []
+    lines = [
+        _overview_cells(method, found)
+        for method, found in sorted(complete, key=lambda row: fmean(map(_points_behind, row[1])))
+    ]
+    floors = [found[0].majority for found in shown.values()]
+    floor = ["most frequent class", *("" if m is None else f"{m:.3f}" for m in floors), "", "", ""]
+    heads = ["method", *shown, "mean behind", "most behind", "harmed"]
+    return ["## All regimes", OVERVIEW, _markdown([heads, *lines, floor])]
 
 
 def verdict(found: Sequence[Score]) -> str:
@@ -62,8 +88,7 @@ def table(found: Sequence[Score]) -> str:
     if any(score.attack_success is not None for score in found):
         heads.append("attack")
         rows = [[*row, percent(score.attack_success)] for row, score in zip(rows, found, strict=True)]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown([heads, *rows])
 
 
 def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
@@ -83,8 +108,28 @@ def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of cells, the first line its heads."""
+    heads, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def _overview_cells(method: str, found: Sequence[Score]) -> list[str]:
+    means = [f"**{_mean(score)}**" if score.level else _mean(score) for score in found]
+    behind, harmed = [_points_behind(score) for score in found], mean_known([score.harmed for score in found])
+    told = "" if harmed is None else f"{harmed:.0%}"
+    return [method, *means, f"{fmean(behind):.1f}", f"{max(behind):.1f}", told]
+
+
+def _points_behind(score: Score) -> float:
+    return 0.0 if score.behind is None else 100 * score.behind.mean
+
+
+def _mean(score: Score) -> str:
+    return f"{score.mean:.3f}" + ("" if score.std is None else f" ± {score.std:.3f}")
+
+
 def _cells(score: Score) -> list[str]:
-    mean = f"{score.mean:.3f}" + ("" if score.std is None else f" ± {score.std:.3f}")
     behind = "" if score.behind is None else (
         f"{100 * score.behind.mean:.1f} [{100 * score.behind.low:.1f}, {100 * score.behind.high:.1f}] "
         f"p {score.behind.p:.2g}"
@@ -93,7 +138,7 @@ def _cells(score: Score) -> list[str]:
     return [
         f"**{score.method}**" if score.level else score.method,
         f"{score.lr:g}",
-        mean,
+        _mean(score),
         f"{score.worst:.3f}",
         "" if score.harmed is None else f"{score.harmed:.0%}",
         "" if score.gain is None else f"{100 * score.gain:+.1f}",

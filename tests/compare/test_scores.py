@@ -7,7 +7,7 @@ import pytest
 
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
-from fedsa_lora.compare.page import table
+from fedsa_lora.compare.page import overview, table
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
 from fedsa_lora.compare.search import Search
@@ -192,3 +192,33 @@ def test_a_column_for_an_attack_is_there_where_there_was_one(tmp_path):
     cells = {line.split(" | ")[0].strip("| *"): line.strip(" |").split(" | ")[-1] for line in told[2:]}
     assert cells == {"soft": "50.0%", "alone": NOT_MEASURED, "share A": NOT_MEASURED}
     assert "attack" not in table(scores(brief[:2], record, "alone"))
+
+
+def test_all_regimes_are_side_by_side_the_least_behind_first_and_equals_under_each_name(tmp_path):
+    grid = Grid(
+        title="Two", regimes={"r": "seed=1", "s": "seed=2"}, reference="alone", seeds=[0, 1], rates=[0.1],
+        methods={
+            "alone": "split=local_only head=local", "own head": "split=share_ab head=local",
+            "shared head": "split=share_ab head=shared", "partly": "split=share_b head=local",
+        },
+        fixed={"s": "head=frozen"}, further={"r": {"of r alone": "split=soft head=local"}},
+    )  # fmt: skip
+    accuracy = {
+        "r": {"alone": 0.5, "own head": 0.8, "shared head": 0.6, "partly": 0.9, "of r alone": 0.9},
+        "s": {"alone": 0.7, "own head": 0.6},
+    }
+    record, searches = Record(tmp_path / "runs.jsonl"), [Search(e, (0.1,), (0, 1)) for e in grid.entries()]
+    record.open()
+    for search in searches:
+        if (found := accuracy[search.entry.regime].get(search.entry.method)) is not None:
+            for run in search.at(0.1):
+                record.add(run, {"result": result({str(c): found for c in range(10)})})
+    by_regime = {r: scores([s for s in searches if s.entry.regime == r], record, "alone") for r in "rs"}
+    _, _, told = overview(grid, by_regime)
+    assert [line.strip("| ").split(" | ") for line in told.splitlines()[2:]] == [
+        ["own head", "0.800 ± 0.000", "0.600 ± 0.000", "10.0", "10.0", "50%"],
+        ["shared head", "0.600 ± 0.000", "0.600 ± 0.000", "20.0", "30.0", "50%"],
+        ["alone", "0.500 ± 0.000", "**0.700 ± 0.000**", "20.0", "40.0", "0%"],
+        ["most frequent class", "0.300", "0.300"],
+    ]
+    assert overview(grid, {"r": by_regime["r"], "s": []}) == [], "one regime has its own table"
