@@ -50,6 +50,11 @@ def page(
         words = " ".join(filter(None, [grid.regimes[regime], grid.fixed.get(regime)]))
         if found:
             parts += [f"## {regime}", f"`{words}`", *_references(found, grid.reference), table(found)]
+            parts += [
+                f"{method} is the same here as {name}, and was run once."
+                for method, name in grid.shown_as(regime).items()
+                if method != name and name in {score.method for score in found}
+            ]
     return "\n\n".join(parts) + "\n"
 
 

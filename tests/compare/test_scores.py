@@ -7,7 +7,7 @@ import pytest
 
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
-from fedsa_lora.compare.page import overview, table
+from fedsa_lora.compare.page import overview, page, table
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
 from fedsa_lora.compare.search import Search
@@ -214,6 +214,10 @@ def test_all_regimes_are_side_by_side_the_least_behind_first_and_equals_under_ea
             for run in search.at(0.1):
                 record.add(run, {"result": result({str(c): found for c in range(10)})})
     by_regime = {r: scores([s for s in searches if s.entry.regime == r], record, "alone") for r in "rs"}
+    same = "shared head is the same here as own head, and was run once."
+    before, after = page(grid, by_regime, [], [], 0).split("## s\n")
+    assert same in after
+    assert same not in before
     _, _, told = overview(grid, by_regime)
     assert [line.strip("| ").split(" | ") for line in told.splitlines()[2:]] == [
         ["own head", "0.800 ± 0.000", "0.600 ± 0.000", "10.0", "10.0", "50%"],
