@@ -47,25 +47,19 @@ def page(
         parts.append("**Runs that failed:**\n" + "\n".join(f"- {failure}" for failure in failures))
     parts += [NOTE.format(reference=grid.reference), *notes, *overview(grid, by_regime)]
     for regime, found in by_regime.items():
-        words = " ".join(filter(None, [grid.regimes[regime], grid.fixed.get(regime)]))
-        if found:
-            parts += [f"## {regime}", f"`{words}`", *_references(found, grid.reference), table(found)]
-            parts += [
-                f"{method} is the same here as {name}, and was run once."
-                for method, name in grid.shown_as(regime).items()
-                if method != name and name in {score.method for score in found}
-            ]
+        parts += _section(grid, regime, found) if found else []
     return "\n\n".join(parts) + "\n"
 
 
 def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
     """Every method that is complete in all regimes, side by side, those that are least behind the best on
     the mean first; nothing of one regime alone."""
-    shown = {regime: found for regime, found in by_regime.items() if found}
-    across = {}
-    for method in grid.methods:
-        names = [(found, grid.shown_as(regime)[method]) for regime, found in shown.items()]
-        across[method] = [score for found, name in names for score in found if score.method == name]
+    shown = {regime: {score.method: score for score in found} for regime, found in by_regime.items() if found}
+    run_as = {regime: grid.shown_as(regime) for regime in shown}
+    across = {
+        method: [found[name] for regime, found in shown.items() if (name := run_as[regime][method]) in found]
+        for method in grid.methods
+    }
     complete = [row for row in across.items() if len(row[1]) == len(shown)]
     if len(shown) < 2 or not complete:
         return []
@@ -73,7 +67,7 @@ def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
         _overview_cells(method, found)
         for method, found in sorted(complete, key=lambda row: fmean(map(_points_behind, row[1])))
     ]
-    floors = [found[0].majority for found in shown.values()]
+    floors = [by_regime[regime][0].majority for regime in shown]
     floor = ["most frequent class", *("" if m is None else f"{m:.3f}" for m in floors), "", "", ""]
     heads = ["method", *shown, "mean behind", "most behind", "harmed"]
     return ["## All regimes", OVERVIEW, _markdown([heads, *lines, floor])]
@@ -132,6 +126,17 @@ def _points_behind(score: Score) -> float:
 
 def _mean(score: Score) -> str:
     return f"{score.mean:.3f}" + ("" if score.std is None else f" ± {score.std:.3f}")
+
+
+def _section(grid: Grid, regime: str, found: Sequence[Score]) -> list[str]:
+    words = " ".join(filter(None, [grid.regimes[regime], grid.fixed.get(regime)]))
+    told = {score.method for score in found}
+    same = [
+        f"{method} is the same here as {name}, and was run once."
+        for method, name in grid.shown_as(regime).items()
+        if method != name and name in told
+    ]
+    return [f"## {regime}", f"`{words}`", *_references(found, grid.reference), table(found), *same]
 
 
 def _cells(score: Score) -> list[str]:
