@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run deploy-local test test-faults slow lint types format check golden methods-table personalisation-table
+.PHONY: run deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks lock clean
 
 $(READY): requirements.lock pyproject.toml
@@ -30,6 +30,9 @@ slow: $(READY)  ## the tests that take minutes
 
 test-faults: $(READY)  ## every case of the reliability matrix, under 25 minutes; writes docs/reliability.md
 	$(BIN)/python scripts/fault_report.py $(CASES)
+
+cases: $(READY)  ## users' own files, checkpoints and stock tools: tests/cases, each judged by its check.py
+	$(BIN)/python scripts/check_cases.py $(CASES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
