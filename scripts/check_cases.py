@@ -1,7 +1,9 @@
-"""Run the cases of users' own files, checkpoints and stock tools in ``tests/cases``, each in a copy of its folder.
+"""Run the cases of users' own files, checkpoints and stock tools in ``tests/cases``, each in a copy of its
+folder.
 
 A case is a folder with its input and a ``check.py`` whose exit status judges it. Usage:
-``python scripts/check_cases.py [CASE ...]``, a case by its number or the beginning of its name; ``make cases``.
+``python scripts/check_cases.py [CASE ...]``, a case by its number or the beginning of its name;
+``make cases`` runs all.
 """
 
 from __future__ import annotations
