@@ -183,7 +183,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         ranks=config.federation.client_ranks(config.seed),
         tell_total=config.personalisation.mixes,
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
-        frozen=None if empty.relative else _frozen(empty.layout.select(split.frozen), start),
+        frozen=None if _beyond_head(empty) else _frozen(empty.layout.select(split.frozen), start),
         cohort=_cohort(config),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
@@ -232,6 +232,13 @@ def _counted(config: RunConfig) -> bool:
     return config.head.policy in ("shared", "soft") and config.head.count_weighted
 
 
+def _beyond_head(model: AdapterModel) -> frozenset[str]:
+    """The tensors that are exchanged as differences, without those of a head that the checkpoint has."""
+    return frozenset(
+        spec.name for spec in model.layout if spec.name in model.relative and spec.role != "head"
+    )
+
+
 def _frozen(layout: Layout, start: NamedArrays) -> Frozen:
     factors = layout.select(spec.name for spec in layout if spec.role in ("A", "B"))
     return Frozen(factors, {name: start[name] for name in factors.names})
@@ -239,7 +246,7 @@ def _frozen(layout: Layout, start: NamedArrays) -> Frozen:
 
 def _check_factors(rule: FactorRule, layout: Layout, model: AdapterModel) -> None:
     """Raise ConfigError where a rule cannot have the factors themselves."""
-    if unknown := sorted(model.relative & set(layout.names)):
+    if unknown := sorted(_beyond_head(model) & set(layout.names)):
         raise ConfigError(
             f"{type(rule).__name__} needs the factors themselves; with this lora.variant and lora.init the "
             f"server knows only their change, for example of {unknown[0]}: expected lora.init=default"

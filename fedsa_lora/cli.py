@@ -284,6 +284,8 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
     table = Table(title=escape(config.title), show_header=False)
     for name, value in rows.items():
         table.add_row(name, escape(value))
+    for remark in plan.model:
+        table.add_row("model", escape(remark))
     for note in plan.federation.notes:
         table.add_row("note", escape(note))
     console.print(table)

@@ -23,6 +23,7 @@ from fedsa_lora.runs.rundir import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
+from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.ledger import Unwritten
 
@@ -32,12 +33,14 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``machine`` is what trains them."""
+    """Sizes in parameters and bytes; ``model``: remarks on what its weights start from; ``machine`` is what
+    trains them."""
 
     parameters: dict[str, int]
     trained: int
     bytes_up: int
     federation: FederationData
+    model: tuple[str, ...]
     place: Simulation | Connection
     machine: str
     run_dir: Path
@@ -55,7 +58,9 @@ def make_plan(config: RunConfig) -> Plan:
     trained_on = _attempt(lambda: _trained_on(config), faults)
     federation = _attempt(config.task.describe, faults)
     model = _attempt(lambda: _skeleton(config, federation), faults)
+    remarks = None
     if not faults:
+        remarks = _attempt(lambda: inspect_task(config.task), faults)
         _attempt(lambda: assemble.strategy(config, Unwritten()), faults)
     if len(faults) == 1:
         raise faults[0]
@@ -63,6 +68,7 @@ def make_plan(config: RunConfig) -> Plan:
     assert trained_on is not None
     assert federation is not None
     assert model is not None
+    assert remarks is not None
     parameters = parameter_counts(config, model)
     trained = model.layout.select(config.split(model.layout).trained).size
     place: Simulation | Connection
@@ -75,6 +81,7 @@ def make_plan(config: RunConfig) -> Plan:
         trained=trained,
         bytes_up=payload_bytes(config, model),
         federation=federation,
+        model=remarks,
         place=place,
         machine=_machine(place),
         run_dir=config.run_dir,

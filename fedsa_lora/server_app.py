@@ -20,6 +20,7 @@ from fedsa_lora.runs.flower_log import COMPLETE
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.tasks.inspection import inspect_task
 from strategies.admission import Res
 from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase
 
@@ -84,6 +85,7 @@ def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
     config = load(overrides, default_dir=f"runs/{context.run_id}")
     assemble.refuse_unsimulated(config)
+    inspect_task(config.task)
     again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
     if config.run.resume:
         directory = RunDirectory.resume(config)

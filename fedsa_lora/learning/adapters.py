@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
 from fedsa_lora.learning.lora import ADAPTER, VERA_D, LoraSettings, attach
-from fedsa_lora.learning.stock import beside_start, projections, stock_config
-from fedsa_lora.learning.targets import HEADS
+from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
 from fedsa_lora.seeds import generator
+from fedsa_lora.tasks.heads import Head, head_of
 
-__all__ = ["HEADS", "AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
+__all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
 
-DIFFERENCE = ".difference"  # ends the name of an adapter tensor that is exchanged as its difference
+DIFFERENCE = ".difference"  # ends the name of a tensor that is exchanged as its difference from its start
 _PREFIX = "base_model.model."
 _ROUNDED = (nn.Linear, nn.modules.conv._ConvNd, Conv1D)  # whose weights autocast rounds
 _ROLES: dict[str, Role] = {
@@ -45,38 +45,41 @@ def plain_name(parameter: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
-def _role(parameter: str) -> tuple[Role, str]:
+def _role(parameter: str, head: Head) -> tuple[Role, str]:
     """The role of a parameter, and the layer that it belongs to."""
-    parts = plain_name(parameter).split(".")
+    name = plain_name(parameter)
+    parts = name.split(".")
     for place, part in enumerate(parts):
         if part in _ROLES:
             return _ROLES[part], ".".join(parts[:place])
-    return "base" if set(HEADS).isdisjoint(parts[:-1]) else "head", ".".join(parts[:-1])
+    return "head" if head.holds(name) else "base", ".".join(parts[:-1])
 
 
 class AdapterModel:
     """A model whose trainable tensors are read and written by plain names, in place.
 
-    The layout holds every A, B and head tensor; a model without adapters is trained whole, so
-    its layout holds the backbone as well. What starts from the pretrained weights (the backbone
-    itself, DoRA's magnitudes, A and B of PiSSA) or from a draw of the attached model (orthogonal)
-    is exchanged as its difference from that start, the value at the time this object is made:
-    whoever holds only the layout starts from zeros. Such adapter tensors are named ``*.difference``.
+    The layout holds every A, B and head tensor; a model without adapters is trained whole, so its layout
+    holds the backbone as well. What starts from the pretrained weights (the backbone itself, DoRA's
+    magnitudes, A and B of PiSSA, a head that the checkpoint has) or from a draw of the attached model
+    (orthogonal) is exchanged as its difference from that start, the value at the time this object is made:
+    whoever holds only the layout starts from zeros. Such adapter and head tensors are named ``*.difference``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = model
         config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
         drawn = getattr(config, "init_lora_weights", True) is True
+        self._head = head_of(model)
         self._parameters: dict[str, nn.Parameter] = {}
         self._raw: dict[str, str] = {}
         specs = []
         for raw, parameter in model.named_parameters():
-            role, layer = _role(raw)
+            role, layer = _role(raw, self._head)
             if "original_module" in raw or (role == "base" and config is not None):
                 parameter.requires_grad_(False)
                 continue
             moved = role in ("A", "B") and (not drawn or "lora_magnitude_vector" in raw)
+            moved |= plain_name(raw) in self._head.kept
             name = plain_name(raw) + DIFFERENCE * moved
             self._parameters[name], self._raw[name] = parameter, raw
             specs.append(TensorSpec(name, tuple(parameter.shape), role, layer))
@@ -212,11 +215,13 @@ class AdapterModel:
         return isinstance(self.module, PeftModel)
 
     def save_adapter(self, folder: Path, arrays: NamedArrays, base: str) -> None:
-        """Write the arrays as ``PeftModel.from_pretrained`` loads them over the backbone at ``base``.
+        """Write the arrays as ``PeftModel.from_pretrained`` loads them over the backbone that
+        ``save_backbone`` writes; ``base`` is the path to it that the adapter's config names.
 
         The model itself is left alone. It may be on the meta device unless tensors are ``relative``:
-        ModelError is raised then, for their start is not known there. PiSSA is written as plain
-        LoRA of twice the rank, s (B A - B0 A0), so that the backbone need not be decomposed again.
+        ModelError is raised then, for their start is not known there; and for a model that no stock code
+        computes. PiSSA is written as plain LoRA of twice the rank, s (B A - B0 A0), so that the backbone need
+        not be decomposed again.
         """
         assert isinstance(self.module, PeftModel)
         self.layout.check(arrays)
@@ -229,29 +234,27 @@ class AdapterModel:
         starts = {self._raw[name]: start.to("cpu", torch.float32) for name, start in self._starts.items()}
         for raw, start in starts.items():
             state[raw] += start
-        configs = self.module.peft_config
-        kept = configs[ADAPTER]
-        if getattr(kept, "init_lora_weights", None) == "pissa":
-            state |= beside_start(state, starts)
-        if self.module.peft_type == "VERA":
-            state |= projections(self.module.base_model, kept)
+        configs, kept = self.module.peft_config, self.module.peft_config[ADAPTER]
+        state, stock = stock_adapter(self.module, state, starts, base)
         try:
-            configs[ADAPTER] = stock_config(kept, base)
+            configs[ADAPTER] = stock
             self.module.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
         finally:
             configs[ADAPTER] = kept
 
     def save_merged(self, folder: Path) -> None:
-        """Write the model with its adapters merged, as transformers loads it. The adapters are used up."""
-        module: Any = self.module.merge_and_unload() if isinstance(self.module, PeftModel) else self.module
-        module.save_pretrained(str(folder))
+        """Write the model with its adapters merged, as stock transformers computes it. The adapters are used
+        up. Raises ModelError for a model that no stock code computes."""
+        module: Any = self.module
+        refuse_unstocked(module)
+        save_backbone(module.merge_and_unload() if isinstance(module, PeftModel) else module, folder)
 
     def counts(self) -> dict[str, int]:
         """Number of parameters by role."""
         found: dict[str, int] = {"base": 0, "A": 0, "B": 0, "head": 0}
         for raw, parameter in self.module.named_parameters():
             if "original_module" not in raw:
-                found[_role(raw)[0]] += parameter.numel()
+                found[_role(raw, self._head)[0]] += parameter.numel()
         return found
 
 
@@ -285,10 +288,11 @@ def initial_state(
 
     A: Kaiming uniform with a = sqrt(5) as in LoRA (arXiv:2106.09685), that is
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)); B and biases: zero; head weights: N(0, 0.02), or rows of
-    norm ``head_row_norm`` in the last head layer; VeRA's d: 0.1; the backbone and whatever else is
-    exchanged as a difference: no difference.
+    norm ``head_row_norm`` in the last head layer; the weights of a norm in the head: one; VeRA's d: 0.1; the
+    backbone and whatever else is exchanged as a difference: no difference.
     """
-    heads = [spec.name for spec in layout if spec.role == "head" and len(spec.shape) == 2]
+    drawn = [s for s in layout if s.role == "head" and not s.name.endswith(DIFFERENCE)]
+    heads = [spec.name for spec in drawn if len(spec.shape) == 2]
     state: dict[str, NDArray[np.float32]] = {}
     for spec in layout:
         rng = generator(seed, "initial", spec.name)
@@ -299,10 +303,12 @@ def initial_state(
         elif spec.role == "A":
             bound = 1.0 / np.sqrt(np.prod(spec.shape[1:]))
             value = rng.uniform(-bound, bound, spec.shape)
-        elif spec.role == "head" and len(spec.shape) == 2:
+        elif spec.role == "head" and len(spec.shape) > 1:
             value = rng.normal(0.0, 0.02, spec.shape)
             if head_row_norm is not None and spec.name == heads[-1]:
                 value *= head_row_norm / np.linalg.norm(value, axis=1, keepdims=True)
+        elif spec.role == "head" and spec.name.endswith(".weight"):
+            value = np.ones(spec.shape)
         else:
             value = np.zeros(spec.shape)
         state[spec.name] = value.astype(np.float32)

@@ -13,8 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.learning.targets import HEADS, Intent, check_kinds, choose, find, ranks_by_block
+from fedsa_lora.learning.targets import Intent, check_kinds, choose, find, ranks_by_block
 from fedsa_lora.seeds import torch_seed
+from fedsa_lora.tasks.heads import head_of
 
 ADAPTER = "default"  # PEFT's name of the one adapter
 VERA_D = 0.1  # where VeRA's d starts
@@ -106,7 +107,7 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
     common = {
         "r": lora.r,
         "target_modules": targets,
-        "modules_to_save": [name for name in HEADS if hasattr(model, name)],
+        "modules_to_save": list(head_of(model).modules),
         "task_type": TaskType.SEQ_CLS if type(model).__name__.endswith("SequenceClassification") else None,
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in found.values()),
     }
@@ -117,9 +118,22 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
         raise ModelError(
             f"{what} with targets {targets} does not fit {type(model).__name__}: {error}"
         ) from None
+    _check_head(adapted)
     if lora.init != "default":
         _start(adapted, lora.init, seed)
     return adapted
+
+
+def _check_head(adapted: Any) -> None:
+    """Raise ModelError where PEFT, which goes by the end of a name, would train more than the head whole."""
+    marked = ".modules_to_save"
+    found = {n.removesuffix(marked) for n, _ in adapted.named_modules() if n.endswith(marked)}
+    wanted = {f"base_model.model.{name}" for name in head_of(adapted).modules}
+    if other := sorted(found - wanted):
+        raise ModelError(
+            f"a part of the head of {type(adapted.get_base_model()).__name__} has a name that {other[0]} "
+            "ends with as well, and PEFT cannot tell them apart: choose a model of another architecture"
+        )
 
 
 def _vera(lora: LoraSettings, common: dict[str, Any], seed: int) -> VeraConfig:

@@ -1,18 +1,59 @@
-"""What stock PEFT is given, so that ``PeftModel.from_pretrained`` makes the same model of it."""
+"""Exports for stock PEFT and transformers, so that ``from_pretrained`` makes the same model of them."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.vera.model import _kaiming_init
 
 from fedsa_lora.learning.lora import ADAPTER
+from fedsa_lora.tasks.checkpoint import quiet
+from fedsa_lora.tasks.pooling import SCALE, folded, is_mean_pooled, last_layer, refuse_unfoldable
 
 Tensors = Mapping[str, torch.Tensor]
+_CLASSIFIER = f"base_model.model.classifier.modules_to_save.{ADAPTER}.weight"
+
+
+def stock_adapter(
+    model: Any, state: Tensors, starts: Tensors, base: str
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """The tensors and the config of an adapter over the backbone that ``save_backbone`` writes at ``base``.
+
+    ``state`` and ``starts``, values now and at the start, are by PEFT's names of the parameters. PiSSA
+    becomes plain LoRA of twice the rank; VeRA's projections are added; over a layer that computes mean
+    pooling the classifier is scaled as that layer's output is, and the layer itself has no adapter. Raises
+    ModelError for a model that no stock code computes.
+    """
+    refuse_unstocked(model)
+    kept, tensors = model.peft_config[ADAPTER], dict(state)
+    stock = stock_config(kept, base)
+    if getattr(kept, "init_lora_weights", None) == "pissa":
+        tensors |= beside_start(state, starts)
+    if model.peft_type == "VERA":
+        tensors |= projections(model.base_model, kept)
+    if is_mean_pooled(model):
+        stock.exclude_modules = last_layer(model.get_base_model())
+        tensors[_CLASSIFIER] = tensors[_CLASSIFIER] * SCALE
+    return tensors, stock
+
+
+def save_backbone(model: Any, folder: Path) -> None:
+    """Write a model without adapters as stock transformers computes it. Raises ModelError for one that no
+    stock code computes."""
+    stock = folded(model) if is_mean_pooled(model) else model
+    with quiet():
+        stock.save_pretrained(str(folder))
+
+
+def refuse_unstocked(model: Any) -> None:
+    """Raise ModelError for a model, with or without adapters, that no stock code computes."""
+    if is_mean_pooled(model):
+        refuse_unfoldable(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
 def beside_start(state: Tensors, starts: Tensors) -> dict[str, torch.Tensor]:

@@ -11,24 +11,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.tasks.heads import block, head_of
 
-HEADS = ("classifier", "score")  # what transformers names the layer behind the backbone
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Intent = Literal["default", "attention", "all_linear"]
 
-_BLOCK = re.compile(r"(.*?\.\d+)\.")
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])
-
-
-def block(name: str) -> str | None:
-    """The repeated block that a layer is part of: its name up to the first number, None outside of all.
-
-    A block is what papers call a transformer layer; T5 has those of its encoder and then its decoder.
-    """
-    found = _BLOCK.match(name)
-    return found[1] if found else None
 
 
 def choose(model: nn.Module, intent: Intent) -> list[str] | str:
@@ -44,7 +34,7 @@ def choose(model: nn.Module, intent: Intent) -> list[str] | str:
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and block(name)]
     if intent == "attention":
         names = [name for name in names if _ATTENTION.search(name.removeprefix(block(name) or ""))]
-    names = [name for name in names if not in_head(name)]
+    names = [name for name in names if not head_of(model).holds(name)]
     if not names:
         raise ModelError(
             f"{type(model).__name__} has no layers for lora.targets={intent}: set lora.target_modules, "
@@ -59,7 +49,8 @@ def find(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:
     Raises ModelError when one of the named targets is nowhere, or only in the head, which is trained
     whole and gets no adapter.
     """
-    modules = {name: module for name, module in model.named_modules() if name and not in_head(name)}
+    head = head_of(model)
+    modules = {name: module for name, module in model.named_modules() if name and not head.holds(name)}
     if isinstance(targets, str):
         found = {name: module for name, module in modules.items() if re.fullmatch(targets, name)}
         lost = set() if found else {targets}
@@ -104,12 +95,9 @@ def ranks_by_block(found: Mapping[str, nn.Module], ranks: list[int]) -> dict[str
 
 def leaves(model: nn.Module) -> list[str]:
     """The last parts of the names that may be targets."""
-    names = [n for n, m in model.named_modules() if isinstance(m, ADAPTABLE) and not in_head(n)]
+    head = head_of(model)
+    names = [n for n, m in model.named_modules() if isinstance(m, ADAPTABLE) and not head.holds(n)]
     return sorted({name.rsplit(".", 1)[-1] for name in names})
-
-
-def in_head(name: str) -> bool:
-    return not set(HEADS).isdisjoint(name.split("."))
 
 
 def _endings(name: str) -> set[str]:

@@ -1,9 +1,16 @@
-"""A client's model in the form that stock PEFT loads."""
+"""A client's model as stock PEFT and transformers load it, with the answers that it gave in the run."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +21,20 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
 from fedsa_lora.exchange.split import Turn
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.personal import OwnModel, Received, beside, others, personal
+from fedsa_lora.runs.model_card import CARD, is_card, model_card
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.backbone import mean_pooled, resolve
+from fedsa_lora.tasks.pooling import is_mean_pooled
+from fedsa_lora.tasks.text import TextData
 from strategies.adaptive import SHARED
 from strategies.clustered import held_by
 from strategies.downlink import MERGED_A, MERGED_B
 from strategies.fedsa import EXAMPLES
+
+BACKBONE = "backbone"  # beside an adapter, and once in a run
+TO_BACKBONE = f"../../{BACKBONE}"  # from adapters/CLIENT of a run
 
 
 class Exporter:
@@ -83,94 +96,114 @@ class Exporter:
         return examples.get(EXAMPLES + client, 0) / max(1, sum(examples.values()))
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
-        """An adapter folder for ``PeftModel.from_pretrained``, or with ``merge`` (and for a model
-        without adapters) a whole model for ``AutoModel...from_pretrained``; a model card beside it.
+        """An adapter with its ``backbone/`` beside it for ``PeftModel.from_pretrained``, or with ``merge``
+        (and for a model without adapters) a whole model for ``AutoModel...from_pretrained``; tokenizer and
+        model card with either. An export that is there already is replaced.
 
-        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; and
-        for a personalised model that computes what no stock model does.
+        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; for a
+        personalised model that computes what no stock model does; and for a folder with other files in it.
         """
+        adapter = self.model.has_adapters and not merge
+        self.refuse(adapter)
+        tensors = self.tensors(client)
+        with _replaced(folder) as new:
+            if adapter:
+                self._save_adapter(client, tensors, new, BACKBONE)
+                if (ours := self.directory.path / BACKBONE).is_dir():
+                    shutil.copytree(ours, new / BACKBONE, copy_function=_linked)
+                else:
+                    self._save_backbone(new / BACKBONE)
+            else:
+                self._save_merged(client, tensors, new)
+        return folder
+
+    def export_all(self) -> None:
+        """An adapter of every client in ``adapters/``, over one ``backbone/`` of the run."""
+        if clients := self.clients():
+            with _replaced(self.directory.path / BACKBONE, {"config.json"}) as new:
+                self._save_backbone(new)
+        for client in clients:
+            with _replaced(self.directory.path / "adapters" / client) as new:
+                self._save_adapter(client, self.tensors(client), new, TO_BACKBONE)
+
+    def refuse(self, adapter: bool) -> None:
+        """Raise RunError or ModelError where clients' models cannot be exported, as an ``adapter`` or
+        whole."""
         if self.config.personalisation.mixes:
             raise RunError(
                 "a client of this run mixes two adapters by a gate on each layer's input (personalisation="
                 f"{type(self.config.personalisation).__name__}), which no stock model computes: there is "
                 "nothing to export; fedsa-lora evaluate measures it from the run directory"
             )
-        tensors, merged = self.tensors(client), self.merged
-        adapter = self.model.has_adapters and not merge
-        if adapter and merged:
+        if adapter and self.merged:
             raise RunError(
                 "this run merged updates into the frozen weights, which an adapter does not carry: export "
                 "the whole model with --merge"
             )
-        if adapter:
-            # what is relative to the pretrained weights is saved with them
-            model = assemble.model(self.config) if self.model.relative else self.model
-            model.save_adapter(folder, tensors, self._base())
-        else:
-            model = assemble.model(self.config)
-            model.merge(merged)
-            model.write(tensors)
-            model.save_merged(folder)
-        (folder / "README.md").write_text(self._card(client, adapter), encoding="utf-8")
-        return folder
+        refuse_unstocked(self.model.module)
 
-    def _base(self) -> str:
-        """Where stock PEFT finds the backbone; one that no checkpoint holds is saved with the run."""
-        if self.config.model.pretrained:
-            return resolve(self.config.model.path)
-        folder = self.directory.path / "backbone"
-        if not folder.exists():
-            with torch.random.fork_rng():
-                AdapterModel(self.config.task.build_model(seed=self.config.seed)).save_merged(folder)
-        return str(folder)
+    def _save_adapter(
+        self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path, base: str
+    ) -> None:
+        # what is relative to the pretrained weights is saved with them
+        model = assemble.model(self.config) if self.model.relative else self.model
+        model.save_adapter(folder, tensors, base)
+        self._save_card(client, folder, base)
 
-    def _card(self, client: str, adapter: bool) -> str:
+    def _save_backbone(self, folder: Path) -> None:
+        with torch.random.fork_rng(devices=[]):
+            save_backbone(self.config.task.build_model(seed=self.config.seed), folder)
+        self._save_tokenizer(folder)
+
+    def _save_merged(self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path) -> None:
+        model = assemble.model(self.config)
+        model.merge(self.merged)
+        model.write(tensors)
         labels = self.config.task.client_labels(client)
-        auto = self.config.task.auto_class.__name__
-        classes = f", num_labels={len(labels)}" if labels else ""
-        start = f"{auto}.from_pretrained({f'{self._base()!r}{classes}' if adapter else repr('.')})"
-        lines = [f"from transformers import {auto}"]
-        if self.config.model.pooling == "mean":
-            lines.append(f"from {mean_pooled.__module__} import {mean_pooled.__name__}")
-            start = f"{mean_pooled.__name__}({start})"
-        if adapter:
-            lines = [
-                "from peft import PeftModel",
-                *lines,
-                f"base = {start}",
-                "model = PeftModel.from_pretrained(base, '.')",
-            ]
-        else:
-            lines.append(f"model = {start}")
-        return CARD.format(
-            client=client,
-            title=self.config.title,
-            split=", ".join(f"{role}: {what}" for role, what in self.config.split.words().items()),
-            head=self.config.head.policy,
-            base=self._base() if adapter else "merged into this folder",
-            labels=LABELS + "\n".join(f"{i}. {label}" for i, label in enumerate(labels)) if labels else "",
-            load="\n".join(lines),
-        )
+        config: Any = model.module.config
+        config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        model.save_merged(folder)
+        self._save_tokenizer(folder)
+        self._save_card(client, folder, None)
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        """The tokenizer as the run used it: it pads, and cuts where the run cut."""
+        if isinstance(self.config.task, TextData):
+            tokenizer = deepcopy(self.config.task.tokenizer)
+            tokenizer.model_max_length = self.config.task.max_length
+            tokenizer.save_pretrained(str(folder))
+
+    def _save_card(self, client: str, folder: Path, base: str | None) -> None:
+        text = model_card(self.config, client, base, mean=is_mean_pooled(self.model.module))
+        (folder / CARD).write_text(text, encoding="utf-8")
 
 
-LABELS = """Labels of this client, by the number that the model puts out (client-specific where label meanings
-are):
+@contextmanager
+def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` when it is whole, with files that others may read as
+    far as the umask says. Raises RunError where that one holds something else than an export: a model card of
+    ours, or one of the ``known`` files."""
+    ours = not folder.exists() or not any(folder.iterdir()) or is_card(folder / CARD)
+    if not ours and not any((folder / name).is_file() for name in known):
+        raise RunError(f"{folder} holds files that are no export: choose another folder, or move them away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+        new, old = Path(place) / "new", Path(place) / "old"
+        new.mkdir()
+        yield new
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in new.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
 
-"""
-CARD = """---
-library_name: peft
-tags: [federated-learning, lora, fedsa-lora]
----
-# Model of client {client}
 
-{title}. Trained with fedsa-lora; {split}, head: {head}. Backbone: `{base}`.
-
-```python
-{load}
-```
-
-{labels}
-
-Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
-carries signal about the data it was trained on.
-"""
+def _linked(source: str, target: str) -> None:
+    """One file under two names, where the file system can: backbones are large and do not change."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet
+from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
+from fedsa_lora.tasks.pooling import (
+    MARK,
+    can_pool,
+    mean_pooled,
+    trained_with_mean,
+    unfolded,
+    without_layer,
+)
 
 PACKAGE_SCHEME = "pkg://"
 _FOREIGN_CODE = (
@@ -21,6 +32,7 @@ _FOREIGN_CODE = (
     "auto_map",
     "code_revision",
 )  # what lets transformers run a model's own code
+_UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
 _LOCAL_PREFIXES = ("/", "./", "../", "~", ".\\", "..\\")
 
 
@@ -33,7 +45,8 @@ class ModelSettings:
     the seed; ``path`` may then be empty and ``config`` must name a ``model_type``. ``config``
     overrides the config's fields. ``tokenizer`` is a path of the same forms, ``path`` by default.
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
-    ``mean`` is ``mean_pooled``.
+    ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
+    sentence encoder, or that was exported from a run with it.
     """
 
     path: str = ""
@@ -41,7 +54,7 @@ class ModelSettings:
     revision: str | None = None
     tokenizer: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    pooling: Literal["model", "mean"] = "model"
+    pooling: Literal["auto", "model", "mean"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
@@ -65,49 +78,125 @@ def build_backbone(
     empty: bool = False,
     pad_token_id: int | None = None,
 ) -> torch.nn.Module:
-    """A float32 model in eval mode whose head has one output per label.
+    """A float32 model in eval mode whose head has one output per label, and which knows that head
+    (``head_of``).
 
-    ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta
-    device and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the
-    global random state as it was. ``pad_token_id`` is used where the config has none.
-    Raises ModelError when the path cannot be loaded.
+    ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta device
+    and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the global random
+    state as it was. ``pad_token_id`` is that of the tokenizer that pads. Raises ModelError when the path
+    cannot be loaded, when a weight of the backbone is not in the checkpoint or has another shape there, and
+    when a classifier has no head.
     """
-    config = _load_config(settings, labels)
-    if getattr(config, "pad_token_id", None) is None and pad_token_id is not None:
-        config.pad_token_id = pad_token_id
-    if empty:
-        with torch.device("meta"):
-            model = auto_class.from_config(config, dtype=torch.float32)
-    else:
+    model, start = _examined(auto_class, settings, labels, pad_token_id)
+    if not empty:
         # Weights are drawn on the CPU, so the generators of GPUs are left alone.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = _load_weights(auto_class, settings, config)
-    module: torch.nn.Module = model.eval()
-    return mean_pooled(module) if settings.pooling == "mean" else module
+            model = _load_weights(auto_class, settings, start.config)
+        if start.folded:
+            model = unfolded(model)
+    assign_head(model, start.head)
+    module: torch.nn.Module = mean_pooled(model) if start.mean else model
+    return module.eval()
 
 
-def mean_pooled(model: Any) -> Any:
-    """The same model, whose head reads the mean of the last hidden states over the tokens that the attention
-    mask keeps, as sentence encoders were trained (arXiv:1908.10084), in place of the pooler's output.
-
-    Raises ModelError for a model whose head reads no pooler.
-    """
-    if getattr(model.base_model, "pooler", None) is None:
+def start_of(
+    auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None = None
+) -> Start:
+    """What a model of ``build_backbone`` starts from. Raises ModelError as that does, and where there are no
+    weights."""
+    _, start = _examined(auto_class, settings, labels, pad_token_id)
+    if settings.pretrained and start.account is None:
         raise ModelError(
-            f"model.pooling=mean: the head of {type(model).__name__} reads no pooler whose output could be "
-            "replaced: expected an encoder such as BERT or ALBERT; set model.pooling=model"
+            f"{settings.path}: there are no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "
+            "model.path"
         )
-    model.base_model.register_forward_hook(_pool_mean, with_kwargs=True)
-    return model
+    return start
 
 
-def _pool_mean(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    states = output.last_hidden_state  # (batch, tokens, width)
-    mask = kwargs.get("attention_mask")
-    kept = torch.ones_like(states[..., 0]) if mask is None else mask.to(states.dtype)
-    output.pooler_output = (states * kept.unsqueeze(-1)).sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
-    return output
+@dataclass(frozen=True)
+class Start:
+    """Where a model's weights come from. ``config`` is what its checkpoint is loaded with; ``folded``: that
+    one was exported with its mean pooling as a layer; ``mean``: its head reads the mean of the tokens.
+    ``reason``: why the outputs of the checkpoint's own head are drawn anew, if they are."""
+
+    config: Any
+    head: Head
+    account: Account | None
+    folded: bool
+    mean: bool
+    reason: str = ""
+
+
+def _examined(
+    auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None
+) -> tuple[Any, Start]:
+    """The model on the meta device, and what it starts from."""
+    config, known = _load_config(settings, labels)
+    if pad_token_id is not None:
+        config.pad_token_id = pad_token_id
+    model = _empty(auto_class, settings, config)
+    checkpoint = account(model, resolve(settings.path), settings.revision) if settings.pretrained else None
+    folded = bool(getattr(config, MARK, False))
+    mean = _pools_mean(settings, model, folded)
+    if folded:
+        shorter = copy.deepcopy(config)
+        without_layer(shorter)
+        model = _empty(auto_class, settings, shorter)
+    modules = behind_backbone(model)
+    if labels and not modules:
+        raise ModelError(
+            f"{type(model).__name__}: no head behind its backbone ({model.base_model_prefix}) that could be "
+            "trained whole and kept by each client: choose a model of another architecture"
+        )
+    if checkpoint is None:
+        return model, Start(config, Head(modules), None, folded, mean)
+    if not mean:
+        lacking = {name for name in checkpoint.lacking if not Head(modules).holds(name)}
+        modules = (*layers_behind_blocks(model, lacking), *modules)
+    behind = {n for n, _ in model.named_parameters() if Head(modules).holds(n)}
+    unused = {n for n in checkpoint.lacking if mean and n.startswith(f"{model.base_model_prefix}.pooler.")}
+    checkpoint.check(frozenset(behind | unused), settings.path, type(model).__name__)
+    head, reason = _kept(model, Head(modules), checkpoint, labels, known)
+    return model, Start(config, head, checkpoint, folded, mean, reason)
+
+
+def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
+    with torch.device("meta"), _explained("model", settings.path or f"of type {config.model_type}"):
+        return auto_class.from_config(config, dtype=torch.float32).eval()
+
+
+def _pools_mean(settings: ModelSettings, model: Any, folded: bool) -> bool:
+    if folded and settings.pooling == "model":
+        raise ModelError(
+            f"{settings.path} was exported with mean pooling as its last layer: expected model.pooling=auto"
+        )
+    if settings.pooling != "auto":
+        return settings.pooling == "mean"
+    if folded:
+        return True
+    known = settings.pretrained and can_pool(model)
+    return known and trained_with_mean(resolve(settings.path), settings.revision)
+
+
+def _kept(
+    model: Any, head: Head, checkpoint: Account, labels: Sequence[str], known: Mapping[int, str]
+) -> tuple[Head, str]:
+    """The head, with what of it starts from the checkpoint; and why its outputs do not, where they are there
+    and could."""
+    held = {n for n, _ in model.named_parameters() if head.holds(n)} - checkpoint.lacking
+    outputs = outputs_by_class(model, head, len(labels))
+    reason = ""
+    if misfit := [found for found in checkpoint.misfits if found[0] in outputs]:
+        reason = f"that of the checkpoint has {misfit[0][1][0]} outputs, the data have {len(labels)} classes"
+    names = [str(known.get(number, _UNNAMED.format(number))) for number in range(len(labels))]
+    unnamed = [_UNNAMED.format(number) for number in range(len(labels))]
+    if outputs & held and names not in (list(labels), unnamed):
+        held -= outputs
+        reason = f"that of the checkpoint is of the classes {listing(names)}"
+        if set(names) == set(labels):
+            reason += ": the same in another order, which task.class_names can give"
+    return replace(head, kept=frozenset(held)), reason
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -123,26 +212,34 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def _load_config(settings: ModelSettings, labels: Sequence[str]) -> Any:
-    overrides = {
-        **settings.config,
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
+def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, dict[int, str]]:
+    """The config with the names of the classes, and those that the checkpoint's own config has."""
+    overrides = dict(settings.config)
     with _explained("model", settings.path or f"of type {settings.config.get('model_type')}"):
-        if not settings.path:
-            return AutoConfig.for_model(**overrides)
-        # A model_type beside a path would clash with the one that the path's config states.
-        overrides.pop("model_type", None)
-        return AutoConfig.from_pretrained(resolve(settings.path), revision=settings.revision, **overrides)
+        if settings.path:
+            # A model_type beside a path would clash with the one that the path's config states.
+            overrides.pop("model_type", None)
+            config = AutoConfig.from_pretrained(
+                resolve(settings.path), revision=settings.revision, **overrides
+            )
+        else:
+            config = AutoConfig.for_model(**overrides)
+    known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    return config, known
 
 
 def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     if not settings.pretrained:
         return auto_class.from_config(config, dtype=torch.float32)
-    with _explained("model", settings.path), _quiet():
+    with _explained("model", settings.path), quiet():
         return auto_class.from_pretrained(
-            resolve(settings.path), revision=settings.revision, config=config, dtype=torch.float32
+            resolve(settings.path),
+            revision=settings.revision,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # of the head: any other was refused before
         )
 
 
@@ -189,17 +286,3 @@ def _explained(what: str, path: str) -> Iterator[None]:
             "network, copy the model to a folder and set model.path to it, or point HF_HOME to a cache that "
             "holds it and set HF_HUB_OFFLINE=1."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no table of missing keys: a missing head is expected here."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -58,8 +58,10 @@ def test_stock_peft_gives_the_logits_of_the_run(which, request, tmp_path, monkey
     stock = as_its_card_says(folder, monkeypatch)
     assert isinstance(stock, PeftModel)
     np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
+    # mean pooling is another computation in stock code
+    tolerance = 1e-5 if which == "minilm_run" else 1e-6
     np.testing.assert_allclose(
-        logits_of(stock, inputs[:1]), predict_one(run, "1", inputs[0]), rtol=0, atol=1e-6
+        logits_of(stock, inputs[:1]), predict_one(run, "1", inputs[0]), rtol=0, atol=tolerance
     )
 
 
@@ -86,14 +88,12 @@ def predict_one(run, client: str, batch) -> np.ndarray:
     return logits_of(bench.model.module, [batch])
 
 
-def test_every_client_has_an_adapter_of_its_own_that_loads_by_its_config_alone(smoke_run):
+def test_every_client_has_an_adapter_of_its_own_that_loads_by_its_config_alone(smoke_run, monkeypatch):
     inputs, expected = in_the_run(smoke_run, "0")
-    loaded = {
-        client: AutoPeftModelForSequenceClassification.from_pretrained(
-            str(smoke_run / "adapters" / client), num_labels=7
-        )
-        for client in "0123"
-    }
+    loaded = {}
+    for client in "0123":
+        monkeypatch.chdir(smoke_run / "adapters" / client)  # PEFT looks for the backbone from here
+        loaded[client] = AutoPeftModelForSequenceClassification.from_pretrained(".")
     found = {client: logits_of(model, inputs) for client, model in loaded.items()}
     np.testing.assert_allclose(found["0"], expected, rtol=0, atol=1e-5)
     assert all(not np.allclose(found["0"], found[other]) for other in "123")

@@ -1,0 +1,129 @@
+"""A look at a task's model and data together, before anything is trained: what would fail in every client, or
+train something else than is meant, is an error here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.backbone import Start, start_of
+from fedsa_lora.tasks.checkpoint import grouped
+from fedsa_lora.tasks.divided import DividedTask
+from fedsa_lora.tasks.text import TextData
+
+SAMPLE = 2  # examples that are sent through the empty model
+
+
+def inspect_task(task: Any) -> tuple[str, ...]:
+    """Remarks on what a task's model starts from, to be shown before a run.
+
+    Raises ConfigError or ModelError where checkpoint, tokenizer, positions, classes and data do not go
+    together. A task that is none of ours is taken as it is.
+    """
+    if not isinstance(task, DividedTask):
+        return ()
+    pad = None
+    if isinstance(task, TextData):
+        pad = task.tokenizer.pad_token_id
+    start = start_of(task.auto_class, task.model, task.labels(), pad)
+    model: Any = task.build_model(seed=0, empty=True)
+    if len(task.labels()) == 1:
+        raise ConfigError(f"there is one class, {task.labels()[0]!r}: a classifier needs two or more")
+    if isinstance(task, TextData):
+        check_tokenizer(task, model)
+        check_positions(model, task.max_length)
+    else:
+        check_batch(task, model)
+    return tuple(remarks(start, model))
+
+
+def remarks(start: Start, model: Any) -> Iterator[str]:
+    """Lines on the weights that were read, those that are drawn, and those of the checkpoint that are not
+    used."""
+    if start.account is None:
+        yield "every weight is drawn from the seed"
+        return
+    drawn = [name for name in start.head.modules if not _kept(start, model, name)]
+    kept = [name for name in start.head.modules if name not in drawn]
+    yield f"{len(start.account.held) - len(start.account.unread)} weights of the checkpoint are read"
+    if drawn:
+        reason = f": {start.reason}" if start.reason else ", which the checkpoint does not have"
+        yield f"drawn anew and trained: {', '.join(drawn)}{reason}"
+    if kept:
+        yield f"the start of the head is the checkpoint's: {', '.join(kept)}"
+    if start.account.unread:
+        yield f"not used of the checkpoint: {grouped(start.account.unread)}"
+    if start.mean:
+        yield "the head reads the mean of the tokens (model.pooling)"
+
+
+def _kept(start: Start, model: Any, module: str) -> bool:
+    """Every parameter of a part of the head starts from the checkpoint."""
+    names = [name for name, _ in model.named_parameters() if name.startswith(f"{module}.")]
+    return set(names) <= start.head.kept
+
+
+def check_tokenizer(task: TextData, model: Any) -> None:
+    """Raise ModelError where the tokenizer makes ids that the model has no embedding for, and where its
+    padding would move the positions of a model that counts them from its own."""
+    tokenizer, table = task.tokenizer, model.get_input_embeddings()
+    path = task.model.tokenizer or task.model.path
+    highest = max([*tokenizer.get_vocab().values(), *tokenizer.all_special_ids], default=0)
+    if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
+        raise ModelError(
+            f"the tokenizer {path!r} makes ids up to {highest}, the model has embeddings for "
+            f"{table.num_embeddings}: they do not belong together; correct model.tokenizer or model.path"
+        )
+    pad = tokenizer.pad_token_id
+    for name, positions in position_tables(model).items():
+        if positions.padding_idx is not None and positions.padding_idx != pad:
+            raise ModelError(
+                f"the tokenizer {path!r} pads with id {pad}, but the model counts positions from its own "
+                f"padding id {positions.padding_idx} ({name}): set model.tokenizer to that of the model"
+            )
+
+
+def check_positions(model: Any, max_length: int) -> None:
+    """Raise ConfigError where texts may have more tokens than the model has positions."""
+    for name, table in position_tables(model).items():
+        offset = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
+        if max_length > (room := table.num_embeddings - offset):
+            raise ConfigError(
+                f"task.max_length is {max_length}, the model has {room} positions ({name}): lower it to "
+                f"{room} or less"
+            )
+
+
+def position_tables(model: nn.Module) -> dict[str, nn.Embedding]:
+    """The tables of a model with one row for each position of a token, by name."""
+    names = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
+    }
+
+
+def check_batch(task: DividedTask, model: Any) -> None:
+    """Raise ModelError where the model cannot read the task's own batches, such as images of another size.
+
+    Nothing is computed: the model is on the meta device, and so is the batch.
+    """
+    client = next(iter(task.split.clients))
+    rows = task.split.clients[client].train[:SAMPLE]
+    examples = task.encode(task.data.train.inputs.select(rows), task.data.train.labels[rows])
+    batch = {n: value.to("meta") for n, value in task.collate(examples, np.arange(len(rows))).items()}
+    try:
+        task.loss(model, batch)
+    except Exception as error:  # of whatever kind an architecture raises
+        if isinstance(error, NotImplementedError) or "meta tensors" in str(error):
+            return  # it computes by the values, which there are none of
+        shapes = listing(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+        raise ModelError(
+            f"{type(model).__name__} cannot read the batches of this task ({shapes}): {error}"
+        ) from error
