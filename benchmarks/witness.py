@@ -85,7 +85,9 @@ def row(information: NDArray[np.float64], needed: float) -> NDArray[np.int64]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--messages", type=int, default=20, help="for each way to make them")
     options = parser.parse_args()
     print("| made by | bits of a value | row | pairs | chance | alarms in messages | ms |\n|" + "---|" * 7)

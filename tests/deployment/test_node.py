@@ -51,21 +51,93 @@ def written(rows: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def test_a_node_config_is_read_as_flower_hands_it_on(tmp_path):
-    given = parse_config_args(
-        [f'client-id="north" data.path="{tmp_path}" store="{tmp_path}/s" paths="/a:/b" forbid="B head"']
-    )
-    assert Node.deployed(given) == Node(
-        "north", tmp_path, tmp_path / "s", (Path("/a"), Path("/b")), ("B", "head")
-    )
+@pytest.fixture
+def machine(rows, tmp_path) -> dict[str, str]:
+    """A node config that can be used, as Flower hands it on."""
+    written(rows, tmp_path / "data" / "train.csv")
+    (tmp_path / "models").mkdir()
+    folders = f"{tmp_path}/data:{tmp_path}/models"
+    words = f'client-id="north" data.path="{tmp_path}/data" store="{tmp_path}/new/store" paths="{folders}"'
+    return parse_config_args([f'{words} forbid="B head"'])
+
+
+def test_a_node_config_is_read_as_flower_hands_it_on(machine, tmp_path):
+    data, models = tmp_path / "data", tmp_path / "models"
+    expected = Node("north", data, tmp_path / "new/store", (data, models), ("B", "head"))
+    assert Node.deployed(machine) == Node.read(machine) == expected
+    assert Node.deployed({**machine, "data.path": str(data / "train.csv")}).data == data / "train.csv"
     assert Node.read({"partition-id": 3, "num-partitions": 9}) == Node("3")
     assert Node.read({"client-id": "north", "partition-id": 3}).client == "north"
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("B head", ("B", "head")), ("B,head", ("B", "head")), (" B ,\t head,, A,", ("B", "head", "A")), ("", ()),
+        ("*.layer.5.*,base", ("*.layer.5.*", "base")), ("bert.pooler.weight", ("bert.pooler.weight",)),
+    ],
+)  # fmt: skip
+def test_commas_and_blanks_separate_what_a_node_forbids(machine, given, words):
+    assert Node.deployed({**machine, "forbid": given}).forbid == words
+
+
+UNREAD = [
+    ({"forbid": "b"}, "'b' would keep nothing in (did you mean 'B'?)"),
+    ({"forbid": "B heads"}, "'heads' would keep nothing in (did you mean 'head'?)"),
+    ({"forbid": "B;head"}, "forbid: 'B;head' would keep nothing in"),
+    ({"forbid": "Base"}, "did you mean 'base'?"),
+    ({"forbid": "classifier"}, "expected roles (A, B, head, base) and patterns of tensor names"),
+    ({"forbids": "B"}, "'forbids' is none of"),
+    ({"client-id": "../north"}, "client id '../north': expected 1 to 64 letters"),
+    ({"client-id": ""}, "client id '': expected"),
+    ({"client-id": "n" * 65}, "expected 1 to 64 letters"),
+    ({"paths": "/::/"}, "paths: '' is no absolute path"),
+    ({"paths": "data"}, "paths: 'data' is no absolute path"),
+]
+
+
+@pytest.mark.parametrize(("changes", "fault"), UNREAD)
+def test_a_node_config_whose_words_cannot_be_meant_is_refused_at_start_and_at_each_message(
+    machine, changes, fault
+):
+    for read in (Node.deployed, Node.read):
+        with pytest.raises(ConfigError) as caught:
+            read({**machine, **changes})
+        assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "fault"),
+    [
+        ("store", "", "no store"), ("store", "data/train.csv", "train.csv is no folder"),
+        ("store", "data/train.csv/below", "train.csv is no folder"),
+        ("paths", "data/none", "paths: no folder at"), ("paths", "data/train.csv", "paths: no folder at"),
+        ("data.path", "none", "data.path: nothing at"), ("data.path", "models", "has no file that can be read"),
+        ("data.path", "notes.txt", "expected .parquet, .csv, .tsv, .jsonl"),
+    ],
+)  # fmt: skip
+def test_a_place_of_no_use_is_named_before_the_node_connects(machine, tmp_path, key, place, fault):
+    (tmp_path / "notes.txt").write_text("text,label\n")
+    changed = {**machine, key: str(tmp_path / place) if place else ""}
+    with pytest.raises(ConfigError) as caught:
+        Node.deployed(changed)
+    assert fault in str(caught.value)
+    Node.read(changed)
+
+
+def test_a_place_without_the_right_to_it_is_named(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, right: False)
+    with pytest.raises(ConfigError, match=r"store: .* cannot be written.*data\.path: .* cannot be read"):
+        Node.deployed(machine)
+
+
 def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        Node.deployed({"client-id": "a", "data-path": "x", "data.path": str(tmp_path / "none")})
-    for fault in ("'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at"):
+        Node.deployed({"data-path": "x", "data.path": str(tmp_path / "none"), "forbid": "b", "paths": "/::"})
+    for fault in (
+        "'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
+        "did you mean 'B'?", "is no absolute path",
+    ):  # fmt: skip
         assert fault in str(caught.value)
     with pytest.raises(ConfigError, match="names no client"):
         Node.read({"store": "x"})
@@ -76,11 +148,16 @@ def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     [
         (["--superlink", "a:1"], "no --node-config"),
         (["--node-config", "nothing"], "expected key=value"),
+        (["--node-config", "client-id=north"], "expected key=value"),
+        (["--node-config", 'client-id="a" forbid="B", "head"'], 'and nothing else: "head"'),
+        (["--node-config", "none.toml"], "expected key=value.*No such file"),
         (["--node-config=client-id=1"], "no store"),
+        (["--node-config", 'client-id=1 store="s" forbid="B,heads"'], "did you mean 'head'"),
         (["--port=9", "--node-config", "client-id=1 store=s"], "--port=9: set by"),
     ],
 )
-def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault):
+def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault, monkeypatch):
+    monkeypatch.setattr("fedsa_lora.deployment.node.subprocess.Popen", None)
     with pytest.raises(ConfigError, match=fault):
         run_node(words)
 
