@@ -2,12 +2,12 @@
 
     python benchmarks/witness.py --messages 200
 
-B and messages are made in the same way, by the same rate and number of steps, which is the worst case for chance:
-a message is the B of another client. ``chance`` is the sum of 2^b over all runs of 1 to 4 values, of b bits,
+B and messages are made in the same way, by the same rate and number of steps, the worst case for chance: a
+message is the B of another client. ``chance`` is the sum of 2^b over all runs of 1 to 4 values, of b bits,
 that stand in a message by chance, as a share of the places for them: at most 1 if b bounds the probability.
-``pairs`` are neighbours of B that are neighbours in a message, on average; ``row`` is how many values in a row
-are found in a message of 300,000, on average and for 99 of 100 places of B; none where there is too little to
-search for.
+``pairs`` are neighbours of B that are neighbours in a message, on average; ``row`` is how many values in a
+row are found in a message of 300,000, on average and for 99 of 100 places of B; none where there is too
+little to search for.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def trained(
 
 
 def chance(b: Values, message: Values, information: NDArray[np.float64], length: int) -> tuple[float, int]:
-    """The sum of 2^bits over the runs of this length that the message has as well, by the places; their number."""
+    """The sum of 2^bits over the runs of this length that the message has as well, by the places; how many
+    there are."""
     # one number for each run, the same for the same bits
     factors = np.random.default_rng(length).integers(1, 2**63, size=length, dtype=np.uint64) | np.uint64(1)
     known, sent = (

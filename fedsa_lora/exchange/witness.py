@@ -139,7 +139,7 @@ def _mark(keys: Keys) -> Keys:
 def _information(words: Words) -> Bits:
     """The bits of each value, (n,)."""
     size = (words & 0x7FFFFFFF).astype(np.int64)
-    bits = np.minimum(_rarity(size[None])[0], _significant(size))
+    bits: Bits = np.minimum(_rarity(size[None])[0], _significant(size))
     if size.size > NEIGHBOURS:
         rows = -(-size.size // NEIGHBOURS)
         near = np.resize(size, (rows, NEIGHBOURS))  # the last row goes on with the first values
@@ -148,7 +148,7 @@ def _information(words: Words) -> Bits:
 
 
 def _significant(size: NDArray[np.int64]) -> Bits:
-    """The bits of a mantissa before its trailing zeros: few in what was rounded to bf16, or a whole number."""
+    """The bits of a mantissa before its trailing zeros: few in a whole number, or what bf16 holds."""
     lowest = np.frexp((size & -size).astype(np.float64))[1] - 1
     return np.where(size == 0, 0, MANTISSA_BITS - np.minimum(lowest, MANTISSA_BITS)).astype(np.float64)
 
