@@ -10,7 +10,8 @@ Path("file").write_text("no folder")
 
 def node(config: str) -> str:
     """What a node with this config says when it is refused; the port has no SuperLink."""
-    done = fedsa("node", "--superlink", "127.0.0.1:1", "--insecure", "--node-config", config, seconds=120)
+    words = ("--superlink", "127.0.0.1:1", "--insecure", "--max-retries", "1", "--max-wait-time", "2")
+    done = fedsa("node", *words, "--node-config", config, seconds=120)
     assert done.returncode not in (0, None), f"{config}: the node was started"
     told = said(done)
     assert "ConfigError" in told, f"{config}: {told}"
