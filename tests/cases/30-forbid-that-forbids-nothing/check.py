@@ -1,5 +1,5 @@
-"""A word of `forbid` that is no role and can be no tensor's name, and a store or a folder that cannot be used,
-are refused before the node connects, all at once."""
+"""A word of `forbid` that is no role and can be no tensor's name, a store and folders that are of no use: all
+are refused before the node connects."""
 
 from pathlib import Path
 
