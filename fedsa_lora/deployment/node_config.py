@@ -83,7 +83,7 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     elif fault := client_fault(_client(config)):
         yield fault
     for folder in _folders(config):
-        if not Path(folder).expanduser().is_absolute():
+        if not os.path.isabs(os.path.expanduser(folder)):
             yield f"paths: {folder!r} is no absolute path; expected paths=FOLDER{os.pathsep}FOLDER"
     for word in _forbidden(config):
         if word not in ROLES and not _OF_A_PATTERN.search(word):
@@ -106,7 +106,7 @@ def _store_faults(store: Path | None) -> Iterator[str]:
 
 def _path_faults(node: Node) -> Iterator[str]:
     for folder in node.paths:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             yield f"paths: no folder at {folder}"
 
 
@@ -115,10 +115,10 @@ def _data_faults(data: Path | None) -> Iterator[str]:
         return
     from fedsa_lora.tasks.sources import FORMATS  # takes seconds to import
 
-    if not data.exists():
+    if not os.path.exists(data):
         yield f"data.path: nothing at {data}"
         return
-    if not os.access(data, os.R_OK):
+    if not os.access(data, os.R_OK | os.X_OK if data.is_dir() else os.R_OK):
         yield f"data.path: {data} cannot be read; give this user the right to"
         return
     files = list(data.iterdir()) if data.is_dir() else [data]
@@ -140,4 +140,4 @@ def _forbidden(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return Path(os.path.expanduser(path)).resolve()

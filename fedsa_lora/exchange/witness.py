@@ -40,7 +40,7 @@ SEED = 4  # values: as a run is searched for by its parts of this length, none i
 SEED_BITS = 24.0  # with less, a part stands in too many places to tell which one it came from
 NEIGHBOURS = 32  # values that are likely to be made by steps of one size
 MANTISSA_BITS = 23
-MARK_BITS = 22  # of a key: a table of 4 MB that leaves few places of a message to look up
+MARKS = (18, 26)  # bits of a key, least and most: a table of up to 64 MB that leaves few places to look up
 FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 Words = NDArray[np.uint32]
@@ -83,10 +83,12 @@ def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] 
         for array in state.values():
             worth &= ~np.isin(keys, _keys(_words(array)))
     starts = np.flatnonzero(worth)
-    starts = starts[np.argsort(keys[starts], kind="stable")]
-    marks = np.zeros(1 << MARK_BITS, bool)
-    marks[_mark(keys[starts])] = True
-    return PrivateValues(words, information, keys[starts], starts, marks)
+    keys = keys[starts]
+    order = np.argsort(keys, kind="stable")
+    least, most = MARKS
+    marks = np.zeros(1 << min(most, max(least, keys.size.bit_length() + 4)), bool)
+    marks[_marked(keys, marks)] = True
+    return PrivateValues(words, information, keys[order], starts[order], marks)
 
 
 def matches(message: bytes, private: PrivateValues) -> int:
@@ -107,7 +109,7 @@ def _runs(words: Words, private: PrivateValues) -> tuple[NDArray[np.int64], NDAr
     """The longest runs of words that follow each other in the private values as well: where each begins
     there, and how many words it has."""
     keys = _keys(words)
-    at = np.flatnonzero(private.marks[_mark(keys)])
+    at = np.flatnonzero(private.marks[_marked(keys, private.marks)])
     place = np.searchsorted(private.keys, keys[at])
     begin = private.starts[np.minimum(place, private.size - 1)]
     for step in range(SEED):
@@ -132,8 +134,9 @@ def _keys(words: Words) -> Keys:
     return keys
 
 
-def _mark(keys: Keys) -> Keys:
-    return keys >> np.uint64(64 - MARK_BITS)
+def _marked(keys: Keys, marks: NDArray[np.bool_]) -> Keys:
+    """Where the upper bits of each key stand in the table of marks."""
+    return keys >> np.uint64(65 - marks.size.bit_length())
 
 
 def _information(words: Words) -> Bits:
