@@ -64,6 +64,9 @@ def _add_machines(commands: Commands) -> None:
     certificates.add_argument("folder", type=Path)
     certificates.add_argument("--host", nargs="+", default=[], help="names and addresses of the SuperLink")
     certificates.add_argument("--node", nargs="+", default=[], help="names of nodes, for a key each")
+    certificates.add_argument(
+        "--renew", action="store_true", help="the SuperLink's certificate now, by the same root"
+    )
     commands.add_parser("node", help="run a SuperNode; takes the arguments of flower-supernode")
     _add_doctor(commands.add_parser("doctor", help="check this machine, and its part in a deployment"))
 

@@ -211,8 +211,11 @@ def _export(options: argparse.Namespace) -> int:
 def _certificates(options: argparse.Namespace) -> int:
     from fedsa_lora.deployment.certificates import make_certificates
 
-    for path in make_certificates(options.folder, options.host, options.node):
+    written = make_certificates(options.folder, options.host, options.node, options.renew)
+    for path in written:
         console.print(f"written: {escape(str(path))}", soft_wrap=True)
+    if not written:
+        console.print(f"nothing is missing in {escape(str(options.folder))}", soft_wrap=True)
     return 0
 
 
@@ -239,7 +242,9 @@ def _doctor(options: argparse.Namespace) -> int:
     )
     checks = [*examine(), *examine_deployment(asked)]
     for check in checks:
-        mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
+        mark = "[bold red]no[/]"
+        if check.ok:
+            mark = "[yellow]soon[/]" if check.remedy else "[green]ok[/]"
         table.add_row(mark, escape(check.name), escape(check.found), escape(check.remedy))
     console.print(table)
     return 0 if all(check.ok for check in checks) else EXIT_FAILED

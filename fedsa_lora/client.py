@@ -46,14 +46,15 @@ from fedsa_lora.workbench import Workbench
 class FedSAClient(NumPyClient):
     """One client of FedSA-LoRA (arXiv:2410.01463, algorithm 1) for any split and codec.
 
-    ``forbid`` are roles and patterns of tensor names that this machine does not let out.
+    ``forbid`` are roles and patterns of tensor names that this machine does not let out. Raises ConfigError
+    for a pattern that matches no tensor of the model.
     """
 
     def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:
         self.client, self.bench, self.store = client, bench, store
         self.model = ClientModel(client, bench, store)
         self.layout, self.pool = bench.layout(client), bench.pool(client)
-        self.allowed = bench.split.allowed(self.layout, forbid)
+        self.allowed = bench.split.allowed(self.layout, forbid, bench.model.frozen)
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
         """The id under which this client is known for good: not Flower's node id."""

@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError
-from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.store import DirectoryStore
 
 log = logging.getLogger("flwr")
@@ -71,8 +71,7 @@ class Egress:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
         states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
-        pairs = private_pairs(states)
-        found = matches(content, pairs)
+        found = matches(content, private_values(states))
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder

@@ -32,6 +32,16 @@ FIRST = stretch(0)  # it had not been
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
+def client_fault(client: str) -> str:
+    """The fault of a client id, which names a folder; empty for one that can be used."""
+    if _CLIENT.fullmatch(client):
+        return ""
+    return (
+        f"client id {client!r}: expected 1 to 64 letters, digits, '.', '_' or '-', "
+        "beginning with a letter or digit"
+    )
+
+
 @dataclass(frozen=True)
 class ClientState:
     """What a client keeps, as it was at the end of a round.
@@ -84,11 +94,8 @@ class DirectoryStore:
     """
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:
-        if not _CLIENT.fullmatch(client):
-            raise StoreError(
-                f"client id {client!r}: expected 1 to 64 letters, digits, '.', '_' or '-', "
-                "beginning with a letter or digit"
-            )
+        if fault := client_fault(client):
+            raise StoreError(fault)
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
         self._keep, self._resumed = keep, FIRST

@@ -1,5 +1,7 @@
 """FedSAClient by itself: several clients on one resident model, and what it refuses."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_model import majority_accuracy
 from fedsa_lora.config import load
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.personal import HELD, RESIDUAL, TRAINED
@@ -290,7 +293,7 @@ def test_a_server_that_asks_for_b_gets_nothing_from_a_client_that_shares_a(desk,
     [
         (["B"], [f"{layer}.{at}.lora_B" for layer in (0, 1) for at in ("query", "value")]),
         (["*.layer.1.*query*"], ["1.query.lora_A", "1.query.lora_B"]),
-        (["*.0.*value.lora_A*", "no.such.*"], ["0.value.lora_A"]),
+        (["*.0.*value.lora_A*", "bert.embeddings.*"], ["0.value.lora_A"]),
         (["head"], ["classifier.bias", "classifier.weight"]),
     ],
 )
@@ -305,7 +308,16 @@ def test_what_a_machine_keeps_in_is_named_and_not_sent(tmp_path, forbid, named):
     assert header.error.count(", '") == len(named) - 1
     assert (update.size, count) == (0, 0)
     assert desk.store("0").load() is None
-    assert not desk.fit("0", 1, forbid=["*.layer.7.*"])[2].error
+    assert not desk.fit("0", 1, forbid=["bert.embeddings.*"])[2].error
+
+
+@pytest.mark.parametrize("word", ["*.layer.7.*", "no.such.*", "*.lora_a.*", "heads"])
+def test_a_pattern_that_keeps_in_nothing_of_the_model_is_refused_before_anything_is_trained(tmp_path, word):
+    desk = Desk(tmp_path / "run")
+    with pytest.raises(ConfigError, match=re.escape(f"{word!r} matches no tensor")) as caught:
+        desk.fit("0", 1, forbid=["B", word])
+    assert "bert.encoder.layer.0.attention.self.query.lora_A" in str(caught.value)
+    assert desk.store("0").load() is None
 
 
 @pytest.mark.case(23)

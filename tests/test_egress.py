@@ -74,20 +74,20 @@ def test_a_clean_reply_passes_unchanged_and_its_search_is_logged(tmp_path):
 @pytest.mark.parametrize("round_", [1, 2])
 def test_b_of_any_kept_generation_is_not_sent(tmp_path, round_):
     store = store_with(tmp_path)
-    with pytest.raises(LeakError, match="train reply of client 7 holds 23 private values and was not sent"):
+    with pytest.raises(LeakError, match="train reply of client 7 holds 24 private values and was not sent"):
         reply_of(Egress(store), [A, b_of(round_)])
-    assert [row["matches"] for row in log_of(store)] == [23]
+    assert [row["matches"] for row in log_of(store)] == [24]
 
 
 @pytest.mark.case(13)
-def test_two_values_of_b_hidden_in_the_shared_vector_or_in_a_metric_are_not_sent(tmp_path):
+def test_four_values_of_b_hidden_in_the_shared_vector_or_in_a_metric_are_not_sent(tmp_path):
     store = store_with(tmp_path)
     planted = A.copy()
-    planted[10:12] = b_of(2).ravel()[3:5]
-    with pytest.raises(LeakError, match="holds 1 private"):
+    planted[10:14] = b_of(2).ravel()[3:7]
+    with pytest.raises(LeakError, match="holds 4 private"):
         reply_of(Egress(store), [planted])
-    with pytest.raises(LeakError, match="holds 1 private"):
-        reply_of(Egress(store), [A], {"note": b"hello" + b_of(2).tobytes()[8:16]})
+    with pytest.raises(LeakError, match="holds 4 private"):
+        reply_of(Egress(store), [A], {"note": b"hello" + b_of(2).tobytes()[8:24]})
 
 
 def test_what_a_client_remembers_of_the_common_values_is_not_private(tmp_path):

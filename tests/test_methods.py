@@ -14,7 +14,7 @@ from remarks import failures_of
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
 from fedsa_lora.exchange.arrays import NamedArrays
-from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.clustered import GROUP, held_by
 from strategies.downlink import HELD, MERGED_A, MERGED_B
@@ -317,9 +317,9 @@ def test_every_variant_of_lora_sends_what_is_like_a_and_no_value_of_what_is_like
         store = assemble.store(config, client)
         kept = [store.load(round_).tensors for round_ in store.rounds()]
         assert {name for tensors in kept for name in tensors} == set(layout.names) - shared
-        pairs = private_pairs(kept)
-        assert pairs.size > 100
-        assert sum(matches(message, pairs) for message in messages) == 0
+        private = private_values(kept)
+        assert private.size > 100
+        assert sum(matches(message, private) for message in messages) == 0
 
 
 OTHERS = {

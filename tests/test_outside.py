@@ -129,6 +129,26 @@ def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_not
     assert not (machine / "kept").exists()
 
 
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"forbid": "B heads"}, "'heads' would keep nothing in"),
+        ({"forbid": "B,*.layer.77.*"}, r"'\*.layer.77.\*' matches no tensor of this model"),
+        ({"forbids": "B"}, "'forbids' is none of"),
+        ({"paths": "allowed"}, "'allowed' is no absolute path"),
+    ],
+)
+def test_a_node_of_stock_flower_whose_config_would_keep_nothing_in_answers_nothing_and_trains_nothing(
+    machine, monkeypatch, node, said
+):
+    desk = Desk(machine / "other")
+    arrays, config = desk.ask("0", 1, run="abcd")
+    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
+    with pytest.raises(ConfigError, match=said):
+        asked(monkeypatch, machine, SMOKE, node=node, content=content)
+    assert not list(machine.glob("kept/**/round-*"))
+
+
 def asked(monkeypatch, machine, overrides, node=None, content=None):
     """The answer of the real ClientApp of a deployed node to a message."""
     for name in ("_run_id", "_node_id", "_task_id"):

@@ -12,7 +12,7 @@ from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.personal import PERSONAL, beside, others
 from fedsa_lora.runs.export import Exporter
@@ -190,11 +190,11 @@ def test_no_gate_is_in_any_message(experts):
         gates = [{name: own[name] for name in own if ".gate." in name} for own in kept]
         assert all(f"{PERSONAL}{name}" in state.tensors for name in gates[-1])
         assert all(np.abs(gate).max() > 0 for name, gate in gates[-1].items() if name.endswith("weight"))
-        pairs = private_pairs(gates)
+        private = private_values(gates)
         messages = [path.read_bytes() for path in experts.glob("clients/*/messages/*")]
         assert len(messages) == len(fits(experts)) + 2 * 3  # each also says who it is, and is evaluated
-        assert matches(b"".join(gate.tobytes() for gate in gates[-1].values()), pairs)
-        assert not any(matches(message, pairs) for message in messages)
+        assert matches(b"".join(gate.tobytes() for gate in gates[-1].values()), private)
+        assert not any(matches(message, private) for message in messages)
 
 
 def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_it_with(run):

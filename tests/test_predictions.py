@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import StoreError
-from fedsa_lora.exchange.witness import matches, private_pairs
+from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.predictions import FILE, Predictions, from_logits, read, write
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
@@ -67,10 +67,10 @@ def test_every_clients_answers_are_those_of_its_last_evaluation(smoke_run):
 def test_no_message_carries_what_was_predicted(smoke_run):
     for client in "0123":
         folder = smoke_run / "clients" / client
-        pairs = private_pairs([{"probability": read(folder).probability}])
-        assert len(pairs) > 3
+        private = private_values([{"probability": read(folder).probability}])
+        assert private.size > 3
         messages = [path.read_bytes() for path in (folder / "messages").iterdir()]
-        assert [matches(message, pairs) for message in messages] == [0] * len(messages)
+        assert [matches(message, private) for message in messages] == [0] * len(messages)
 
 
 def test_evaluating_again_answers_the_same_and_other_parts_are_not_recorded(smoke_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from click import ClickException
 from flwr.common.config import parse_config_args
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
@@ -27,6 +29,7 @@ from fedsa_lora.runs.superlink import flower_command, flower_environment, free_p
 OURS = ("--isolation", "--host", "--port")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
+_PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")  # as Flower finds them: it passes over what is between
 
 
 def run_node(arguments: Sequence[str]) -> int:
@@ -128,9 +131,14 @@ def _node_config(arguments: Sequence[str]) -> dict[str, object]:
     text = parser.parse_known_args(arguments)[0].node_config
     if text is None:
         raise ConfigError('no --node-config: expected --node-config \'client-id="NAME" store="FOLDER"\'')
-    config = parse_config_args([text])
-    if not config:
-        raise ConfigError(f"--node-config {text!r}: expected key=value pairs, texts in double quotes")
+    expected = f"--node-config {text!r}: expected key=value pairs, texts in double quotes"
+    try:
+        config = parse_config_args([text])
+    except (ClickException, OSError, ValueError) as error:
+        raise ConfigError(f"{expected}; {error}") from error
+    left = "" if text.endswith(".toml") else _PAIR.sub("", text).strip(" ,")
+    if left or not config:
+        raise ConfigError(f"{expected}{f', and nothing else: {left}' if left else ''}")
     return dict(config)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import ROLES
+from fedsa_lora.store import client_fault
 from fedsa_lora.suggest import listing, nearest
 
 KEYS = ("client-id", "partition-id", "num-partitions", "data.path", "store", "paths", "forbid")
+_SEPARATORS = re.compile(r"[,\s]+")  # of the words of forbid
+_OF_A_PATTERN = re.compile(r"[.*?\[]")  # the names of tensors have dots
 
 
 @dataclass(frozen=True)
@@ -33,38 +38,106 @@ class Node:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Node:
-        """From a node config. Raises ConfigError when it names no client."""
-        client = config.get("client-id", config.get("partition-id"))
-        if client is None:
-            raise ConfigError("the node config names no client: start the node with client-id=NAME")
-        data, store = config.get("data.path"), config.get("store")
-        paths = str(config.get("paths", "")).split(os.pathsep)
-        return cls(
-            client=str(client),
-            data=None if data is None else _absolute(str(data)),
-            store=None if store is None else _absolute(str(store)),
-            paths=tuple(_absolute(path) for path in paths if path),
-            forbid=tuple(str(config.get("forbid", "")).split()),
-        )
+        """From a node config, at each message: stock ``flower-supernode`` starts with any.
+
+        Raises ConfigError with every fault that its words show, so that a word which was meant to keep
+        something in is never passed over.
+        """
+        _refuse(list(_faults(config)))
+        return _node(config)
 
     @classmethod
     def deployed(cls, config: Mapping[str, Any]) -> Node:
-        """As ``read``, of a node that is about to start: nothing may be missing, misspelt or unusable.
+        """As ``read``, of a node that is about to start: what it names must be there and of use as well.
 
         Raises ConfigError with every fault.
         """
-        faults = [
-            f"{key!r} is none of {listing(KEYS)}{nearest(key, KEYS)}" for key in config if key not in KEYS
-        ]
-        node = cls.read(config)
-        if node.store is None:
-            faults.append("no store: expected store=FOLDER, where this client keeps B and its head")
-        if node.data is not None and not node.data.exists():
-            faults.append(f"data.path: nothing at {node.data}")
-        if faults:
-            raise ConfigError("the node config cannot be used: " + "; ".join(faults))
+        node = _node(config)
+        _refuse([*_faults(config), *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
         return node
 
 
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("the node config cannot be used: " + "; ".join(faults))
+
+
+def _node(config: Mapping[str, Any]) -> Node:
+    data, store = config.get("data.path"), config.get("store")
+    return Node(
+        client=_client(config),
+        data=None if data is None else _absolute(str(data)),
+        store=None if store in (None, "") else _absolute(str(store)),
+        paths=tuple(_absolute(path) for path in _folders(config) if path),
+        forbid=_forbidden(config),
+    )
+
+
+def _faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """What cannot be, whatever machine it is."""
+    for key in config:
+        if key not in KEYS:
+            yield f"{key!r} is none of {listing(KEYS)}{nearest(key, KEYS)}"
+    if not {"client-id", "partition-id"} & set(config):
+        yield "it names no client: start the node with client-id=NAME"
+    elif fault := client_fault(_client(config)):
+        yield fault
+    for folder in _folders(config):
+        if not os.path.isabs(os.path.expanduser(folder)):
+            yield f"paths: {folder!r} is no absolute path; expected paths=FOLDER{os.pathsep}FOLDER"
+    for word in _forbidden(config):
+        if word not in ROLES and not _OF_A_PATTERN.search(word):
+            yield (
+                f"forbid: {word!r} would keep nothing in{nearest(word, ROLES)}; expected roles ("
+                f"{listing(ROLES)}) and patterns of tensor names, such as *.layer.5.*"
+            )
+
+
+def _store_faults(store: Path | None) -> Iterator[str]:
+    if store is None:
+        yield "no store: expected store=FOLDER, where this client keeps B and its head"
+        return
+    there = next(place for place in (store, *store.parents) if os.path.exists(place))
+    if not there.is_dir():
+        yield f"store: {there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"store: {there} cannot be written; give this user the right to"
+
+
+def _path_faults(node: Node) -> Iterator[str]:
+    for folder in node.paths:
+        if not os.path.isdir(folder):
+            yield f"paths: no folder at {folder}"
+
+
+def _data_faults(data: Path | None) -> Iterator[str]:
+    if data is None:
+        return
+    from fedsa_lora.tasks.sources import FORMATS  # takes seconds to import
+
+    if not os.path.exists(data):
+        yield f"data.path: nothing at {data}"
+        return
+    if not os.access(data, os.R_OK | os.X_OK if data.is_dir() else os.R_OK):
+        yield f"data.path: {data} cannot be read; give this user the right to"
+        return
+    files = list(data.iterdir()) if data.is_dir() else [data]
+    if not any(file.is_file() and file.suffix in FORMATS for file in files):
+        yield f"data.path: {data} has no file that can be read; expected {listing(FORMATS)}"
+
+
+def _client(config: Mapping[str, Any]) -> str:
+    return str(config.get("client-id", config.get("partition-id", "")))
+
+
+def _folders(config: Mapping[str, Any]) -> list[str]:
+    given = str(config.get("paths", ""))
+    return given.split(os.pathsep) if given else []
+
+
+def _forbidden(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(word for word in _SEPARATORS.split(str(config.get("forbid", ""))) if word)
+
+
 def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return Path(os.path.expanduser(path)).resolve()

@@ -11,25 +11,28 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from fedsa_lora.deployment.certificates import RENEWAL
 from fedsa_lora.doctor.machine import Check
 
-SOON = timedelta(days=14)
+SOON = timedelta(days=14)  # is a fault
+AHEAD = RENEWAL  # is a warning
 MAKE_ANEW = "make a new one"
 
 
 def certificate_checks(paths: Sequence[Path], key: Path | None, host: str | None) -> list[Check]:
-    """Of each certificate: is it valid, does a server's name the ``host`` and is it signed by a root among
-    them; and does the ``key`` fit the server's?"""
-    known: dict[Path, x509.Certificate] = {}
+    """Of each certificate, of which a file may have several: is it valid, does a server's name the ``host``
+    and is it signed by a root among them; and does the ``key`` fit the server's?"""
+    known: dict[str, x509.Certificate] = {}
     checks = []
     for path in paths:
         try:
-            known[path] = x509.load_pem_x509_certificates(path.read_bytes())[0]
+            for number, certificate in enumerate(x509.load_pem_x509_certificates(path.read_bytes()), 1):
+                known[_name(path) if number == 1 else f"{_name(path)}, number {number}"] = certificate
         except (OSError, ValueError) as error:
             said = f"{path} is no certificate that can be read: {_reason(error)}"
             checks.append(Check(_name(path), False, said, "give a certificate in PEM format"))
     roots = [certificate for certificate in known.values() if is_root(certificate)]
-    checks += [_certificate(path, certificate, roots, host) for path, certificate in known.items()]
+    checks += [_certificate(name, certificate, roots, host) for name, certificate in known.items()]
     if key is not None:
         checks.append(_key(key, [found for found in known.values() if not is_root(found)] or roots))
     return checks
@@ -73,16 +76,29 @@ def covers(certificate: x509.Certificate, host: str) -> bool:
         return any(name.lower() in (host.lower(), any_host.lower()) for name in names(certificate))
 
 
-def _certificate(
-    path: Path, certificate: x509.Certificate, roots: Sequence[x509.Certificate], host: str | None
-) -> Check:
+def lifetime(name: str, certificate: x509.Certificate) -> Check:
+    """The time that a certificate has left: a fault from 14 days before its end on, a warning from 60."""
     until, now = certificate.not_valid_after_utc, datetime.now(UTC)
     root, told = is_root(certificate), ", ".join(names(certificate)) or "no name"
     found = f"{'root' if root else 'for ' + told}, valid until {until:%Y-%m-%d}"
-    faults = []
     if until < now + SOON:
-        faults.append(f"it {'has expired' if until < now else 'expires soon'}: {MAKE_ANEW}")
-    if certificate.not_valid_before_utc > now:
+        return Check(
+            name, False, found, f"it {'has expired' if until < now else 'expires soon'}: {MAKE_ANEW}"
+        )
+    if until < now + AHEAD:
+        how = "put a new root beside it on every node" if root else "run `fedsa-lora certificates` again"
+        return Check(
+            name, True, found, f"it expires in {(until - now).days} days: {how} (docs/deployment.md)"
+        )
+    return Check(name, True, found)
+
+
+def _certificate(
+    name: str, certificate: x509.Certificate, roots: Sequence[x509.Certificate], host: str | None
+) -> Check:
+    root, age = is_root(certificate), lifetime(name, certificate)
+    faults = [] if age.ok else [age.remedy]
+    if certificate.not_valid_before_utc > datetime.now(UTC):
         faults.append(
             f"it is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: check the clocks"
         )
@@ -90,7 +106,7 @@ def _certificate(
         faults.append(f"{host} is none of its names: {MAKE_ANEW} that has it")
     if not root and roots and not any(_signed(certificate, other) for other in roots):
         faults.append("no root certificate that was given has signed it: give the one that did")
-    return Check(_name(path), not faults, found, "; ".join(faults))
+    return Check(name, not faults, age.found, "; ".join(faults) or age.remedy)
 
 
 def _signed(certificate: x509.Certificate, root: x509.Certificate) -> bool:

@@ -19,7 +19,8 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; ``remedy`` is empty when all is well."""
+    """One finding; ``remedy`` is empty when all is well. One that is ``ok`` with a remedy is a warning: what
+    will soon be none."""
 
     name: str
     ok: bool

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+from cryptography.x509 import load_der_x509_certificate
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
 from flwr.supercore.address import parse_address
 from flwr.supercore.constant import NodeStatus
@@ -15,6 +16,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.version import package_version
 
+from fedsa_lora.doctor.certificates import lifetime
 from fedsa_lora.doctor.machine import Check
 
 NAME, SECONDS = "SuperLink", 10.0
@@ -35,12 +37,12 @@ def superlink_checks(address: str, authority: Path | None) -> list[Check]:
         said = f"{authority} cannot be read, so nothing can be verified by it"
         return [Check("address", False, said, "give the root certificate as --certificate")]
     reached = _reach(parsed[0], parsed[1], tls)
-    if not reached.ok:
-        return [reached]
+    if not reached[0].ok:
+        return reached
     there = version_at(address, tls)
     if isinstance(there, Check):
-        return [reached, there]
-    return [reached, _same_version(there), _whose(address, tls)]
+        return [*reached, there]
+    return [*reached, _same_version(there), _whose(address, tls)]
 
 
 def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
@@ -68,25 +70,31 @@ def _base(address: str, tls: ssl.SSLContext | None) -> str:
     return f"{'https' if tls else 'http'}://{address}"
 
 
-def _reach(host: str, port: int, tls: ssl.SSLContext | None) -> Check:
-    """A connection, with TLS where there is a certificate."""
-    name, place = "address", f"{host}:{port}"
+def _reach(host: str, port: int, tls: ssl.SSLContext | None) -> list[Check]:
+    """A connection, with TLS where there is a certificate, and the time that the one shown there has left."""
     try:
         with socket.create_connection((host, port), SECONDS) as plain:
             if tls is None:
-                return Check(name, True, f"{place} listens; without TLS")
+                return [Check("address", True, f"{host}:{port} listens; without TLS")]
             with tls.wrap_socket(plain, server_hostname=host) as secure:
-                return Check(name, True, f"{place} listens; {secure.version()}, its certificate is accepted")
-    except ssl.SSLCertVerificationError as error:
+                found = f"{host}:{port} listens; {secure.version()}, its certificate is accepted"
+                shown = load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+                return [Check("address", True, found), lifetime(f"certificate at {host}:{port}", shown)]
+    except OSError as error:
+        return [_not_reached(f"{host}:{port}", error)]
+
+
+def _not_reached(place: str, error: OSError) -> Check:
+    name = "address"
+    if isinstance(error, ssl.SSLCertVerificationError):
         remedy = "give the root certificate of this SuperLink, and a name that its certificate has"
         said = f"{place} shows a certificate that is refused: {error.verify_message}"
         return Check(name, False, f"{said}; perhaps it is another's SuperLink", remedy)
-    except ssl.SSLError as error:
+    if isinstance(error, ssl.SSLError):
         remedy = "start the SuperLink with its certificate, or leave --certificate out"
         return Check(name, False, f"{place} listens, but without TLS ({error.reason})", remedy)
-    except OSError as error:
-        remedy = "start the SuperLink there, correct the address, or open the firewall for it"
-        return Check(name, False, f"{place}: {error.strerror or error}", remedy)
+    remedy = "start the SuperLink there, correct the address, or open the firewall for it"
+    return Check(name, False, f"{place}: {error.strerror or error}", remedy)
 
 
 def _same_version(there: str) -> Check:

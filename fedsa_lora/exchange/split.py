@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from fedsa_lora.errors import ConfigError, SplitError
 from fedsa_lora.exchange.arrays import ROLES, Layout, Role
+from fedsa_lora.suggest import listing
 
 Disposition = Literal["shared", "local", "frozen"]
 Share = Disposition | float
@@ -95,12 +96,19 @@ class SplitPolicy(ABC):
         """What is shared in a round (the first is 1) unless the server has reason to choose otherwise."""
         return self(layout).shared
 
-    def allowed(self, layout: Layout, forbid: Iterable[str] = ()) -> frozenset[str]:
+    def allowed(
+        self, layout: Layout, forbid: Iterable[str] = (), frozen: Iterable[str] = ()
+    ) -> frozenset[str]:
         """The tensors that a client with this config lets out. ``forbid`` are roles and patterns of names
-        (``*.layer.5.*``) that the client's own machine keeps in besides."""
+        (``*.layer.5.*``) that the client's own machine keeps in besides.
+
+        Raises ConfigError for one that is neither a role nor matches a tensor, of the layout or of the
+        ``frozen`` ones beside it: it would keep in nothing of what its machine meant.
+        """
         rest: tuple[Role, Role] = ("head", "base")
         roles = {*self.allow, *(role for role in rest if _travels(self.of(role)))}
         patterns = tuple(forbid)
+        _demand_matches(patterns, layout.names, frozen)
         return frozenset(
             spec.name
             for spec in layout
@@ -173,6 +181,16 @@ class Alternate(SplitPolicy):
         trained = self.order[(round_ - 1) % len(self.order)]
         shared = self(layout).shared
         return shared - {spec.name for spec in layout if spec.role in ("A", "B") and spec.role != trained}
+
+
+def _demand_matches(patterns: Iterable[str], names: Sequence[str], frozen: Iterable[str]) -> None:
+    known = (*names, *frozen)
+    idle = [p for p in patterns if p not in ROLES and not any(fnmatchcase(name, p) for name in known)]
+    if idle:
+        raise ConfigError(
+            f"forbid: {', '.join(map(repr, idle))} matches no tensor of this model; expected roles "
+            f"({listing(ROLES)}) and patterns of names such as {listing(names, 6)}"
+        )
 
 
 def _word(share: Share) -> str:

@@ -1,61 +1,177 @@
 """The witness: searches a serialised message for values that must not leave the client.
 
-Two consecutive float32 values (64 bits) of a private tensor that stand next to each other
-anywhere in the message, at any byte offset, count as a match. The digest, the names and the
-layout already forbid B in an upload; this looks at the bytes themselves and trusts none of them.
+A run of consecutive float32 values of a private tensor that stands in the message, at any byte offset, is a
+leak when it is too improbable for chance. The digest, the names and the layout already forbid B in an
+upload; this looks at the bytes themselves and trusts none of them.
+
+A false alarm costs a client its round, so the measure is probability. The information of a value v in bits
+is -log2 q, where q is the share of private values as large as v, to the last place, as far as the values
+near it show: among all values of the client and among the 32 around it. Signs and zeros count for nothing, a
+mantissa for no more than the 23 bits before its trailing zeros. If a private value is as large as a given
+value of a message with at most that probability, whatever stands before them, then a run of b bits stands at
+a given place with at most 2^-b; a message of M bytes and a client with N private values have at most M N
+places for it. A run is therefore told when
+
+    b >= log2(M N / p),    p = 1e-13 for each message,
+
+and 10,000 messages of any size raise a false alarm with a probability of at most 1e-9, whatever optimizer
+made the values:
+
+- SGD, or AdamW after a few rounds: a value has about 22 bits, four in a row are told, five for certain.
+- The first steps of AdamW, all near the learning rate: 5 to 12 bits, so 8 to 20 values in a row are needed.
+- Where all steps are the learning rate to the last bit, nothing but signs is left, and nothing is told.
+
+A tensor of less than four values cannot be told from chance and is not searched for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import log2
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import NamedArrays
 
-ONE_SIZE = 1024  # units in the last place: as close as Adam's epsilon leaves the steps of usual gradients
+FALSE_ALARM = 1e-9 / 10_000  # the most that one message may have
+SEED = 4  # values: as a run is searched for by its parts of this length, none is shorter
+SEED_BITS = 24.0  # with less, a part stands in too many places to tell which one it came from
+NEIGHBOURS = 32  # values that are likely to be made by steps of one size
+MANTISSA_BITS = 23
+MARKS = (18, 26)  # bits of a key, least and most: a table of up to 64 MB that leaves few places to look up
+FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
+
+Words = NDArray[np.uint32]
+Keys = NDArray[np.uint64]
+Bits = NDArray[np.float64]
 
 
-def private_pairs(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> NDArray[np.uint64]:
-    """Every pair of neighbouring values in the private tensors, as sorted distinct 64-bit words.
+@dataclass(frozen=True)
+class PrivateValues:
+    """The private tensors of a client end to end, (n,), and where each part of ``SEED`` values that is worth
+    a look begins: ``starts`` (k,), in the order of their ``keys`` (k,). ``marks`` are the upper bits of the
+    keys that there are, ``information`` (n + 1,) the bits of all values before each place."""
 
-    A pair with a zero, or of two values of one size, says nothing about its origin: B starts at zero, and
-    the first step of AdamW takes each value by the learning rate up or down. It is left out, and so is a
-    pair that the public tensors hold as well.
-    """
-    pairs, known = _pairs(states), _pairs(public)
-    return pairs[~_among(pairs, known)]
+    words: Words
+    information: Bits
+    keys: Keys
+    starts: NDArray[np.int64]
+    marks: NDArray[np.bool_]
+
+    @property
+    def size(self) -> int:
+        """The number of places at which a run can begin."""
+        return self.starts.size
 
 
-def matches(message: bytes, pairs: NDArray[np.uint64]) -> int:
-    """At how many byte offsets of the message one of the pairs stands."""
+def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> PrivateValues:
+    """What is to be searched for: the tensors of these states, but for what ``public`` ones hold as well."""
+    nothing = np.zeros(0, np.uint32)
+    tensors, bits = [nothing], [np.zeros(1)]
+    for state in states:
+        own = [_words(array) for array in state.values()]
+        tensors += own
+        bits.append(_information(np.concatenate([nothing, *own])))
+    words, information = np.concatenate(tensors), np.cumsum(np.concatenate(bits))
+    keys = _keys(words)
+    worth = information[SEED:] - information[:-SEED] >= SEED_BITS
+    for end in np.cumsum([tensor.size for tensor in tensors]):
+        worth[max(0, end - SEED + 1) : end] = False  # it would go on in the next tensor
+    for state in public:
+        for array in state.values():
+            worth &= ~np.isin(keys, _keys(_words(array)))
+    starts = np.flatnonzero(worth)
+    keys = keys[starts]
+    order = np.argsort(keys, kind="stable")
+    least, most = MARKS
+    marks = np.zeros(1 << min(most, max(least, keys.size.bit_length() + 4)), bool)
+    marks[_marked(keys, marks)] = True
+    return PrivateValues(words, information, keys[order], starts[order], marks)
+
+
+def matches(message: bytes, private: PrivateValues) -> int:
+    """How many values of the message stand in runs of private values that chance cannot have put there."""
+    if not private.size or len(message) < 4 * SEED:
+        return 0
+    telling = log2(len(message) * private.words.size / FALSE_ALARM)
     found = 0
-    for offset in range(min(8, max(len(message) - 7, 0))):
-        count = (len(message) - offset) // 8
-        words = np.frombuffer(message, dtype="<u8", count=count, offset=offset)
-        found += int(_among(words, pairs).sum())
+    for offset in range(4):
+        words = np.frombuffer(message, "<u4", count=(len(message) - offset) // 4, offset=offset)
+        begins, lengths = _runs(words, private)
+        bits = private.information[begins + lengths] - private.information[begins]
+        found += int(lengths[bits >= telling].sum())
     return found
 
 
-def _among(words: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of the words are among the known ones, which are sorted."""
-    if not known.size:
-        return np.zeros(words.size, bool)
-    nearest = known[np.minimum(np.searchsorted(known, words), known.size - 1)]
-    return np.equal(nearest, words)
+def _runs(words: Words, private: PrivateValues) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The longest runs of words that follow each other in the private values as well: where each begins
+    there, and how many words it has."""
+    keys = _keys(words)
+    at = np.flatnonzero(private.marks[_marked(keys, private.marks)])
+    place = np.searchsorted(private.keys, keys[at])
+    begin = private.starts[np.minimum(place, private.size - 1)]
+    for step in range(SEED):
+        same = words[at + step] == private.words[begin + step]
+        at, begin = at[same], begin[same]
+    follows = (np.diff(at) == 1) & (np.diff(begin) == 1)
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, at.size), bool), ~follows]))
+    lengths = np.diff(np.append(first, at.size)) + SEED - 1
+    return begin[first], lengths
 
 
-def _pairs(states: Iterable[NamedArrays]) -> NDArray[np.uint64]:
-    words = [np.zeros(0, np.uint64)]
-    for arrays in states:
-        for array in arrays.values():
-            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel()
-            size = (bits & 0x7FFFFFFF).astype(np.int64)
-            telling = (size[:-1] != 0) & (size[1:] != 0) & (abs(np.diff(size)) > ONE_SIZE)
-            left, right = bits[:-1].astype(np.uint64), bits[1:].astype(np.uint64)
-            words.append(left[telling] | (right[telling] << np.uint64(32)))
-    found = np.sort(np.concatenate(words))
-    first = np.ones(found.size, bool)
-    first[1:] = found[1:] != found[:-1]
-    return found[first]  # as np.unique, which hashes at forty times the cost
+def _words(array: NDArray[np.float32]) -> Words:
+    return np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel()
+
+
+def _keys(words: Words) -> Keys:
+    """A number for each ``SEED`` words in a row, (n - SEED + 1,); others have the same one rarely."""
+    count = max(0, words.size - SEED + 1)
+    keys = np.zeros(count, np.uint64)
+    for step, factor in enumerate(FACTORS):
+        keys += words[step : step + count] * np.uint64(factor)
+    return keys
+
+
+def _marked(keys: Keys, marks: NDArray[np.bool_]) -> Keys:
+    """Where the upper bits of each key stand in the table of marks."""
+    return keys >> np.uint64(65 - marks.size.bit_length())
+
+
+def _information(words: Words) -> Bits:
+    """The bits of each value, (n,)."""
+    size = (words & 0x7FFFFFFF).astype(np.int64)
+    bits: Bits = np.minimum(_rarity(size[None])[0], _significant(size))
+    if size.size > NEIGHBOURS:
+        rows = -(-size.size // NEIGHBOURS)
+        near = np.resize(size, (rows, NEIGHBOURS))  # the last row goes on with the first values
+        bits = np.minimum(bits, _rarity(near).ravel()[: size.size])
+    return bits
+
+
+def _significant(size: NDArray[np.int64]) -> Bits:
+    """The bits of a mantissa before its trailing zeros: few in a whole number, or what bf16 holds."""
+    lowest = np.frexp((size & -size).astype(np.float64))[1] - 1
+    return np.where(size == 0, 0, MANTISSA_BITS - np.minimum(lowest, MANTISSA_BITS)).astype(np.float64)
+
+
+def _rarity(size: NDArray[np.int64]) -> Bits:
+    """-log2 of the share of a row's values that are as large as each, to the last place; (rows, n).
+
+    ``size`` are magnitudes in units of the last place. From each value to the k-th after it lie k others:
+    their density is k by that distance, and the largest of all k, up and down, counts for both ends.
+    """
+    count = size.shape[1]
+    order = np.argsort(size, axis=1)
+    size = np.take_along_axis(size, order, axis=1)
+    density = np.full(size.shape, 2.0**-MANTISSA_BITS)
+    others = 1
+    while others < count:
+        between = others / (size[:, others:] - size[:, :-others] + 1)
+        np.maximum(density[:, others:], between, out=density[:, others:])
+        np.maximum(density[:, :-others], between, out=density[:, :-others])
+        others *= 2
+    bits = np.empty_like(density)
+    np.put_along_axis(bits, order, np.maximum(0, log2(max(count, 1)) - np.log2(density)), axis=1)
+    return bits

@@ -100,6 +100,12 @@ class AdapterModel:
         return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
 
     @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the weights that are not in the layout: nobody trains them."""
+        held = set(self._raw.values())
+        return frozenset(plain_name(raw) for raw, _ in self.module.named_parameters() if raw not in held)
+
+    @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 

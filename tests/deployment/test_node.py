@@ -1,7 +1,9 @@
 """What a node says of itself, data of its own, certificates and keys, and how a SuperLink is reached."""
 
 import shutil
+import ssl
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -51,21 +53,95 @@ def written(rows: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def test_a_node_config_is_read_as_flower_hands_it_on(tmp_path):
-    given = parse_config_args(
-        [f'client-id="north" data.path="{tmp_path}" store="{tmp_path}/s" paths="/a:/b" forbid="B head"']
-    )
-    assert Node.deployed(given) == Node(
-        "north", tmp_path, tmp_path / "s", (Path("/a"), Path("/b")), ("B", "head")
-    )
+@pytest.fixture
+def machine(rows, tmp_path) -> dict[str, str]:
+    """A node config that can be used, as Flower hands it on."""
+    written(rows, tmp_path / "data" / "train.csv")
+    (tmp_path / "models").mkdir()
+    folders = f"{tmp_path}/data:{tmp_path}/models"
+    words = f'client-id="north" data.path="{tmp_path}/data" store="{tmp_path}/new/store" paths="{folders}"'
+    return parse_config_args([f'{words} forbid="B head"'])
+
+
+def test_a_node_config_is_read_as_flower_hands_it_on(machine, tmp_path):
+    data, models = tmp_path / "data", tmp_path / "models"
+    expected = Node("north", data, tmp_path / "new/store", (data, models), ("B", "head"))
+    assert Node.deployed(machine) == Node.read(machine) == expected
+    assert Node.deployed({**machine, "data.path": str(data / "train.csv")}).data == data / "train.csv"
     assert Node.read({"partition-id": 3, "num-partitions": 9}) == Node("3")
     assert Node.read({"client-id": "north", "partition-id": 3}).client == "north"
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("B head", ("B", "head")), ("B,head", ("B", "head")), (" B ,\t head,, A,", ("B", "head", "A")),
+        ("", ()),
+        ("*.layer.5.*,base", ("*.layer.5.*", "base")), ("bert.pooler.weight", ("bert.pooler.weight",)),
+    ],
+)  # fmt: skip
+def test_commas_and_blanks_separate_what_a_node_forbids(machine, given, words):
+    assert Node.deployed({**machine, "forbid": given}).forbid == words
+
+
+UNREAD = [
+    ({"forbid": "b"}, "'b' would keep nothing in (did you mean 'B'?)"),
+    ({"forbid": "B heads"}, "'heads' would keep nothing in (did you mean 'head'?)"),
+    ({"forbid": "B;head"}, "forbid: 'B;head' would keep nothing in"),
+    ({"forbid": "Base"}, "did you mean 'base'?"),
+    ({"forbid": "classifier"}, "expected roles (A, B, head, base) and patterns of tensor names"),
+    ({"forbids": "B"}, "'forbids' is none of"),
+    ({"client-id": "../north"}, "client id '../north': expected 1 to 64 letters"),
+    ({"client-id": ""}, "client id '': expected"),
+    ({"client-id": "n" * 65}, "expected 1 to 64 letters"),
+    ({"paths": "/::/"}, "paths: '' is no absolute path"),
+    ({"paths": "data"}, "paths: 'data' is no absolute path"),
+]
+
+
+@pytest.mark.parametrize(("changes", "fault"), UNREAD)
+def test_a_node_config_whose_words_cannot_be_meant_is_refused_at_start_and_at_each_message(
+    machine, changes, fault
+):
+    for read in (Node.deployed, Node.read):
+        with pytest.raises(ConfigError) as caught:
+            read({**machine, **changes})
+        assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "fault"),
+    [
+        ("store", "", "no store"), ("store", "data/train.csv", "train.csv is no folder"),
+        ("store", "data/train.csv/below", "train.csv is no folder"),
+        ("paths", "data/none", "paths: no folder at"), ("paths", "data/train.csv", "paths: no folder at"),
+        ("data.path", "none", "data.path: nothing at"),
+        ("data.path", "models", "has no file that can be read"),
+        ("data.path", "notes.txt", "expected .parquet, .csv, .tsv, .jsonl"),
+    ],
+)  # fmt: skip
+def test_a_place_of_no_use_is_named_before_the_node_connects(machine, tmp_path, key, place, fault):
+    (tmp_path / "notes.txt").write_text("text,label\n")
+    changed = {**machine, key: str(tmp_path / place) if place else ""}
+    with pytest.raises(ConfigError) as caught:
+        Node.deployed(changed)
+    assert fault in str(caught.value)
+    Node.read(changed)
+
+
+def test_a_place_without_the_right_to_it_is_named(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, right: False)
+    with pytest.raises(ConfigError, match=r"store: .* cannot be written.*data\.path: .* cannot be read"):
+        Node.deployed(machine)
+
+
 def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        Node.deployed({"client-id": "a", "data-path": "x", "data.path": str(tmp_path / "none")})
-    for fault in ("'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at"):
+        Node.deployed({"data-path": "x", "data.path": str(tmp_path / "none"), "forbid": "b", "paths": "/::"})
+    for fault in (
+        "'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
+        "did you mean 'B'?", "is no absolute path",
+    ):  # fmt: skip
         assert fault in str(caught.value)
     with pytest.raises(ConfigError, match="names no client"):
         Node.read({"store": "x"})
@@ -76,11 +152,16 @@ def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     [
         (["--superlink", "a:1"], "no --node-config"),
         (["--node-config", "nothing"], "expected key=value"),
+        (["--node-config", "client-id=north"], "expected key=value"),
+        (["--node-config", 'client-id="a" forbid="B", "head"'], 'and nothing else: "head"'),
+        (["--node-config", "none.toml"], "expected key=value.*No such file"),
         (["--node-config=client-id=1"], "no store"),
+        (["--node-config", 'client-id=1 store="s" forbid="B,heads"'], "did you mean 'head'"),
         (["--port=9", "--node-config", "client-id=1 store=s"], "--port=9: set by"),
     ],
 )
-def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault):
+def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault, monkeypatch):
+    monkeypatch.setattr("fedsa_lora.deployment.node.subprocess.Popen", None)
     with pytest.raises(ConfigError, match=fault):
         run_node(words)
 
@@ -212,6 +293,111 @@ def test_nodes_are_added_later_and_nothing_is_overwritten(tmp_path):
     for name in ("../x", "ca", ""):
         with pytest.raises(ConfigError, match="expected a node's name"):
             make_certificates(tmp_path, nodes=[name])
+
+
+def certificate(folder: Path, name: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes())
+
+
+def days_left(found: x509.Certificate) -> float:
+    return (found.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+
+
+def is_accepted(server: Path, roots: str) -> bool:
+    """Whether a node that trusts these roots, in PEM, goes on with a SuperLink that shows its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "server.crt", server / "server.key")
+    there = ssl.MemoryBIO(), ssl.MemoryBIO()
+    superlink = context.wrap_bio(*there, server_side=True)
+    trusting = ssl.create_default_context(cadata=roots)
+    node = trusting.wrap_bio(there[1], there[0], server_hostname="localhost")
+    for _ in range(6):
+        for side in (node, superlink):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError:
+                return False
+    return node.getpeercert() is not None
+
+
+def test_the_root_outlives_the_certificate_of_the_superlink_by_years(tmp_path):
+    make_certificates(tmp_path)
+    assert 3649 < days_left(certificate(tmp_path, "ca")) < 3651
+    assert 824 < days_left(certificate(tmp_path, "server")) < 826, "some systems refuse one of more"
+
+
+@pytest.mark.parametrize("how", ["due", "asked", "a new host", "a lost key"])
+def test_the_certificate_of_the_superlink_is_renewed_by_the_same_root(tmp_path, monkeypatch, how):
+    with monkeypatch.context() as patch:
+        if how == "due":
+            patch.setattr("fedsa_lora.deployment.certificates.SERVER_DAYS", 59)
+        make_certificates(tmp_path, ["hub.example", "10.0.0.1"], ["north"])
+    if how == "a lost key":
+        (tmp_path / "server.key").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    hosts = ["10.0.0.2"] if how == "a new host" else ["hub.example"]
+    written = make_certificates(tmp_path, hosts, ["north"], renew=how == "asked")
+    assert sorted(path.name for path in written) == ["server.crt", "server.key"]
+    kept = {name for name, content in before.items() if (tmp_path / name).read_bytes() == content}
+    assert kept == {"ca.crt", "ca.key", "north.key", "north.pub"}
+    assert (tmp_path / "server.key").stat().st_mode & 0o077 == 0
+    renewed = certificate(tmp_path, "server")
+    assert days_left(renewed) > 824
+    names = renewed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    added = ["10.0.0.2"] if how == "a new host" else []
+    assert [str(n.value) for n in names] == ["localhost", "127.0.0.1", "hub.example", "10.0.0.1", *added]
+    assert is_accepted(tmp_path, before["ca.crt"].decode()), "a node needs nothing new"
+    assert make_certificates(tmp_path, hosts, ["north"]) == []
+
+
+def test_nodes_are_added_where_the_key_of_the_root_is_kept_elsewhere(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsa_lora.deployment.certificates.SERVER_DAYS", 59)
+        make_certificates(tmp_path)
+    (tmp_path / "ca.key").rename(tmp_path / "elsewhere")
+    before = (tmp_path / "server.crt").read_bytes()
+    assert len(make_certificates(tmp_path, nodes=["north"])) == 2
+    for words in ({"renew": True}, {"hosts": ["hub.example"]}):
+        with pytest.raises(ConfigError, match=r"has no ca\.key.* put it there"):
+            make_certificates(tmp_path, **words)
+    assert (tmp_path / "server.crt").read_bytes() == before
+
+
+def test_files_of_another_root_are_not_mixed(tmp_path):
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    for folder in (ours, other):
+        make_certificates(folder)
+    (ours / "ca.key").write_bytes((other / "ca.key").read_bytes())
+    with pytest.raises(ConfigError, match=r"ca\.key is not the key of ca\.crt"):
+        make_certificates(ours, renew=True)
+    (ours / "ca.key").write_text("no key")
+    with pytest.raises(ConfigError, match="no private key in PEM"):
+        make_certificates(ours, renew=True)
+    (ours / "ca.crt").unlink()
+    with pytest.raises(ConfigError, match=r"has a ca\.key without its ca\.crt"):
+        make_certificates(ours)
+
+
+def test_no_certificate_outlives_its_root(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsa_lora.deployment.certificates.ROOT_DAYS", 50)
+    make_certificates(tmp_path)
+    root, server = (certificate(tmp_path, name).not_valid_after_utc for name in ("ca", "server"))
+    assert root == server
+    assert make_certificates(tmp_path) == [], "a new one would end on the same day"
+
+
+def test_nodes_with_both_roots_in_one_file_go_on_while_the_root_is_changed(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        make_certificates(folder)
+    first, second = ((folder / "ca.crt").read_text() for folder in (old, new))
+    for both in (first + second, second + first):
+        assert is_accepted(old, both)
+        assert is_accepted(new, both)
+    assert is_accepted(new, second)
+    assert not is_accepted(old, second)
 
 
 def test_a_node_exports_its_model_from_its_own_store_and_what_the_server_wrote(smoke_run, tmp_path):

@@ -164,11 +164,21 @@ def test_a_head_or_backbone_is_let_out_where_its_policy_says_so(head, base, more
         (["[12].B", "0.A"], {"1.A", "2.A", "0.B"}),
         (["head", "B"], {"0.A", "1.A", "2.A"}),
         (["*"], set()),
-        (["a", "0", "b*", ""], {"0.A", "1.A", "2.A", "0.B", "1.B", "2.B"}),
+        (["base"], {"0.A", "1.A", "2.A", "0.B", "1.B", "2.B"}),
     ],
 )
 def test_a_machine_keeps_in_what_its_roles_and_patterns_name_whatever_a_config_allows(forbid, left):
     assert RoleSplit(A="shared", B="shared", allow=BOTH).allowed(LAYOUT, forbid) == left
+
+
+@pytest.mark.parametrize("word", ["a", "0", "b*", "", "heads", "*.a", "3.*", "B,head", "[12.B"])
+def test_a_word_that_keeps_nothing_in_is_refused_with_the_names_that_there_are(word):
+    policy = RoleSplit(A="shared", B="shared", allow=BOTH)
+    with pytest.raises(ConfigError) as caught:
+        policy.allowed(LAYOUT, ["A", word])
+    for told in (f"forbid: {word!r} matches no tensor", "A, B, head, base", "0.A, 0.B"):
+        assert told in str(caught.value)
+    assert policy.allowed(LAYOUT, ["A", "emb.*"], frozen=["emb.weight"]) == {"0.B", "1.B", "2.B"}
 
 
 def test_alternate_takes_its_turns_over_and_over_and_a_shared_head_is_sent_in_each():
