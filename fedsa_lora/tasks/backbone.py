@@ -118,13 +118,15 @@ def start_of(
 class Start:
     """Where a model's weights come from. ``config`` is what its checkpoint is loaded with; ``folded``: that
     one was exported with its mean pooling as a layer; ``mean``: its head reads the mean of the tokens.
-    ``reason``: why the outputs of the checkpoint's own head are drawn anew, if they are."""
+    ``pad_token_id`` is its own, None where it has none. ``reason``: why the outputs of the checkpoint's own
+    head are drawn anew, if they are."""
 
     config: Any
     head: Head
     account: Account | None
     folded: bool
     mean: bool
+    pad_token_id: int | None
     reason: str = ""
 
 
@@ -133,6 +135,7 @@ def _examined(
 ) -> tuple[Any, Start]:
     """The model on the meta device, and what it starts from."""
     config, known = _load_config(settings, labels)
+    trained_pad = getattr(config, "pad_token_id", None)
     if pad_token_id is not None:
         config.pad_token_id = pad_token_id
     model = _empty(auto_class, settings, config)
@@ -150,7 +153,7 @@ def _examined(
             "trained whole and kept by each client: choose a model of another architecture"
         )
     if checkpoint is None:
-        return model, Start(config, Head(modules), None, folded, mean)
+        return model, Start(config, Head(modules), None, folded, mean, trained_pad)
     if not mean:
         lacking = {name for name in checkpoint.lacking if not Head(modules).holds(name)}
         modules = (*layers_behind_blocks(model, lacking), *modules)
@@ -158,7 +161,7 @@ def _examined(
     unused = {n for n in checkpoint.lacking if mean and n.startswith(f"{model.base_model_prefix}.pooler.")}
     checkpoint.check(frozenset(behind | unused), settings.path, type(model).__name__)
     head, reason = _kept(model, Head(modules), checkpoint, labels, known)
-    return model, Start(config, head, checkpoint, folded, mean, reason)
+    return model, Start(config, head, checkpoint, folded, mean, trained_pad, reason)
 
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:

@@ -35,7 +35,7 @@ def inspect_task(task: Any) -> tuple[str, ...]:
     if len(task.labels()) == 1:
         raise ConfigError(f"there is one class, {task.labels()[0]!r}: a classifier needs two or more")
     if isinstance(task, TextData):
-        check_tokenizer(task, model)
+        check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)
     else:
         check_batch(task, model)
@@ -68,9 +68,9 @@ def _kept(start: Start, model: Any, module: str) -> bool:
     return set(names) <= start.head.kept
 
 
-def check_tokenizer(task: TextData, model: Any) -> None:
+def check_tokenizer(task: TextData, model: Any, trained_pad: int | None) -> None:
     """Raise ModelError where the tokenizer makes ids that the model has no embedding for, and where its
-    padding would move the positions of a model that counts them from its own."""
+    padding would move the positions of a model that counts them from the one it was trained with."""
     tokenizer, table = task.tokenizer, model.get_input_embeddings()
     path = task.model.tokenizer or task.model.path
     highest = max([*tokenizer.get_vocab().values(), *tokenizer.all_special_ids], default=0)
@@ -79,12 +79,13 @@ def check_tokenizer(task: TextData, model: Any) -> None:
             f"the tokenizer {path!r} makes ids up to {highest}, the model has embeddings for "
             f"{table.num_embeddings}: they do not belong together; correct model.tokenizer or model.path"
         )
-    pad = tokenizer.pad_token_id
+    if trained_pad in (None, tokenizer.pad_token_id):
+        return
     for name, positions in position_tables(model).items():
-        if positions.padding_idx is not None and positions.padding_idx != pad:
+        if positions.padding_idx is not None:
             raise ModelError(
-                f"the tokenizer {path!r} pads with id {pad}, but the model counts positions from its own "
-                f"padding id {positions.padding_idx} ({name}): set model.tokenizer to that of the model"
+                f"the tokenizer {path!r} pads with id {tokenizer.pad_token_id}, the model counts positions "
+                f"from its own padding id {trained_pad} ({name}): set model.tokenizer to the model's"
             )
 
 

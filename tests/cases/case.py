@@ -28,5 +28,5 @@ def fedsa(*words: str, seconds: float = 900.0) -> subprocess.CompletedProcess[st
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """The output of a command as one line: tables and messages wrap where the screen ends."""
-    return " ".join(done.stdout.split())
+    """The output of a command as one line without the borders of tables, which wrap where the screen ends."""
+    return " ".join(done.stdout.replace("│", " ").split())
