@@ -93,7 +93,7 @@ def test_positions_are_counted_as_each_architecture_does():
 def test_padding_that_would_move_positions_is_refused(task_of):
     config = RobertaConfig(**SMALL, vocab_size=VOCABULARY, max_position_embeddings=300, pad_token_id=1)
     # MiniLM's tokenizer pads with 0: every position of this model would be one less than in its training
-    with pytest.raises(ModelError, match=r"pads with id 0, but the model counts positions from its own"):
+    with pytest.raises(ModelError, match=r"pads with id 0, the model counts positions from its own"):
         inspect_task(task_of(RobertaForMaskedLM(config)))
 
 
