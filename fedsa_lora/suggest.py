@@ -17,3 +17,9 @@ def listing(options: Iterable[object], limit: int = 12) -> str:
     """The options, comma-separated, cut after ``limit`` of them."""
     names = [str(option) for option in options]
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+
+
+def cut(text: object, limit: int = 80) -> str:
+    """The text, cut after ``limit`` characters."""
+    whole = str(text)
+    return whole if len(whole) <= limit else f"{whole[:limit]}..."

@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.tasks.rows import Columns, infer_classes, read_rows
+from fedsa_lora.tasks.tables import Part, Table
 
 COLUMNS = Columns({"text": "body"}, "intent")
 
@@ -18,8 +19,9 @@ def table(labels, texts=None, **more) -> Dataset:
 
 
 def read(data: Dataset, classes=None, columns=COLUMNS):
-    classes = classes or infer_classes(data, columns, name="rows.csv")
-    return classes, read_rows(data, columns, classes, name="rows.csv")
+    rows = Table("rows", [Part.of(data, "rows.csv")])
+    classes = classes or infer_classes(rows, columns)
+    return classes, read_rows(rows, columns, classes)
 
 
 def test_string_labels_are_sorted():
@@ -118,7 +120,7 @@ def test_a_row_without_text_is_named(texts, message):
     [
         (["x", None], "column 'intent': row 2 has no label"),
         (["x", ""], "column 'intent': row 2 has no label"),
-        ([0.5, 1.0], "labels must be strings or whole numbers, found double"),
+        ([1.0, 0.5], "column 'intent': row 2 has the label 0.5, which is no whole number; round it, or list"),
     ],
 )
 def test_a_row_without_label_is_named(labels, message):

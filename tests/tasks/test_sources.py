@@ -31,7 +31,7 @@ def test_shipped_sets_are_complete_and_attributed(name, train, test, classes):
     tables = {"train": read_split(name, "train"), "test": read_split(name, "test")}
     assert [len(table) for table in tables.values()] == [train, test]
     for table in tables.values():
-        assert len(set(table["label"])) == classes
+        assert len(set(table.column("label").to_pylist())) == classes
     attribution = (shipped_folder(name) / "ATTRIBUTION.md").read_text()
     assert all(word in attribution for word in ("Source: https://", "Licence:", "Changes:"))
 
@@ -45,7 +45,7 @@ def test_a_file_a_folder_and_a_mapping_read_the_same_rows(kind, tmp_path):
     path = tmp_path / f"train.{kind}"
     WRITERS[kind](path)
     for source in (str(path), str(tmp_path), {"train": str(path)}):
-        assert read_split(source, "train").to_pandas().equals(FRAME), source
+        assert read_split(source, "train").frame().to_pandas().equals(FRAME), source
 
 
 def test_shards_of_a_folder_are_read_together(tmp_path):
@@ -58,7 +58,7 @@ def test_reading_leaves_nothing_behind(tmp_path, capfd):
     script = f"""
 import tempfile
 from fedsa_lora.tasks.sources import read_split
-assert read_split({str(tmp_path / "data")!r}, "train").num_rows == 3
+assert read_split({str(tmp_path / "data")!r}, "train").frame().num_rows == 3
 """
     (tmp_path / "data").mkdir()
     WRITERS["csv"](tmp_path / "data" / "train.csv")
