@@ -9,7 +9,7 @@ _PRIVATE = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
 
 def private(text: str) -> str:
     """The part of an error's text that holds a client's data: shown on the client's machine, not sent."""
-    return f"{_OPEN}{text.translate(_MARKS)}{_CLOSE}"
+    return f"{_OPEN}{text.translate(_MARKS)}{_CLOSE}" if text else ""
 
 
 class FedSAError(Exception):

@@ -10,7 +10,7 @@ def nearest(name: object, options: Iterable[object]) -> str:
     """ " (did you mean 'x'?)" for the closest of ``options``, or an empty string when none is close."""
     folded = {str(option).casefold(): str(option) for option in options}
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
-    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+    return f" (did you mean {cut(folded[close[0]])!r}?)" if close else ""
 
 
 def listing(options: Iterable[object], limit: int = 12) -> str:

@@ -74,20 +74,21 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
     """
     if '"' not in text:
         return _read(text, name, separator, quoting=False), ()
-    plain = _each_line_a_row(text, name, separator)
     try:
         quoted = _read(text, name, separator, quoting=True)
     except DataError:
+        plain = _each_line_a_row(text, name, separator)
         if plain is None:
             raise
         return plain, (f"{name}: quotation marks are read as text, because not all that open are closed",)
-    if plain is None or not quoted.spanning:
+    plain = _each_line_a_row(text, name, separator) if quoted.spanning else None
+    if plain is None:
         return quoted, ()
-    lost = f"line {quoted.spanning} opens a quotation mark that a later line closes"
+    swallowed = f"{name}: line {quoted.spanning} opens a quotation mark that a later line closes"
     if separator == "\t":
-        return plain, (f"{name}: {lost}; quotation marks are read as text, each line as a row",)
+        return plain, (f"{swallowed}; quotation marks are read as text, each line as a row",)
     rows = f"{len(quoted.rows)} rows, not {len(plain.rows)}"
-    return quoted, (f"{name}: {lost}; what is between them is read as one row ({rows})",)
+    return quoted, (f"{swallowed}; what is between them is read as one row ({rows})",)
 
 
 def _each_line_a_row(text: str, name: str, separator: str) -> _Sheet | None:
@@ -111,7 +112,7 @@ def _read(text: str, name: str, separator: str, quoting: bool) -> _Sheet:
     sheet = _Sheet()
     for line, last, fields in _records(lines, name):
         if not any(map(str.strip, fields)):
-            sheet.empty += 1
+            sheet.empty += len(fields) > 1  # a spreadsheet's empty row; a blank line is none
         elif not sheet.header:
             sheet.header = fields
         elif len(fields) != len(sheet.header):

@@ -160,6 +160,8 @@ def deal(train: NDArray[Any], test: NDArray[Any], parts: Sequence[Indices], seed
 
     Test rows whose value no part holds go to nobody.
     """
+    # as words, because groups are numbers in a file where each is one, and 3 is "3" in another
+    train, test = train.astype(str), test.astype(str)
     owner = np.full(len(train), -1)
     for client, part in enumerate(parts):
         owner[part] = client

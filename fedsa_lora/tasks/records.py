@@ -77,10 +77,16 @@ def _listed(text: str, name: str) -> list[Any]:
 def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
     try:
         return pa.chunked_array([pa.array(values)])
-    except (pa.ArrowException, OverflowError):
+    except (pa.ArrowException, OverflowError) as error:
         kinds = [_kind(value) for value in values]
         first = next(row for row, kind in enumerate(kinds) if kind)
-        row = next((row for row, kind in enumerate(kinds) if kind not in ("", kinds[first])), first)
+        row = next((row for row, kind in enumerate(kinds) if kind not in ("", kinds[first])), None)
+        if row is None:
+            reason = private(cut(error, 300))
+            raise DataError(
+                f"{part.name}, column {column!r}: {kinds[first]} in a form that is not read ({reason}); "
+                "write it as text"
+            ) from None
         raise DataError(
             f"{part.place(row)}, column {column!r}: row {row + 1} holds {kinds[row]}, "
             f"{private(repr(cut(values[row])))}, and row {first + 1} {kinds[first]}; write all alike"

@@ -109,7 +109,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
         kept.refuse(found.rows(lambda word: not word), columns.group, "has no value")
         groups = _groups(found)
         notes += _rewritten(table, columns.group, found)
-    left_out = {"lines without a value": table.empty, "by task.where": len(table) - len(kept.rows)}
+    left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
     return Rows(
         datasets.Dataset(pa.table(inputs)),
         labels,
@@ -195,6 +195,11 @@ def _labels(kept: _Kept, column: str) -> Words:
     """The class names of the rows, where the file has names for its numbers by these."""
     found = kept.words(column)
     kept.refuse(found.rows(lambda word: not word), column, "has no label")
+    if other := next((value for value in found.raw if not isinstance(value, str | int | float)), None):
+        raise DataError(
+            f"{kept.table.name}, column {column!r}: expected words or whole numbers as labels, found "
+            f"{type(other).__name__}, {private(repr(cut(other)))}; write them as words"
+        )
     given = kept.table.class_names(column)
     if given is None:
         return found
@@ -245,18 +250,13 @@ def _remarks(table: Table, labels: NDArray[np.int64], classes: Sequence[str]) ->
     counts = np.bincount(labels, minlength=len(classes))
     notes = [
         f"{table.name}: {fault} {names(np.array(classes)[counts == count])}"
-        for count, fault in enumerate(("no row is of class", "only one row each is of class"))
+        for count, fault in enumerate(("classes without a row:", "classes with a single row:"))
         if (counts == count).any()
     ]
     folded: dict[str, list[str]] = {}
     for label in classes:
         folded.setdefault(label.casefold(), []).append(label)
     alike = [" and ".join(map(repr, same)) for same in folded.values() if len(same) > 1]
-    return [
-        *notes,
-        *(
-            [f"{table.name}: classes that differ in upper and lower case only: {names(alike)}"]
-            if alike
-            else []
-        ),
-    ]
+    if alike:
+        notes.append(f"{table.name}: classes that differ in upper and lower case only: {names(alike)}")
+    return notes

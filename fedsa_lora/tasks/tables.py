@@ -19,7 +19,8 @@ class Part:
 
     ``read`` gives a column's n values as they are in the file. ``classes`` has the names of a column whose
     numbers stand for classes. ``lines`` (n,) is the line of a text file on which each row begins.
-    ``empty`` lines are no rows. ``notes`` are remarks on how the file was read.
+    ``empty`` counts the rows without any value, which are left out. ``notes`` are remarks on how the file
+    was read.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Table:
 
     @property
     def empty(self) -> int:
-        """Lines without any value."""
+        """Rows without any value, which are left out."""
         return sum(part.empty for part in self.parts)
 
     @property

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-_WHOLE = re.compile(r"[+-]?\d+")
-_WHOLE_AS_FRACTION = re.compile(r"([+-]?\d+)\.0+")
+_WHOLE = re.compile(r"[+-]?\d{1,18}")  # longer ones are names
+_WHOLE_AS_FRACTION = re.compile(r"([+-]?\d+)\.0*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
@@ -84,7 +84,7 @@ def whole(word: str) -> str:
 
 def is_fraction(word: str) -> bool:
     """A number with a fraction, such as 1.5."""
-    return _NUMBER.fullmatch(word) is not None and _WHOLE.fullmatch(whole(word)) is None
+    return _NUMBER.fullmatch(word) is not None and "." in whole(word)
 
 
 def are_whole(words: Collection[str]) -> bool:
