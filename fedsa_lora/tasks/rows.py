@@ -171,7 +171,7 @@ def _equals(found: Words, wanted: Any, name: str) -> NDArray[np.bool_]:
         if not any(alike):
             there = sorted(set(found.words) - {""})
             raise DataError(
-                f"{name}: no row equals {word!r}{private(nearest(word, there[:1000]))}; values are "
+                f"{name}: no row equals {cut(word)!r}{private(nearest(word, there[:1000]))}; values are "
                 f"{private(names(there))}"
             )
         keep |= np.array(alike)[found.codes]

@@ -133,11 +133,13 @@ class TextTask(TextData, ClassificationTask):
                 "every node has data of its own, so the classes must be agreed: expected class_names=[...]"
             )
         given = [word_of(label) for label in self.class_names or []]
-        if twice := sorted({label for label in given if not label or given.count(label) > 1}):
+        if twice := [repr(label) for label in dict.fromkeys(given) if given.count(label) > 1]:
             raise ConfigError(
-                f"class_names has {listing(map(repr, twice))} more than once, or a name without a letter: "
-                "expected each class once (blanks around a name do not count)"
+                f"class_names has {listing(twice)} more than once: expected each class once (blanks around "
+                "a name do not count)"
             )
+        if "" in given:
+            raise ConfigError("class_names has a name that is empty: expected the name of a class")
 
     def labels(self) -> tuple[str, ...]:
         """Class names; with ``class_names`` given no data are read, so a server needs none."""
