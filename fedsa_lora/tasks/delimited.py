@@ -92,13 +92,20 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
 
 
 def _each_line_a_row(text: str, name: str, separator: str) -> _Sheet | None:
-    """The rows where marks are text; None where lines then differ in their fields or the header is quoted."""
+    """The rows where marks are text; None where lines then differ in their fields, or where the header or most
+    rows have a field between marks, so that they are quoted."""
     try:
         sheet = _read(text, name, separator, quoting=False)
     except DataError:
         return None
-    quoted = any(column.startswith('"') for column in sheet.header)
-    return None if quoted or len(sheet.header) < 2 else sheet
+    quoted = sum(any(map(_between_marks, row)) for row in sheet.rows)
+    if len(sheet.header) < 2 or any(map(_between_marks, sheet.header)) or 2 * quoted > len(sheet.rows):
+        return None
+    return sheet
+
+
+def _between_marks(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def _read(text: str, name: str, separator: str, quoting: bool) -> _Sheet:

@@ -120,10 +120,6 @@ class Table:
             row -= part.length
         raise IndexError(row)
 
-    def frame(self) -> pa.Table:
-        """All columns."""
-        return pa.table({name: self.column(name) for name in self.column_names})
-
 
 def class_names(features: datasets.Features) -> dict[str, list[str]]:
     """The names of every column whose numbers stand for classes."""

@@ -7,6 +7,7 @@ import pytest
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.tasks.sources import read_split
+from fedsa_lora.tasks.tables import Table
 
 FRAME = pd.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
 LINES = FRAME.to_json(orient="records", lines=True)
@@ -16,6 +17,10 @@ def read(tmp_path, content: str | bytes, name: str = "rows.jsonl"):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return read_split(str(path), "train")
+
+
+def frame_of(table: Table) -> pd.DataFrame:
+    return pd.DataFrame({name: table.column(name).to_pandas() for name in table.column_names})
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,7 @@ def read(tmp_path, content: str | bytes, name: str = "rows.jsonl"):
 )
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "ROWS.JSON"])
 def test_lines_and_lists_of_objects_are_the_same_rows(tmp_path, content, name):
-    assert read(tmp_path, content, name).frame().to_pandas().equals(FRAME)
+    assert frame_of(read(tmp_path, content, name)).equals(FRAME)
 
 
 @pytest.mark.parametrize("orient", ["columns", "index", "split", "table"])

@@ -14,6 +14,7 @@ import pytest
 from fedsa_lora.errors import DataError
 from fedsa_lora.tasks import sources
 from fedsa_lora.tasks.sources import DATA_VARIABLE, SHIPPED, read_split, shipped_folder
+from fedsa_lora.tasks.tables import Table
 
 PACKAGE = Path(sources.__file__).resolve().parent.parent
 FRAME = pd.DataFrame({"text": ["null", "a, b", 'say "c"'], "label": ["x", "y", "x"]})
@@ -42,12 +43,16 @@ def test_shipped_sets_are_small_enough_for_a_package():
     assert sum(path.stat().st_size for path in (PACKAGE / "data").rglob("*.parquet")) < 1_500_000
 
 
+def frame_of(table: Table) -> pd.DataFrame:
+    return pd.DataFrame({name: table.column(name).to_pandas() for name in table.column_names})
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_a_folder_and_a_mapping_read_the_same_rows(kind, tmp_path):
     path = tmp_path / f"train.{kind}"
     WRITERS[kind](path)
     for source in (str(path), str(tmp_path), {"train": str(path)}):
-        assert read_split(source, "train").frame().to_pandas().equals(FRAME), source
+        assert frame_of(read_split(source, "train")).equals(FRAME), source
 
 
 def test_shards_of_a_folder_are_read_together(tmp_path):
@@ -60,7 +65,7 @@ def test_reading_leaves_nothing_behind(tmp_path, capfd):
     script = f"""
 import tempfile
 from fedsa_lora.tasks.sources import read_split
-assert read_split({str(tmp_path / "data")!r}, "train").frame().num_rows == 3
+assert read_split({str(tmp_path / "data")!r}, "train").column("text").to_pylist()[0] == "null"
 """
     (tmp_path / "data").mkdir()
     WRITERS["csv"](tmp_path / "data" / "train.csv")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from case import SMOKE, fedsa, said
 
 from fedsa_lora.config import load
@@ -25,13 +26,10 @@ assert done.returncode == 1, "rows without a client became one"
 assert "DataError" in said(done)
 assert EXPECTED in said(done)
 for name in ("data.jsonl", "data.parquet", "blanks.csv"):
-    try:
+    with pytest.raises(DataError) as caught:
         load([*GROUPED, f"task.dataset={name}"]).task.describe()
-    except DataError as error:
-        assert EXPECTED in str(error), error
-        assert name in str(error), error
-    else:
-        raise AssertionError(f"{name}: rows without a client became one")
+    assert EXPECTED in str(caught.value), caught.value
+    assert name in str(caught.value), caught.value
 
 whole = "".join(line for line in Path("data.csv").read_text().splitlines(True) if not line.endswith(",\n"))
 Path("whole.csv").write_text(whole)
