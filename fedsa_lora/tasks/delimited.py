@@ -92,8 +92,8 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
 
 
 def _each_line_a_row(text: str, name: str, separator: str) -> _Sheet | None:
-    """The rows where marks are text; None where lines then differ in their fields, or where the header or most
-    rows have a field between marks, so that they are quoted."""
+    """The rows where marks are text; None where lines then differ in their fields, or where the header or
+    most rows have a field between marks, so that they are quoted."""
     try:
         sheet = _read(text, name, separator, quoting=False)
     except DataError:
