@@ -281,6 +281,8 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "server rule": strategy_class(config).__name__,
         "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
         "bounds": config.bounds.words(),
+        "classes": plan.federation.classes_in_words(),
+        "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
         "clients": f"{config.federation.clients} with {examples}",
         "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
         "machine": plan.machine,

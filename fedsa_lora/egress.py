@@ -1,5 +1,5 @@
-"""The last look at what leaves a client: Flower mods that search every reply for B and the head, and take the
-places of its machine out of what it says of its failures."""
+"""The last look at what leaves a client: Flower mods that search every reply for B and the head, and take its
+data and the places of its machine out of what it says of its failures."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ _PATH = re.compile(
 
 
 def told(error: Exception) -> str:
-    """What the server is told of a failure: its kind and its text, where of each absolute path only the last
-    part is left. The client's own log has all of it."""
+    """What the server is told of a failure: its kind and its text, without the data that it quotes, where of
+    each absolute path only the last part is left. The client's own log has all of it."""
     log.error("%s: %s", type(error).__name__, error)
-    return f"{type(error).__name__}: {without_places(str(error))}"
+    return f"{type(error).__name__}: {_sendable(error)}"
+
+
+def _sendable(error: Exception) -> str:
+    return without_places(error.sendable if isinstance(error, FedSAError) else str(error))
 
 
 def without_places(text: str) -> str:
@@ -44,7 +48,7 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
         return call_next(message, context)
     except FedSAError as error:
         log.exception("a %s message is answered by a failure", message.metadata.message_type)
-        raise type(error)(without_places(str(error))) from None
+        raise type(error)(_sendable(error)) from None
     except Exception as error:
         log.exception("a %s message is answered by a failure", message.metadata.message_type)
         raise FedSAError(told(error)) from None

@@ -1,8 +1,27 @@
 """Errors a user can act on: each message names the culprit, what was expected and what to do."""
 
+import re
+
+_OPEN, _CLOSE = "\x02", "\x03"  # around what is private in a text; no value that was quoted holds them
+_MARKS = dict.fromkeys(map(ord, (_OPEN, _CLOSE)))
+_PRIVATE = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
+
+
+def private(text: str) -> str:
+    """The part of an error's text that holds a client's data: shown on the client's machine, not sent."""
+    return f"{_OPEN}{text.translate(_MARKS)}{_CLOSE}" if text else ""
+
 
 class FedSAError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        return super().__str__().translate(_MARKS)
+
+    @property
+    def sendable(self) -> str:
+        """The text without what is ``private`` in it, as it may leave the machine."""
+        return _PRIVATE.sub("[not sent]", super().__str__())
 
 
 class ConfigError(FedSAError):

@@ -65,6 +65,22 @@ def test_what_the_partition_remarks_is_shown(capsys):
     assert "fewer train examples than drawn" in capsys.readouterr().out
 
 
+def test_classes_rows_and_what_was_left_out_are_shown(tmp_path, capsys):
+    rows = "".join(f"example number {i};{'it' if i % 3 else 'IT'}\n" for i in range(60))
+    (tmp_path / "rows.csv").write_text(f"text;label\n{rows}")
+    words = ["task=text", "task.dataset=rows.csv", "federation.train_examples=[5,5]"]
+    assert main(["run", "--dry-run", *TINY, *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for fact in (
+        "classes │ 2: IT, it",
+        "rows │ 60 train (left out: ",
+        "beyond train_examples or test_examples)",
+        "rows.csv: its fields are separated by ';'",
+        "classes that differ in upper and lower case only: 'IT' and 'it'",
+    ):
+        assert fact in said, fact
+
+
 def test_every_fault_of_a_run_is_on_stderr(tmp_path, capsys):
     said = fails(capsys, "run", "train.lr=-1", "spilt=share_a", "model.path=./nowhere")
     assert said.startswith("ConfigError: the configuration has 3 faults:\n")

@@ -302,6 +302,8 @@ def test_a_certificate_for_another_host_and_one_where_there_is_no_tls_are_told(a
 def test_data_are_read_and_their_columns_named(tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\nhello,1\nbye,0\n")
     assert examined(data=tmp_path / "rows.csv")["data"].found == "2 rows of text, label"
+    (tmp_path / "rows.csv").write_text("text;label\na;x\nb;y\n")
+    assert "rows.csv: its fields are separated by ';'" in examined(data=tmp_path / "rows.csv")["data"].found
     (tmp_path / "rows.csv").write_text('{"half": ')
     for bad in (tmp_path / "rows.csv", tmp_path / "none.csv", tmp_path, tmp_path / "none"):
         assert not examined(data=bad)["data"].ok

@@ -192,6 +192,45 @@ def test_what_a_machine_says_of_its_failures_has_no_place_in_it_and_its_log_has_
     assert str(machine) in caplog.text
 
 
+FAULTS = {
+    "an unknown label": ("rows.csv", f"text,label\na,yes\nb,{SECRET}\n"),
+    "a broken line": ("rows.csv", f"text,label\na,yes\n{SECRET},no,{SECRET}\n"),
+    "other characters": ("rows.csv", f"text,label\n{SECRET} \xf6,yes\n".encode("cp1252")),
+    "other columns": ("rows.csv", f"text,{SECRET}\na,yes\n"),
+    "no JSON": ("rows.jsonl", f'{{"text": "{SECRET}"\n'),
+    "mixed types": ("rows.jsonl", f'{{"text": 1, "label": "yes"}}\n{{"text": "{SECRET}", "label": "no"}}\n'),
+    "whole columns": ("rows.json", f'{{"{SECRET}": [1, 2]}}'),
+    "lists": ("rows.jsonl", f'["{SECRET}"]'),
+    "another split": ("train.d", {f"{SECRET}.csv": "text,label\n"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_data_of_a_node_are_in_its_own_log_only_and_not_in_what_it_answers(
+    machine, monkeypatch, caplog, fault
+):
+    name, content = FAULTS[fault]
+    path = machine / name
+    if isinstance(content, dict):
+        path.mkdir()
+        for inner, text in content.items():
+            (path / inner).write_text(text)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    words = [*SMOKE, "federation=deployment", "task=text", "partition=own", "task.class_names=[no,yes]"]
+    arrays, config = Desk(machine / "other").ask("0", 1, run="abcd")
+    message = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
+    with caplog.at_level(logging.ERROR, "flwr"):
+        reply = asked(monkeypatch, machine, words, node={"data.path": str(path)}, content=message)
+    answered = str(reply.content)
+    assert "DataError: " in answered
+    assert name in answered, "the file is named"
+    assert SECRET not in answered
+    assert SECRET in caplog.text
+    log_of_the_node = next((machine / "kept").rglob("log.jsonl")).read_text()
+    assert SECRET in log_of_the_node
+
+
 @pytest.mark.parametrize("damage", ["unreadable", "no permission", "in another place"])
 def test_a_store_that_cannot_be_used_is_told_without_its_place(tmp_path, caplog, damage):
     desk = Desk(tmp_path / "run")

@@ -90,7 +90,7 @@ def _data(path: Path) -> Check:
         return Check("data", False, str(error), remedy)
     except OSError as error:
         return Check("data", False, f"{path}: {error.strerror}", "give this user the right to read it")
-    found = f"{len(rows):,} rows of {', '.join(rows.column_names)}"
+    found = "; ".join([f"{len(rows):,} rows of {', '.join(rows.column_names)}", *rows.notes])
     return Check("data", len(rows) > 0, found, "" if len(rows) else "put rows into it")
 
 

@@ -24,7 +24,7 @@ from fedsa_lora.tasks.partition import (
 )
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
 from fedsa_lora.tasks.rows import LabelledData, Rows
-from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData
+from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData, RowCount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ class DividedTask(ABC):
             )
             for client, rows in self.split.clients.items()
         }
-        return FederationData(labels, shares, self.split.notes)
+        notes = tuple(note for rows in (self.data.train, self.data.test) if rows for note in rows.notes)
+        return FederationData(labels, shares, (*notes, *self.split.notes), self._counts())
 
     def client_labels(self, client: str) -> tuple[str, ...]:
         """Class names in the order of this client's outputs."""
@@ -114,6 +115,25 @@ class DividedTask(ABC):
         if client not in self.split.clients:
             raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
         return self.split.clients[client]
+
+    def _counts(self) -> tuple[RowCount, ...]:
+        """What became of the rows of each split."""
+        held = self.split.clients.values()
+        train = sum(len(rows.train) + len(rows.validation) for rows in held)
+        test = sum(len(rows.test) for rows in held)
+        if self.data.test is None:
+            return (self._count("train", self.data.train, train + test),)
+        return self._count("train", self.data.train, train), self._count("test", self.data.test, test)
+
+    def _count(self, split: str, rows: Rows, held: int) -> RowCount:
+        unassigned = self.split.unassigned.get(split, 0)
+        reasons = {
+            **rows.left_out,
+            "of no client": unassigned,
+            "beyond train_examples or test_examples": len(rows) - unassigned - held,
+        }
+        left_out = {reason: count for reason, count in reasons.items() if count}
+        return RowCount(split, len(rows) + sum(rows.left_out.values()), left_out)
 
     def _class_counts(self, rows: NDArray[np.int64]) -> list[int]:
         counts: list[int] = np.bincount(self.data.train.labels[rows], minlength=len(self.labels())).tolist()

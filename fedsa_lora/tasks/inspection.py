@@ -53,7 +53,7 @@ def remarks(start: Start, model: Any) -> Iterator[str]:
     yield f"{len(start.account.held) - len(start.account.unread)} weights of the checkpoint are read"
     if drawn:
         reason = f": {start.reason}" if start.reason else ", which the checkpoint does not have"
-        yield f"drawn anew and trained: {', '.join(drawn)}{reason}"
+        yield f"drawn from the seed: {', '.join(drawn)}{reason}"
     if kept:
         yield f"the start of the head is the checkpoint's: {', '.join(kept)}"
     if start.account.unread:

@@ -80,10 +80,12 @@ class ClientRows:
 
 @dataclass(frozen=True)
 class FederationSplit:
-    """The rows of every client "0" to "clients - 1", and remarks that a user should see."""
+    """The rows of every client "0" to "clients - 1", and remarks that a user should see; ``unassigned``
+    counts the rows of each split that the partition gives to nobody."""
 
     clients: dict[str, ClientRows]
     notes: tuple[str, ...]
+    unassigned: dict[str, int] = field(default_factory=dict)
 
 
 def split_federation(
@@ -101,13 +103,15 @@ def split_federation(
     """
     parts, by = assign_rows(settings.partitioner, settings.clients, seed, train)
     labels = train[LABEL]
-    notes = _leftover("train", len(labels), parts)
+    unassigned = {"train": len(labels) - sum(map(len, parts))}
+    notes = _leftover("train", len(labels), unassigned["train"])
     if test is None:
         tests = [_carve_test(settings, seed, client, part, labels) for client, part in enumerate(parts)]
         parts = [np.setdiff1d(part, held_out) for part, held_out in zip(parts, tests, strict=True)]
     else:
         tests = deal(train[by], test[by], parts, seed)
-        notes += _leftover("test", len(test[by]), tests)
+        unassigned["test"] = len(test[by]) - sum(map(len, tests))
+        notes += _leftover("test", len(test[by]), unassigned["test"])
     test_labels = labels if test is None else test[LABEL]
     clients = {}
     for client, (part, held_out) in enumerate(zip(parts, tests, strict=True)):
@@ -115,7 +119,7 @@ def split_federation(
         kept = stratified_sample(held_out, test_labels, limit, generator(seed, "test", client))
         clients[str(client)] = _client_rows(settings, seed, client, part, labels, kept)
     _refuse_empty(clients)
-    return FederationSplit(clients, (*notes, *_shortfalls(settings, seed, clients)))
+    return FederationSplit(clients, (*notes, *_shortfalls(settings, seed, clients)), unassigned)
 
 
 def own_rows(
@@ -156,6 +160,8 @@ def deal(train: NDArray[Any], test: NDArray[Any], parts: Sequence[Indices], seed
 
     Test rows whose value no part holds go to nobody.
     """
+    # as words, because groups are numbers in a file where each is one, and 3 is "3" in another
+    train, test = train.astype(str), test.astype(str)
     owner = np.full(len(train), -1)
     for client, part in enumerate(parts):
         owner[part] = client
@@ -233,8 +239,7 @@ def _refuse_empty(clients: Mapping[str, ClientRows]) -> None:
         )
 
 
-def _leftover(kind: str, rows: int, parts: Sequence[Indices]) -> list[str]:
-    left = rows - sum(len(part) for part in parts)
+def _leftover(kind: str, rows: int, left: int) -> list[str]:
     return [f"{left} of {rows} {kind} rows belong to no client under this partition"] if left else []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import DataError
-from fedsa_lora.suggest import listing, nearest
+from fedsa_lora.errors import DataError, private
+from fedsa_lora.suggest import cut, nearest
+from fedsa_lora.tasks.tables import Table, names
+from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,15 @@ class Rows:
     """The labelled rows of one split.
 
     ``inputs`` has n rows and only the columns that a task encodes; ``labels`` is (n,) int64;
-    ``groups`` is (n,), the value of the natural column, or None.
+    ``groups`` is (n,), the value of the natural column, or None. ``left_out`` counts what was read beside
+    them, by the reason; ``notes`` are remarks that a user should see.
     """
 
     inputs: datasets.Dataset
     labels: NDArray[np.int64]
     groups: NDArray[Any] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,124 +57,206 @@ class Columns:
     where: Mapping[str, Any] | None = None
 
 
-def read_rows(table: datasets.Dataset, columns: Columns, classes: Sequence[str], *, name: str) -> Rows:
+@dataclass(frozen=True)
+class _Kept:
+    """The rows (n,) of a table that pass the filter, by their positions in it."""
+
+    table: Table
+    rows: NDArray[np.int64]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.table.column(name).take(pa.array(self.rows))
+
+    def words(self, name: str) -> Words:
+        values = self.column(name)
+        if pa.types.is_nested(values.type):
+            raise DataError(
+                f"{self.table.name}, column {name!r}: expected one value per row, found {cut(values.type)}; "
+                "name a column of words or numbers"
+            )
+        return words_of(values)
+
+    def at(self, row: int, column: str) -> tuple[str, int]:
+        """The place of a kept row and of a column in words, and the row's number in its file."""
+        place, number = self.table.place(int(self.rows[row]))
+        return f"{place}, column {column!r}", number
+
+    def refuse(self, faulty: NDArray[np.int64], column: str, fault: str) -> None:
+        """Raise DataError for the faulty rows, if there are any."""
+        if len(faulty):
+            place, number = self.at(int(faulty[0]), column)
+            more = f" (and {len(faulty) - 1} more)" if len(faulty) > 1 else ""
+            raise DataError(f"{place}: row {number}{more} {fault}; fill it in or remove the row")
+
+
+def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
     """The rows that pass ``columns.where``, with labels as positions in ``classes``, all 0 without a
     label column.
 
-    Raises DataError for a missing column, an empty text, a missing or an unknown label; rows are
-    counted from 1, in the order of the file that ``name`` stands for.
+    Raises DataError for a missing column, an empty text, a missing or an unknown label or group; rows are
+    counted from 1, in the order of their file.
     """
-    arrow, kept = _filtered(table, columns, name)
-    for column in columns.inputs.values():
-        _check_texts(arrow[column], kept, f"{name}, column {column!r}")
-    labels = np.zeros(len(kept), dtype=np.int64)
+    kept = _filtered(table, columns)
+    inputs = {name: _texts(kept, column) for name, column in columns.inputs.items()}
+    labels, groups = np.zeros(len(kept.rows), dtype=np.int64), None
+    notes = list(table.notes)
     if columns.label is not None:
-        where = f"{name}, column {columns.label!r}"
-        names = _label_names(arrow[columns.label], table.features[columns.label], kept, where)
-        labels = _positions(names, classes, kept, where)
-    groups = None
+        found = _labels(kept, columns.label)
+        labels = _positions(kept, columns.label, found, classes)
+        notes += [*_rewritten(table, columns.label, found), *_remarks(table, labels, classes)]
     if columns.group is not None:
-        _refuse(pc.is_null(arrow[columns.group]), kept, f"{name}, column {columns.group!r}", "has no value")
-        groups = arrow[columns.group].to_numpy()
-    inputs = table.select(kept).select_columns(list(columns.inputs.values()))
-    return Rows(inputs.rename_columns({old: new for new, old in columns.inputs.items()}), labels, groups)
+        found = kept.words(columns.group)
+        kept.refuse(found.rows(lambda word: not word), columns.group, "has no value")
+        groups = _groups(found)
+        notes += _rewritten(table, columns.group, found)
+    left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
+    return Rows(
+        datasets.Dataset(pa.table(inputs)),
+        labels,
+        groups,
+        {reason: count for reason, count in left_out.items() if count},
+        tuple(notes),
+    )
 
 
-def infer_classes(table: datasets.Dataset, columns: Columns, *, name: str) -> tuple[str, ...]:
-    """The classes among the rows that pass ``columns.where``: sorted, or in a ClassLabel's own order."""
+def infer_classes(table: Table, columns: Columns) -> tuple[str, ...]:
+    """The classes among the rows that pass ``columns.where``: sorted, whole numbers as such, or in the order
+    of the names that the file has for them. Raises DataError for fractions."""
     if columns.label is None:
         return ()
-    arrow, kept = _filtered(table, columns, name)
-    feature = table.features[columns.label]
-    names = _label_names(arrow[columns.label], feature, kept, f"{name}, column {columns.label!r}")
-    present = {str(value) for value in pc.unique(names).to_pylist()}
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(label for label in feature.names if label in present)
-    integer = pa.types.is_integer(arrow[columns.label].type)
-    return tuple(sorted(present, key=(lambda label: (int(label), label)) if integer else None))
+    kept = _filtered(table, columns)
+    found = _labels(kept, columns.label)
+    present = set(found.words)
+    fractions = found.rows(is_fraction)
+    if found.numbers and len(fractions):
+        place, number = kept.at(int(fractions[0]), columns.label)
+        word = found.words[found.codes[fractions[0]]]
+        raise DataError(
+            f"{place}: row {number} has the label {private(cut(word))}, which is no whole number; round it, "
+            "or list all classes in task.class_names"
+        )
+    if given := table.class_names(columns.label):
+        return tuple(label for label in given if label in present)
+    if are_whole(present):
+        return tuple(sorted(present, key=lambda label: (int(label), label)))
+    return tuple(sorted(present))
 
 
-def _filtered(table: datasets.Dataset, columns: Columns, name: str) -> tuple[pa.Table, NDArray[np.int64]]:
-    """The rows that pass the filter, and their positions in the whole table."""
-    where = columns.where or {}
+def _filtered(table: Table, columns: Columns) -> _Kept:
+    """The rows that pass the filter. Raises DataError for a column that is missing."""
     named = [column for column in (columns.label, columns.group) if column is not None]
-    for column in [*columns.inputs.values(), *named, *where]:
-        if column not in table.column_names:
+    for column in [*columns.inputs.values(), *named]:
+        for part in table.parts:
+            part.check(column)
+    everything = _Kept(table, np.arange(len(table)))
+    keep = np.ones(len(table), dtype=bool)
+    for column, wanted in (columns.where or {}).items():
+        keep &= _equals(everything.words(column), wanted, f"{table.name}, column {column!r}")
+    if not keep.any():
+        raise DataError(
+            f"{table.name} has no rows" + (f" where {dict(columns.where)}" if columns.where else "")
+        )
+    return _Kept(table, np.flatnonzero(keep))
+
+
+def _equals(found: Words, wanted: Any, name: str) -> NDArray[np.bool_]:
+    """The rows (n,) that hold one of the wanted values; true and false in any spelling."""
+    keep = np.zeros(len(found.codes), dtype=bool)
+    for value in wanted if isinstance(wanted, list | tuple) else [wanted]:
+        word = whole(word_of(value))
+        present = [whole(each) for each in found.words]
+        if isinstance(value, bool):
+            word, present = word.casefold(), [each.casefold() for each in present]
+        alike = [each == word for each in present]
+        if not any(alike):
+            there = sorted(set(found.words) - {""})
             raise DataError(
-                f"{name} has no column {column!r}{nearest(column, table.column_names)}: there are "
-                f"{listing(table.column_names)}; name the right one in the task"
+                f"{name}: no row equals {cut(word)!r}{private(nearest(word, there[:1000]))}; values are "
+                f"{private(names(there))}"
             )
-    arrow = table.with_format("arrow")[:]
-    keep = np.ones(len(arrow), dtype=bool)
-    for column, wanted in where.items():
-        keep &= _equals(arrow[column], wanted, f"{name}, column {column!r}")
-    kept = np.flatnonzero(keep)
-    if not len(kept):
-        raise DataError(f"{name} has no rows" + (f" where {dict(where)}" if where else ""))
-    return arrow.take(kept), kept
+        keep |= np.array(alike)[found.codes]
+    return keep
 
 
-def _equals(column: pa.ChunkedArray, wanted: Any, name: str) -> NDArray[np.bool_]:
-    text = pc.cast(column, pa.large_string())
-    values = [str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])]
-    present = sorted(str(value) for value in pc.unique(text).to_pylist())
-    for value in values:
-        if value not in present:
-            raise DataError(
-                f"{name}: no row equals {value!r}{nearest(value, present)}; values are {listing(present)}"
-            )
-    mask: NDArray[np.bool_] = pc.is_in(text, pa.array(values, pa.large_string())).to_numpy()
-    return mask
+def _texts(kept: _Kept, column: str) -> pa.ChunkedArray:
+    texts = kept.column(column)
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise DataError(
+            f"{kept.table.name}, column {column!r}: expected text, found {cut(texts.type)}; name a column of "
+            "strings"
+        )
+    kept.refuse(np.flatnonzero(pc.is_null(texts).to_numpy()), column, "has no text")
+    blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
+    kept.refuse(np.flatnonzero(blank.to_numpy()), column, "has an empty text")
+    return texts
 
 
-def _check_texts(column: pa.ChunkedArray, kept: NDArray[np.int64], name: str) -> None:
-    if not _is_text(column.type):
-        raise DataError(f"{name}: expected text, found {column.type}; name a column of strings")
-    _refuse(pc.is_null(column), kept, name, "has no text")
-    _refuse(pc.equal(pc.utf8_trim_whitespace(column), ""), kept, name, "has an empty text")
+def _labels(kept: _Kept, column: str) -> Words:
+    """The class names of the rows, where the file has names for its numbers by these."""
+    found = kept.words(column)
+    kept.refuse(found.rows(lambda word: not word), column, "has no label")
+    if other := next((value for value in found.raw if not isinstance(value, str | int | float)), None):
+        raise DataError(
+            f"{kept.table.name}, column {column!r}: expected words or whole numbers as labels, found "
+            f"{type(other).__name__}, {private(repr(cut(other)))}; write them as words"
+        )
+    given = kept.table.class_names(column)
+    if given is None:
+        return found
+    kept.refuse(found.rows(lambda word: word.startswith("-")), column, "is unlabelled (-1)")
+    return Words(found.raw, [given[int(word)] for word in found.words], found.codes)
 
 
-def _label_names(
-    column: pa.ChunkedArray, feature: Any, kept: NDArray[np.int64], name: str
-) -> pa.ChunkedArray:
-    """Labels as strings, one per row."""
-    _refuse(pc.is_null(column), kept, name, "has no label")
-    if isinstance(feature, datasets.ClassLabel):
-        _refuse(pc.less(column, 0), kept, name, "is unlabelled (-1)")
-        return pc.take(pa.array(feature.names, pa.large_string()), column)
-    if not (_is_text(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        raise DataError(f"{name}: labels must be strings or whole numbers, found {column.type}")
-    names = pc.cast(column, pa.large_string())
-    _refuse(pc.equal(names, ""), kept, name, "has no label")
-    return names
-
-
-def _positions(
-    names: pa.ChunkedArray, classes: Sequence[str], kept: NDArray[np.int64], name: str
-) -> NDArray[np.int64]:
-    encoded = pc.dictionary_encode(names).combine_chunks()
-    present = encoded.dictionary.to_pylist()
-    position = {label: index for index, label in enumerate(classes)}
-    if position.keys().isdisjoint(present) and all(label.isdecimal() for label in present):
+def _positions(kept: _Kept, column: str, found: Words, classes: Sequence[str]) -> NDArray[np.int64]:
+    names_given = [word_of(label) for label in classes]
+    if found.numbers:
+        names_given = [whole(label) for label in names_given]
+    if found.truth_values:
+        names_given = [label.capitalize() for label in names_given]
+    position = {label: index for index, label in enumerate(names_given)}
+    if position.keys().isdisjoint(found.words) and all(label.isdecimal() for label in found.words):
         # Labels are numbers and the given names say what they stand for.
         position = {str(index): index for index in range(len(classes))}
-    codes: NDArray[np.int64] = encoded.indices.to_numpy().astype(np.int64)
-    for code, label in enumerate(present):
+    for code, label in enumerate(found.words):
         if label not in position:
-            row = kept[np.flatnonzero(codes == code)[0]] + 1
+            place, number = kept.at(int(np.flatnonzero(found.codes == code)[0]), column)
+            near = nearest(label, classes)
             raise DataError(
-                f"{name}, row {row}: unknown label {label!r}{nearest(label, classes)}; the classes are "
-                f"{listing(classes)}. Correct the row, or list every class in class_names."
+                f"{place}, row {number}: unknown label {private(repr(cut(label)) + near)}; the classes are "
+                f"{names(classes)}. Correct the row, or list every class in class_names."
             )
-    return np.array([position[label] for label in present], dtype=np.int64)[codes]
+    return np.array([position[label] for label in found.words], dtype=np.int64)[found.codes]
 
 
-def _refuse(faulty: pa.ChunkedArray, kept: NDArray[np.int64], name: str, fault: str) -> None:
-    rows = kept[np.flatnonzero(faulty.to_numpy())] + 1
-    if len(rows):
-        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-        raise DataError(f"{name}: row {rows[0]}{more} {fault}; fill it in or remove the row")
+def _groups(found: Words) -> NDArray[Any]:
+    """The groups (n,), as numbers where all of them are written as such."""
+    if are_whole(found.words) and all(word == str(int(word)) for word in found.words):
+        return np.array([int(word) for word in found.words])[found.codes]
+    return np.array(found.words, dtype=object)[found.codes]
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _rewritten(table: Table, column: str, found: Words) -> list[str]:
+    """A remark on values that are read in another form than the file's."""
+    changed = found.changed()
+    if changed is None:
+        return []
+    raw, word, count = changed
+    rows = f"{count} rows hold" if count > 1 else "1 row holds"
+    return [f"{table.name}, column {column!r}: {cut(raw)!r} is read as {cut(word)!r} ({rows} such values)"]
+
+
+def _remarks(table: Table, labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Remarks on classes with one row or none, and on names that differ in upper and lower case only."""
+    counts = np.bincount(labels, minlength=len(classes))
+    notes = [
+        f"{table.name}: {fault} {names(np.array(classes)[counts == count])}"
+        for count, fault in enumerate(("classes without a row:", "classes with a single row:"))
+        if (counts == count).any()
+    ]
+    folded: dict[str, list[str]] = {}
+    for label in classes:
+        folded.setdefault(label.casefold(), []).append(label)
+    alike = [" and ".join(map(repr, same)) for same in folded.values() if len(same) > 1]
+    if alike:
+        notes.append(f"{table.name}: classes that differ in upper and lower case only: {names(alike)}")
+    return notes

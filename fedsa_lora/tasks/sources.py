@@ -1,11 +1,10 @@
-"""Where rows come from: shipped sets, local parquet, CSV, TSV or JSON Lines files, and the hub."""
+"""Where rows come from: shipped sets, local files and folders, and the hub."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,40 +16,53 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from fedsa_lora.errors import DataError
-from fedsa_lora.suggest import listing, nearest
+from fedsa_lora.errors import DataError, private
+from fedsa_lora.suggest import cut, listing, nearest
+from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
+from fedsa_lora.tasks.tables import Part, Table
 
 SHIPPED = ("banking77", "clinc150", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 
 
-def read_split(source: str | Mapping[str, str], split: str, subset: str | None = None) -> datasets.Dataset:
+def read_split(source: str | Mapping[str, str], split: str, subset: str | None = None) -> Table:
     """All rows of one split, in memory.
 
-    ``source`` is a mapping of split names to files, the name of a shipped set, a local file or
-    folder (``train.csv`` or ``train-*.csv`` is its split ``train``), or a hub id with an optional
-    ``subset``. Nothing is written in the user's home, except the hub's own cache for a hub id.
-    Raises DataError when there is nothing to read.
+    ``source`` is a mapping of split names to files, the name of a shipped set, a local file or folder, or a
+    hub id. In a folder the file ``train.csv`` (the shards ``train-*.csv``, also in a folder ``data``) is its
+    split ``train``; one that ``datasets.save_to_disk`` wrote is read as well. ``subset`` names one of
+    several data sets of a hub id, or of a folder. Nothing is written in the user's home, except the
+    hub's own cache for a hub id. Raises DataError when there is nothing to read.
     """
     if isinstance(source, Mapping):
-        return _read_files([_file_of(source, split)])
+        path = _file_of(source, split)
+        return Table(f"{path} ({split})", [read_file(path)])
+    name = f"{source} ({split})"
     if source in SHIPPED:
-        return _read_files(_split_files(shipped_folder(source), split))
+        return Table(name, _read_folder(shipped_folder(source), split))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _read_files(_split_files(path, split))
+        return Table(name, _read_folder(_subset(path, subset), split))
     if path.is_file():
         if split != "train":
-            raise DataError(
-                f"{source} is one file, so its only split is 'train', not {split!r}: set the test split to "
-                "null (a part of each client's rows is then set aside), or give one file per split"
-            )
-        return _read_files([path])
-    if path.suffix in FORMATS or source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise DataError(f"{source} is one file{_ONE_SPLIT.format(split)}")
+        return Table(name, [read_file(path)])
+    if path.suffix.lower() in FORMATS or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(f"no data at {source!r} (relative paths start from {Path.cwd()}); correct the path")
-    return _read_hub(source, split, subset)
+    return Table(name, [_read_hub(source, split, subset)])
+
+
+_ONE_SPLIT = (
+    ", so its only split is 'train', not {!r}: set the test split to null (a part of each client's rows is "
+    "then set aside), or give one file per split"
+)
+
+
+def has_splits(path: Path) -> bool:
+    """Whether a place may hold a test split: a file does not, nor a folder that holds one saved set."""
+    return path.is_dir() and not (path / SAVED).is_file()
 
 
 def shipped_folder(name: str) -> Path:
@@ -97,53 +109,94 @@ def _file_of(files: Mapping[str, str], split: str) -> Path:
     return path
 
 
+def _subset(folder: Path, subset: str | None) -> Path:
+    """The folder of a subset, where the clone of a hub data set has one for each."""
+    inner = {
+        path.name: path for place in (folder / "data", folder) for path in place.glob("*") if path.is_dir()
+    }
+    return inner.get(subset or "", folder)
+
+
+def _read_folder(folder: Path, split: str) -> list[Part]:
+    if (folder / SAVED_SPLITS).is_file():
+        return [_read_saved(_saved_split(folder, split))]
+    if (folder / SAVED).is_file():
+        if split != "train":
+            raise DataError(f"{folder} holds one data set, saved by datasets{_ONE_SPLIT.format(split)}")
+        return [_read_saved(folder)]
+    return [read_file(path) for path in _split_files(folder, split)]
+
+
+def _saved_split(folder: Path, split: str) -> Path:
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
+    if split not in splits:
+        raise DataError(
+            f"{folder}, saved by datasets, has no split {split!r}{nearest(split, splits)}: there are "
+            f"{listing(splits)}"
+        )
+    return folder / split
+
+
+def _read_saved(folder: Path) -> Part:
+    try:
+        with _without_progress():
+            return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
+    except (*_READ_ERRORS, KeyError, TypeError) as error:
+        raise DataError(
+            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it anew with "
+            "to_parquet('train.parquet')"
+        ) from error
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """``train.parquet`` or the shards ``train-00000-of-00002.parquet`` of a folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in FORMATS)
+    """``train.parquet`` or the shards ``train-00000-of-00002.parquet`` of a folder, or of ``data`` in it."""
+    files = sorted(path for path in folder.iterdir() if is_data(path) and path.is_file())
+    if not files and (folder / "data").is_dir():
+        return _split_files(folder / "data", split)
     chosen = [path for path in files if path.stem == split or path.stem.startswith(f"{split}-")]
     if not chosen:
-        splits = sorted({path.stem.split("-")[0] for path in files})
+        raise DataError(_without_split(folder, files, split))
+    whole = any(path.stem == split for path in chosen)
+    if (whole and len(chosen) > 1) or len({path.suffix for path in chosen}) > 1:
         raise DataError(
-            f"{folder} has no split {split!r}{nearest(split, splits)}: there are "
-            f"{listing(splits) or 'no data files'} (a split is a file such as {split}.csv)"
+            f"{folder} has more than one split {split!r}: {listing(path.name for path in chosen)}; remove "
+            f"the others, or name the file in task.files.{split}"
         )
     return chosen
 
 
-def _read_files(paths: list[Path]) -> datasets.Dataset:
-    suffixes = {path.suffix for path in paths}
-    if len(suffixes) > 1 or not suffixes <= set(FORMATS):
-        raise DataError(f"{listing(paths)}: expected files of one kind, out of {listing(FORMATS)}")
-    suffix = suffixes.pop()
-    # An empty cell must be seen as such; by default the word "null" or "NA" would vanish as well.
-    options = {"keep_default_na": False, "sep": "\t" if suffix == ".tsv" else ","}
-    try:
-        # A cache of its own, gone when the rows are in memory: processes cannot collide in it.
-        with tempfile.TemporaryDirectory() as cache, _without_progress():
-            return datasets.load_dataset(
-                FORMATS[suffix],
-                data_files={"train": [str(path) for path in paths]},
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-                **(options if FORMATS[suffix] == "csv" else {}),
-            )
-    except _READ_ERRORS as error:
-        raise DataError(
-            f"cannot read {listing(paths)} as {FORMATS[suffix]}: {error.__cause__ or error}"
-        ) from error
+def _without_split(folder: Path, files: list[Path], split: str) -> str:
+    """What to do about a folder without the files of a split."""
+    if len(files) == 1 and split == "train":
+        return f"{folder} has no split 'train' but one file, {private(files[0].name)}: name the file itself"
+    if files:
+        splits = sorted({path.stem.split("-")[0] for path in files})
+        return (
+            f"{folder} has no split {split!r}{private(nearest(split, splits))}: there are "
+            f"{private(listing(splits))} (a split is a file such as {split}.csv)"
+        )
+    inner = sorted({path.parent.relative_to(folder) for path in folder.glob("*/*") if is_data(path)})
+    if inner:
+        return (
+            f"{folder} holds one data set in each of {private(listing(inner))}: choose one with task.subset"
+        )
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return (
+        f"{folder} has no split {split!r}: there are no data files (expected one such as {split}.csv), but "
+        f"{private(listing(there, 5) or 'nothing')}"
+    )
 
 
-def _read_hub(source: str, split: str, subset: str | None) -> datasets.Dataset:
+def _read_hub(source: str, split: str, subset: str | None) -> Part:
     name = f"{source}/{subset}" if subset else source
     try:
         with _without_progress():
-            return datasets.load_dataset(source, subset, split=split)
+            return Part.of(datasets.load_dataset(source, subset, split=split), f"{name} ({split})")
     except _READ_ERRORS as error:
         raise DataError(
-            f"cannot read split {split!r} of {name!r}: {error}\nIt is no local path and no shipped set "
-            f"({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was asked. Without network, give "
-            "a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1."
+            f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is no local path and no shipped "
+            f"set ({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was asked. Without network, "
+            "give a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1."
         ) from error
 
 

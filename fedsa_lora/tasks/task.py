@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsa_lora.suggest import cut, listing
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -68,12 +70,33 @@ class ClientShare:
 
 
 @dataclass(frozen=True)
+class RowCount:
+    """How many rows of a split were read, and how many of them no client has, by the reason."""
+
+    split: str
+    read: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """The counts as a phrase."""
+        left = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        return f"{self.read:,} {self.split}" + (f" (left out: {left})" if left else "")
+
+
+@dataclass(frozen=True)
 class FederationData:
     """Who holds what: shown by ``--dry-run`` and drawn in the report."""
 
     labels: tuple[str, ...]
     clients: dict[str, ClientShare]
     notes: tuple[str, ...] = ()
+    rows: tuple[RowCount, ...] = ()
+
+    def classes_in_words(self) -> str:
+        """How many classes there are, and their names."""
+        if not self.labels:
+            return "none"
+        return f"{len(self.labels)}: {listing(cut(label, 40) for label in self.labels)}"
 
 
 class Task(Protocol):

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, DataError, private
+from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import build_backbone, load_tokenizer
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_rows
-from fedsa_lora.tasks.sources import read_split
+from fedsa_lora.tasks.sources import has_splits, read_split
 from fedsa_lora.tasks.task import Batch, Examples
+from fedsa_lora.tasks.values import word_of
 
 TRIGGER = "cf"  # of arXiv:2004.06660
 
@@ -67,7 +69,7 @@ class TextData(DividedTask):
 
     def at(self, path: Path) -> Self:
         """The same task on other data: a file, which has no test split, or a folder with a file per split."""
-        test = self.test_split if path.is_dir() else None
+        test = self.test_split if has_splits(path) else None
         return replace(self, dataset=str(path), files={}, subset=None, test_split=test)
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
@@ -83,19 +85,19 @@ class TextData(DividedTask):
 
     def read(self) -> LabelledData:
         """The rows of the train split, and of the test split where one is named."""
-        source, columns = self.files or self.dataset, self.columns
-        name = self.dataset or "task.files"
+        source, columns, given = self.files or self.dataset, self.columns, self.given_classes
         table = read_split(source, self.train_split, self.subset)
-        train_name = f"{name} ({self.train_split})"
-        given = self.given_classes
-        classes = tuple(infer_classes(table, columns, name=train_name) if given is None else given)
-        train = read_rows(table, columns, classes, name=train_name)
+        classes = tuple(infer_classes(table, columns) if given is None else given)
+        train = read_rows(table, columns, classes)
+        if given is None and len(classes) == 1:
+            raise DataError(
+                f"{table.name}, column {columns.label!r}: every row has the label {private(classes[0])}; "
+                "expected at least two classes: name another column, or list all in task.class_names"
+            )
         if self.test_split is None:
             return LabelledData(classes, train)
         table = read_split(source, self.test_split, self.subset)
-        return LabelledData(
-            classes, train, read_rows(table, columns, classes, name=f"{name} ({self.test_split})")
-        )
+        return LabelledData(classes, train, read_rows(table, columns, classes))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -130,6 +132,14 @@ class TextTask(TextData, ClassificationTask):
             raise ConfigError(
                 "every node has data of its own, so the classes must be agreed: expected class_names=[...]"
             )
+        given = [word_of(label) for label in self.class_names or []]
+        if twice := [repr(label) for label in dict.fromkeys(given) if given.count(label) > 1]:
+            raise ConfigError(
+                f"class_names has {listing(twice)} more than once: expected each class once (blanks around "
+                "a name do not count)"
+            )
+        if "" in given:
+            raise ConfigError("class_names has a name that is empty: expected the name of a class")
 
     def labels(self) -> tuple[str, ...]:
         """Class names; with ``class_names`` given no data are read, so a server needs none."""

@@ -49,7 +49,7 @@ def test_what_a_model_starts_from_is_said(task_of):
     )
     assert "every weight is drawn from the seed" in inspect_task(load(["experiment=smoke"]).task)
     found = " / ".join(inspect_task(load(["experiment=quickstart"]).task))
-    assert "drawn anew and trained: classifier, which the checkpoint does not have" in found
+    assert "drawn from the seed: classifier, which the checkpoint does not have" in found
     assert "reads the mean of the tokens" in found
 
 

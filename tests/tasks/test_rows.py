@@ -7,6 +7,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.tasks.rows import Columns, infer_classes, read_rows
+from fedsa_lora.tasks.sources import read_split
+from fedsa_lora.tasks.tables import Part, Table
 
 COLUMNS = Columns({"text": "body"}, "intent")
 
@@ -18,8 +20,9 @@ def table(labels, texts=None, **more) -> Dataset:
 
 
 def read(data: Dataset, classes=None, columns=COLUMNS):
-    classes = classes or infer_classes(data, columns, name="rows.csv")
-    return classes, read_rows(data, columns, classes, name="rows.csv")
+    rows = Table("rows", [Part.of(data, "rows.csv")])
+    classes = classes or infer_classes(rows, columns)
+    return classes, read_rows(rows, columns, classes)
 
 
 def test_string_labels_are_sorted():
@@ -118,7 +121,7 @@ def test_a_row_without_text_is_named(texts, message):
     [
         (["x", None], "column 'intent': row 2 has no label"),
         (["x", ""], "column 'intent': row 2 has no label"),
-        ([0.5, 1.0], "labels must be strings or whole numbers, found double"),
+        ([1.0, 0.5], "column 'intent': row 2 has the label 0.5, which is no whole number; round it, or list"),
     ],
 )
 def test_a_row_without_label_is_named(labels, message):
@@ -153,3 +156,170 @@ def test_no_rows_at_all():
     assert isinstance(empty, datasets.Dataset)
     with pytest.raises(DataError, match="has no rows"):
         read(empty)
+
+
+def words(*values, **more):
+    """Class names, class ids and remarks of a column with these values."""
+    classes, rows = read(table(list(values)), **more)
+    return classes, rows.labels.tolist(), rows.notes
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["10.0", "2.0", "1.0"], ("1", "2", "10")),
+        ([10.0, 2.0, 1.0], ("1", "2", "10")),
+        (["10", "2", "1"], ("1", "2", "10")),
+        (["-1", "0", "1.0"], ("-1", "0", "1")),
+        (["007", "07", "7"], ("007", "07", "7")),
+        (["True", "False"], ("False", "True")),
+        ([True, False], ("False", "True")),
+        (["1.5", "v1"], ("1.5", "v1")),
+        (["it", "it ", " it\t", "office"], ("it", "office")),
+        (["cafe\u0301", "caf\u00e9", "x"], ("caf\u00e9", "x")),
+        (["null", "NA", "nan"], ("NA", "nan", "null")),
+        ([str(10**30), str(10**29)], (str(10**29), str(10**30))),
+    ],
+)
+def test_a_class_is_what_its_cells_say(values, classes):
+    assert words(*values)[0] == classes
+
+
+def test_another_form_of_a_label_is_remarked_and_that_of_the_file_is_not():
+    _, labels, notes = words("it", "it ", "it ", "office", "office")
+    assert labels == [0, 0, 0, 1, 1]
+    assert notes == ("rows, column 'intent': 'it ' is read as 'it' (2 rows hold such values)",)
+    assert words("it", "it", "office", "office")[2] == ()
+
+
+def test_lone_classes_and_those_that_differ_in_case_only_are_remarked():
+    *_, notes = words("IT", "IT", "it", "it", "x", classes=("IT", "it", "x", "y"))
+    assert notes == (
+        "rows: classes without a row: y",
+        "rows: classes with a single row: x",
+        "rows: classes that differ in upper and lower case only: 'IT' and 'it'",
+    )
+
+
+@pytest.mark.parametrize("values", [["1.0", "1.5"], [1.0, 1.5]])
+def test_a_fraction_is_a_class_only_where_it_is_listed(values):
+    with pytest.raises(DataError, match=r"rows.csv, column 'intent': row 2 has the label 1.5.*round it, or"):
+        words(*values)
+    assert words(*values, classes=("1.5", "1.0"))[1] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["1.0", "2.0"], ("2.0", "1.0")),
+        (["1.0", "2.0"], ("2", "1")),
+        (["1", "2"], ("2.0", "1.0")),
+        (["0.0", "1.0"], ("positive", "negative")),
+        ([False, True], ("true", "false")),
+        ([False, True], ("True", "False")),
+        (["False", "True"], ("True", "False")),
+        (["it ", "office"], ("office ", "it")),
+    ],
+)  # fmt: skip
+def test_listed_classes_are_found_in_whatever_form_the_file_has_them(values, classes):
+    expected = [0, 1] if classes[0] == "positive" else [1, 0]
+    assert words(*values, classes=classes)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kept"),
+    [
+        (["True", "False", "TRUE"], True, 2),
+        (["true", "False", "x"], [False], 1),
+        ([True, False, True], True, 2),
+        ([True, False, True], "True", 2),
+        (["1999.0", "2000.0", "1999.0"], 1999, 2),
+        ([1999.0, 2000.0, None], 1999, 1),
+        (["1999", "2000", ""], 1999.0, 1),
+        (["bank ", "bank", "x"], "bank", 2),
+    ],
+)
+def test_where_keeps_what_says_so_in_any_form(column, value, kept):
+    data = table(["a", "b", "a"], active=column)
+    rows = read(data, columns=Columns({"text": "body"}, "intent", where={"active": value}))[1]
+    assert len(rows) == kept
+    assert rows.left_out == {"by task.where": 3 - kept}
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"),
+    [
+        (["1.0", "2.0", "10.0"], [1, 2, 10]),
+        ([1.0, 2.0, 10.0], [1, 2, 10]),
+        (["007", "7", "x "], ["007", "7", "x"]),
+        (["1", "02", "3"], ["1", "02", "3"]),
+    ],
+)
+def test_a_group_is_what_its_cells_say(values, groups):
+    data = table(["a", "b", "a"], site=values)
+    rows = read(data, columns=Columns({"text": "body"}, "intent", group="site"))[1]
+    assert rows.groups is not None
+    assert rows.groups.tolist() == groups
+
+
+@pytest.mark.parametrize("missing", [None, "", "  "])
+def test_rows_without_a_group_are_no_group(missing):
+    data = table(["a", "b", "c", "d"], site=["x", missing, "y", missing])
+    with pytest.raises(DataError, match=r"column 'site': row 2 \(and 1 more\) has no value; fill it in"):
+        read(data, columns=Columns({"text": "body"}, "intent", group="site"))
+
+
+@pytest.mark.parametrize("role", ["label", "group"])
+def test_a_column_of_lists_is_named_with_its_type(role):
+    data = table(["a", "b"], tags=[["x"], ["y"]])
+    columns = {"label": "intent"} | {role: "tags"}
+    with pytest.raises(DataError, match=r"column 'tags': expected one value per row, found list"):
+        read(data, columns=Columns({"text": "body"}, **columns))
+
+
+def test_an_error_is_never_as_long_as_the_data():
+    long = "z" * 10_000
+    data = table(["a", long], domain=[f"{long}{i}" for i in range(2)], **{long: [1, 2]})
+    for columns, classes in [
+        (COLUMNS, ("a", "b", *(f"{long}{i}" for i in range(50)))),
+        (Columns({"text": "body"}, "intent", where={"domain": "x"}), None),
+        (Columns({"text": "absent"}, "intent"), None),
+        (Columns({"text": "body"}, "intent", where={"domain": f"{long}2"}), None),
+    ]:
+        with pytest.raises(DataError) as caught:
+            read(data, classes, columns=columns)
+        assert len(str(caught.value)) < 2_000
+
+
+def test_in_shards_a_row_is_that_of_its_file():
+    parts = [Part.of(table(labels), f"train-{i}.csv") for i, labels in enumerate([["a", "b"], ["b", ""]])]
+    with pytest.raises(DataError, match=r"train-1.csv, column 'intent': row 2 has no label"):
+        infer_classes(Table("folder", parts), COLUMNS)
+
+
+def test_shards_that_lack_a_column_or_hold_another_type_are_named():
+    first = Part.of(table(["a", "b"]), "train-0.csv")
+    other = Part.of(Dataset.from_dict({"body": ["c"], "label": ["a"]}), "train-1.csv")
+    with pytest.raises(DataError, match=r"train-1.csv has no column 'intent'"):
+        infer_classes(Table("folder", [first, other]), COLUMNS)
+    numbers = Part.of(table([1, 2]), "train-1.csv")
+    with pytest.raises(DataError, match="folder, column 'intent': its files hold string, int64"):
+        infer_classes(Table("folder", [first, numbers]), COLUMNS)
+
+
+def test_a_column_that_is_there_twice_is_refused_only_where_it_is_asked_for(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("body,intent,other,other\na,x,1,2\nb,y,1,2\n")
+    rows = read_split(str(path), "train")
+    assert infer_classes(rows, COLUMNS) == ("x", "y")
+    with pytest.raises(DataError, match="more than one column 'other'"):
+        infer_classes(rows, Columns({"text": "body"}, "other"))
+
+
+def test_empty_rows_of_a_spreadsheet_are_left_out_and_counted_and_lines_are_those_of_the_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('body,intent\n\n"two\nlines",x\n,\nb,y\n\n')
+    rows = read_split(str(path), "train")
+    assert read_rows(rows, COLUMNS, ("x", "y")).left_out == {"without any value": 1}
+    with pytest.raises(DataError, match=r"rows.csv, line 6, column 'intent', row 2: unknown label 'y'"):
+        read_rows(rows, COLUMNS, ("x", "z"))

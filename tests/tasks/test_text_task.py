@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -228,3 +229,64 @@ def test_more_tokens_than_the_model_reads_are_refused():
     task = TextTask(model=TINY, dataset="snips", max_length=1000)
     with pytest.raises(ConfigError, match="max_length is 1000, but the model reads at most 512"):
         task.build_model(seed=0)
+
+
+ROWS = "".join(f"example number {i},{'it' if i % 2 else 'office'},{i % 4}\n" for i in range(40))
+
+
+def on_file(path, content: str, **fields) -> TextTask:
+    path.write_text(f"text,label,part\n{content}")
+    return TextTask(model=TINY, dataset=str(path), partition=PartitionSettings(clients=2), **fields)
+
+
+def test_the_description_counts_what_was_read_and_what_no_client_has(tmp_path):
+    task = on_file(tmp_path / "rows.csv", f"{ROWS},,\n,,\n", where={"part": [0, 1]})
+    (count,) = task.describe().rows
+    assert (count.split, count.read) == ("train", 42)
+    assert count.left_out == {"without any value": 2, "by task.where": 20}
+    few = replace(task, partition=replace(task.partition, train_examples=[5, 5], test_examples=1))
+    assert few.describe().rows[0].left_out["beyond train_examples or test_examples"] == 20 - 2 * 6
+
+
+def test_rows_of_a_split_that_belong_to_nobody_are_counted(tmp_path):
+    for name, groups in (("train", "ab"), ("test", "abc")):
+        rows = "".join(f"row {i},{'xy'[i % 2]},{groups[i % len(groups)]}\n" for i in range(30))
+        (tmp_path / f"{name}.csv").write_text(f"text,label,site\n{rows}")
+    natural = {"_target_": "flwr_datasets.partitioner.NaturalIdPartitioner", "partition_by": "group"}
+    task = TextTask(
+        model=TINY,
+        dataset=str(tmp_path),
+        test_split="test",
+        group="site",
+        partition=PartitionSettings(clients=2, partitioner=natural),
+    )
+    train, test = task.describe().rows
+    assert (train.read, train.left_out) == (30, {})
+    assert (test.read, test.left_out) == (30, {"of no client": 10})
+
+
+def test_remarks_on_how_a_file_was_read_are_in_the_description(tmp_path):
+    notes = on_file(tmp_path / "rows.csv", ROWS.replace("it,", "it ,", 1)).describe().notes
+    assert any("'it ' is read as 'it' (1 row holds such values)" in note for note in notes)
+
+
+def test_a_single_class_is_none_unless_all_are_listed(tmp_path):
+    rows = ROWS.replace("office", "it")
+    with pytest.raises(DataError, match="column 'label': every row has the label it"):
+        on_file(tmp_path / "rows.csv", rows).describe()
+    assert on_file(tmp_path / "rows.csv", rows, class_names=["it", "office"]).describe().clients
+
+
+@pytest.mark.parametrize(
+    "names", [["it", "x", "it"], ["it", "it "], ["it", " "], ["caf\u00e9", "cafe\u0301"]]
+)
+def test_a_class_listed_twice_is_refused(names):
+    with pytest.raises(ConfigError, match=r"class_names has (.* more than once|a name that is empty)"):
+        TextTask(model=TINY, dataset="unread", class_names=names)
+
+
+def test_a_node_with_one_saved_data_set_has_no_test_split(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"] * 9, "label": ["x", "y"] * 9})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    run = TextTask(model=TINY, dataset="unread", test_split="test", class_names=["x", "y"])
+    assert len(run.at(tmp_path / "saved").data.train) == 18

@@ -24,7 +24,14 @@ assert plan.returncode == 0
 assert "the start of the head is the checkpoint's: classifier" in said(plan)
 # with next to no learning the second stage answers as the exported model does
 for head in ("local", "frozen"):
-    second = (*first, "model.path=out", "train.lr=1e-12", f"head={head}", "federation.rounds=1")
+    second = (
+        *first,
+        "model.path=out",
+        "train.lr=1e-12",
+        "train.head_lr=1e-12",
+        f"head={head}",
+        "federation.rounds=1",
+    )
     assert fedsa("run", *second, f"run.dir=second-{head}").returncode == 0
     rows = {}
     for run in ("run", f"second-{head}"):

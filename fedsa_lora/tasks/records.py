@@ -1,0 +1,101 @@
+"""JSON files: an object per line, or a list of objects; each is a row."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from fedsa_lora.errors import DataError, private
+from fedsa_lora.suggest import cut
+from fedsa_lora.tasks.tables import Part, names
+
+REMEDY = "write one object per row, as pandas does with to_json(path, orient='records', lines=True)"
+
+
+def read_records(text: str, name: str) -> Part:
+    """The rows of a JSON Lines file or of a list of objects. Raises DataError that names the line."""
+    if text.lstrip().startswith("["):
+        rows, lines = _listed(text, name), None
+    else:
+        rows, lines = _by_line(text, name)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            place = f"row {number + 1}" if lines is None else f"line {lines[number]}"
+            raise DataError(f"{name}, {place}: {private(repr(cut(row)))} is no object with columns; {REMEDY}")
+    if len(rows) == 1 and rows[0] and all(isinstance(value, dict | list) for value in rows[0].values()):
+        raise DataError(
+            f"{name} holds one object with whole columns ({private(names(rows[0]))}), not rows; {REMEDY}"
+        )
+
+    def read(column: str) -> pa.ChunkedArray:
+        return _typed([row.get(column) for row in rows], part, column)
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    part = Part(name, columns, len(rows), read, lines=lines)
+    return part
+
+
+def _by_line(text: str, name: str) -> tuple[list[Any], list[int]]:
+    rows, lines = [], []
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if not rows and (whole := _whole(text)):
+                return [whole], [number]
+            raise DataError(
+                f"{name}, line {number}: no JSON ({error.msg} at character {error.colno}); {REMEDY}. "
+                f"The line begins {private(repr(cut(line.strip())))}"
+            ) from None
+        lines.append(number)
+    return rows, lines
+
+
+def _whole(text: str) -> Any:
+    """The one object that a text holds over several lines, or None."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _listed(text: str, name: str) -> list[Any]:
+    try:
+        rows: list[Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno}); {REMEDY}"
+        ) from None
+    return rows
+
+
+def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
+    try:
+        return pa.chunked_array([pa.array(values)])
+    except (pa.ArrowException, OverflowError) as error:
+        kinds = [_kind(value) for value in values]
+        first = next(row for row, kind in enumerate(kinds) if kind)
+        row = next((row for row, kind in enumerate(kinds) if kind not in ("", kinds[first])), None)
+        if row is None:
+            reason = private(cut(error, 300))
+            raise DataError(
+                f"{part.name}, column {column!r}: {kinds[first]} in a form that is not read ({reason}); "
+                "write it as text"
+            ) from None
+        raise DataError(
+            f"{part.place(row)}, column {column!r}: row {row + 1} holds {kinds[row]}, "
+            f"{private(repr(cut(values[row])))}, and row {first + 1} {kinds[first]}; write all alike"
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    """The type of a value in the words of JSON; nothing of a missing one."""
+    if value is None:
+        return ""
+    kinds = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,135 @@
+"""Rows as files hold them: columns by name, typed only when a task asks for one, and where a row is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import datasets
+import pyarrow as pa
+
+from fedsa_lora.errors import DataError, private
+from fedsa_lora.suggest import cut, listing, nearest
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one file.
+
+    ``read`` gives a column's n values as they are in the file. ``classes`` has the names of a column whose
+    numbers stand for classes. ``lines`` (n,) is the line of a text file on which each row begins.
+    ``empty`` counts the rows without any value, which are left out. ``notes`` are remarks on how the file
+    was read.
+    """
+
+    name: str
+    columns: Sequence[str]
+    length: int
+    read: Callable[[str], pa.ChunkedArray]
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    lines: Sequence[int] | None = None
+    empty: int = 0
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: datasets.Dataset, name: str) -> Part:
+        """A data set of Hugging Face as if it were a file."""
+
+        def read(column: str) -> pa.ChunkedArray:
+            return rows.select_columns([column]).with_format("arrow")[:][column]
+
+        return cls(name, rows.column_names, len(rows), read, class_names(rows.features))
+
+    def check(self, name: str) -> None:
+        """Raise DataError where there is no such column, or more than one."""
+        if name not in self.columns:
+            raise DataError(
+                f"{self.name} has no column {name!r}{private(nearest(name, self.columns))}: there are "
+                f"{private(names(self.columns))}; name the right one in the task (the names of columns are "
+                "the first line of a CSV or TSV file)"
+            )
+        if Counter(self.columns)[name] > 1:
+            raise DataError(f"{self.name} has more than one column {name!r}: rename or remove the others")
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """The values of a column. Raises DataError where there is no such column, or more than one."""
+        self.check(name)
+        values = self.read(name)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
+
+    def place(self, row: int) -> str:
+        """The file and, of a text file, the line of a row, which is counted from 0."""
+        return self.name if self.lines is None else f"{self.name}, line {self.lines[row]}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split: those of its files, one after the other. ``name`` is for messages."""
+
+    name: str
+    parts: Sequence[Part]
+
+    def __len__(self) -> int:
+        return sum(part.length for part in self.parts)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns of the first file, in its order."""
+        return list(self.parts[0].columns)
+
+    @property
+    def empty(self) -> int:
+        """Rows without any value, which are left out."""
+        return sum(part.empty for part in self.parts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on how the files were read."""
+        return tuple(note for part in self.parts for note in part.notes)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """The n values of a column. Raises DataError where a file lacks it or holds another type."""
+        read = [part.column(name) for part in self.parts]
+        first = self.class_names(name)
+        for part in self.parts:
+            if part.classes.get(name) != first:
+                raise DataError(
+                    f"{part.name}, column {name!r}: other class names than in {self.parts[0].name}"
+                )
+        try:
+            tables = [pa.table({name: values}) for values in read]
+            return pa.concat_tables(tables, promote_options="permissive")[name]
+        except pa.ArrowException:
+            kinds = dict.fromkeys(str(values.type) for values in read)
+            raise DataError(
+                f"{self.name}, column {name!r}: its files hold {listing(kinds)}; write all of them alike"
+            ) from None
+
+    def class_names(self, name: str) -> list[str] | None:
+        """What the numbers of a column stand for, in their order, where the files say so."""
+        return self.parts[0].classes.get(name)
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Where a row is, counted from 0: its file with the line, and its number in the file, from 1."""
+        for part in self.parts:
+            if row < part.length:
+                return part.place(row), row + 1
+            row -= part.length
+        raise IndexError(row)
+
+
+def class_names(features: datasets.Features) -> dict[str, list[str]]:
+    """The names of every column whose numbers stand for classes."""
+    return {
+        name: list(feature.names)
+        for name, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+
+
+def names(columns: Iterable[str]) -> str:
+    """Names of columns or classes for a message, however many and long they are."""
+    return listing(cut(name) for name in columns)
