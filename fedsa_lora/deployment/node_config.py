@@ -113,7 +113,7 @@ def _path_faults(node: Node) -> Iterator[str]:
 def _data_faults(data: Path | None) -> Iterator[str]:
     if data is None:
         return
-    from fedsa_lora.tasks.sources import FORMATS  # takes seconds to import
+    from fedsa_lora.tasks.formats import FORMATS  # takes seconds to import
 
     if not os.path.exists(data):
         yield f"data.path: nothing at {data}"

@@ -30,7 +30,6 @@ def model_card(config: RunConfig, client: str, base: str | None, mean: bool) -> 
         client=client,
         title=config.title,
         split=", ".join(f"{role}: {what}" for role, what in config.split.words().items()),
-        head=config.head.policy,
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base)),
         notes="\n\n".join(notes),
@@ -69,7 +68,7 @@ library_name: peft
 ---
 # Model of client {client}
 
-{title}. Trained with fedsa-lora; {split}, head: {head}. Backbone: {base}.
+{title}. Trained with fedsa-lora; {split}. Backbone: {base}.
 
 ```python
 {load}
