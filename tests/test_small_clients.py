@@ -83,7 +83,7 @@ def test_the_table_and_the_report_say_of_how_many_clients_they_are_and_why(run, 
     page = write_report(run).read_text()
     assert "3 of 4 clients" in page
     assert (
-        f"1 client without test examples trained like the others and could not be measured: {LONE}." in page
+        f"1 client without test examples took part like the others and could not be measured: {LONE}." in page
     )
     assert main(["evaluate", str(run), "--union", "--newcomer-steps", "1"]) == 0
     said = capsys.readouterr().out

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import DataError
+from fedsa_lora.runs.changed_data import recorded
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
@@ -50,6 +51,7 @@ def measured(run_dir: Path) -> Row:
     evaluated = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
     last = [row for row in evaluated if row["round"] == rounds[-1]["round"]]
     attack = read_json(run_dir / "summary.json")["attack"]
+    data = recorded(run_dir)
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
         "accuracy": {row["client"]: row["accuracy"] for row in last},
@@ -60,6 +62,7 @@ def measured(run_dir: Path) -> Row:
         "aggregation_error": sum(errors) / len(errors) if errors else None,
         "seconds": sum(row["fit_seconds"] for row in rounds),
         "attack_success": attack["success"] if attack else None,
+        "data": data.digest if data else None,
         "curve": [
             {
                 "round": row["round"],

@@ -199,7 +199,7 @@ def left_out(summary: Row) -> list[str]:
     lines = []
     if without:
         lines.append(
-            f"{counted(len(without), 'client')} without {summary['part']} examples trained like the others "
+            f"{counted(len(without), 'client')} without {summary['part']} examples took part like the others "
             f"and could not be measured: {listing(without)}."
         )
     if silent := summary["clients"] - measured - len(without):

@@ -197,7 +197,9 @@ def test_clients_that_could_not_be_measured_are_told_with_the_reason(tmp_path: P
     change(tmp_path / "summary.json", measured=2, unmeasured=["1"], clients_compared=2)
     page = report_of(tmp_path)
     assert "Model, 2 of 3 clients" in page.text
-    assert "1 client without test examples trained like the others and could not be measured: 1." in page.text
+    assert (
+        "1 client without test examples took part like the others and could not be measured: 1." in page.text
+    )
     assert "no test examples, so not measured" in page.text
     assert "never evaluated" not in page.text
 
