@@ -185,8 +185,8 @@ def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
     counts = [NOT_MEASURED if n is None else f"{n:,}" for n in (outcome.train, outcome.test, outcome.rounds)]
     sent = [amount(outcome.bytes_up), amount(outcome.bytes_down)]
     notes = [f"{counted(outcome.failures, 'failure')}, see Answers that failed"] if outcome.failures else []
-    if outcome.test == 0:
-        notes.append("no test examples, so not measured")
+    if outcome.measured == 0:
+        notes.append("no examples to be measured on")
     elif outcome.evaluated_in is None:
         notes.append("never evaluated")
     elif outcome.evaluated_in < final:
