@@ -38,11 +38,13 @@ def _add_runs(commands: Commands) -> None:
     resume.add_argument(
         "--allow-changes", action="store_true", help="of rounds, evaluation, machine or logging"
     )
+    _add_changed_data(resume)
 
 
 def _add_results(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
+    _add_changed_data(evaluate)
     evaluate.add_argument(
         "--union",
         action="store_true",
@@ -57,6 +59,12 @@ def _add_results(commands: Commands) -> None:
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
     export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
     export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
+
+
+def _add_changed_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-changed-data", action="store_true", help="although the data are not those of the run"
+    )
 
 
 def _add_machines(commands: Commands) -> None:

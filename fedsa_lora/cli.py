@@ -143,10 +143,19 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
 
 def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.plan import make_plan
+    from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.runs.resuming import to_resume
 
     config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
-    return _federate(config, [*words, "run.resume=true"], make_plan(config))
+    _remark(check_data(options.run_dir, config, options.allow_changed_data))
+    words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
+    return _federate(config, words, make_plan(config))
+
+
+def _remark(text: str) -> None:
+    """What a user should know before it is gone on."""
+    if text:
+        console.print(escape(text), style="yellow", soft_wrap=True)
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -168,21 +177,25 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from fedsa_lora.config import read_config
+    from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.runs.evaluation import evaluate_run
     from fedsa_lora.runs.reading import EVALUATION
     from fedsa_lora.runs.reevaluate import reevaluate
-    from fedsa_lora.runs.wording import percent
+    from fedsa_lora.runs.wording import NOT_MEASURED, percent
 
-    table = Table(title="personalised accuracy on each client's test split")
+    config = read_config(options.run_dir)
+    _remark(check_data(options.run_dir, config, options.allow_changed_data))
+    table = Table(title="personalised accuracy on each client's test examples")
     for column in ("client", "examples", "accuracy now", "in the run"):
         table.add_column(column, justify="right")
-    for row in reevaluate(options.run_dir):
-        recorded = "–" if row.recorded is None else f"{row.recorded:.4f}"  # noqa: RUF001
-        table.add_row(row.client, str(row.examples), f"{row.accuracy:.4f}", recorded)
+    for row in reevaluate(options.run_dir, allow_changed_data=True):
+        shown = [NOT_MEASURED if value is None else f"{value:.4f}" for value in (row.accuracy, row.recorded)]
+        table.add_row(row.client, str(row.examples), *shown)
     console.print(table)
     if not options.union and options.newcomer_steps is None:
         return 0
-    found = evaluate_run(options.run_dir, options.union, options.newcomer_steps)
+    found = evaluate_run(options.run_dir, options.union, options.newcomer_steps, allow_changed_data=True)
     for name in ("union", "newcomer"):
         if name in found:
             by_client = found[name]["accuracy"].values()
@@ -194,12 +207,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from fedsa_lora import assemble
     from fedsa_lora.config import read_config
+    from fedsa_lora.runs.changed_data import check_classes
     from fedsa_lora.runs.export import Exporter
     from fedsa_lora.runs.rundir import RunDirectory
 
     config = read_config(options.run_dir)
     if options.store is not None:
         config = replace(config, run=replace(config.run, store=str(options.store)))
+    check_classes(options.run_dir, config)
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, assemble.skeleton(config))
     folder = options.to or options.run_dir / "export" / options.client

@@ -67,7 +67,7 @@ class FedSAClient(NumPyClient):
         the server can name it; its stored state is then still that of the round before."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            self.store.claim(header.run, header.resumed)
+            self.store.claim(header.run, header.resumed, self.bench.data_digest)
             with self.store.locked():
                 payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
@@ -79,10 +79,14 @@ class FedSAClient(NumPyClient):
     def evaluate(
         self, parameters: list[FlowerArray], config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part."""
+        """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part. A
+        client without one says that nothing was measured."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
-            self.store.claim(header.run, header.resumed)
+            self.store.claim(header.run, header.resumed, self.bench.data_digest)
+            train, measured = len(self.model.data.train), len(self.model.held_out)
+            if not measured:
+                return 0.0, 0, dict(wire.write_header(self._upload(header.round, train)))
             state = self.store.load(header.round)
             received = self._receive(header, parameters, state)
             common = self._common(received, received.turn.shared)
@@ -93,8 +97,8 @@ class FedSAClient(NumPyClient):
             record_error("error", str(error))
             upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
-        upload = self._upload(header.round, len(self.model.held_out), report=report)
-        return report["loss"], upload.examples, dict(wire.write_header(upload))
+        upload = self._upload(header.round, train, measured=measured, report=report)
+        return report["loss"], measured, dict(wire.write_header(upload))
 
     def _fit(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], config: dict[str, Scalar]
@@ -116,7 +120,8 @@ class FedSAClient(NumPyClient):
         arrays = self.model.read()
         check_finite(arrays | {PERSONAL + name: array for name, array in own.items()})
         numbers = {k: float(v) for k, v in asdict(report).items() if k != "examples"}
-        if header.measure_before:
+        measured = len(self.model.held_out) if header.measure_before else 0
+        if measured:
             model = OwnModel(arrays, own, local.others)
             numbers["accuracy_before"] = self.model.measure(header.round, model, received.merged)["accuracy"]
         payload, residual = self._encode(header.round, received, parts, arrays, state)
@@ -129,6 +134,7 @@ class FedSAClient(NumPyClient):
             header.round,
             len(self.model.data.train),
             payload,
+            measured=measured,
             shared=self.pool.mask(parts.shared),
             codec=self.bench.codec.name,
             counts=self._counts() if self.bench.counted and self.pool.count("head") else (),

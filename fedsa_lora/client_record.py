@@ -48,16 +48,19 @@ class ClientRecord:
         if answer is not None and answer.error:
             record("refused", answer.error, logging.ERROR, seconds=seconds, bytes=size)
             return
-        numbers = {} if answer is None else {"examples": answer.examples, **answer.report}
+        numbers: dict[str, float] = {}
+        if answer is not None:
+            numbers = {"examples": answer.examples, "measured on": answer.measured, **answer.report}
         said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         record("answered", said, seconds=seconds, bytes=size)
 
     def _publish(self, answer: UploadHeader, phase: str, seconds: float) -> None:
         phases = {"phase": phase}
+        examples = answer.measured if phase == "evaluate" else answer.examples
         metrics = [
             _gauge("round", "Last round that this client answered.", answer.round),
             _gauge("failed", "1 when its last answer was an error.", answer.error != ""),
-            _gauge("examples", "Examples of its last answer.", answer.examples, phases),
+            _gauge("examples", "Examples of its last answer, trained or measured on.", examples, phases),
             _gauge("answer_seconds", "Time that its last answer took.", seconds, phases),
             _gauge("last_answer_timestamp_seconds", "When its last answer was given.", time.time()),
         ]

@@ -19,7 +19,7 @@ from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.launch import Simulation
-from fedsa_lora.runs.rundir import refuse_used
+from fedsa_lora.runs.rundir import refuse_unmeasured, refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
@@ -57,6 +57,8 @@ def make_plan(config: RunConfig) -> Plan:
         _attempt(lambda: refuse_used(config.run_dir), faults)
     trained_on = _attempt(lambda: _trained_on(config), faults)
     federation = _attempt(config.task.describe, faults)
+    if federation is not None:
+        _attempt(lambda: refuse_unmeasured(config, federation), faults)
     model = _attempt(lambda: _skeleton(config, federation), faults)
     remarks = None
     if not faults:

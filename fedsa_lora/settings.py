@@ -138,7 +138,8 @@ class RunSettings:
     was aggregated, for the analysis of A and B (``fedsa_lora.runs.load_run``).
     ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only
     the summary and the rows.
-    ``resume``: go on with the run that ``dir`` holds, after its last whole round.
+    ``resume``: go on with the run that ``dir`` holds, after its last whole round; ``allow_changed_data``:
+    also when the data are not those that it was made on.
     """
 
     dir: str | None = None
@@ -148,6 +149,7 @@ class RunSettings:
     keep_trained: bool = False
     report: bool = True
     resume: bool = False
+    allow_changed_data: bool = False
 
 
 @dataclass(frozen=True)

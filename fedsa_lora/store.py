@@ -7,6 +7,7 @@ one. The file names its client, round, experiment and run and carries a digest o
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,8 @@ _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEMORY = "memory/"
 RESUMED = "resumed"  # in a file's metadata: how often the run had been resumed when it was written
 FIRST = stretch(0)  # it had not been
+DATA = "data"  # in a file's metadata: the digest of the rows that the client was trained on
+log = logging.getLogger("flwr")
 _GENERATION = re.compile(r"round-(\d{6,})\.safetensors")
 
 
@@ -58,9 +61,10 @@ class ClientState:
 class ClientStore(Protocol):
     """Keeps generations of one client's state by round."""
 
-    def claim(self, run: str, resumed: str = FIRST) -> None:
-        """From now on this is a run's, in the stretch since it was last resumed. Raises StoreError when what
-        is kept is another run's."""
+    def claim(self, run: str, resumed: str = FIRST, data: str = "") -> None:
+        """From now on this is a run's, in the stretch since it was last resumed; ``data`` is the digest of
+        the client's rows, in whose log it stands where they changed. Raises StoreError when what is kept is
+        another run's."""
         ...
 
     def locked(self) -> AbstractContextManager[None]:
@@ -98,14 +102,22 @@ class DirectoryStore:
             raise StoreError(fault)
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
-        self._keep, self._resumed = keep, FIRST
+        self._keep, self._resumed, self._data = keep, FIRST, ""
 
-    def claim(self, run: str, resumed: str = FIRST) -> None:
-        self._metadata["run"], self._resumed = run, resumed
+    def claim(self, run: str, resumed: str = FIRST, data: str = "") -> None:
+        self._metadata["run"], self._resumed, self._data = run, resumed, data
         for newest in self.rounds()[-1:]:
             with _opened(self._path(newest)) as file:
                 metadata = file.metadata() or {}
             self._check_owner(self._path(newest), metadata, newest)
+            trained_on = metadata.get(DATA, "")
+            if trained_on and data and trained_on != data:
+                log.warning(
+                    "the data of client %s are not those that it trained round %d on: its test part may "
+                    "hold examples that it was trained on",
+                    self._metadata["client"],
+                    newest,
+                )
 
     def locked(self) -> AbstractContextManager[None]:
         return locked(
@@ -140,7 +152,11 @@ class DirectoryStore:
         if taken := sorted(name for name in state.tensors if name.startswith(_MEMORY)):
             raise StoreError(f"{taken}: a tensor's name cannot begin with {_MEMORY!r}, as memory's do")
         everything = state.tensors | {_MEMORY + name: array for name, array in state.memory.items()}
-        metadata = self._metadata | {"round": str(state.round), RESUMED: self._resumed}
+        metadata = self._metadata | {
+            "round": str(state.round),
+            RESUMED: self._resumed,
+            DATA: self._data,
+        }
         metadata["digest"] = digest(everything)
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix

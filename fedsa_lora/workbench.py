@@ -16,6 +16,7 @@ from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
 
 KEPT = 32  # clients whose encoded examples stay in memory
@@ -69,6 +70,12 @@ class Workbench:
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:
         return initial_state(self.model.layout, self.seed, self.head_row_norm)
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the rows that this process has; nothing where its task does not know them."""
+        found = fingerprint_of(self.task)
+        return "" if found is None else found.digest
 
     @cached_property
     def data(self) -> Callable[[str], ClientData]:

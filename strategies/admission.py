@@ -85,13 +85,14 @@ def admit(
     failures: Iterable[Failure[Res]],
     name_of: Callable[[ClientProxy], str],
     *,
-    needed: tuple[str, ...],
+    needed: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = (),
     decode: Callable[[wire.UploadHeader, Res], Any] = lambda header, result: None,
 ) -> Admission[Res]:
     """Sort what arrived into what holds and what does not.
 
-    ``needed`` are the numbers that a report must have. ``decode`` raises WireError for values that
-    must not get in.
+    ``needed`` are the numbers that a report must have, ``metrics`` those of a client that was measured.
+    ``decode`` raises WireError for values that must not get in.
     """
     admitted: dict[str, Answer[Res]] = {}
     remarks = [_lost(failure, name_of) for failure in failures]
@@ -105,7 +106,7 @@ def admit(
             if header.error:
                 remarks.append(Remark.of(header.client, "error", header.error))
                 continue
-            wire.check_upload(header, round_, needed)
+            wire.check_upload(header, round_, needed, metrics)
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
             remarks.append(Remark.of(name_of(proxy), "rejected", str(error)))

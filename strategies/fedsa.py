@@ -211,19 +211,21 @@ class FedSA(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Personalised accuracy over the clients that answer: mean, weighted by test examples, and the worst.
-        Raises RunError where none does in the last round: the run has no result."""
+        """Personalised accuracy over the clients that were measured: mean, weighted by test examples, and the
+        worst. Raises RunError where none answers in the last round: the run has no result."""
         if not self._measures(server_round):
             return None, {}
-        admission = admit(server_round, results, failures, self.cohort.name, needed=("loss", "accuracy"))
+        admission = admit(server_round, results, failures, self.cohort.name, metrics=("loss", "accuracy"))
         warn_of(admission)
         rows = self.ledger.evaluate(admission)
         if not rows and server_round == self.evaluation.rounds:
             told = ["no client answered the last evaluation", *map(str, admission.failures)]
             raise RunError("; ".join(told))
-        self.ledger.close(evaluated=bool(rows))
-        loss = weighted_mean([(row["loss"], row["examples"]) for row in rows])
-        return loss, {"accuracy": plain_mean([row["accuracy"] for row in rows]) or 0.0}
+        measured = [row for row in rows if row["measured"]]
+        self.ledger.close(evaluated=bool(measured))
+        loss = weighted_mean([(row["loss"], row["measured"]) for row in measured])
+        accuracy = plain_mean([row["accuracy"] for row in measured])
+        return loss, {} if accuracy is None else {"accuracy": accuracy}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """Nothing: the server holds no backbone and no data."""

@@ -103,21 +103,26 @@ class Ledger:
         self._row |= said
 
     def evaluate(self, admission: Admission[EvaluateRes]) -> list[dict[str, Any]]:
-        """After evaluation: personalised accuracy over clients: mean, weighted by test examples, worst."""
-        rows = [self._client(answer) | {"phase": "evaluate"} for answer in admission.answers]
+        """After evaluation: personalised accuracy over the clients that were measured: mean, weighted by test
+        examples, worst. Returns the rows of all that answered."""
+        rows = [
+            self._client(answer) | {"phase": "evaluate", "examples": answer.header.measured}
+            for answer in admission.answers
+        ]
         for row in rows:
             self.recorder.client(row)
-        accuracies = [(r["accuracy"], r["examples"]) for r in rows]
+        accuracies = [(r["accuracy"], r["measured"]) for r in rows if r["measured"]]
         row = self._row
         row["remarks"] = row["remarks"] + [asdict(remark) for remark in admission.remarks]
         row["bytes_up"] += admission.bytes_up
         row["bytes_down"] += sum(self._sent.values())
         row |= {
+            "measured_clients": len(accuracies),
             "accuracy": plain_mean([accuracy for accuracy, _ in accuracies]),
             "accuracy_weighted": weighted_mean(accuracies),
             "accuracy_worst": min((accuracy for accuracy, _ in accuracies), default=None),
             "global_accuracy": weighted_mean(
-                [(r["global_accuracy"], r["examples"]) for r in rows if "global_accuracy" in r]
+                [(r["global_accuracy"], r["measured"]) for r in rows if "global_accuracy" in r]
             ),
         }
         return rows
@@ -133,6 +138,7 @@ class Ledger:
             "round": header.round,
             "client": header.client,
             "examples": header.examples,
+            "measured": header.measured,
             "bytes_up": answer.size,
             "bytes_down": self._sent.get(header.client, 0),
         }

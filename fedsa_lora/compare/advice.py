@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
-from fedsa_lora.compare.significance import standard_error
-from fedsa_lora.runs.measures import Values, gains, harmed
+from fedsa_lora.runs.measures import Values, gains, harmed, standard_error
 from fedsa_lora.runs.wording import listed, points
 
 ALONE, SOFT = "local only", "soft"

@@ -10,18 +10,20 @@ from pathlib import Path
 from rich.console import Console
 
 from fedsa_lora.compare.figure import draw
-from fedsa_lora.compare.grid import Entry, Grid, check
+from fedsa_lora.compare.grid import Entry, Grid, Run, check
 from fedsa_lora.compare.making import make
 from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.page import page, rows, verdict
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import Score, scores
 from fedsa_lora.compare.search import Search
-from fedsa_lora.errors import RunError
+from fedsa_lora.config import load
+from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.figure_style import to_png
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.rundir import as_csv
+from fedsa_lora.tasks.fingerprint import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Comparison:
         measure: Callable[[Path], Row] = measured,
     ) -> None:
         """Make what is missing. Raises RunError where runs are recorded already, and neither to go on with
-        them nor to begin anew was asked for."""
+        them nor to begin anew was asked for; and DataError where they were made on other data than there are
+        now."""
         if restart:
             self.record.forget()
         elif len(self.record) and not resume:
@@ -71,6 +74,7 @@ class Comparison:
                 f"{self.record.path} holds {len(self.record)} runs: --resume goes on with them, --restart "
                 "throws them away, --recorded shows them, --to writes elsewhere"
             )
+        self._check_data()
         self.record.open()
         make(self.grid, self.searches, self.record, processes, console, measure)
 
@@ -110,6 +114,25 @@ class Comparison:
     def missing(self) -> int:
         """How many runs are still to be made."""
         return sum(search.length - search.settled(self.record) for search in self.searches)
+
+    def _check_data(self) -> None:
+        """Compare the data of each regime with those of a run of it that is recorded, if any is."""
+        for regime in self.regimes:
+            made = [run for search in self._of(regime) for run in search.made(self.record)]
+            known = next((run for run in made if self._data(run)), None)
+            if known is None:
+                continue
+            now = fingerprint_of(load(self.grid.overrides(known)).task)
+            if now is not None and now.digest != self._data(known):
+                raise DataError(
+                    f"regime {regime}: {now.source} is not what its runs in {self.record.path} were made on "
+                    f"(digest {self._data(known)}, now {now.digest}), so they cannot be compared with new "
+                    "ones; restore the data, begin anew with --restart, or write elsewhere with --to"
+                )
+
+    def _data(self, run: Run) -> str | None:
+        result = self.record.result(run)
+        return None if result is None else result.data
 
     def _of(self, regime: str) -> Sequence[Search]:
         return [search for search in self.searches if search.entry.regime == regime]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsa_lora.config import read_config
+from fedsa_lora.errors import DataError
+from fedsa_lora.runs.changed_data import recorded
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
@@ -46,8 +48,10 @@ def measured(run_dir: Path) -> Row:
     """What a finished run came to, as ``Measured`` has it."""
     rows, rounds = read_jsonl(run_dir / "clients.jsonl"), read_jsonl(run_dir / "rounds.jsonl")
     fits = [row for row in rows if row["phase"] == "fit"]
-    last = [row for row in rows if row["phase"] == "evaluate" and row["round"] == rounds[-1]["round"]]
+    evaluated = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
+    last = [row for row in evaluated if row["round"] == rounds[-1]["round"]]
     attack = read_json(run_dir / "summary.json")["attack"]
+    data = recorded(run_dir)
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
         "accuracy": {row["client"]: row["accuracy"] for row in last},
@@ -58,6 +62,7 @@ def measured(run_dir: Path) -> Row:
         "aggregation_error": sum(errors) / len(errors) if errors else None,
         "seconds": sum(row["fit_seconds"] for row in rounds),
         "attack_success": attack["success"] if attack else None,
+        "data": data.digest if data else None,
         "curve": [
             {
                 "round": row["round"],
@@ -71,7 +76,15 @@ def measured(run_dir: Path) -> Row:
 
 
 def validation(run_dir: Path) -> dict[str, float]:
-    """Accuracy by client on the validation part; empty where clients have none."""
-    if not read_config(run_dir).federation.validation_examples:
+    """Accuracy by client on the validation part, of those that have one."""
+    wanted = read_config(run_dir).federation.validation_examples
+    if not wanted:
         return {}
-    return {row.client: row.accuracy for row in reevaluate(run_dir, "validation")}
+    found = {row.client: row.accuracy for row in reevaluate(run_dir, "validation")}
+    known = {client: accuracy for client, accuracy in found.items() if accuracy is not None}
+    if not known:
+        raise DataError(
+            f"no client has validation examples, {wanted} of which federation.validation_examples asks for: "
+            "give each client more rows"
+        )
+    return known

@@ -8,8 +8,7 @@ from typing import Any
 
 from fedsa_lora.compare.grid import Grid
 from fedsa_lora.compare.scores import Score
-from fedsa_lora.compare.significance import LEVEL
-from fedsa_lora.runs.measures import mean_known
+from fedsa_lora.runs.measures import LEVEL, mean_known
 from fedsa_lora.runs.wording import percent
 
 HEADS = (

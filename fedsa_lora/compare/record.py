@@ -19,7 +19,8 @@ class Measured:
     """What a run came to. ``accuracy`` and ``validation`` are by client, of its own model at the end; bytes
     those of one client and round; ``seconds`` of training; ``curve`` has the mean accuracy by evaluated
     round, with the ``bytes`` of all training messages until then. ``majority`` is the accuracy of always
-    predicting a client's most frequent class; ``attack_success`` the mean over the clients that had no part
+    predicting a client's most frequent class; ``data`` the digest of the rows, where it is known;
+    ``attack_success`` the mean over the clients that had no part
     in an attack, None without one."""
 
     accuracy: Values
@@ -32,6 +33,7 @@ class Measured:
     agreement: dict[str, float] | None = None
     attack_success: float | None = None
     majority: Values | None = None
+    data: str | None = None
 
     @property
     def mean(self) -> float:

@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 from fedsa_lora.compare.grid import Entry
 from fedsa_lora.compare.record import Measured, Record
 from fedsa_lora.compare.search import Search
-from fedsa_lora.compare.significance import LEVEL, Difference, holm, paired
-from fedsa_lora.runs.measures import Values, first_at, gains, harmed, mean_known, spread
+from fedsa_lora.compare.significance import Difference, holm, paired
+from fedsa_lora.runs.measures import LEVEL, Values, first_at, gains, harmed, mean_known, spread
 
 Pairs = Sequence[Values]  # accuracy by client, one mapping for each seed
 

@@ -39,6 +39,10 @@ class Search:
         """The runs of a rate, by seed."""
         return [Run(self.entry, lr, seed) for seed in self.seeds]
 
+    def made(self, record: Record) -> list[Run]:
+        """The runs that have a result, at whatever rate."""
+        return [run for lr in self.rates for run in self.at(lr) if record.result(run) is not None]
+
     def settled(self, record: Record) -> int:
         """How many of the ``length`` runs need not be made any more."""
         search, best = self._search(), self.best(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-LEVEL = 0.05
+from fedsa_lora.runs.measures import interval
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,13 @@ class Difference:
 
 
 def paired(differences: Sequence[float] | NDArray[np.float64]) -> Difference:
-    """Of one difference for each pair, at least one: a t interval of 95 %, and Wilcoxon's signed-rank test,
+    """Of one difference for each pair, at least one: its ``interval``, and Wilcoxon's signed-rank test,
     two-sided, in which zeros have ranks (Pratt, 1959). Of a single pair nothing is known: p is 1."""
     x = np.asarray(differences, float)
     mean = float(x.mean())
-    if len(x) == 1:
-        return Difference(mean, -math.inf, math.inf, 1.0)
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * standard_error(x))
-    p = float(stats.wilcoxon(x, zero_method="pratt").pvalue) if x.any() else 1.0
-    return Difference(mean, mean - half, mean + half, p)
-
-
-def standard_error(differences: Sequence[float] | NDArray[np.float64]) -> float:
-    """Of the mean of independent values; infinite for one alone."""
-    x = np.asarray(differences, float)
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.inf
+    told = len(x) > 1 and x.any()
+    p = float(stats.wilcoxon(x, zero_method="pratt").pvalue) if told else 1.0
+    return Difference(mean, *interval(x), p)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -113,7 +113,7 @@ def _path_faults(node: Node) -> Iterator[str]:
 def _data_faults(data: Path | None) -> Iterator[str]:
     if data is None:
         return
-    from fedsa_lora.tasks.formats import FORMATS  # takes seconds to import
+    from fedsa_lora.tasks.formats import FORMATS, is_data  # takes seconds to import
 
     if not os.path.exists(data):
         yield f"data.path: nothing at {data}"
@@ -122,7 +122,7 @@ def _data_faults(data: Path | None) -> Iterator[str]:
         yield f"data.path: {data} cannot be read; give this user the right to"
         return
     files = list(data.iterdir()) if data.is_dir() else [data]
-    if not any(file.is_file() and file.suffix in FORMATS for file in files):
+    if not any(file.is_file() and is_data(file) for file in files):
         yield f"data.path: {data} has no file that can be read; expected {listing(FORMATS)}"
 
 

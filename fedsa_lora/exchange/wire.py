@@ -25,11 +25,11 @@ from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout, Vector
 
 KEY = "fedsa"
-VERSION = 4
+VERSION = 5
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ARRAY_HEADER = 1024
-# Numbers of a report that are shares
+# Numbers of a report that are shares, each of the examples that a client is measured on
 SHARES = ("accuracy", "accuracy_before", "attack_success", "global_accuracy", "local_only", "majority")
 LARGEST = 1e150  # in a report: neither sums nor squares of such numbers overflow
 
@@ -76,9 +76,11 @@ class BroadcastHeader:
 class UploadHeader:
     """Who answers which broadcast, with a difference in the tensors of ``shared`` coded by ``codec``.
 
-    ``counts`` are the client's train examples by class, where a shared head is averaged by them;
+    ``examples`` are the client's train examples, ``measured`` those of its held-out part that the metrics of
+    ``report`` are of; 0: it has none, or was not asked, and reports no metrics.
+    ``counts`` are its train examples by class, where a shared head is averaged by them;
     ``scores`` the importance of tensors in the order of the layout. ``report`` are numbers about the
-    training; the digests name the client's private state before and after the round without
+    training and metrics; the digests name the client's private state before and after the round without
     revealing it.
     """
 
@@ -87,6 +89,7 @@ class UploadHeader:
     layout: str
     digest: str
     examples: int
+    measured: int = 0
     shared: str = "0"
     codec: str = ""
     counts: Sequence[int] = ()
@@ -235,17 +238,25 @@ def names_of(mask: str, layout: Layout) -> frozenset[str]:
         raise WireError(str(error)) from None
 
 
-def check_upload(header: UploadHeader, round_: int, needed: Sequence[str] = ()) -> None:
+def check_upload(
+    header: UploadHeader, round_: int, needed: Sequence[str] = (), metrics: Sequence[str] = ()
+) -> None:
     """Raise WireError unless an upload answers this round, with a believable weight and with the
-    ``needed`` numbers in its report, of which no mean can overflow and no accuracy is beyond 0 to 1."""
+    ``needed`` numbers in its report, of which no mean can overflow and no accuracy is beyond 0 to 1.
+    ``metrics`` are needed as well of a client that was measured; one that was not reports no share."""
     if header.error:
         raise WireError(header.error)
     if header.round != round_:
         raise WireError(f"answers round {header.round}, this is round {round_}")
     if not 0 < header.examples <= MAX_EXAMPLES:
         raise WireError(f"claims {header.examples} examples, expected 1 to {MAX_EXAMPLES}")
-    if missing := [name for name in needed if name not in header.report]:
+    if not 0 <= header.measured <= MAX_EXAMPLES:
+        raise WireError(f"was measured on {header.measured} examples, expected 0 to {MAX_EXAMPLES}")
+    expected = [*needed, *metrics] if header.measured else needed
+    if missing := [name for name in expected if name not in header.report]:
         raise WireError(f"its report lacks {missing}")
+    if not header.measured and (claimed := [name for name in SHARES if name in header.report]):
+        raise WireError(f"reports {claimed}, measured on no example")
     for name, value in header.report.items():
         low, high = (0, 1) if name in SHARES else (-LARGEST, LARGEST)
         if not low <= value <= high:

@@ -20,20 +20,26 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.training import TrainSettings, predict, train
+from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import EVALUATION, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.task import Examples
+from fedsa_lora.tasks.task import ClientData, Examples
 from fedsa_lora.workbench import Workbench
 
 
-def evaluate_run(run_dir: Path, union: bool = False, newcomer_steps: int | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: Path, union: bool = False, newcomer_steps: int | None = None, allow_changed_data: bool = False
+) -> dict[str, Any]:
     """Measure, write ``evaluation.json`` into the run directory and its report again; what was measured
-    before and is not now stays. Raises FedSAError when the run or a client's state is unusable."""
+    before and is not now stays. Raises FedSAError when the run or a client's state is unusable, or the data
+    changed and that is not allowed."""
     config = read_config(run_dir)
+    if not allow_changed_data:
+        check_data(run_dir, config)
     bench = assemble.workbench(config)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     path = run_dir / EVALUATION
@@ -61,6 +67,8 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
             "a simulation ran, not on the server of a deployment"
         )
     parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
+    if not any(map(len, parts.values())):
+        raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}
     everything = Examples.joined([*parts.values()])
     accuracy = {}
@@ -77,23 +85,31 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     """Each client as if it joined at the end: it has what is shared and the common start of what is not,
     and trains it for some local steps on its own train part.
 
-    ``accuracy`` is on its own held-out part; ``alone`` the same from the common start of everything, without
-    what the federation learned. ``took_part``: its data had a part in what is shared, so that only the others
-    are newcomers in earnest.
+    ``accuracy`` is on its own held-out part, of those that have one; ``alone`` the same from the common start
+    of everything, without what the federation learned. ``took_part``: its data had a part in what is shared,
+    so that only the others are newcomers in earnest.
     """
     if steps < 0:
         raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
     found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
+        data = config.task.load_client(client)
+        if not len(data.held_out(config.evaluation.part)):
+            continue
         layout = bench.layout(client)
         initial = padded(cut(bench.initial, layout), bench.model.layout)
         shared = padded(exporter.own_model(client, own=False).common, bench.model.layout)
         joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
         alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
-        found["accuracy"][client] = _after(steps, config, bench, client, joins)
-        found["alone"][client] = _after(steps, config, bench, client, alone)
+        found["accuracy"][client] = _after(steps, config, bench, client, data, joins)
+        found["alone"][client] = _after(steps, config, bench, client, data, alone)
         found["took_part"][client] = assemble.store(config, client).load() is not None
+    if not found["accuracy"]:
+        raise RunError(
+            f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
+            "a simulation ran"
+        )
     return found
 
 
@@ -108,9 +124,10 @@ class Start:
     settings: TrainSettings
 
 
-def _after(steps: int, config: RunConfig, bench: Workbench, client: str, start: Start) -> float:
+def _after(
+    steps: int, config: RunConfig, bench: Workbench, client: str, data: ClientData, start: Start
+) -> float:
     """Held-out accuracy of a client after some steps from a start."""
-    data = config.task.load_client(client)
     bench.model.merge(start.merged)
     bench.model.write(start.tensors)
     if steps:

@@ -56,7 +56,9 @@ class Run:
 
     @cached_property
     def clients(self) -> pd.DataFrame:
-        """One row for each round, phase (fit, evaluate) and client."""
+        """One row for each round, phase (fit, evaluate) and client. ``examples`` are those that the phase was
+        about; ``measured`` those that the row's accuracies are of, by which to weigh them: 0 of a client
+        without any."""
         return pd.DataFrame(self.record.clients)
 
     @cached_property

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from fedsa_lora.runs.measures import mean_known
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.reading import Row, RunRecord
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, number, percent, points, under_attack
+from fedsa_lora.runs.wording import (
+    NOT_MEASURED,
+    amount,
+    between,
+    duration,
+    number,
+    percent,
+    points,
+    under_attack,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ def measure_rows(record: RunRecord) -> list[MeasureRow]:
     summary, outcomes = record.summary, client_outcomes(record)
     return [
         *(_spread(summary, *named) for named in SPREADS),
-        _of_gain("Gain over alone", summary.get("gain_over_local"), "training alone"),
+        _of_gain("Gain over alone", summary.get("gain_over_local"), f"training alone; {between(summary)}"),
         _of_gain("Gain over majority class", summary.get("gain_over_majority"), "learning nothing"),
         _harmed(summary),
         _target(summary.get("target")),

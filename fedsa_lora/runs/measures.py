@@ -13,7 +13,11 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
+LEVEL = 0.05  # of tests, and what an interval leaves out
+FEWEST_EQUAL = 6  # equal differences of one sign have a chance of 2 * 2**-6 < LEVEL where nothing differs
+SAME = 1e-9  # differences of accuracies that are equal but for rounding
 Values = Mapping[str, float]  # by client
 
 
@@ -85,6 +89,27 @@ def harmed(values: Values, reference: Values) -> float | None:
     """Share of clients that are below their reference; None where none has one."""
     found = gains(values, reference)
     return sum(gain < 0 for gain in found.values()) / len(found) if found else None
+
+
+def standard_error(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of the mean of independent values; infinite for one alone."""
+    x = np.asarray(differences, float)
+    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.inf
+
+
+def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the paired t interval of 95 % around the mean of one difference for each pair, with n - 1
+    degrees of freedom (Student, 1908); infinite for a single pair, of which nothing is known.
+
+    Accuracies on few examples are coarse, so that all differences may be equal by chance, and an interval
+    without width would claim certainty. Then the sign test decides (Dixon and Mood, 1946): fewer than six
+    equal differences are told from nothing as little as a single one.
+    """
+    x = np.asarray(differences, float)
+    if len(x) == 1 or (len(x) < FEWEST_EQUAL and np.ptp(x) < SAME and abs(x[0]) >= SAME):
+        return -math.inf, math.inf
+    mean, half = float(x.mean()), float(stdtrit(len(x) - 1, 1 - LEVEL / 2)) * standard_error(x)
+    return mean - half, mean + half
 
 
 def first_at(curve: Sequence[tuple[float, float]], target: float) -> float | None:

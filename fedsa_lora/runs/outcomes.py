@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fedsa_lora.runs.reading import Row, RunRecord
 
@@ -15,6 +16,7 @@ CLIPPED = "clipped"  # its update was taken, but scaled down to a bound
 class ClientOutcome:
     """One client at the end of a run; accuracies are on its own test examples, None if not measured.
 
+    ``measured`` are the examples that it was measured on last; 0: it has none, None: it was never asked.
     ``union`` is on those of all clients together; ``newcomer`` and ``newcomer_alone`` are of a client that
     joins at the end (``fedsa-lora evaluate``).
     """
@@ -22,6 +24,7 @@ class ClientOutcome:
     client: str
     train: int | None = None
     test: int | None = None
+    measured: int | None = None
     majority: float | None = None
     local_only: float | None = None
     before: float | None = None
@@ -102,13 +105,16 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: Row) -> ClientOutcome:
     fits = [row for row in rows if row["phase"] == "fit"]
-    evaluations = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
+    answers = [row for row in rows if row["phase"] == "evaluate"]
+    evaluations = [row for row in answers if row.get("accuracy") is not None]
     final: Row = evaluations[-1] if evaluations else {}
+    measured = _last(answers, "examples")
     newcomer: Row = evaluation.get("newcomer", {})
     return ClientOutcome(
         client=client,
         train=share.get("train"),
-        test=share.get("test", final.get("examples")),
+        test=share.get("test", measured),
+        measured=measured,
         majority=final.get("majority"),
         local_only=final.get("local_only"),
         before=_last(fits, "accuracy_before"),
@@ -124,6 +130,7 @@ def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: 
     )
 
 
-def _last(rows: list[Row], key: str) -> float | None:
+def _last(rows: list[Row], key: str) -> Any:
+    """The newest value that there is; None without one."""
     known = [row[key] for row in rows if row.get(key) is not None]
     return known[-1] if known else None

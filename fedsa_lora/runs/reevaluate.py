@@ -10,6 +10,7 @@ from typing import Literal
 from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
+from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.rundir import RunDirectory
@@ -17,28 +18,38 @@ from fedsa_lora.runs.rundir import RunDirectory
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """Accuracy of one client's personalised model, now and as the run recorded it."""
+    """Accuracy of one client's personalised model, now and as the run recorded it; None of a client without
+    examples to be measured on."""
 
     client: str
     examples: int
-    accuracy: float
+    accuracy: float | None
     recorded: float | None
 
 
-def reevaluate(run_dir: Path, part: Literal["test", "validation"] | None = None) -> Iterator[Reevaluation]:
+def reevaluate(
+    run_dir: Path,
+    part: Literal["test", "validation"] | None = None,
+    allow_changed_data: bool = False,
+) -> Iterator[Reevaluation]:
     """One client after the other, on the part of its data that the run measured or on ``part``.
 
     What is predicted on the part that the run measured is written into the client's own folder.
-    Raises FedSAError when the run or a client's state is unusable.
+    Raises FedSAError when the run or a client's state is unusable, or the data changed and that is not
+    allowed.
     """
     config = read_config(run_dir)
+    if not allow_changed_data:
+        check_data(run_dir, config)
     bench = replace(assemble.workbench(config), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")
-    recorded = {row["client"]: row["accuracy"] for row in rows if row["phase"] == "evaluate"}
+    recorded = {row["client"]: row.get("accuracy") for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)
     for name in exporter.clients():
         client = ClientModel(name, bench, assemble.store(config, name))
-        model = exporter.own_model(name)
-        accuracy = client.measure(exporter.round, model, exporter.merged, record)["accuracy"]
+        accuracy = None
+        if len(client.held_out):
+            model = exporter.own_model(name)
+            accuracy = client.measure(exporter.round, model, exporter.merged, record)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))

@@ -21,8 +21,10 @@ from fedsa_lora.runs.wording import (
     cost,
     counted,
     duration,
+    left_out,
     moment,
     number,
+    of_clients,
     percent,
     points,
     verdict,
@@ -97,6 +99,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "cost": cost(summary),
         "left": what_left(summary),
         "accuracy": _accuracy_table(summary),
+        "left_out": left_out(summary),
         "measures": _measures_table(record),
         "figures": embedded_figures(record),
         "clients": _clients_table(outcomes),
@@ -136,13 +139,14 @@ def _stopped(record: RunRecord) -> Stopped | None:
 def _tiles(summary: Row) -> list[Tile]:
     ours, alone = summary.get("personalised") or {}, summary.get("local_only") or {}
     harmed = summary.get("clients_harmed")
+    compared = summary.get("clients_compared", summary.get("clients"))
     return [
         Tile("Mean accuracy", percent(ours.get("mean")), f"alone {percent(alone.get('mean'))}"),
         Tile("Worst client", percent(ours.get("worst")), f"worst alone {percent(alone.get('worst'))}"),
         Tile("Gain over alone", points(summary.get("gain_over_local")), "mean over clients"),
         Tile(
             "Clients harmed",
-            NOT_MEASURED if harmed is None else f"{harmed} of {summary.get('clients')}",
+            NOT_MEASURED if harmed is None else f"{harmed} of {compared}",
             "worse off than alone",
         ),
         Tile("Sent up", amount(summary.get("bytes_up")), f"down {amount(summary.get('bytes_down'))}"),
@@ -155,7 +159,7 @@ def _accuracy_table(summary: Row) -> Table:
         TableRow(row.model.capitalize(), [row.mean, row.weighted, row.worst], kind="ours" if row.ours else "")
         for row in accuracies(summary)
     ]
-    return Table(["Model", "Mean", "Weighted", "Worst client"], rows)
+    return Table([f"Model{of_clients(summary)}", "Mean", "Weighted", "Worst client"], rows)
 
 
 def _measures_table(record: RunRecord) -> Table:
@@ -181,7 +185,9 @@ def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
     counts = [NOT_MEASURED if n is None else f"{n:,}" for n in (outcome.train, outcome.test, outcome.rounds)]
     sent = [amount(outcome.bytes_up), amount(outcome.bytes_down)]
     notes = [f"{counted(outcome.failures, 'failure')}, see Answers that failed"] if outcome.failures else []
-    if outcome.evaluated_in is None:
+    if outcome.measured == 0:
+        notes.append("no examples to be measured on")
+    elif outcome.evaluated_in is None:
         notes.append("never evaluated")
     elif outcome.evaluated_in < final:
         notes.append(f"last evaluated in round {outcome.evaluated_in}")

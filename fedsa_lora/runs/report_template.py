@@ -143,6 +143,8 @@ PAGE = """
 The weighted mean counts a client by its number of test examples. Before aggregation means
 with the client's own A, as it had just trained it.</p>
 {{ table(accuracy, "Accuracy", false) }}
+{% for line in left_out %}<p>{{ line }}</p>
+{% endfor %}
 {% endif %}
 {% if figures %}
 <h2>Figures</h2>

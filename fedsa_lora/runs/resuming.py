@@ -20,7 +20,8 @@ CHANGEABLE = (
     "federation.superlink", "federation.root_certificates", "federation.insecure",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
-_UNTOLD = ("title", "run.dir", "run.resume")  # of no consequence, or different by nature
+# Of no consequence, or different by nature
+_UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 
 
 def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -> tuple[RunConfig, list[str]]:

@@ -10,7 +10,7 @@ import platform
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,15 +20,18 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
-from fedsa_lora.errors import RunError, StoreError
+from fedsa_lora.errors import DataError, RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import locked, write_atomically
 from fedsa_lora.journal import record, record_error
+from fedsa_lora.runs.changed_data import DATA, check_data
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
+from fedsa_lora.tasks.fingerprint import fingerprint_of
+from fedsa_lora.tasks.task import FederationData
 
 log = logging.getLogger("flwr")
 PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
@@ -54,17 +57,20 @@ class RunDirectory:
     def create(cls, config: RunConfig, command: str) -> RunDirectory:
         """A new run directory; ``command`` is what a reader types to run it again.
 
-        Raises RunError when the directory already holds a run, or another process is at one in it.
+        Raises RunError when the directory already holds a run, or another process is at one in it, and
+        DataError where nobody could be measured.
         """
         path = config.run_dir
         refuse_used(path)
+        federation = config.task.describe()
+        refuse_unmeasured(config, federation)
         directory = cls(path, config)
         directory._lock.enter_context(alone(path))
         directory.run = secrets.token_hex(8)
         directory._write("config.yaml", to_yaml(config))
         directory._write_json("environment.json", environment() | {"command": command, "run": directory.run})
         directory._write_json("status.json", directory._status("running"))
-        directory._write_json("partition.json", asdict(config.task.describe()))
+        directory._write_data(federation)
         return directory
 
     @classmethod
@@ -72,10 +78,12 @@ class RunDirectory:
         """The directory of a run that was broken off, as it was after its last whole round: rows of a later
         one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
 
-        Raises RunError when there is no round to go on from, or another process is at it.
+        Raises RunError when there is no round to go on from, or another process is at it, and DataError when
+        the data changed and the config does not allow it.
         """
         directory = cls(config.run_dir, config)
         directory._lock.enter_context(alone(directory.path))
+        remark = check_data(directory.path, config, config.run.allow_changed_data)
         path = directory.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
         whole = {row["round"] for row in rounds}
@@ -97,11 +105,23 @@ class RunDirectory:
         known = read_json(directory.path / "environment.json")
         directory.run = known.get("run", "")
         breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
+        if remark:
+            log.warning("%s", remark)
+            directory._write_data(config.task.describe(), f"resumed after round {directory.done}: {remark}")
         directory.resumptions = len(breaks)
         directory._write_json("environment.json", known | environment() | {"resumed": breaks})
         directory._write("config.yaml", to_yaml(config))
         directory._write_json("status.json", directory._status("running"))
         return directory
+
+    def _write_data(self, federation: FederationData, *notes: str) -> None:
+        """Who holds how many examples, and of which rows that was made. ``notes`` are added to those that
+        the user is to see."""
+        told = replace(federation, notes=(*federation.notes, *notes))
+        self._write_json("partition.json", asdict(told))
+        fingerprint = None if self.config.federation.own else fingerprint_of(self.config.task)
+        if fingerprint is not None:
+            self._write_json(DATA, asdict(fingerprint))
 
     def close(self) -> None:
         """Let another process resume the run."""
@@ -193,6 +213,18 @@ def refuse_used(path: Path) -> None:
         raise RunError(f"{path} is a file: choose another run.dir")
     if (path / "config.yaml").exists():
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+
+
+def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
+    """Raise DataError where no client has examples to be measured on: the run would have no result. Of
+    clients with data of their own that is not known here."""
+    part = config.evaluation.part
+    if federation.clients and not any(getattr(share, part) for share in federation.clients.values()):
+        raise DataError(
+            f"no client has {part} examples, so nothing could be measured: lower federation.clients, so that "
+            "each has more rows, or "
+            + ("name a test split" if part == "test" else "raise federation.validation_examples")
+        )
 
 
 def alone(path: Path) -> AbstractContextManager[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +24,8 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     """Accuracies over clients with their references, bytes, seconds, parameters and the proof.
 
     ``model`` is needed for its names and shapes only. Accuracy is that of the last evaluated
-    round, personalised and after aggregation.
+    round, personalised and after aggregation, over the clients that were measured; wherever clients are
+    weighted, it is by the examples that they were measured on.
     """
     rounds = read_jsonl(run_dir / "rounds.jsonl")
     clients = read_jsonl(run_dir / "clients.jsonl")
@@ -31,6 +33,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     final = [r for r in clients if r["phase"] == "evaluate" and r["round"] == rounds[-1]["round"]]
     personalised, alone, floor = (over_clients(final, k) for k in ("accuracy", "local_only", "majority"))
     ours, theirs = _by_client(final, "accuracy"), _by_client(final, "local_only")
+    gains, above = measures.gains(ours, theirs), measures.gains(ours, _by_client(final, "majority"))
     before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
     parameters = parameter_counts(config, model)
     sent = float(np.mean([row["bytes_up"] for row in fits]))
@@ -42,6 +45,9 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "warning": PASSED if config.federation.b_passing else None,
         "rounds": len(rounds),
         "clients": config.federation.clients,
+        "measured": len(ours),
+        "unmeasured": in_order(row["client"] for row in final if row["client"] not in ours),
+        "part": config.evaluation.part,
         "failures": sum(len(failures(row)) for row in rounds),
         "skipped_rounds": sum(bool(row.get("skipped")) for row in rounds),
         "excluded_clients": sorted({client for row in rounds for client in row.get("excluded", ())}),
@@ -55,9 +61,11 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "majority": floor,
         "global": over_clients(final, "global_accuracy"),
         "attack": attacked(config.attack, final),
-        "gain_over_local": personalised["mean"] - alone["mean"] if personalised and alone else None,
-        "gain_over_majority": personalised["mean"] - floor["mean"] if personalised and floor else None,
-        "clients_harmed": sum(gain < 0 for gain in measures.gains(ours, theirs).values()) if alone else None,
+        "gain_over_local": measures.mean_known(gains.values()),
+        "gain_interval": interval_over(gains),
+        "gain_over_majority": measures.mean_known(above.values()),
+        "clients_compared": len(gains),
+        "clients_harmed": sum(gain < 0 for gain in gains.values()) if gains else None,
         "share_harmed": measures.harmed(ours, theirs),
         "rejected": remarked(rounds, "rejected"),
         CLIPPED: remarked(rounds, CLIPPED),
@@ -90,6 +98,15 @@ def attacked(attack: Backdoor | None, final: Sequence[Row]) -> dict[str, Any] | 
     }
 
 
+def interval_over(gains: Mapping[str, float]) -> list[float] | None:
+    """The ends of the paired interval over clients around their mean gain; None where too few have one for
+    any to be known."""
+    if not gains:
+        return None
+    ends = measures.interval(list(gains.values()))
+    return list(ends) if math.isfinite(ends[0]) else None
+
+
 def _last(rounds: Sequence[Row], key: str) -> float | None:
     """The value of the newest round that has one."""
     return next((row[key] for row in reversed(rounds) if row.get(key) is not None), None)
@@ -113,9 +130,9 @@ def best_round(rounds: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:
-    """The spread over clients, weighted by test examples where it is; None without values."""
+    """The spread over clients, weighted by the examples that they were measured on; None without values."""
     values = _by_client(rows, key)
-    return asdict(measures.spread(values, _by_client(rows, "examples"))) if values else None
+    return asdict(measures.spread(values, _by_client(rows, "measured"))) if values else None
 
 
 def _by_client(rows: Sequence[Row], key: str) -> dict[str, float]:

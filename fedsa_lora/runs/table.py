@@ -7,7 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsa_lora.runs.reading import Row, read_run
-from fedsa_lora.runs.wording import accuracies, amount, duration, under_attack, verdict
+from fedsa_lora.runs.wording import (
+    accuracies,
+    amount,
+    duration,
+    left_out,
+    of_clients,
+    under_attack,
+    verdict,
+)
 
 TONES = {"good": "bold green", "bad": "bold red"}
 
@@ -19,13 +27,16 @@ def print_summary(run_dir: Path, console: Console) -> None:
         reason = record.status.get("reason") or "no reason was recorded"
         _line(console, f"run {record.status['state']}: {reason}", "bold red")
     if record.summary:
-        console.print(_accuracy_table(record.summary))
+        if record.summary.get("personalised"):
+            console.print(_accuracy_table(record.summary))
         judged = verdict(record.summary)
         _line(
             console,
             f"Better together than alone? {judged.answer}. {judged.sentence}",
             TONES.get(judged.tone, "bold"),
         )
+        for line in left_out(record.summary):
+            _line(console, line)
         if attack := record.summary.get("attack"):
             _line(console, f"Attack: {under_attack(attack)}", TONES["bad"])
         _line(console, _cost(record.summary))
@@ -38,7 +49,7 @@ def print_summary(run_dir: Path, console: Console) -> None:
 def _accuracy_table(summary: Row) -> Table:
     title = Text(str(summary.get("title") or summary.get("name") or "Accuracy on own test examples"))
     table = Table(title=title, title_justify="left")
-    table.add_column("accuracy")
+    table.add_column(f"accuracy{of_clients(summary)}")
     for name in ("mean", "weighted", "worst client"):
         table.add_column(name, justify="right")
     for row in accuracies(summary):

@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.suggest import listing
 
 NOT_MEASURED = "–"  # noqa: RUF001
-CLEAR_GAIN = 0.01  # below one point a single run says nothing
 DENSE = "dense fp32"  # the codec that sends every value as it is
 ROLE_NAMES = {
     "A": "the A matrices",
@@ -163,24 +164,62 @@ def verdict(summary: Row) -> Verdict:
         text = "No reference was trained, so this run cannot say whether federation helped."
         return Verdict("Not measured", text, "unknown")
     ours = summary["personalised"]
-    answer, tone = _answer(gain, _worst_falls(ours, alone))
+    answer, tone = _answer(summary.get("gain_interval"), _worst_falls(ours, alone))
     text = (
         f"The mean over clients is {percent(ours['mean'])} with federation and {percent(alone['mean'])} "
-        f"alone: {points(gain)}. The worst client reaches {percent(ours.get('worst'))} with federation; "
-        f"alone, the worst reaches {percent(alone.get('worst'))}."
+        f"alone: {points(gain)} ({between(summary)}). The worst client reaches "
+        f"{percent(ours.get('worst'))} with federation; alone, the worst reaches "
+        f"{percent(alone.get('worst'))}."
     )
     return Verdict(answer, text, tone)
 
 
+def between(summary: Row) -> str:
+    """The interval in which the mean gain of clients such as these lies, and how many it was taken from."""
+    interval, clients = summary.get("gain_interval"), summary.get("clients_compared")
+    if clients is None:
+        return "without an interval, which this version did not record"
+    if interval is None:
+        return f"{counted(clients, 'client')}: too few for an interval"
+    low, high = map(points, interval)
+    return f"95% interval over {counted(clients, 'client')}: {low.removesuffix(' points')} to {high}"
+
+
+def of_clients(summary: Row) -> str:
+    """', 37 of 40 clients' where some were not measured, else nothing."""
+    measured, clients = summary.get("measured"), summary.get("clients", 0)
+    return "" if measured in (None, clients) else f", {measured} of {counted(clients, 'client')}"
+
+
+def left_out(summary: Row) -> list[str]:
+    """A line for each reason for which clients are not in the accuracies of the last evaluation."""
+    without, measured = summary.get("unmeasured", []), summary.get("measured")
+    if measured is None:
+        return []
+    lines = []
+    if without:
+        lines.append(
+            f"{counted(len(without), 'client')} without {summary['part']} examples took part like the others "
+            f"and could not be measured: {listing(without)}."
+        )
+    if silent := summary["clients"] - measured - len(without):
+        lines.append(f"{counted(silent, 'client')} gave no answer to the last evaluation.")
+    return lines
+
+
 def accuracies(summary: Row) -> list[Accuracies]:
     """The models that were measured, the personalised one first."""
-    return [_accuracies(key, summary[key]) for key in MODEL_NAMES if summary.get(key)]
+    return [_accuracies(key, summary) for key in MODEL_NAMES if summary.get(key)]
 
 
-def _accuracies(key: str, figures: Row) -> Accuracies:
+def _accuracies(key: str, summary: Row) -> Accuracies:
+    figures: Row = summary[key]
     worst, who = percent(figures.get("worst")), figures.get("worst_client")
+    model, clients, ours = MODEL_NAMES[key], figures.get("clients"), summary.get("personalised") or {}
+    if clients is not None and clients != ours.get("clients"):  # not all trained in the last round
+        model += f" ({counted(clients, 'client')})"
     return Accuracies(
-        model=MODEL_NAMES[key],
+        model=model,
         mean=percent(figures.get("mean")),
         weighted=percent(figures.get("weighted")),
         worst=worst if who is None else f"{worst} (client {who})",
@@ -269,10 +308,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _answer(gain: float, worst_falls: bool) -> tuple[str, str]:
-    if abs(gain) < CLEAR_GAIN:
-        return "No clear difference", "even"
-    if gain < 0:
+def _answer(interval: Sequence[float] | None, worst_falls: bool) -> tuple[str, str]:
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "Cannot be told", "even"
+    if interval[1] < 0:
         return "No", "bad"
     return ("On average, but not for the worst client", "even") if worst_falls else ("Yes", "good")
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
+from fedsa_lora.tasks.fingerprint import Fingerprint, of_clients, of_rows
 from fedsa_lora.tasks.partition import (
     ClientRows,
     FederationSplit,
@@ -91,6 +92,18 @@ class DividedTask(ABC):
             validation=self._examples(client, self.data.train, rows.validation),
             test=self._examples(client, tested, rows.test),
         )
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, to be named in messages."""
+        return type(self).__name__
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the rows, the classes and, unless they are a node's own, of who holds which rows."""
+        parts = of_rows(self.data)
+        if not self.partition.own:
+            parts["clients"] = of_clients(self.split.clients)
+        return Fingerprint(self.source, parts)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The model's own loss: mean cross-entropy of a batch, a scalar."""

@@ -58,6 +58,11 @@ class TextData(DividedTask):
             raise ConfigError(f"max_length is {self.max_length}: expected at least 1 token")
 
     @property
+    def source(self) -> str:
+        """The data set, or the files."""
+        return self.dataset or ", ".join(self.files.values())
+
+    @property
     @abstractmethod
     def columns(self) -> Columns:
         """Which columns are read."""

@@ -101,6 +101,22 @@ def test_a_cut_off_comparison_goes_on_where_it_was(compared, tmp_path, capsys):
     assert (to / "runs.jsonl").read_bytes() == before, "nothing was left to do"
 
 
+def test_runs_on_other_data_are_not_compared_with_those_that_are_recorded(tmp_path, capsys):
+    data, rows = tmp_path / "data.csv", [f"look at number {n},{'ab'[n % 2]}\n" for n in range(30)]
+    data.write_text("text,label\n" + "".join(rows))
+    words = f"federation.clients=3 task=text task.dataset={data}"
+    text = grid(tmp_path, ALONE, **{"federation.clients=3": words, "seeds: [0, 1]": "seeds: [0]"})
+    command = ["compare", text, "--processes", "1", "--to", f"{tmp_path}/to"]
+    assert main(command) == 0
+    assert main([*command, "--resume"]) == 0
+    data.write_text("text,label\n" + "".join(rows[1:]))
+    before = (tmp_path / "to" / "runs.jsonl").read_bytes()
+    assert main([*command, "--resume"]) == EXIT_FAILED
+    assert f"regime brief: {data} is not what its runs in" in capsys.readouterr().err
+    assert (tmp_path / "to" / "runs.jsonl").read_bytes() == before
+    assert main([*command, "--restart"]) == 0
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path, capsys):
     lost = "lost: split=layer_wise split.last=null split.layers=[7]"  # which the model does not have
     text = grid(tmp_path, ALONE, lost, **{"seeds: [0, 1]": "seeds: [0]"})

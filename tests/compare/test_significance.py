@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsa_lora.compare.significance import holm, paired, standard_error
+from fedsa_lora.compare.significance import holm, paired
+from fedsa_lora.runs.measures import standard_error
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 

@@ -470,6 +470,14 @@ def test_numbers_that_a_report_lacks_are_named():
         wire.check_upload(UPLOAD, 3, needed=("loss", "accuracy"))
 
 
+def test_metrics_are_needed_of_a_client_that_was_measured_and_of_no_other():
+    wire.check_upload(UPLOAD, 3, metrics=("accuracy",))
+    with pytest.raises(WireError, match=r"lacks \['accuracy'\]"):
+        wire.check_upload(replace(UPLOAD, measured=7), 3, metrics=("accuracy",))
+    with pytest.raises(WireError, match=r"reports \['majority'\], measured on no example"):
+        wire.check_upload(replace(UPLOAD, report={**UPLOAD.report, "majority": 0.5}), 3)
+
+
 def test_a_clients_own_error_is_passed_on():
     with pytest.raises(WireError, match=r"^TrainingError: the loss became nan$"):
         wire.check_upload(replace(UPLOAD, error="TrainingError: the loss became nan", round=9), 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsa_lora.runs.measures import spread
+from fedsa_lora.runs.measures import interval, spread
 
 REASON = "TrainingError: the loss of client 3 is not finite in round 5"
 
@@ -116,6 +116,11 @@ def _summary(final: np.ndarray, alone: np.ndarray, majority: np.ndarray, rounds:
         "global": None,
         "gain_over_local": float(final.mean() - alone.mean()),
         "gain_over_majority": float(final.mean() - majority.mean()),
+        "gain_interval": None if clients == 1 else list(interval(final - alone)),
+        "clients_compared": clients,
+        "measured": clients,
+        "unmeasured": [],
+        "part": "test",
         "clients_harmed": int((final < alone).sum()),
         "share_harmed": float((final < alone).mean()),
         "target": {"accuracy": float(alone.mean()), "rounds": 7, "bytes": 31_059_000, "seconds": 49.0},

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 
-from fedsa_lora.runs.measures import confusion, first_at, gains, harmed, spread
+from fedsa_lora.runs.measures import confusion, first_at, gains, harmed, interval, spread
 
 ACCURACIES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
@@ -99,6 +100,22 @@ def test_who_is_harmed_one_way_gains_the_other_way(ours, alone):
     assert one == {name: -gain for name, gain in two.items()}
     equal = sum(gain == 0 for gain in one.values()) / len(one)
     assert harmed(named(ours), named(alone)) + harmed(named(alone), named(ours)) == pytest.approx(1 - equal)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 40])
+def test_the_interval_is_students_over_pairs(n):
+    x = np.random.default_rng(n).normal(0.05, 0.1, n)
+    assert interval(x) == pytest.approx(stats.t.interval(0.95, n - 1, x.mean(), stats.sem(x)))
+
+
+def test_equal_differences_are_told_from_nothing_from_the_number_on_with_which_a_sign_test_tells_them():
+    fewest = next(n for n in range(1, 20) if stats.binomtest(n, n).pvalue < 0.05)
+    rounded = [0.75 - 0.5, 0.65 - 0.4, 0.95 - 0.7]  # all .25 but for rounding
+    for n in range(1, fewest):
+        assert interval((rounded * n)[:n]) == (-math.inf, math.inf)
+    assert interval((rounded * fewest)[:fewest]) == pytest.approx((0.25, 0.25))
+    for n in range(2, fewest + 1):
+        assert interval([0.0] * n) == (0.0, 0.0)
 
 
 def test_a_target_is_reached_when_it_is_first():

@@ -156,20 +156,52 @@ def test_a_leak_a_break_and_equal_clients_are_warned_of(summary: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("gain", "worst", "answer"),
+    ("gain", "interval", "worst", "answer"),
     [
-        (0.05, 0.6, "Yes"),
-        (0.05, 0.4, "On average, but not for the worst client"),
-        (-0.05, 0.4, "No"),
-        (0.004, 0.6, "No clear difference"),
-        (None, 0.6, "Not measured"),
+        (0.05, [0.01, 0.09], 0.6, "Yes"),
+        (0.004, [0.001, 0.007], 0.6, "Yes"),
+        (0.05, [0.01, 0.09], 0.4, "On average, but not for the worst client"),
+        (-0.05, [-0.09, -0.01], 0.4, "No"),
+        (0.05, [-0.01, 0.11], 0.6, "Cannot be told"),
+        (-0.05, [-0.1, 0.0], 0.4, "Cannot be told"),
+        (0.05, None, 0.6, "Cannot be told"),
+        (None, None, 0.6, "Not measured"),
     ],
 )
-def test_the_answer_follows_the_numbers(gain: float | None, worst: float, answer: str) -> None:
+def test_the_answer_follows_the_interval(
+    gain: float | None, interval: list[float] | None, worst: float, answer: str
+) -> None:
     alone = {"mean": 0.7, "worst": 0.5}
     ours = {"mean": 0.7 + (gain or 0), "worst": worst}
     summary = {"personalised": ours, "local_only": alone, "gain_over_local": gain}
-    assert verdict(summary).answer == answer
+    assert verdict({**summary, "gain_interval": interval, "clients_compared": 5}).answer == answer
+
+
+def test_the_verdict_tells_the_interval_and_of_how_many_clients_it_is() -> None:
+    known = {"personalised": {"mean": 0.75}, "local_only": {"mean": 0.7}, "gain_over_local": 0.05}
+    sentence = verdict({**known, "gain_interval": [-0.01, 0.11], "clients_compared": 5}).sentence
+    assert "+5.0 points (95% interval over 5 clients: \N{MINUS SIGN}1.0 to +11.0 points)." in sentence
+    sentence = verdict({**known, "gain_interval": None, "clients_compared": 1}).sentence
+    assert "+5.0 points (1 client: too few for an interval)." in sentence
+    assert "without an interval" in verdict(known).sentence
+
+
+def test_clients_that_could_not_be_measured_are_told_with_the_reason(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=3, rounds=2)
+    rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    for row in rows:
+        if (row["phase"], row["client"]) == ("evaluate", "1"):
+            row.update(examples=0, measured=0)
+            del row["accuracy"]
+    (tmp_path / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change(tmp_path / "summary.json", measured=2, unmeasured=["1"], clients_compared=2)
+    page = report_of(tmp_path)
+    assert "Model, 2 of 3 clients" in page.text
+    assert (
+        "1 client without test examples took part like the others and could not be measured: 1." in page.text
+    )
+    assert "no examples to be measured on" in page.text
+    assert "never evaluated" not in page.text
 
 
 def test_a_split_that_shares_nothing_claims_nothing() -> None:

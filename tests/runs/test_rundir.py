@@ -31,7 +31,7 @@ def create(folder, *overrides: str) -> RunDirectory:
 def test_a_new_run_directory_says_what_runs_where_and_with_whose_data(tmp_path):
     directory = create(tmp_path / "a" / "run")
     path = directory.path
-    names = ["config.yaml", "environment.json", "partition.json", "status.json"]
+    names = ["config.yaml", "data.json", "environment.json", "partition.json", "status.json"]
     assert sorted(os.listdir(path)) == names
     assert read_config(path) == directory.config
     assert (path / "config.yaml").read_text() == to_yaml(directory.config)

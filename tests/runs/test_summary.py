@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
+from fedsa_lora.runs.wording import accuracies, left_out, of_clients
 from fedsa_lora.settings import RunConfig
 
 CLIENTS = ("0", "1", "2")
@@ -28,12 +31,13 @@ def fit(round_: int, client: str, **changes) -> dict:
     """A fit that starts from where the same client ended the round before."""
     before, after = (f"{client}-{r}" for r in (round_ - 1, round_))
     row = {"phase": "fit", "round": round_, "client": client, "examples": EXAMPLES[client]}
-    row |= {"bytes_up": 1000, "bytes_down": 500}
+    row |= {"bytes_up": 1000, "bytes_down": 500, "measured": EXAMPLES[client]}
     return row | {"private_before": before, "private_after": after, "accuracy_before": 0.1 * round_} | changes
 
 
 def evaluated(round_: int, client: str, **changes) -> dict:
     row = {"phase": "evaluate", "round": round_, "client": client, "examples": EXAMPLES[client]}
+    row |= {"measured": EXAMPLES[client]}
     return row | {"accuracy": ACCURACY[client] if round_ == 2 else 0.0, "majority": 0.2, **changes}
 
 
@@ -102,6 +106,58 @@ def test_without_a_reference_there_is_no_gain(tmp_path):
     assert found["gain_over_majority"] == pytest.approx(0.55)
 
 
+def test_before_aggregation_is_weighted_by_the_test_examples_as_all_else(tmp_path):
+    config = written_run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    before = {"0": 0.0, "1": 0.5, "2": 1.0}
+    fits = [
+        row | {"examples": 1, "accuracy_before": before[row["client"]]} if row["phase"] == "fit" else row
+        for row in rows
+    ]
+    write(tmp_path / "clients.jsonl", fits)
+    found = summary_of(config)["before_aggregation"]
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["weighted"] == pytest.approx((0.5 * 20 + 1.0 * 70) / 100)
+
+
+def test_the_gain_has_the_paired_interval_of_the_clients_that_have_both(tmp_path):
+    found = summary_of(written_run(tmp_path, local_only=ALONE))
+    gains = [ACCURACY[client] - ALONE[client] for client in CLIENTS]
+    assert found["gain_interval"] == pytest.approx(
+        stats.t.interval(0.95, 2, np.mean(gains), stats.sem(gains))
+    )
+    assert found["clients_compared"] == 3
+    assert summary_of(written_run(tmp_path))["gain_interval"] is None
+
+
+def test_who_could_not_be_measured_is_in_no_mean_and_is_named(tmp_path):
+    config = written_run(tmp_path, local_only=ALONE)
+    rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    measured = ("accuracy", "majority", "local_only", "accuracy_before")
+    lone = [
+        {k: v for k, v in row.items() if k not in measured} | {"measured": 0} if row["client"] == "1" else row
+        for row in rows
+    ]
+    write(
+        tmp_path / "clients.jsonl",
+        [row for row in lone if (row["phase"], row["client"]) != ("evaluate", "2")],
+    )
+    found = summary_of(config)
+    assert (found["clients"], found["measured"], found["unmeasured"], found["part"]) == (3, 1, ["1"], "test")
+    assert found["personalised"]["clients"] == found["local_only"]["clients"] == 1
+    assert found["before_aggregation"]["clients"] == 2
+    assert (found["gain_over_local"], found["gain_interval"], found["clients_compared"]) == (0.25, None, 1)
+    assert left_out(found) == [
+        "1 client without test examples took part like the others and could not be measured: 1.",
+        "1 client gave no answer to the last evaluation.",
+    ]
+    assert of_clients(found) == ", 1 of 3 clients"
+    assert [row.model for row in accuracies(found)][:2] == [
+        "federated, personalised",
+        "federated, before aggregation (2 clients)",
+    ]
+
+
 def test_a_target_is_reached_with_what_training_took_until_then(tmp_path):
     # 0.65 is first reached in round 2; 3 clients send 1000 up and are sent 500 in each round
     found = summary_of(written_run(tmp_path, local_only=ALONE))["target"]
@@ -142,7 +198,7 @@ def test_parameters_by_role_are_those_of_the_model(tmp_path):
     st.randoms(),
 )
 def test_over_clients_is_bounded_by_its_worst_and_blind_to_order(values, random):
-    rows = [{"client": c, "accuracy": a, "examples": n} for c, (a, n) in values.items()]
+    rows = [{"client": c, "accuracy": a, "measured": n} for c, (a, n) in values.items()]
     found = over_clients(rows, "accuracy")
     accuracies = [a for a, _ in values.values()]
     assert found["worst"] == min(accuracies) == values[found["worst_client"]][0]
@@ -156,7 +212,7 @@ def test_over_clients_is_bounded_by_its_worst_and_blind_to_order(values, random)
 
 
 def test_rows_without_the_value_do_not_count():
-    rows = [{"client": "0", "examples": 1, "accuracy": 1.0}, {"client": "1", "examples": 9, "accuracy": None}]
+    rows = [{"client": "0", "measured": 1, "accuracy": 1.0}, {"client": "1", "measured": 9, "accuracy": None}]
     assert over_clients(rows, "accuracy")["weighted"] == 1.0
     assert over_clients(rows, "local_only") is None
     assert over_clients([], "accuracy") is None

@@ -103,7 +103,7 @@ class Server:
             payload = codec.encode(np.asarray(update, np.float32), np.random.default_rng(int(client)))
         header = wire.UploadHeader(
             client=client, round=asked.round, layout=asked.layout, digest=wire.vector_digest(payload),
-            examples=examples, shared=asked.shared, codec=codec.name,
+            examples=examples, measured=10, shared=asked.shared, codec=codec.name,
             private_before="b", private_after=f"a{client}", report={"loss": 1.0, "accuracy_before": 0.5},
         )  # fmt: skip
         header = replace(header, **changes)

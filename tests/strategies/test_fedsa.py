@@ -204,12 +204,12 @@ def test_an_aggregate_that_is_not_finite_ends_the_run_and_names_the_strategy():
     assert server.notes.checkpoints == []
 
 
-def evaluated(client: str, round_: int, accuracy: float = 0.5, examples: int = 10) -> EvaluateRes:
+def evaluated(client: str, round_: int, accuracy: float = 0.5, measured: int = 10) -> EvaluateRes:
     header = wire.UploadHeader(
-        client=client, round=round_, layout=LAYOUT.digest, digest="", examples=examples,
-        report={"accuracy": accuracy, "loss": 1.0, "majority": 0.1},
+        client=client, round=round_, layout=LAYOUT.digest, digest="", examples=60, measured=measured,
+        report={"accuracy": accuracy, "loss": 1.0, "majority": 0.1} if measured else {},
     )  # fmt: skip
-    return EvaluateRes(OK, 1.0, examples, wire.write_header(header))
+    return EvaluateRes(OK, 1.0, measured, wire.write_header(header))
 
 
 @pytest.mark.parametrize("codec", [Dense(), TopK(ratio=0.3)], ids=lambda codec: codec.name)
@@ -234,6 +234,36 @@ def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways(codec)
         by_client = sorted(noted[key] for noted in server.notes.clients)
         assert by_client == sorted(map(message_bytes, messages)), key
     assert json.dumps(row)
+
+
+def evaluation_of(accuracies: dict[str, tuple[float, int]]) -> tuple[Server, float | None, dict]:
+    """A round of three clients that answer so to an evaluation: accuracy, and of how many examples."""
+    server = Server(every=1)
+    server.ask()
+    server.take(answers(server, some_updates()))
+    server.ask_to_evaluate()
+    replies = [(server.nodes[c], evaluated(c, 1, a, n)) for c, (a, n) in accuracies.items()]
+    return server, *server.strategy.aggregate_evaluate(1, replies, [])
+
+
+def test_a_client_without_examples_to_be_measured_on_is_left_out_of_every_mean_and_is_no_failure():
+    server, loss, metrics = evaluation_of({"0": (0.2, 10), "1": (0.0, 0), "2": (0.6, 30)})
+    (row,) = server.notes.rounds
+    assert (row["accuracy"], row["accuracy_weighted"], row["accuracy_worst"]) == pytest.approx(
+        (0.4, 0.5, 0.2)
+    )
+    assert (row["measured_clients"], row["remarks"], row["evaluated"]) == (2, [], True)
+    assert (loss, metrics) == (1.0, {"accuracy": pytest.approx(0.4)})
+    told = {r["client"]: r for r in server.notes.clients if r["phase"] == "evaluate"}
+    assert {client: row["measured"] for client, row in told.items()} == {"0": 10, "1": 0, "2": 30}
+    assert "accuracy" not in told["1"]
+
+
+def test_a_run_of_which_nobody_can_be_measured_ends_without_a_measure():
+    server, loss, metrics = evaluation_of(dict.fromkeys(CLIENTS, (0.0, 0)))
+    (row,) = server.notes.rounds
+    assert (row["accuracy"], row["measured_clients"], row["evaluated"]) == (None, 0, False)
+    assert (loss, metrics, row["remarks"]) == (None, {}, [])
 
 
 @pytest.mark.parametrize(("every", "due"), [(0, [2]), (1, [1, 2]), (2, [2]), (5, [2])])

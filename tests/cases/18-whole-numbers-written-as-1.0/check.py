@@ -6,7 +6,7 @@ from case import SMOKE, fedsa, said
 
 done = fedsa("run", "--dry-run", *SMOKE, "task.dataset=data.csv")
 assert done.returncode == 0
-assert "classes │ 4: 1, 2, 3, 10" in said(done)
+assert "classes 4: 1, 2, 3, 10" in said(done)
 
 text = Path("data.csv").read_text()
 Path("half.csv").write_text(text.replace(",10.0\n", ",1.5\n", 1))

@@ -6,7 +6,7 @@ DATA = (*SMOKE, "task.dataset=data.csv")
 
 done = fedsa("run", "--dry-run", *DATA)
 assert done.returncode == 0
-assert "classes │ 4: billing, facility, it, office" in said(done)
+assert "classes 4: billing, facility, it, office" in said(done)
 assert "'it ' is read as 'it'" in said(done), "that blanks do not count is not remarked"
 
 for names in ("[billing,facility,it,office,it]", "[billing,facility,it,office,'it ']"):

@@ -5,8 +5,8 @@ from case import SMOKE, fedsa, said
 for name in ("saved", "hub"):
     done = fedsa("run", "--dry-run", *SMOKE, f"task.dataset={name}")
     assert done.returncode == 0, name
-    assert "classes │ 2: it, office" in said(done), name
-    assert "rows │ 160 train" in said(done), name
+    assert "classes 2: it, office" in said(done), name
+    assert "rows 160 train" in said(done), name
 
 done = fedsa("run", "--dry-run", *SMOKE, "task.dataset=columns.json")
 assert done.returncode == 1
