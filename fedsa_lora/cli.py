@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.arguments import parser
-from fedsa_lora.errors import FedSAError
+from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.exchange.arrays import ROLES
+from fedsa_lora.stopping import INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
     from fedsa_lora.compare.advice import Advice, Evidence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 console = Console()
 
 
@@ -40,13 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         return _node(beyond) if options.command == "node" else _COMMANDS[options.command](options)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except FedSAError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; everything that was started has been stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -151,20 +154,23 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.progress import RunProgress
-    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.runs.table import print_reason, print_summary
     from fedsa_lora.runs.watch import follow, view
 
     progress = RunProgress(options.run_dir)
+    codes = {"failed": EXIT_FAILED, "stopped": TERMINATED}
     if options.once:
         console.print(view(progress, console))
-        return EXIT_FAILED if progress.state == "failed" else 0
+        if progress.state in codes:
+            print_reason(progress.status, console)
+        return codes.get(progress.state, 0)
     try:
         follow(progress, console)
     except KeyboardInterrupt:
         print("no longer watched; the run goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     print_summary(options.run_dir, console)
-    return 0 if progress.state == "completed" else EXIT_FAILED
+    return codes.get(progress.state, 0)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ KILLED = (
     "its process was killed, perhaps for lack of memory: run fewer clients at a time "
     "(machine.cpus_per_client=2), or with a smaller train.batch_size"
 )
-_FLOWERS = re.compile(r"<class '(?:[\w.]+\.)?(?P<kind>\w+)'>:<'(?P<text>.*)'>", re.DOTALL)
+_FLOWERS = re.compile(r"<class '(?:[\w.]+\.)?(?P<kind>\w+)(?:\(\w+\))?'>:<'(?P<text>.*)'>", re.DOTALL)
 _ASKED = re.compile(r"Message contains an Error \(reason: (?P<reason>.*)\)\. It originated .*", re.DOTALL)
 _RAISED = re.compile(r"(?:\w+\.)*(?P<kind>[A-Z]\w*): (?P<text>.*)")
 _DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError", "OutOfMemoryError")

@@ -145,7 +145,7 @@ def test_an_interrupted_command_says_so(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli._COMMANDS, "doctor", interrupt)
-    assert main(["doctor"]) == cli.EXIT_INTERRUPTED == 130
+    assert main(["doctor"]) == cli.INTERRUPTED == 130
     assert "interrupted" in capsys.readouterr().err
 
 

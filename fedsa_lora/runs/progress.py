@@ -58,7 +58,7 @@ class RunProgress:
 
     @property
     def state(self) -> str:
-        """starting, running, completed or failed."""
+        """starting, running, completed, failed or stopped."""
         return str(self.status.get("state", STARTING))
 
     @property

@@ -123,6 +123,8 @@ def _meta(record: RunRecord) -> str:
 def _stopped(record: RunRecord) -> Stopped | None:
     count = len(record.rounds)
     shown = f"Below is what it recorded: {counted(count, 'round')}." if count else "It recorded no round."
+    if record.status["state"] == "stopped":
+        return Stopped("This run was stopped", record.status.get("reason") or "", shown, "unknown")
     if record.status["state"] == "failed":
         reason = (
             record.status.get("reason") or "No reason was recorded; look into the logs of the run directory."

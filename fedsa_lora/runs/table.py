@@ -15,9 +15,6 @@ TONES = {"good": "bold green", "bad": "bold red"}
 def print_summary(run_dir: Path, console: Console) -> None:
     """Print how a run ended: accuracies with their references, bytes, seconds, and where the report is."""
     record = read_run(run_dir)
-    if record.status["state"] != "completed":
-        reason = record.status.get("reason") or "no reason was recorded"
-        _line(console, f"run {record.status['state']}: {reason}", "bold red")
     if record.summary:
         console.print(_accuracy_table(record.summary))
         judged = verdict(record.summary)
@@ -33,6 +30,17 @@ def print_summary(run_dir: Path, console: Console) -> None:
     _line(
         console, f"report: {report.resolve()}" if report.exists() else f"run directory: {run_dir.resolve()}"
     )
+    if record.status["state"] not in ("running", "completed"):
+        print_reason(record.status, console)
+
+
+def print_reason(status: Row, console: Console) -> None:
+    """Print why a run ended early, whole: its last lines are the cause and what to do."""
+    reason = str(status.get("reason") or "no reason was recorded").removeprefix("RunError: ")
+    if status["state"] == "stopped":
+        _line(console, reason, "bold yellow")
+    else:
+        _line(console, f"the run failed: {reason}", "bold red")
 
 
 def _accuracy_table(summary: Row) -> Table:

@@ -21,7 +21,7 @@ from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, mom
 
 POLL_SECONDS = 1.0
 FEWEST, OTHER_LINES = 3, 10  # rows of a table at least; lines of the screen that are in no table
-STYLES = {"completed": "bold green", "failed": "bold red", "running": "bold"}
+STYLES = {"completed": "bold green", "failed": "bold red", "stopped": "bold yellow", "running": "bold"}
 
 
 def follow(progress: RunProgress, console: Console) -> None:
@@ -73,8 +73,7 @@ def _state(progress: RunProgress) -> str:
         )
     if progress.state == STARTING:
         return "starting Flower and Ray"
-    told = f"{progress.state}, begun {moment(status.get('started'))}, {duration(progress.seconds)}"
-    return told + (f": {status['reason']}" if status.get("reason") else "")
+    return f"{progress.state}, begun {moment(status.get('started'))}, {duration(progress.seconds)}"
 
 
 def _rounds(progress: RunProgress, rows: int) -> Table:
