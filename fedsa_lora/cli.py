@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.arguments import parser
+from fedsa_lora.changes import changes, named
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.exchange.arrays import ROLES
 from fedsa_lora.stopping import INTERRUPTED, TERMINATED
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 EXIT_FAILED = 1
+OWN_SETTING = {"experiment", "regime", "task", "task.dataset", "task.files"}  # instead of the quickstart
 console = Console()
 
 
@@ -61,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     name = load(overrides).name
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
-    print_plan(config, plan)
+    print_plan(config, plan, changes(overrides))
     if options.dry_run:
         return 0
     return _federate(config, overrides, plan)
@@ -79,9 +81,10 @@ def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
 
 
 def _with_experiment(overrides: Sequence[str]) -> list[str]:
-    """The quickstart, where no experiment is named."""
-    named = any(word.split("=")[0] == "experiment" for word in overrides)
-    return [*([] if named else ["experiment=quickstart"]), *overrides]
+    """The quickstart, where neither an experiment nor data or a regime of the user's are named: they come with
+    plain settings, not with those of its artificial situation."""
+    chosen = {named(word) for word in overrides}
+    return list(overrides) if chosen & OWN_SETTING else ["experiment=quickstart", *overrides]
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -264,8 +267,8 @@ _COMMANDS = {
 }
 
 
-def print_plan(config: RunConfig, plan: Plan) -> None:
-    """The plan of a run as a table."""
+def print_plan(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> None:
+    """The plan of a run as a table, with what the command changed of its experiment."""
     from fedsa_lora.runs.wording import amount
     from fedsa_lora.validation import strategy_class
 
@@ -287,12 +290,19 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "machine": plan.machine,
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
-    table = Table(title=escape(config.title), show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
+    table = _two_columns(config.title, rows)
     for note in plan.federation.notes:
         table.add_row("note", escape(note))
     console.print(table)
+    if changed:
+        console.print(_two_columns("changed by the command", changed))
+
+
+def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=escape(title), show_header=False)
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(value))
+    return table
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import raise_faults, unknown
+from fedsa_lora.changes import task_title
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.outside import foreign_paths, foreign_words
 from fedsa_lora.settings import PASSED, RunConfig
@@ -33,7 +34,6 @@ PATHS = {
     "model": ("path", "tokenizer"),
     "federation": ("root_certificates",),
 }
-CONNECTION = ("federation.superlink=", "federation.root_certificates=", "federation.insecure=")
 UNREAD_BY_CLIENTS = ("run", "federation")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
@@ -69,7 +69,8 @@ def load(
         read = (found for found in _paths(node) if found[0] not in UNREAD_BY_CLIENTS)
         raise_faults(list(foreign_paths(read, folders)))
     _make_absolute(node)
-    node["title"] = _changed_title(str(node.get("title")), words)
+    if node.get("title") is None:
+        node["title"] = task_title(words, node)
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
         node["title"] += f". {PASSED}"
     return from_resolved(node, faults)
@@ -122,14 +123,6 @@ def _make_absolute(node: dict[str, Any]) -> None:
             first, *rest = section.split(".")
             settings = node[first] if not rest else node[first][rest[0]]
             settings[key] = str(path.resolve())
-
-
-def _changed_title(title: str, words: Sequence[str]) -> str:
-    """An experiment's title, and what was changed of it: the title alone would be untrue then."""
-    named = any(word.startswith("experiment=") for word in words)
-    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=", *CONNECTION)
-    changed = [word for word in words if not word.startswith(plain)]
-    return f"{title} (with {', '.join(changed)})" if named and changed else title
 
 
 def _composable(words: Sequence[str], faults: list[str]) -> list[str]:

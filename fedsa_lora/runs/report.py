@@ -89,6 +89,9 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "state": record.status["state"],
         "title": summary.get("title") or summary.get("name") or f"Run {record.directory.resolve().name}",
         "description": summary.get("description"),
+        "changes": Table(
+            ["Changed", "To"], [TableRow(key, [value]) for key, value in record.changes.items()]
+        ),
         "meta": _meta(record),
         "stopped": _stopped(record),
         "results": bool(summary),

@@ -46,6 +46,8 @@ def print_reason(status: Row, console: Console) -> None:
 def _accuracy_table(summary: Row) -> Table:
     title = Text(str(summary.get("title") or summary.get("name") or "Accuracy on own test examples"))
     table = Table(title=title, title_justify="left")
+    changed = " ".join(f"{key}={value}" for key, value in (summary.get("changes") or {}).items())
+    table.caption, table.caption_justify = Text(f"changed: {changed}") if changed else None, "left"
     table.add_column("accuracy")
     for name in ("mean", "weighted", "worst client"):
         table.add_column(name, justify="right")
