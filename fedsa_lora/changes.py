@@ -20,7 +20,7 @@ def named(word: str) -> str:
 
 def changes(words: Sequence[str]) -> dict[str, str]:
     """Value by key of the overrides that change what a run is; of a key that stands twice, the last."""
-    found = {}
+    found: dict[str, str] = {}
     for word in words:
         key, value = named(word), word.partition("=")[2]
         if key not in _PLAIN and not key.startswith(_PLACES):

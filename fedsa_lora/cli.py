@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from fedsa_lora.arguments import parser
 from fedsa_lora.changes import changes, named
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.exchange.arrays import ROLES
-from fedsa_lora.stopping import INTERRUPTED, TERMINATED
+from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
     from fedsa_lora.compare.advice import Advice, Evidence
@@ -81,8 +80,8 @@ def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
 
 
 def _with_experiment(overrides: Sequence[str]) -> list[str]:
-    """The quickstart, where neither an experiment nor data or a regime of the user's are named: they come with
-    plain settings, not with those of its artificial situation."""
+    """The quickstart, where neither an experiment nor data or a regime of the user's are named: those come
+    with plain settings, not with the quickstart's artificial ones."""
     chosen = {named(word) for word in overrides}
     return list(overrides) if chosen & OWN_SETTING else ["experiment=quickstart", *overrides]
 
@@ -100,7 +99,8 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = Comparison.recorded(grid, folder, options.record)
     else:
         comparison = Comparison.to_run(grid, name, folder, options.record)
-        comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+        with stoppable(comparison.stopped):
+            comparison.run(options.processes or at_once(), console, options.resume, options.restart)
     complete = comparison.write()
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
         console.print(escape(line), soft_wrap=True)
@@ -111,18 +111,20 @@ def _compare(options: argparse.Namespace) -> int:
 def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
-    from fedsa_lora.compare.probe import YOURS, probe, probe_grid
+    from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
 
     grid = probe_grid(_with_experiment(options.overrides), options.rounds)
-    with tempfile.TemporaryDirectory(prefix="fedsa-advise-") as folder:
-        evidence = probe(grid, Path(folder), options.processes or at_once(), console)
+    folder = probe_folder(grid)
+    console.print(_two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
+    with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
+        evidence = probe(grid, folder, options.processes or at_once(), console)
     advice = advise(evidence)
     print_evidence(evidence, advice)
     for reason in advice.reasons:
         console.print(escape(reason), soft_wrap=True)
-    chosen = advice.chosen
-    words = f"{grid.regimes[YOURS]} {chosen.words} train.lr={chosen.lr:g}"
-    console.print(f"fedsa-lora run {escape(words)}", style="bold", soft_wrap=True, highlight=False)
+    if advice.chosen is not None:
+        told = escape(command(grid, advice.chosen))
+        console.print(told, style="bold", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -144,6 +146,9 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
             f"{100 * lead:+.1f}", f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
             style="bold" if probe == advice.chosen else "",
         )  # fmt: skip
+    if evidence.majority:
+        floor = spread(evidence.majority)
+        table.add_row("majority class", "", percent(floor.mean), percent(floor.worst))
     console.print(table)
 
 

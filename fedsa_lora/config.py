@@ -66,7 +66,7 @@ def load(
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
-        read = (found for found in _paths(node) if found[0] not in UNREAD_BY_CLIENTS)
+        read = (found for found in paths(node) if found[0] not in UNREAD_BY_CLIENTS)
         raise_faults(list(foreign_paths(read, folders)))
     _make_absolute(node)
     if node.get("title") is None:
@@ -90,7 +90,7 @@ def places(config: RunConfig) -> list[str]:
     the apps of a run work in a folder of their own."""
     run = config.resolved["run"] | {"dir": str(config.run_dir)}
     words = []
-    for section, key, value in _paths(config.resolved | {"run": run}):
+    for section, key, value in paths(config.resolved | {"run": run}):
         if Path(value).is_absolute():
             words.append(assignment(f"{section}.{key}", value))
     return words
@@ -102,7 +102,7 @@ def assignment(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Section, key and value of everything in a config that may be a folder or a file."""
     for section, keys in PATHS.items():
         settings = node.get(section)
@@ -117,7 +117,7 @@ def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _make_absolute(node: dict[str, Any]) -> None:
     """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
     a shipped data set, stays as it is; what a run is to write need not exist."""
-    for section, key, value in list(_paths(node)):
+    for section, key, value in list(paths(node)):
         path = Path(value).expanduser() if isinstance(value, str) else None
         if path is not None and value not in SHIPPED and (section == "run" or path.exists()):
             first, *rest = section.split(".")

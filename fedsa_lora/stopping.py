@@ -22,7 +22,7 @@ def by_signal(error: BaseException) -> bool:
 
 
 def exit_on_signal(number: int, frame: FrameType | None) -> None:
-    """Raises SystemExit(128 + number); the same signal again does nothing, so that cleaning is not cut off."""
+    """Raises SystemExit(128 + number); the same signal again does nothing: cleaning is not cut off."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 

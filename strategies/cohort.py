@@ -94,7 +94,9 @@ class Cohort:
                 "the missing nodes, or lower federation.clients or federation.min_clients"
             )
             if silent:
-                reason = f"{len(known)} of {self.expected} clients say which they are, {len(silent)} nodes do not"
+                reason = (
+                    f"{len(known)} of {self.expected} clients say which they are, {len(silent)} nodes do not"
+                )
             raise RunError("\n".join([reason, *causes(silent)]))
         for node in silent:
             log.warning("%s", node)

@@ -14,7 +14,13 @@ KILLED = (
 _FLOWERS = re.compile(r"<class '(?:[\w.]+\.)?(?P<kind>\w+)(?:\(\w+\))?'>:<'(?P<text>.*)'>", re.DOTALL)
 _ASKED = re.compile(r"Message contains an Error \(reason: (?P<reason>.*)\)\. It originated .*", re.DOTALL)
 _RAISED = re.compile(r"(?:\w+\.)*(?P<kind>[A-Z]\w*): (?P<text>.*)")
-_DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "WorkerCrashedError", "OutOfMemoryError")
+_DEATHS = (
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "RayActorError",
+    "WorkerCrashedError",
+    "OutOfMemoryError",
+)
 _WRAPPERS = ("ClientAppException", "LoadClientAppError", "RayTaskError")
 _NUMBER = re.compile(r"\d[\d.e+-]*")
 

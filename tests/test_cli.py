@@ -60,7 +60,9 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
     assert f"{tmp_path}/here" in said
 
 
-@pytest.mark.parametrize("words", [["task=banking77"], ["regime=dirichlet_01"], ["task=text", "task.dataset=d.csv"]])
+@pytest.mark.parametrize(
+    "words", [["task=banking77"], ["regime=dirichlet_01"], ["task=text", "task.dataset=d.csv"]]
+)
 def test_data_or_a_regime_of_ones_own_come_without_the_quickstarts_artificial_setting(words, tmp_path):
     (tmp_path / "d.csv").write_text("text,label\n" + "hello,a\ngood bye,b\n" * 200)
     config = load(cli._with_experiment(words))

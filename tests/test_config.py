@@ -438,7 +438,13 @@ def test_a_title_is_the_experiments_or_of_the_data_and_holds_no_overrides(tmp_pa
 
 def test_changes_are_what_a_run_is_not_where_it_is_made_and_the_last_word_counts():
     words = ["experiment=smoke", "seed=3", "run.dir=/x", "machine.threads=2", "title=T", "split=share_b"]
-    words += ["train.lr=1", "+model.config.dropout=0", '++task.dataset="/a b.csv"', "train.lr=2", "~lora.alpha"]
+    words += [
+        "train.lr=1",
+        "+model.config.dropout=0",
+        '++task.dataset="/a b.csv"',
+        "train.lr=2",
+        "~lora.alpha",
+    ]
     assert changes(words) == {
         "split": "share_b", "model.config.dropout": "0", "task.dataset": "/a b.csv", "train.lr": "2",
         "lora.alpha": "removed",

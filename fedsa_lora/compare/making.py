@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import signal
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -54,11 +58,15 @@ def make(
     A run that fails is recorded with its reason. Raises RunError when a worker process dies.
     """
     flying: dict[Future[Row], Run] = {}
-    with progress_line(console, SPEED_WINDOW) as progress, _workers(processes) as workers:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedsa-compare-", ignore_cleanup_errors=True) as scratch,
+        progress_line(console, SPEED_WINDOW) as progress,
+        _workers(processes, Path(scratch)) as workers,
+    ):
         line = _Line(progress, searches, record)
         while True:
             for run in _next(searches, record, [*flying.values()], processes):
-                flying[workers.submit(attempt, grid.overrides(run), measure)] = run
+                flying[workers.submit(attempt, grid.overrides(run), measure, Path(scratch))] = run
             if not flying:
                 return
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -95,22 +103,40 @@ def _outcome(future: Future[Row], path: Path) -> Row:
 
 
 @contextmanager
-def _workers(processes: int) -> Iterator[Executor]:
-    """Fresh processes that keep what they imported, or this one when one is enough."""
+def _workers(processes: int, scratch: Path) -> Iterator[Executor]:
+    """Fresh processes that keep what they imported, or this one when one is enough. However it ends, none of
+    them is left behind."""
     if processes == 1:
         yield Here()
         return
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    pool = ProcessPoolExecutor(processes, _context())
+    pool = ProcessPoolExecutor(processes, _context(), _end_with_parent, (scratch,))
     try:
         yield pool
     except BaseException:
         stopped = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in stopped:  # an interrupted comparison does not wait for what is under way
-            process.terminate()
+            process.kill()
+        for process in stopped:
+            process.join()
         raise
     pool.shutdown()
+
+
+def _end_with_parent(scratch: Path) -> None:
+    """Make a worker leave its end to its parent: a Ctrl-C is for the parent alone, and when that vanishes
+    without a word (SIGKILL, out of memory), the worker removes what it was writing and goes too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _context() -> BaseContext:

@@ -222,7 +222,7 @@ def stopped_after(path: Path) -> str:
 
 
 def last_whole_round(path: Path) -> int:
-    """The last round that a run recorded and kept a checkpoint of, after which it can be resumed; 0 without."""
+    """The last round that a run recorded and kept a checkpoint of, to resume it from; 0 without."""
     rows = path / ROUNDS
     recorded = {row["round"] for row in read_jsonl(rows)} if rows.is_file() else set()
     kept = DirectoryStore(path, CHECKPOINTS, "").rounds()
@@ -230,8 +230,8 @@ def last_whole_round(path: Path) -> int:
 
 
 def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> None:
-    """Record in ``status.json`` and the metrics how a run ended that could not do so itself; not of a run that
-    another process is at."""
+    """Record in ``status.json`` and the metrics how a run ended that could not do so itself; not of a run
+    that another process is at."""
     status, rows = path / "status.json", path / ROUNDS
     if not status.is_file():
         return

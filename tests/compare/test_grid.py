@@ -202,3 +202,22 @@ def test_overrides_of_a_run_can_be_typed_as_a_command():
     config = load(text)
     assert (config.train.lr, config.seed, config.evaluation.every) == (0.02, 5, 3)
     assert (config.evaluation.before, config.evaluation.local_only, config.run.report) == (False,) * 3
+
+
+def test_a_place_may_begin_a_longer_path(tmp_path):
+    (tmp_path / "held" / "trec").mkdir(parents=True)
+    grid = made(places={"HELD": str(tmp_path / "held")}, regimes={"r": "task=text task.dataset=HELD/trec"})
+    assert grid.located("task.dataset=HELD/trec") == f'task.dataset="{tmp_path}/held/trec"'
+    assert grid.located("task.dataset='HELD/trec/a b.csv'") == f'task.dataset="{tmp_path}/held/trec/a b.csv"'
+    assert grid.located("task.dataset=OTHER/trec") == "task.dataset=OTHER/trec"
+    assert grid.missing() == {}
+    gone = made(places={"HELD": str(tmp_path / "gone")}, regimes={"r": "task=text task.dataset=HELD/trec"})
+    assert gone.missing() == {"r": str(tmp_path / "gone")}
+
+
+def test_a_place_within_a_value_is_named_as_the_fault_before_anything_runs(tmp_path):
+    words = "experiment=smoke task=text task.files={train:HELD/a.csv}"
+    grid = made(places={"HELD": str(tmp_path)}, regimes={"r": words})
+    with pytest.raises(ConfigError, match=r"regime r: task\.files=\{train:HELD/a\.csv\}: the place HELD must begin") as caught:
+        check(grid, "mine")
+    assert str(caught.value).count("the place HELD") == 1, "once, not for each method"

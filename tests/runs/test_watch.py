@@ -160,7 +160,9 @@ def test_before_a_run_has_begun_it_is_starting(tmp_path):
         RunProgress(tmp_path / "logs")
 
 
-@pytest.mark.parametrize(("state", "code"), [("running", 0), ("completed", 0), ("failed", 1), ("stopped", 143)])
+@pytest.mark.parametrize(
+    ("state", "code"), [("running", 0), ("completed", 0), ("failed", 1), ("stopped", 143)]
+)
 def test_once_prints_and_says_by_its_exit_code_whether_it_failed(tmp_path, capsys, state, code):
     folder = running(tmp_path / "run")
     change(folder / "status.json", state=state, reason="RunError: too few" if state == "failed" else None)

@@ -15,7 +15,7 @@ fedsa_lora.errors.TrainingError: the loss became nan at step 1 of 3: lower train
 
 The above exception was the direct cause of the following exception:
 
-ray::ClientAppActor.run() (pid=5634, ip=10.0.0.1, actor_id=6a1ff2, repr=<flwr...ClientAppActor object at 0x7f>)
+ray::ClientAppActor.run() (pid=5634, ip=10.0.0.1, actor_id=6a1ff2, repr=<ClientAppActor object at 0x7f>)
     raise ClientAppException(str(ex)) from ex
 flwr.clientapp.client_app.ClientAppException:
 Exception ClientAppException occurred. Message: the loss became nan at step 1 of 3: lower train.lr'>"""
@@ -30,7 +30,10 @@ LOST = "TrainingError: the loss became nan at step 1 of 3: lower train.lr"
     ("wrapped", "plain"),
     [
         (TASK_ERROR, LOST),
-        (f"Message contains an Error (reason: {TASK_ERROR}). It originated during client-side execution.", LOST),
+        (
+            f"Message contains an Error (reason: {TASK_ERROR}). It originated during client-side execution.",
+            LOST,
+        ),
         (DIED, KILLED),
         ("<class 'ray.exceptions.OutOfMemoryError'>:<'Task was killed'>", KILLED),
         ("<class 'fedsa_lora.errors.StoreError'>:<'it's in use:\n by 7'>", "StoreError: it's in use: by 7"),
