@@ -114,12 +114,9 @@ def _workers(processes: int, scratch: Path) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
-        stopped = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in stopped:  # an interrupted comparison does not wait for what is under way
+        for process in list((pool._processes or {}).values()):  # nobody waits for what is under way
             process.kill()
-        for process in stopped:
-            process.join()
+        pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
 
