@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,11 @@ from fedsa_lora.runs.wording import percent
 
 WORKER_BYTES = 2e9  # of one worker with a small backbone
 SPEED_WINDOW = 3600.0  # seconds: a run takes longer than rich looks back for the speed
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # it cleans up after workers that were ended, and complains
+}
 
 
 class Here(Executor):
@@ -130,7 +135,11 @@ def _end_with_parent(scratch: Path) -> None:
 
     def watch() -> None:
         parent.join()
-        shutil.rmtree(scratch, ignore_errors=True)
+        for _ in range(100):  # the run that is under way still writes, until its folder is gone
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.05)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
