@@ -181,7 +181,9 @@ def test_from_fewer_rounds_than_the_runs_local_only_is_not_concluded():
     assert chosen(apart) == ALONE
     short = replace(apart, looked=3, rounds=12)
     assert chosen(short) == SOFT
-    assert advise(short).reasons[0].startswith("This looked at 3 of 12 rounds: too few to conclude local only")
+    assert (
+        advise(short).reasons[0].startswith("This looked at 3 of 12 rounds: too few to conclude local only")
+    )
     assert chosen(replace(apart, looked=12, rounds=12)) == ALONE
 
 

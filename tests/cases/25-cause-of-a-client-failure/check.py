@@ -7,7 +7,15 @@ from pathlib import Path
 
 from case import fedsa
 
-RAY_AND_FLOWER = ("ray::", "ray.exceptions", "ClientAppException", "<class '", "object at 0x", "actor_id", "^^^")
+RAY_AND_FLOWER = (
+    "ray::",
+    "ray.exceptions",
+    "ClientAppException",
+    "<class '",
+    "object at 0x",
+    "actor_id",
+    "^^^",
+)
 
 
 def ends_with(done: subprocess.CompletedProcess[str], cause: str, run: str) -> str:
@@ -25,13 +33,23 @@ def ends_with(done: subprocess.CompletedProcess[str], cause: str, run: str) -> s
     return last
 
 
-COMMON = ("experiment=smoke", "task=text", "task.dataset=data.csv", "federation.clients=2", "federation.rounds=2")
+COMMON = (
+    "experiment=smoke",
+    "task=text",
+    "task.dataset=data.csv",
+    "federation.clients=2",
+    "federation.rounds=2",
+)
 WILD = ("train.lr=1e9", "train.clip_norm=null", "train.optimizer=sgd", "train.head_lr=null")
 
 # All clients: the loss is nan.
 lost = fedsa("run", *COMMON, *WILD, "run.dir=run")
-line = ends_with(lost, r"client 0: TrainingError: the loss became nan at step \d of 3: lower train\.lr ", "run")
-assert re.search(r"\(likewise 1 more: 1\)$", line), "the other client has the same cause: one line counts both"
+line = ends_with(
+    lost, r"client 0: TrainingError: the loss became nan at step \d of 3: lower train\.lr ", "run"
+)
+assert re.search(r"\(likewise 1 more: 1\)$", line), (
+    "the other client has the same cause: one line counts both"
+)
 watched = fedsa("watch", "run", "--once")
 assert watched.returncode == 1, "a failed run is no success to those who watch it"
 assert watched.stdout.strip().splitlines()[-1] == line, "watch ends with another line"
