@@ -35,6 +35,8 @@ def stoppable(told: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
+        for number in handlers:  # another one must not cut off what ``told`` writes
+            signal.signal(number, signal.SIG_IGN)
         code = stop.code if isinstance(stop, SystemExit) else INTERRUPTED
         raise StoppedError(told(), code if isinstance(code, int) else INTERRUPTED) from None
     finally:
@@ -43,14 +45,15 @@ def stoppable(told: Callable[[], str]) -> Iterator[None]:
 
 
 def _caught() -> dict[signal.Signals, Any]:
-    """Handle SIGTERM and SIGHUP, unless they are ignored (nohup) or not Python's to give back. Returns the
-    handlers before."""
+    """Handle the signals, unless they are ignored (nohup) or not Python's to give back. Returns the handlers
+    before."""
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is not threading.main_thread():
         return handlers
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(number)
         if handler not in (signal.SIG_IGN, None):
             handlers[number] = handler
-            signal.signal(number, exit_on_signal)
+            if number != signal.SIGINT:  # which raises KeyboardInterrupt already
+                signal.signal(number, exit_on_signal)
     return handlers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -103,9 +104,9 @@ def stopped(run_dir: Path) -> str:
 
 def end(run_dir: Path, state: Literal["failed", "stopped"], reason: str) -> None:
     """Record how a run ended that could not do so itself, in its report as well."""
-    if (run_dir / "status.json").is_file():
-        close(run_dir, state, reason)
-        write_report(run_dir)
+    if close(run_dir, state, reason):
+        with suppress(RunError):  # of rows that cannot be read; the reason at hand matters more
+            write_report(run_dir)
 
 
 def failure(run_dir: Path, outcome: Outcome, last: str) -> str:

@@ -229,18 +229,20 @@ def last_whole_round(path: Path) -> int:
     return max(recorded & set(kept), default=0)
 
 
-def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> None:
-    """Record in ``status.json`` and the metrics how a run ended that could not do so itself; not of a run
-    that another process is at."""
+def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
+    """Record in ``status.json`` and the metrics how a run ended that could not do so itself. False where
+    there is none, or another process is at it."""
     status, rows = path / "status.json", path / ROUNDS
     if not status.is_file():
-        return
+        return False
     with suppress(RunError), alone(path):
         content = json.loads(status.read_text(encoding="utf-8"))
         content |= {"state": state, "reason": reason, "ended": _now()}
         write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
         known = read_jsonl(rows) if rows.is_file() else []
         RunMetrics(path, content.get("rounds", 0), known).publish(state)
+        return True
+    return False
 
 
 def environment() -> dict[str, Any]:
