@@ -52,6 +52,7 @@ def main() -> None:
             short = probe_grid(words(grid, regime), options.rounds)
             probes = probe(short, options.to / regime, options.processes, Console())
         chosen, best = advise(probes).chosen, recorded.scores(regime)[0]
+        assert chosen is not None, f"no candidate beats the most frequent class in {regime}"
         apart = shortfalls(recorded, regime)
         shown = f"{100 * apart[chosen.words]:.1f}" if chosen.words in apart else "not recorded"
         print(f"| {regime} | {best.method} | {best.mean:.3f} | {chosen.name} | {shown} |", flush=True)

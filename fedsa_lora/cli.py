@@ -6,9 +6,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.arguments import parser
-from fedsa_lora.errors import FedSAError
+from fedsa_lora.changes import changes, named
+from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.exchange.arrays import ROLES
+from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
     from fedsa_lora.compare.advice import Advice, Evidence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
+OWN_SETTING = {"experiment", "regime", "task", "task.dataset", "task.files"}  # instead of the quickstart
 console = Console()
 
 
@@ -40,13 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         return _node(beyond) if options.command == "node" else _COMMANDS[options.command](options)
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except FedSAError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; everything that was started has been stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -58,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     name = load(overrides).name
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
-    print_plan(config, plan)
+    print_plan(config, plan, changes(overrides))
     if options.dry_run:
         return 0
     return _federate(config, overrides, plan)
@@ -76,9 +80,10 @@ def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
 
 
 def _with_experiment(overrides: Sequence[str]) -> list[str]:
-    """The quickstart, where no experiment is named."""
-    named = any(word.split("=")[0] == "experiment" for word in overrides)
-    return [*([] if named else ["experiment=quickstart"]), *overrides]
+    """The quickstart, where neither an experiment nor data or a regime of the user's are named: those come
+    with plain settings, not with the quickstart's artificial ones."""
+    chosen = {named(word) for word in overrides}
+    return list(overrides) if chosen & OWN_SETTING else ["experiment=quickstart", *overrides]
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -94,7 +99,8 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = Comparison.recorded(grid, folder, options.record)
     else:
         comparison = Comparison.to_run(grid, name, folder, options.record)
-        comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+        with stoppable(comparison.stopped):
+            comparison.run(options.processes or at_once(), console, options.resume, options.restart)
     complete = comparison.write()
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
         console.print(escape(line), soft_wrap=True)
@@ -105,18 +111,20 @@ def _compare(options: argparse.Namespace) -> int:
 def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
-    from fedsa_lora.compare.probe import YOURS, probe, probe_grid
+    from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
 
     grid = probe_grid(_with_experiment(options.overrides), options.rounds)
-    with tempfile.TemporaryDirectory(prefix="fedsa-advise-") as folder:
-        evidence = probe(grid, Path(folder), options.processes or at_once(), console)
+    folder = probe_folder(grid)
+    console.print(_two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
+    with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
+        evidence = probe(grid, folder, options.processes or at_once(), console)
     advice = advise(evidence)
     print_evidence(evidence, advice)
     for reason in advice.reasons:
         console.print(escape(reason), soft_wrap=True)
-    chosen = advice.chosen
-    words = f"{grid.regimes[YOURS]} {chosen.words} train.lr={chosen.lr:g}"
-    console.print(f"fedsa-lora run {escape(words)}", style="bold", soft_wrap=True, highlight=False)
+    if advice.chosen is not None:
+        told = escape(command(grid, advice.chosen))
+        console.print(told, style="bold", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -138,6 +146,9 @@ def print_evidence(evidence: Evidence, advice: Advice) -> None:
             f"{100 * lead:+.1f}", f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
             style="bold" if probe == advice.chosen else "",
         )  # fmt: skip
+    if evidence.majority:
+        floor = spread(evidence.majority)
+        table.add_row("majority class", "", percent(floor.mean), percent(floor.worst))
     console.print(table)
 
 
@@ -160,20 +171,23 @@ def _remark(text: str) -> None:
 
 def _watch(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.progress import RunProgress
-    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.runs.table import print_reason, print_summary
     from fedsa_lora.runs.watch import follow, view
 
     progress = RunProgress(options.run_dir)
+    codes = {"failed": EXIT_FAILED, "stopped": TERMINATED}
     if options.once:
         console.print(view(progress, console))
-        return EXIT_FAILED if progress.state == "failed" else 0
+        if progress.state in codes:
+            print_reason(progress.status, console)
+        return codes.get(progress.state, 0)
     try:
         follow(progress, console)
     except KeyboardInterrupt:
         print("no longer watched; the run goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     print_summary(options.run_dir, console)
-    return 0 if progress.state == "completed" else EXIT_FAILED
+    return codes.get(progress.state, 0)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -278,8 +292,8 @@ _COMMANDS = {
 }
 
 
-def print_plan(config: RunConfig, plan: Plan) -> None:
-    """The plan of a run as a table."""
+def print_plan(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> None:
+    """The plan of a run as a table, with what the command changed of its experiment."""
     from fedsa_lora.runs.wording import amount
     from fedsa_lora.validation import strategy_class
 
@@ -303,14 +317,21 @@ def print_plan(config: RunConfig, plan: Plan) -> None:
         "machine": plan.machine,
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
-    table = Table(title=escape(config.title), show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
+    table = _two_columns(config.title, rows)
     for remark in plan.model:
         table.add_row("model", escape(remark))
     for note in plan.federation.notes:
         table.add_row("note", escape(note))
     console.print(table)
+    if changed:
+        console.print(_two_columns("changed by the command", changed))
+
+
+def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=escape(title), show_header=False)
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(value))
+    return table
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -93,6 +94,7 @@ class FedSAClient(NumPyClient):
             rest = others(common, state, self._share(header), header.round)
             model = OwnModel(self._install(received, state), beside(state), rest)
             report = self._report(header, received, model)
+            check_measured(report)
         except FedSAError as error:
             record_error("error", str(error))
             upload = self._upload(header.round, 0, error=told(error))
@@ -124,6 +126,7 @@ class FedSAClient(NumPyClient):
         if measured:
             model = OwnModel(arrays, own, local.others)
             numbers["accuracy_before"] = self.model.measure(header.round, model, received.merged)["accuracy"]
+            check_measured(numbers)
         payload, residual = self._encode(header.round, received, parts, arrays, state)
         private = {name: arrays[name] for name in parts.local}
         memory = self._memory(received, start, arrays, residual)
@@ -268,3 +271,10 @@ def check_finite(arrays: NamedArrays) -> None:
     """Raise TrainingError naming the tensors that hold NaN or infinity."""
     if bad := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
         raise TrainingError(f"training made these tensors NaN or infinite: {bad}; lower train.lr")
+
+
+def check_measured(numbers: Mapping[str, float]) -> None:
+    """Raise TrainingError naming the numbers that are NaN or infinite: no message can carry them."""
+    if bad := {name: value for name, value in numbers.items() if not math.isfinite(value)}:
+        named = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise TrainingError(f"on the examples that the model is measured on, {named}: lower train.lr")

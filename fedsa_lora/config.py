@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import raise_faults, unknown
+from fedsa_lora.changes import task_title
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.outside import foreign_paths, foreign_words
 from fedsa_lora.settings import PASSED, RunConfig
@@ -33,7 +34,6 @@ PATHS = {
     "model": ("path", "tokenizer"),
     "federation": ("root_certificates",),
 }
-CONNECTION = ("federation.superlink=", "federation.root_certificates=", "federation.insecure=")
 UNREAD_BY_CLIENTS = ("run", "federation")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
@@ -66,10 +66,11 @@ def load(
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
-        read = (found for found in _paths(node) if found[0] not in UNREAD_BY_CLIENTS)
+        read = (found for found in paths(node) if found[0] not in UNREAD_BY_CLIENTS)
         raise_faults(list(foreign_paths(read, folders)))
     _make_absolute(node)
-    node["title"] = _changed_title(str(node.get("title")), words)
+    if node.get("title") is None:
+        node["title"] = task_title(words, node)
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
         node["title"] += f". {PASSED}"
     return from_resolved(node, faults)
@@ -89,7 +90,7 @@ def places(config: RunConfig) -> list[str]:
     the apps of a run work in a folder of their own."""
     run = config.resolved["run"] | {"dir": str(config.run_dir)}
     words = []
-    for section, key, value in _paths(config.resolved | {"run": run}):
+    for section, key, value in paths(config.resolved | {"run": run}):
         if Path(value).is_absolute():
             words.append(assignment(f"{section}.{key}", value))
     return words
@@ -101,7 +102,7 @@ def assignment(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Section, key and value of everything in a config that may be a folder or a file."""
     for section, keys in PATHS.items():
         settings = node.get(section)
@@ -116,20 +117,12 @@ def _paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _make_absolute(node: dict[str, Any]) -> None:
     """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
     a shipped data set, stays as it is; what a run is to write need not exist."""
-    for section, key, value in list(_paths(node)):
+    for section, key, value in list(paths(node)):
         path = Path(value).expanduser() if isinstance(value, str) else None
         if path is not None and value not in SHIPPED and (section == "run" or path.exists()):
             first, *rest = section.split(".")
             settings = node[first] if not rest else node[first][rest[0]]
             settings[key] = str(path.resolve())
-
-
-def _changed_title(title: str, words: Sequence[str]) -> str:
-    """An experiment's title, and what was changed of it: the title alone would be untrue then."""
-    named = any(word.startswith("experiment=") for word in words)
-    plain = ("experiment=", "seed=", "run.", "machine.", "title=", "name=", "description=", *CONNECTION)
-    changed = [word for word in words if not word.startswith(plain)]
-    return f"{title} (with {', '.join(changed)})" if named and changed else title
 
 
 def _composable(words: Sequence[str], faults: list[str]) -> list[str]:

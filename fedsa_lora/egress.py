@@ -9,8 +9,9 @@ import re
 import time
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError
@@ -43,15 +44,13 @@ def without_places(text: str) -> str:
 
 
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Flower sends the text of whatever a client raises: only what ``told`` says of it."""
+    """Answers with the reason of whatever a client raises, as ``told`` gives it: what is raised to Flower and
+    Ray goes to the server in their wrappers, with traceback and addresses."""
     try:
         return call_next(message, context)
-    except FedSAError as error:
-        log.exception("a %s message is answered by a failure", message.metadata.message_type)
-        raise type(error)(_sendable(error)) from None
     except Exception as error:
         log.exception("a %s message is answered by a failure", message.metadata.message_type)
-        raise FedSAError(told(error)) from None
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
 
 
 class Egress:

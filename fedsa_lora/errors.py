@@ -60,5 +60,14 @@ class TrainingError(FedSAError):
     """Local training cannot go on, for example because the loss is not finite."""
 
 
+class StoppedError(FedSAError):
+    """A signal or `flwr stop` ended what was under way; the message says how to go on. ``code``: 128 and the
+    number of the signal."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class RunError(FedSAError):
     """A run failed, or a run directory cannot be used."""

@@ -11,12 +11,13 @@ from flwr.server.client_proxy import ClientProxy
 
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
+from strategies.reasons import plain_reason
 from strategies.traffic import message_bytes
 
 Res = TypeVar("Res", FitRes, EvaluateRes)
 Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
-MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
+MAX_REASON = 4_000  # characters of a text that a client may have written, in logs and rows
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ class Remark:
 
     @classmethod
     def of(cls, client: str | None, kind: Kind, reason: str) -> Remark:
-        """With the text of a client or of its node, cut to one line that cannot fill a disk or command a
-        terminal."""
-        return cls(client, kind, "".join(c if c.isprintable() else " " for c in reason[:MAX_REASON]))
+        """With the text of a client or of its node on one line that cannot fill a disk or command a
+        terminal; what is cut off of it is counted."""
+        text = "".join(c if c.isprintable() else " " for c in reason[:MAX_REASON])
+        cut = len(reason) - MAX_REASON
+        return cls(client, kind, f"{text} ({cut:,} more characters)" if cut > 0 else text)
 
     def __str__(self) -> str:
         return self.reason if self.client is None else f"client {self.client}: {self.reason}"
@@ -118,6 +121,6 @@ def _lost(failure: Failure[Any], name_of: Callable[[ClientProxy], str]) -> Remar
     if isinstance(failure, Unanswered):
         return failure.remark
     if isinstance(failure, BaseException):
-        return Remark.of(None, "lost", f"a node failed: {failure}")
+        return Remark.of(None, "lost", f"a node failed: {plain_reason(str(failure))}")
     proxy, result = failure
     return Remark.of(name_of(proxy), "error", result.status.message)

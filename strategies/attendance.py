@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays
 from strategies.admission import Admission
+from strategies.reasons import causes
 
 ABSENCE = "attendance/"  # by client in the memory of a checkpoint: failures in a row, and left out through
 SKIPPED = "skipped"  # rounds in a row that did not count
@@ -56,7 +57,7 @@ class Attendance:
             log.warning("round %d is skipped, what is common stays as it was: %s", round_, reason)
             return
         before = f"{self.skipped} rounds in a row had too few results; " if self.skipped > 1 else ""
-        raise RunError(before + "; ".join([reason, *map(str, admission.failures)]))
+        raise RunError("\n".join([before + reason, *causes(admission.failures)]))
 
     def memory(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays; nothing while everybody answers."""

@@ -15,6 +15,7 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.wire import MAX_EXAMPLES
 from strategies.admission import Admission, Remark
+from strategies.reasons import causes
 from strategies.updates import Update
 
 REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by client, and of all
@@ -139,8 +140,8 @@ class Rejections:
             by_client = ", ".join(f"client {name}: {n}" for name, n in sorted(self._rejected.items()))
             raise RunError(
                 f"{total} of {self._uploads} uploads were rejected ({by_client}), and "
-                f"bounds.max_rejections={self.most:g} ends the run; in this round "
-                + "; ".join(map(str, admission.rejected))
+                f"bounds.max_rejections={self.most:g} ends the run; in this round\n"
+                + "\n".join(causes(admission.rejected))
             )
 
     def memory(self) -> dict[str, NDArray[Any]]:

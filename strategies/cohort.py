@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from flwr.common import GetPropertiesIns
@@ -15,8 +16,21 @@ from flwr.server.criterion import Criterion
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.seeds import generator
+from strategies.admission import Remark
+from strategies.reasons import causes, plain_reason
 
 log = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A node, by its id at Flower, that does not tell which client it is, and why."""
+
+    client: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"node {self.client} {self.reason}"
 
 
 class Cohort:
@@ -79,23 +93,27 @@ class Cohort:
                 f"{len(known)} of {self.expected} clients are connected after {self.wait_seconds} s: start "
                 "the missing nodes, or lower federation.clients or federation.min_clients"
             )
-            raise RunError("; ".join([reason, *silent]))
-        for line in silent:
-            log.warning("%s", line)
+            if silent:
+                reason = (
+                    f"{len(known)} of {self.expected} clients say which they are, {len(silent)} nodes do not"
+                )
+            raise RunError("\n".join([reason, *causes(silent)]))
+        for node in silent:
+            log.warning("%s", node)
         if len(known) != self._present and (len(known) < self.expected or not begins):
             log.warning("%d of %d clients are there", len(known), self.expected)
         self._present = len(known)
         return [known[name] for name in sorted(known)]
 
-    def _learn(self, unknown: list[ClientProxy]) -> list[str]:
-        """Ask nodes for their names. A line for each that does not tell it."""
+    def _learn(self, unknown: list[ClientProxy]) -> list[Silent]:
+        """Ask nodes for their names. Returns those that do not tell it."""
         if not unknown:
             return []
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(partial(_ask_name, seconds=self.answer_seconds), unknown))
         pairs = list(zip(unknown, found, strict=True))
         self._names |= {proxy.cid: name for proxy, (name, _) in pairs if name is not None}
-        return [f"node {proxy.cid} {fault}" for proxy, (name, fault) in pairs if name is None]
+        return [Silent(proxy.cid, fault) for proxy, (name, fault) in pairs if name is None]
 
 
 def at_least(share: float, of: int) -> int:
@@ -108,7 +126,8 @@ def _ask_name(proxy: ClientProxy, seconds: float | None) -> tuple[str | None, st
     try:
         answer = proxy.get_properties(GetPropertiesIns({}), seconds, None)
     except ValueError as error:  # Flower's word for a reply that is an error
-        return None, f"failed before it said which client it is: {error}"
+        told = Remark.of(None, "error", plain_reason(str(error)))
+        return None, f"failed before it said which client it is: {told}"
     name = answer.properties.get("client")
     if not isinstance(name, str):
         return None, f"does not say which client it is: {answer.status.message}"

@@ -22,6 +22,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
 from strategies.admission import Failure, Kind, Remark, Res, Unanswered
+from strategies.reasons import plain_reason
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
 POLL_SECONDS = 0.1
@@ -165,10 +166,11 @@ class Collection(Generic[Ins, Res]):
 
     def _miss(self, question: Question[Ins], error: Error) -> None:
         kind: Kind = "lost" if error.code in PASSING else "error"
+        reason = plain_reason(error.reason or f"error {error.code}")
         if kind == "error" or question.asked > self.retries:
-            return self._fail(question, kind, error.reason or f"error {error.code}")
+            return self._fail(question, kind, reason)
         client = self.name_of(question.proxy)
-        log.info("client %s is asked once more: %s", client, error.reason, extra={"client": client})
+        log.info("client %s is asked once more: %s", client, reason, extra={"client": client})
         question.due = time.monotonic() + RETRY_SECONDS
         return self._waiting.append(question)
 

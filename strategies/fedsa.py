@@ -39,6 +39,7 @@ from strategies.decoding import Decoder
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
+from strategies.reasons import causes
 from strategies.rules import fewest_results, recall, remembered, rule_for
 from strategies.traffic import message_bytes
 from strategies.updates import Update
@@ -219,8 +220,8 @@ class FedSA(Strategy):
         warn_of(admission)
         rows = self.ledger.evaluate(admission)
         if not rows and server_round == self.evaluation.rounds:
-            told = ["no client answered the last evaluation", *map(str, admission.failures)]
-            raise RunError("; ".join(told))
+            told = ["no client answered the last evaluation", *causes(admission.failures)]
+            raise RunError("\n".join(told))
         measured = [row for row in rows if row["measured"]]
         self.ledger.close(evaluated=bool(measured))
         loss = weighted_mean([(row["loss"], row["measured"]) for row in measured])

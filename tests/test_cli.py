@@ -60,6 +60,27 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
     assert f"{tmp_path}/here" in said
 
 
+@pytest.mark.parametrize(
+    "words", [["task=banking77"], ["regime=dirichlet_01"], ["task=text", "task.dataset=d.csv"]]
+)
+def test_data_or_a_regime_of_ones_own_come_without_the_quickstarts_artificial_setting(words, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n" + "hello,a\ngood bye,b\n" * 200)
+    config = load(cli._with_experiment(words))
+    assert (config.head.policy, config.federation.label_meaning) == ("local", "common")
+    assert "Quickstart" not in config.title
+    quickstart = load(["experiment=quickstart", "split=share_ab", "model=tiny_bert"])
+    assert load(cli._with_experiment(["split=share_ab", "model=tiny_bert"])).resolved == quickstart.resolved
+
+
+def test_a_plan_has_a_plain_title_and_a_table_of_what_the_command_changes(capsys):
+    assert main(["run", "--dry-run", "task=banking77", "split=share_b", "seed=1"]) == 0
+    said = capsys.readouterr().out
+    assert said.split("┌")[0].strip() == "banking77, 10 clients"
+    assert [line.strip("│ ").split() for line in said.splitlines()[-3:-1]] == [
+        ["task", "│", "banking77"], ["split", "│", "share_b"],
+    ]  # fmt: skip
+
+
 def test_what_the_partition_remarks_is_shown(capsys):
     assert main(["run", "--dry-run", *TINY, "federation.train_examples=[9000,9000]"]) == 0
     assert "fewer train examples than drawn" in capsys.readouterr().out
@@ -161,7 +182,7 @@ def test_an_interrupted_command_says_so(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli._COMMANDS, "doctor", interrupt)
-    assert main(["doctor"]) == cli.EXIT_INTERRUPTED == 130
+    assert main(["doctor"]) == cli.INTERRUPTED == 130
     assert "interrupted" in capsys.readouterr().err
 
 

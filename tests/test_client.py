@@ -546,3 +546,14 @@ def test_floor_and_loss_by_hand():
     logits = np.log(np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32))
     expected = -(np.log(0.75) + np.log(0.5)) / 2
     assert cross_entropy(logits, np.array([1, 0])) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("found", [float("nan"), float("inf")])
+def test_a_measure_that_is_no_number_is_this_clients_error_and_names_the_remedy(desk, monkeypatch, found):
+    desk.fit("0", 1)
+    monkeypatch.setattr(type(desk.bench.task), "evaluate", lambda *_: {"loss": found, "accuracy": 0.5})
+    loss, count, metrics = desk.evaluate("0", 1)
+    header = wire.read_header(metrics, wire.UploadHeader)
+    assert (loss, count) == (0.0, 0)
+    told = f"TrainingError: on the examples that the model is measured on, loss is {found}: lower train.lr"
+    assert header.error == told

@@ -10,6 +10,7 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
 
+from fedsa_lora.changes import changes, changes_of
 from fedsa_lora.config import CONF, load, places, read_config, to_yaml
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
@@ -424,12 +425,31 @@ def test_conf_lies_beside_or_in_the_package():
     )
 
 
-def test_a_title_tells_what_was_changed_of_the_experiment():
-    plain = load(["experiment=quickstart", "seed=3", "run.dir=/tmp/x", "machine.threads=2"]).title
-    assert plain == load(["experiment=quickstart"]).title
-    changed = load(["experiment=quickstart", "task=banking77"]).title
-    assert changed == f"{plain} (with task=banking77)"
-    assert load(["task=banking77"]).title == "FedSA-LoRA"
+def test_a_title_is_the_experiments_or_of_the_data_and_holds_no_overrides(tmp_path):
+    plain = load(["experiment=quickstart"]).title
+    assert load(["experiment=quickstart", "task=banking77"]).title == plain
+    assert load([]).title == "snips, 10 clients"
+    assert load(["task=clinc150_banking", "federation.clients=3"]).title == "clinc150_banking, 3 clients"
+    assert load(["task=gsm8k", "model=llama3_8b"]).title == "gsm8k, 10 clients"
+    assert load(["task=text", "task.dataset=owner/name"]).title == "name, 10 clients"
+    (tmp_path / "tickets.csv").write_text("text,label\na,b\n")
+    assert load(["task=text", f"task.dataset={tmp_path}/tickets.csv"]).title == "tickets.csv, 10 clients"
+
+
+def test_changes_are_what_a_run_is_not_where_it_is_made_and_the_last_word_counts():
+    words = ["experiment=smoke", "seed=3", "run.dir=/x", "machine.threads=2", "title=T", "split=share_b"]
+    words += [
+        "train.lr=1",
+        "+model.config.dropout=0",
+        '++task.dataset="/a b.csv"',
+        "train.lr=2",
+        "~lora.alpha",
+    ]
+    assert changes(words) == {
+        "split": "share_b", "model.config.dropout": "0", "task.dataset": "/a b.csv", "train.lr": "2",
+        "lora.alpha": "removed",
+    }  # fmt: skip
+    assert changes_of(f"fedsa-lora run {shlex.join(words)}") == changes(words)
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "(x)", "[y]", 'quo"te', "back\\slash", "ünï=1"])

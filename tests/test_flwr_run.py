@@ -2,16 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedsa_lora import assemble
+import fedsa_lora
+from fedsa_lora import assemble, cli
 from fedsa_lora.config import read_config
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.rundir import last_whole_round
 from fedsa_lora.store import DirectoryStore
 
 OVERRIDES = [
@@ -152,3 +156,36 @@ def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
     assert "the loss became" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_run_that_a_signal_ends_is_stopped_and_its_last_line_resumes_it(tmp_path, number, code):
+    run = tmp_path / "run"
+    words = ["experiment=smoke", "federation.rounds=999", f"run.dir={run}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fedsa_lora.cli", "run", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(fedsa_lora.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (run / "rounds.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait() == code
+        last = process.stderr.read().strip().splitlines()[-1]
+    done = last_whole_round(run)
+    assert done >= 1
+    assert last == f"stopped after round {done} of 999; go on with: fedsa-lora resume {run}"
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", f"stopped after round {done} of 999")
+    assert 'state="stopped"} 1' in (run / "metrics.prom").read_text()
+    assert "This run was stopped" in (run / "report.html").read_text()
+    assert cli.main(["watch", str(run), "--once"]) == 143
+    shorter = [f"federation.rounds={done + 1}", "evaluation.local_only=false"]
+    run_in_process([*words, *shorter, "run.resume=true"])
+    assert json.loads((run / "status.json").read_text())["state"] == "completed"

@@ -17,7 +17,7 @@ from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange import wire
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.resuming import to_resume
-from fedsa_lora.runs.rundir import RunDirectory, close_as_failed
+from fedsa_lora.runs.rundir import RunDirectory, close
 from fedsa_lora.store import DirectoryStore
 
 pytestmark = pytest.mark.case(27)
@@ -125,7 +125,7 @@ def test_a_run_directory_that_a_server_is_at_work_in_is_refused_to_another_and_l
                 RunError, match=f"{tmp_path}/run is in use by process {process}: .*another run.dir"
             ):
                 attempt()
-        close_as_failed(tmp_path / "run", "of a run that was not let in")
+        close(tmp_path / "run", "failed", "of a run that was not let in")
         assert content(tmp_path / "run") == before
     run_in_process([*words, "run.resume=true"])
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "completed"

@@ -13,6 +13,7 @@ from fedsa_lora.config import read_config
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.outcomes import remarks
 from fedsa_lora.runs.reading import read_run
+from strategies.reasons import KILLED
 
 TESTS = Path(__file__).resolve().parent
 BRIEF = ("experiment=smoke", "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0")
@@ -64,3 +65,14 @@ def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_
     assert 2 in told["late: no answer within 30 s"].rounds
     assert {remark.client for remark in told.values()} == {"1"}, "which may still be at it in the third round"
     assert "late: no answer within 30 s" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_killed_processes_of_clients_are_the_last_line_in_plain_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "killer")
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
+    monkeypatch.syspath_prepend(str(TESTS))
+    words = ["++personalisation._target_=killer.Killer", "federation.rounds=1", "federation.retries=0"]
+    ended = command_line("run", *BRIEF, *words, f"run.dir={tmp_path / 'run'}")
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == f"client 0: {KILLED} (likewise 3 more: 1, 2, 3)"

@@ -3,13 +3,15 @@
 The rule: ``soft`` stands unless another split is ahead of it by more than the noise; of those that are, the
 best mean. Between sharing A and sharing B, where both are and neither is ahead of the other, that role is
 shared in which the clients' changes agree more. What is not ahead of training alone by more than the noise
-is not worth sending: then local only. Noise is one standard error of the mean of paired differences over
+is not worth sending: then local only, unless fewer rounds than the run's were looked at, because what is
+shared can catch up late. What does not beat always predicting a client's most frequent class is never
+recommended. Noise is one standard error of the mean of paired differences over
 clients; a lead within it decides nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from fedsa_lora.runs.measures import Values, gains, harmed, standard_error
@@ -37,10 +39,23 @@ class Probe:
 @dataclass(frozen=True)
 class Evidence:
     """What was measured; ``agreement`` is the mean cosine between clients of what training alone changed, by
-    role, from -1 to 1."""
+    role, from -1 to 1. ``majority``: accuracy of always predicting a client's most frequent class, by client;
+    empty where it is not known. ``looked``: rounds of each probe, of the ``rounds`` of a run."""
 
     probes: dict[str, Probe]
     agreement: dict[str, float]
+    majority: Values = field(default_factory=dict)
+    looked: int = 0
+    rounds: int = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether fewer rounds were looked at than a run has."""
+        return self.looked < self.rounds
+
+    def useless(self, name: str) -> bool:
+        """Whether a candidate does not beat always predicting the most frequent class."""
+        return bool(self.majority) and self.probes[name].mean <= fmean(self.majority.values())
 
     def lead(self, one: str, other: str) -> tuple[float, float]:
         """Mean difference over clients, and its noise."""
@@ -55,20 +70,33 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to run, and why, a sentence each."""
+    """What to run, None where nothing is worth it, and why, a sentence each."""
 
-    chosen: Probe
+    chosen: Probe | None
     reasons: list[str]
 
 
 def advise(evidence: Evidence) -> Advice:
     """By the rule of this module."""
     chosen = _choice(evidence)
+    about = [*_of_rounds(evidence), *_of_majority(evidence)]
+    if chosen is None:
+        return Advice(None, about)
     reasons = [_against_alone(evidence, chosen), *_of_agreement(evidence), *_within_noise(evidence, chosen)]
-    return Advice(evidence.probes[chosen], reasons)
+    return Advice(evidence.probes[chosen], [*about, *reasons])
 
 
-def _choice(evidence: Evidence) -> str:
+def _choice(evidence: Evidence) -> str | None:
+    """The candidate of the rule, or the best of those that may be recommended; None without any."""
+    open_to_all = [name for name in evidence.probes if not (evidence.partial and name == ALONE)]
+    sound = [name for name in open_to_all if not evidence.useless(name)]
+    chosen = _by_rule(evidence)
+    if chosen in sound:
+        return chosen
+    return max(sound, key=lambda name: evidence.probes[name].mean, default=None)
+
+
+def _by_rule(evidence: Evidence) -> str:
     rivals = [name for name in evidence.probes if name not in (SOFT, ALONE) and evidence.ahead(name, SOFT)]
     best = max(rivals, key=lambda name: evidence.probes[name].mean, default=SOFT)
     if best in SHARES and set(SHARES) <= set(rivals):
@@ -76,7 +104,28 @@ def _choice(evidence: Evidence) -> str:
         agrees = evidence.agreement.get(SHARES[other], 0.0) > evidence.agreement.get(SHARES[best], 0.0)
         if agrees and not evidence.ahead(best, other):
             best = other
-    return best if evidence.ahead(best, ALONE) else ALONE
+    return best if evidence.partial or evidence.ahead(best, ALONE) else ALONE
+
+
+def _of_rounds(evidence: Evidence) -> list[str]:
+    if not evidence.partial:
+        return []
+    return [
+        f"This looked at {evidence.looked} of {evidence.rounds} rounds: too few to conclude {ALONE}, as what "
+        "is shared can catch up late. To be sure, leave out --rounds."
+    ]
+
+
+def _of_majority(evidence: Evidence) -> list[str]:
+    useless = [name for name in evidence.probes if evidence.useless(name)]
+    if not useless:
+        return []
+    if len(useless) == len(evidence.probes):
+        return [
+            "None of these beats always predicting the most frequent class, so none is recommended: train "
+            "longer (federation.rounds, train.steps), or with more data."
+        ]
+    return [f"No better than always predicting the most frequent class: {listed(useless)}."]
 
 
 def _against_alone(evidence: Evidence, chosen: str) -> str:

@@ -111,6 +111,14 @@ class Comparison:
             for run, why in failed
         ]
 
+    def stopped(self) -> str:
+        """What remains of a comparison that was stopped, and how to go on."""
+        done = sum(search.settled(self.record) for search in self.searches)
+        return (
+            f"stopped; {done} of {done + self.missing()} runs are recorded in {self.record.path}: go on with "
+            "the same command and --resume"
+        )
+
     def missing(self) -> int:
         """How many runs are still to be made."""
         return sum(search.length - search.settled(self.record) for search in self.searches)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -142,11 +143,21 @@ class Grid:
         ]  # fmt: skip
 
     def located(self, word: str) -> str:
-        """An override with the folder in which a place is here, instead of its name."""
+        """An override with the folder in which a place is here, instead of its name: ``key=PLACE`` and
+        ``key=PLACE/file``."""
         key, _, value = word.partition("=")
-        if value not in self.places:
+        place, *rest = value.strip("\"'").split("/")
+        if place not in self.places:
             return word
-        return assignment(key, str(Path(self.places[value]).expanduser().resolve()))
+        return assignment(key, str(Path(self.places[place], *rest).expanduser().resolve()))
+
+    def misplaced(self, words: Sequence[str]) -> Iterator[str]:
+        """A fault for each place in words that ``located`` does not find, such as within a list."""
+        for word in words:
+            key, _, value = word.partition("=")
+            for place in self.places:
+                if self.located(word) == word and re.search(rf"(?<![\w./-]){re.escape(place)}/", value):
+                    yield f"{word}: the place {place} must begin the value, as in {key}={place}/file"
 
     def _lines(self) -> Iterator[str]:
         """Every line of overrides."""
@@ -198,6 +209,9 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
     described: set[str] = set()
     for entry in entries:
         place = f"grid {name}, regime {entry.regime}"
+        if misplaced := list(grid.misplaced(entry.words)):
+            faults += [line for fault in misplaced if (line := f"{place}: {fault}") not in faults]
+            continue
         try:
             config = load(grid.overrides(Run(entry, grid.rates[0], grid.seeds[0])))
         except FedSAError as error:
@@ -245,7 +259,8 @@ def _unreadable(line: str) -> str:
 
 
 def _names(words: str, place: str) -> bool:
-    return any(word.partition("=")[2] == place for word in shlex.split(words))
+    values = (word.partition("=")[2].strip("\"'") for word in shlex.split(words))
+    return any(value.split("/")[0] == place for value in values)
 
 
 def _reason(error: FedSAError) -> str:

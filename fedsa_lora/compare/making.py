@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +34,11 @@ from fedsa_lora.runs.wording import percent
 
 WORKER_BYTES = 2e9  # of one worker with a small backbone
 SPEED_WINDOW = 3600.0  # seconds: a run takes longer than rich looks back for the speed
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # it cleans up after workers that were ended, and complains
+}
 
 
 class Here(Executor):
@@ -54,11 +63,15 @@ def make(
     A run that fails is recorded with its reason. Raises RunError when a worker process dies.
     """
     flying: dict[Future[Row], Run] = {}
-    with progress_line(console, SPEED_WINDOW) as progress, _workers(processes) as workers:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedsa-compare-", ignore_cleanup_errors=True) as scratch,
+        progress_line(console, SPEED_WINDOW) as progress,
+        _workers(processes, Path(scratch)) as workers,
+    ):
         line = _Line(progress, searches, record)
         while True:
             for run in _next(searches, record, [*flying.values()], processes):
-                flying[workers.submit(attempt, grid.overrides(run), measure)] = run
+                flying[workers.submit(attempt, grid.overrides(run), measure, Path(scratch))] = run
             if not flying:
                 return
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -95,22 +108,41 @@ def _outcome(future: Future[Row], path: Path) -> Row:
 
 
 @contextmanager
-def _workers(processes: int) -> Iterator[Executor]:
-    """Fresh processes that keep what they imported, or this one when one is enough."""
+def _workers(processes: int, scratch: Path) -> Iterator[Executor]:
+    """Fresh processes that keep what they imported, or this one when one is enough. However it ends, none of
+    them is left behind."""
     if processes == 1:
         yield Here()
         return
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    pool = ProcessPoolExecutor(processes, _context())
+    pool = ProcessPoolExecutor(processes, _context(), _end_with_parent, (scratch,))
     try:
         yield pool
     except BaseException:
-        stopped = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in stopped:  # an interrupted comparison does not wait for what is under way
-            process.terminate()
+        for process in list((pool._processes or {}).values()):  # nobody waits for what is under way
+            process.kill()
+        pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _end_with_parent(scratch: Path) -> None:
+    """Make a worker leave its end to its parent: a Ctrl-C is for the parent alone, and when that vanishes
+    without a word (SIGKILL, out of memory), the worker removes what it was writing and goes too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        for _ in range(100):  # the run that is under way still writes, until its folder is gone
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.05)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _context() -> BaseContext:

@@ -18,10 +18,11 @@ from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
 
 
-def attempt(overrides: Sequence[str], measure: Callable[[Path], Row]) -> Row:
+def attempt(overrides: Sequence[str], measure: Callable[[Path], Row], scratch: Path) -> Row:
     """Run a federation here, through the client and the strategy of ``flwr run``: a row with its ``result``,
-    by ``measure`` of the run directory, or with the ``error`` that ended it."""
-    folder = Path(tempfile.mkdtemp(prefix="fedsa-compare-"))
+    by ``measure`` of the run directory, or with the ``error`` that ended it. The run directory is in
+    ``scratch`` and is removed."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
     try:
         with _quiet():
             return {"result": measure(run_in_process([*overrides, f"run.dir={folder / 'run'}"]))}

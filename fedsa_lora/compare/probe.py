@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 
 from fedsa_lora import assemble
+from fedsa_lora.changes import named
+from fedsa_lora.client_model import majority_accuracy
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
 from fedsa_lora.compare.comparison import Comparison
-from fedsa_lora.compare.grid import Grid
+from fedsa_lora.compare.grid import Grid, Run
 from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
-from fedsa_lora.config import load, read_config
+from fedsa_lora.config import load, paths, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.learning.adapters import initial_state
@@ -46,9 +51,65 @@ def probe(grid: Grid, folder: Path, processes: int, console: Console) -> Evidenc
     """
     comparison = Comparison.to_run(grid, "advise", folder)
     comparison.run(processes, console, resume=True, measure=probed)
-    if failures := comparison.failures():
-        raise RunError("a probe failed, so there is nothing to go by: " + "; ".join(failures))
-    return evidence(comparison.searches, comparison.record)
+    _refuse_failed(comparison)
+    whole, looked = load(grid.regimes[YOURS]), load(comparison.searches[0].entry.words)
+    found = evidence(comparison.searches, comparison.record)
+    return replace(found, looked=looked.federation.rounds, rounds=whole.federation.rounds)
+
+
+def probe_folder(grid: Grid, base: Path = Path("runs")) -> Path:
+    """Where the probes of a grid are recorded: the same for the same words, data and model, so that an
+    interrupted advice is resumed."""
+    config = load(grid.regimes[YOURS])
+    parts: list[object] = [grid.regimes, grid.fixed, grid.methods, grid.rates]
+    for section, _, value in sorted(paths(config.resolved)):
+        if section != "run" and (path := Path(value)).exists():
+            files = [path] if path.is_file() else sorted(path.rglob("*"))
+            parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return base / f"advise-{digest[:8]}"
+
+
+def regime(grid: Grid) -> dict[str, str]:
+    """What is tried on which data, by name, before it runs. Raises DataError for unusable data."""
+    words = shlex.split(f"{grid.regimes[YOURS]} {grid.fixed[YOURS]}")
+    config, looked = load(words), load(grid.entries()[0].words)
+    federation = config.federation
+    sizes = [share.train for share in config.task.describe().clients.values()]
+    partitioner = dict(federation.partitioner)
+    divided = str(partitioner.pop("_target_", "own data of each node")).rsplit(".", 1)[-1]
+    settings = ", ".join(f"{key}={value}" for key, value in partitioner.items())
+    heads = "as each candidate has it" if not grid.fixed[YOURS] else config.head.policy
+    return {
+        "run": config.title,
+        "clients": f"{federation.clients} with {min(sizes)} to {max(sizes)} train examples" if sizes else "",
+        "partition": f"{divided} ({settings})" if settings else divided,
+        "label meanings": federation.label_meaning,
+        "head": heads,
+        "rounds": f"{looked.federation.rounds} of {federation.rounds}",
+        "candidates": ", ".join(dict.fromkeys(entry.method for entry in grid.entries())),
+        "learning rates": ", ".join(f"{rate:g}" for rate in grid.rates),
+    }
+
+
+def command(grid: Grid, chosen: Probe) -> str:
+    """What runs the chosen candidate on the user's data, each key once."""
+    words = [*shlex.split(grid.regimes[YOURS]), *shlex.split(chosen.words), f"train.lr={chosen.lr}"]
+    return shlex.join(["fedsa-lora", "run", *{named(word): word for word in words}.values()])
+
+
+def _refuse_failed(comparison: Comparison) -> None:
+    """Raise RunError where probes failed, with each cause once."""
+    failed: dict[str, list[Run]] = {}
+    for search in comparison.searches:
+        for run, why in search.failed(comparison.record):
+            failed.setdefault(why, []).append(run)
+    lines = []
+    for why, runs in failed.items():
+        more = f" (likewise {len(runs) - 1} more)" if len(runs) > 1 else ""
+        lines.append(f"{runs[0].entry.method}, lr {runs[0].lr:g}: {why}{more}")
+    if lines:
+        raise RunError("\n".join(["a probe failed, so there is nothing to go by", *lines]))
 
 
 def evidence(searches: Sequence[Search], record: Record) -> Evidence:
@@ -62,6 +123,7 @@ def evidence(searches: Sequence[Search], record: Record) -> Evidence:
             own = " ".join(word for word in entry.words if word.startswith(("split=", "head=")))
             found.probes[entry.method] = Probe(entry.method, own, best, result.validation, result.bytes_up)
             found.agreement.update(result.agreement or {})
+            found = replace(found, majority=found.majority or result.majority or {})
     return found
 
 
@@ -89,8 +151,21 @@ def probe_grid(words: Sequence[str], rounds: int | None = None) -> Grid:
 
 
 def probed(run_dir: Path) -> Row:
-    """What a finished probe came to, with the agreement of clients where they trained alone."""
-    return {**measured(run_dir), "agreement": agreement(run_dir)}
+    """What a finished probe came to, with the agreement of clients where they trained alone, and the
+    majority class on the part that candidates are compared by."""
+    return {**measured(run_dir), "agreement": agreement(run_dir), "majority": majority(run_dir) or None}
+
+
+def majority(run_dir: Path) -> dict[str, float]:
+    """Accuracy of always predicting a client's most frequent class, on its validation part; empty where
+    answers are no classes."""
+    task = read_config(run_dir).task
+    if not task.labels():
+        return {}
+    clients = {name: task.load_client(name) for name in task.describe().clients}
+    return {
+        name: majority_accuracy(data.train, data.held_out("validation")) for name, data in clients.items()
+    }
 
 
 def agreement(run_dir: Path) -> dict[str, float]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config import CONF, PACKAGE, places
-from fedsa_lora.errors import RunError
+from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import read_json
-from fedsa_lora.runs.rundir import close_as_failed, refuse_used
+from fedsa_lora.runs.report import write_report
+from fedsa_lora.runs.rundir import close, last_whole_round, refuse_used, stopped_after
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.stopping import TERMINATED, stoppable
 
 FLOWER_LOG = Path("logs", "flower.log")
 
@@ -55,7 +59,7 @@ def federate(
     """Run the federation to its end. Returns whether its run directory is on this machine: that of a deployed
     run is where the SuperLink is.
 
-    Raises RunError with the reason when it did not complete.
+    Raises RunError with the reason when it did not complete, StoppedError when it was stopped.
     """
     run_dir = config.run_dir
     if not config.run.resume:
@@ -66,17 +70,43 @@ def federate(
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
     try:
-        with progress_line(console) as progress, FlowerRun(app, text, place, logs, env) as run:
+        with (
+            stoppable(lambda: stopped(run_dir)),
+            progress_line(console) as progress,
+            FlowerRun(app, text, place, logs, env) as run,
+        ):
             view = RunView(run_dir, config.federation.rounds, progress)
             outcome = run.follow(view.update)
             view.update()
-    except BaseException as error:
-        close_as_failed(run_dir, f"stopped: {type(error).__name__} {error}".rstrip())
+    except StoppedError:
         raise
+    except BaseException as error:
+        end(run_dir, "failed", f"{type(error).__name__}: {error}")
+        raise
+    if outcome.state == "stopped":
+        raise StoppedError(stopped(run_dir), TERMINATED)
     if reason := failure(run_dir, outcome, "report.html" if config.run.report else "summary.json"):
-        close_as_failed(run_dir, reason)
-        raise RunError(f"the run failed: {reason}\nlogs: {logs}")
+        end(run_dir, "failed", reason)
+        raise RunError(f"the run failed; its logs are in {logs}\n{reason.removeprefix('RunError: ')}")
     return (run_dir / "status.json").is_file()
+
+
+def stopped(run_dir: Path) -> str:
+    """Close a run that was stopped. Returns how far it came and the command that goes on with it."""
+    if not (run_dir / "status.json").is_file():
+        return "stopped; no run directory was written on this machine"
+    reason = stopped_after(run_dir)
+    end(run_dir, "stopped", reason)
+    if last_whole_round(run_dir):
+        return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
+    return f"{reason}: start it anew, with another run.dir than {run_dir}"
+
+
+def end(run_dir: Path, state: Literal["failed", "stopped"], reason: str) -> None:
+    """Record how a run ended that could not do so itself, in its report as well."""
+    if close(run_dir, state, reason):
+        with suppress(RunError):  # of rows that cannot be read; the reason at hand matters more
+            write_report(run_dir)
 
 
 def failure(run_dir: Path, outcome: Outcome, last: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 
 from fedsa_lora import assemble
+from fedsa_lora.changes import changes_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.figures import draw_all
+from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.runs.summary import summarise
@@ -24,7 +26,9 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     what was trained is relative to its weights (``fedsa-lora export`` makes those), or where no stock model
     computes what the run did."""
     model = assemble.skeleton(config)
-    directory.write_summary(summarise(config, directory.path, model))
+    command = read_json(directory.path / "environment.json").get("command", "")
+    summary = summarise(config, directory.path, model)
+    directory.write_summary(summary | {"changes": changes_of(command)})
     if not config.run.report:
         return
     if reason := _without_adapters(config, directory, model):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest, StreamLogsRequest
@@ -25,6 +25,7 @@ from fedsa_lora.runs.connection import Connection, toml_string
 from fedsa_lora.runs.deployed import RunningSuperLink
 from fedsa_lora.runs.flower_log import ANSI, failure_reason, tail
 from fedsa_lora.runs.superlink import SuperLink
+from fedsa_lora.stopping import exit_on_signal
 
 SUBMIT_SECONDS = 180.0
 SILENCE_SECONDS = 90.0  # more than the 60 s after which Flower gives up a simulation without heartbeat
@@ -263,12 +264,7 @@ class FlowerRun:
                 continue
             self._handlers[number] = handler
             if number != signal.SIGINT:  # which raises KeyboardInterrupt already
-                signal.signal(number, _exit_on_signal)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning
-    raise SystemExit(128 + number)
+                signal.signal(number, exit_on_signal)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fedsa_lora.exposition import METRICS, Metric, publish
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.reading import Row
 
-STATES = ("running", "completed", "failed")
+STATES = ("running", "completed", "failed", "stopped")
 ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LAST_ROUND = (
     ("round_clients", "fit_clients", "Clients that trained in the last round."),

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from fedsa_lora.changes import changes_of
 from fedsa_lora.errors import RunError
 from fedsa_lora.journal import SERVER_LOG
 from fedsa_lora.runs.metrics import CLIENTS, ROUNDS, RunMetrics
@@ -50,6 +51,7 @@ class RunProgress:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.status: Row = {}
+        self.changes: dict[str, str] = {}  # what the command changed of the experiment
         self._status_file = run_dir / "status.json"
         self._begin()
         if not (run_dir / "logs").is_dir() and not self._status_file.is_file():
@@ -58,7 +60,7 @@ class RunProgress:
 
     @property
     def state(self) -> str:
-        """starting, running, completed or failed."""
+        """starting, running, completed, failed or stopped."""
         return str(self.status.get("state", STARTING))
 
     @property
@@ -101,6 +103,9 @@ class RunProgress:
         if self._status_file.is_file():
             self.status = read_json(self._status_file)
             self.metrics.planned = self.status.get("rounds") or 0
+            environment = self.run_dir / "environment.json"
+            known = read_json(environment) if environment.is_file() else {}
+            self.changes = changes_of(known.get("command", ""))
         for row in self._rounds.rows():
             self._take_round(row)
         for row in self._clients.rows():

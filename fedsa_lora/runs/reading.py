@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsa_lora.changes import changes_of
 from fedsa_lora.errors import RunError
 
 Row = dict[str, Any]
@@ -26,6 +27,11 @@ class RunRecord:
     clients: list[Row]
     summary: Row
     evaluation: Row = field(default_factory=dict)
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What its command changed of the experiment, by key."""
+        return changes_of(self.environment.get("command", ""))
 
 
 def read_json(path: Path, required: Collection[str] = ()) -> Row:

@@ -91,6 +91,9 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "state": record.status["state"],
         "title": summary.get("title") or summary.get("name") or f"Run {record.directory.resolve().name}",
         "description": summary.get("description"),
+        "changes": Table(
+            ["Changed", "To"], [TableRow(key, [value]) for key, value in record.changes.items()]
+        ),
         "meta": _meta(record),
         "stopped": _stopped(record),
         "results": bool(summary),
@@ -126,6 +129,8 @@ def _meta(record: RunRecord) -> str:
 def _stopped(record: RunRecord) -> Stopped | None:
     count = len(record.rounds)
     shown = f"Below is what it recorded: {counted(count, 'round')}." if count else "It recorded no round."
+    if record.status["state"] == "stopped":
+        return Stopped("This run was stopped", record.status.get("reason") or "", shown, "unknown")
     if record.status["state"] == "failed":
         reason = (
             record.status.get("reason") or "No reason was recorded; look into the logs of the run directory."

@@ -109,6 +109,7 @@ PAGE = """
 <p class="meta"><span class="state {{ state }}">{{ state }}</span> {{ meta }}</p>
 <h1>{{ title }}</h1>
 {% if description %}<p>{{ description }}</p>{% endif %}
+{% if changes.rows %}{{ table(changes, "Changed by the command", false) }}{% endif %}
 </header>
 {% if stopped %}
 <section class="banner {{ stopped.tone }}">

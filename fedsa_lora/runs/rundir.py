@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import FederationData
 
 log = logging.getLogger("flwr")
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
 
 
@@ -166,14 +168,21 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._write_json("status.json", self._status("failed", reason))
-            self.metrics.publish("failed")
-            record_error("failed", reason)
+            if by_signal(error):
+                reason = stopped_after(self.path)
+                self._end("stopped", reason)
+                record("stopped", reason, logging.WARNING)
+            else:
+                reason = f"{type(error).__name__}: {error}"
+                self._end("failed", reason)
+                record_error("failed", reason)
             raise
-        self._write_json("status.json", self._status("completed"))
-        self.metrics.publish("completed")
+        self._end("completed")
         record("completed")
+
+    def _end(self, state: str, reason: str | None = None) -> None:
+        self._write_json("status.json", self._status(state, reason))
+        self.metrics.publish(state)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """``summary.json``, and the JSON lines once more as CSV."""
@@ -183,7 +192,7 @@ class RunDirectory:
             self._write(f"{name}.csv", as_csv([json.loads(line) for line in lines]))
 
     def _checkpoints(self) -> DirectoryStore:
-        return DirectoryStore(self.path, "checkpoints", self.config.name, self.config.run.keep_generations)
+        return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
         ended = None if state == "running" else _now()
@@ -237,18 +246,35 @@ def alone(path: Path) -> AbstractContextManager[None]:
     )
 
 
-def close_as_failed(path: Path, reason: str) -> None:
-    """Say in ``status.json`` and the metrics that a run failed, where it was stopped before it could; not of
-    a run that another process is at."""
+def stopped_after(path: Path) -> str:
+    """How far a run came that was stopped."""
+    planned = read_json(path / "status.json")["rounds"]
+    done = last_whole_round(path)
+    return f"stopped after round {done} of {planned}" if done else "stopped before its first round had ended"
+
+
+def last_whole_round(path: Path) -> int:
+    """The last round that a run recorded and kept a checkpoint of, to resume it from; 0 without."""
+    rows = path / ROUNDS
+    recorded = {row["round"] for row in read_jsonl(rows)} if rows.is_file() else set()
+    kept = DirectoryStore(path, CHECKPOINTS, "").rounds()
+    return max(recorded & set(kept), default=0)
+
+
+def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
+    """Record in ``status.json`` and the metrics how a run ended that could not do so itself. False where
+    there is none, or another process is at it."""
     status, rows = path / "status.json", path / ROUNDS
     if not status.is_file():
-        return
+        return False
     with suppress(RunError), alone(path):
         content = json.loads(status.read_text(encoding="utf-8"))
-        content |= {"state": "failed", "reason": reason, "ended": _now()}
+        content |= {"state": state, "reason": reason, "ended": _now()}
         write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
         known = read_jsonl(rows) if rows.is_file() else []
-        RunMetrics(path, content.get("rounds", 0), known).publish("failed")
+        RunMetrics(path, content.get("rounds", 0), known).publish(state)
+        return True
+    return False
 
 
 def environment() -> dict[str, Any]:

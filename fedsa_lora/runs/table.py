@@ -23,9 +23,6 @@ TONES = {"good": "bold green", "bad": "bold red"}
 def print_summary(run_dir: Path, console: Console) -> None:
     """Print how a run ended: accuracies with their references, bytes, seconds, and where the report is."""
     record = read_run(run_dir)
-    if record.status["state"] != "completed":
-        reason = record.status.get("reason") or "no reason was recorded"
-        _line(console, f"run {record.status['state']}: {reason}", "bold red")
     if record.summary:
         if record.summary.get("personalised"):
             console.print(_accuracy_table(record.summary))
@@ -44,11 +41,24 @@ def print_summary(run_dir: Path, console: Console) -> None:
     _line(
         console, f"report: {report.resolve()}" if report.exists() else f"run directory: {run_dir.resolve()}"
     )
+    if record.status["state"] not in ("running", "completed"):
+        print_reason(record.status, console)
+
+
+def print_reason(status: Row, console: Console) -> None:
+    """Print why a run ended early, whole: its last lines are the cause and what to do."""
+    reason = str(status.get("reason") or "no reason was recorded").removeprefix("RunError: ")
+    if status["state"] == "stopped":
+        _line(console, reason, "bold yellow")
+    else:
+        _line(console, f"the run failed: {reason}", "bold red")
 
 
 def _accuracy_table(summary: Row) -> Table:
     title = Text(str(summary.get("title") or summary.get("name") or "Accuracy on own test examples"))
     table = Table(title=title, title_justify="left")
+    changed = " ".join(f"{key}={value}" for key, value in (summary.get("changes") or {}).items())
+    table.caption, table.caption_justify = Text(f"changed: {changed}") if changed else None, "left"
     table.add_column(f"accuracy{of_clients(summary)}")
     for name in ("mean", "weighted", "worst client"):
         table.add_column(name, justify="right")

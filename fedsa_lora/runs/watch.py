@@ -20,8 +20,8 @@ from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
 
 POLL_SECONDS = 1.0
-FEWEST, OTHER_LINES = 3, 10  # rows of a table at least; lines of the screen that are in no table
-STYLES = {"completed": "bold green", "failed": "bold red", "running": "bold"}
+FEWEST, OTHER_LINES = 3, 11  # rows of a table at least; lines of the screen that are in no table
+STYLES = {"completed": "bold green", "failed": "bold red", "stopped": "bold yellow", "running": "bold"}
 
 
 def follow(progress: RunProgress, console: Console) -> None:
@@ -47,6 +47,8 @@ def view(progress: RunProgress, console: Console) -> RenderableType:
 def _header(progress: RunProgress) -> Iterator[RenderableType]:
     metrics = progress.metrics
     yield _line(str(progress.status.get("title") or progress.run_dir.name), "bold")
+    if progress.changes:
+        yield _line("changed: " + " ".join(f"{key}={value}" for key, value in progress.changes.items()))
     yield _line(_state(progress), "bold yellow" if progress.quiet else STYLES.get(progress.state, ""))
     bar = Table.grid(padding=(0, 1))
     left = "" if progress.left is None else f"left {duration(progress.left)}"
@@ -73,8 +75,7 @@ def _state(progress: RunProgress) -> str:
         )
     if progress.state == STARTING:
         return "starting Flower and Ray"
-    told = f"{progress.state}, begun {moment(status.get('started'))}, {duration(progress.seconds)}"
-    return told + (f": {status['reason']}" if status.get("reason") else "")
+    return f"{progress.state}, begun {moment(status.get('started'))}, {duration(progress.seconds)}"
 
 
 def _rounds(progress: RunProgress, rows: int) -> Table:

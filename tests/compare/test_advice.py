@@ -1,6 +1,7 @@
 """The rule of an advice on made-up measurements, and one real probe of a tiny model."""
 
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from fedsa_lora import assemble
 from fedsa_lora.cli import EXIT_FAILED, main
 from fedsa_lora.compare.advice import ALONE, SOFT, Evidence, Probe, advise
-from fedsa_lora.compare.probe import CANDIDATES, HELD_OUT, YOURS, agreement, probe_grid
+from fedsa_lora.compare.probe import (
+    CANDIDATES,
+    HELD_OUT,
+    YOURS,
+    agreement,
+    command,
+    probe_folder,
+    probe_grid,
+)
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import initial_state
@@ -142,9 +151,63 @@ def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys)
     words = ["experiment=smoke", "federation.clients=2", "head=frozen", "train.lr=0.02"]
     assert main(["advise", *words, "--rounds", "1", "--processes", "1"]) == 0
     said = capsys.readouterr().out
-    for name in ("local only", "share A", "share B", "soft", "change A with a mean cosine of"):
+    for name in ("local only", "share A", "share B", "soft", "majority class", "looked at 1 of 3 rounds"):
         assert name in said
-    command = shlex.split(said.strip().splitlines()[-1])
-    assert command[:2] == ["fedsa-lora", "run"]
-    assert main([*command[1:], "--dry-run"]) == 0
-    assert list(tmp_path.iterdir()) == []
+    for fact in ("2 with ", "IidPartitioner", "common", "1 of 3"):
+        assert fact in said.split("accuracy on validation examples")[0], "before anything runs"
+    [folder] = (tmp_path / "runs").iterdir()
+    before = (folder / "runs.jsonl").read_bytes()
+    assert main(["advise", *words, "--rounds", "1", "--processes", "1"]) == 0
+    assert (folder / "runs.jsonl").read_bytes() == before, "nothing is made again"
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    if last.startswith("fedsa-lora run "):  # a random model need not beat the most frequent class
+        assert main([*shlex.split(last)[1:], "--dry-run"]) == 0
+
+
+def test_what_does_not_beat_the_most_frequent_class_is_never_recommended():
+    often = {str(client): 0.7 for client in range(8)}
+    assert chosen(replace(evidence(soft=0.8), majority=often)) == SOFT
+    below = advise(replace(evidence(soft=0.69, a=0.5), majority=often))
+    assert below.chosen is None
+    assert "None of these beats always predicting the most frequent class" in " ".join(below.reasons)
+    assert "train longer" in " ".join(below.reasons)
+    close = replace(evidence(alone=0.695, soft=0.695 + 0.9 * NOISE, fedit=0.6), majority=often)
+    assert chosen(close) == SOFT, "local only, which is below the majority, is not taken"
+    assert "No better than always predicting the most frequent class: local only" in advise(close).reasons[0]
+
+
+def test_from_fewer_rounds_than_the_runs_local_only_is_not_concluded():
+    apart = evidence(alone=0.6, soft=0.55, a=0.54)
+    assert chosen(apart) == ALONE
+    short = replace(apart, looked=3, rounds=12)
+    assert chosen(short) == SOFT
+    assert (
+        advise(short).reasons[0].startswith("This looked at 3 of 12 rounds: too few to conclude local only")
+    )
+    assert chosen(replace(apart, looked=12, rounds=12)) == ALONE
+
+
+def test_the_command_names_each_key_once_and_survives_a_shell(tmp_path):
+    data = tmp_path / "my tickets.csv"
+    data.write_text("text,label\n" + "hello,a\ngood bye,b\n" * 300)
+    words = ["experiment=smoke", "task=text", f'task.dataset="{data}"', "head=frozen", "train.lr=0.02"]
+    words += ["federation.validation_examples=0", "seed=1", "seed=2"]
+    grid = probe_grid(words)
+    said = shlex.split(command(grid, Probe(SOFT, "split=soft head=frozen", 0.02, {"0": 0.5}, 1.0)))
+    assert said[:2] == ["fedsa-lora", "run"]
+    keys = [word.partition("=")[0] for word in said[2:]]
+    assert len(set(keys)) == len(keys)
+    config = load(said[2:])
+    assert (config.task.dataset, config.seed, config.train.lr) == (str(data), 2, 0.02)
+    assert (config.head.policy, config.federation.validation_examples) == ("frozen", HELD_OUT)
+
+
+def test_a_folder_of_probes_is_of_the_words_and_the_data(tmp_path):
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "hello,a\ngood bye,b\n" * 300)
+    words = ["experiment=smoke", "task=text", f"task.dataset={data}"]
+    first = probe_folder(probe_grid(words))
+    assert probe_folder(probe_grid(words)) == first
+    assert probe_folder(probe_grid([*words, "seed=1"])) != first
+    data.write_text("text,label\n" + "hello,a\ngood bye,b\n" * 301)
+    assert probe_folder(probe_grid(words)) != first

@@ -1,8 +1,14 @@
 """`fedsa-lora compare` with real runs of a tiny model, from the command line to the tables."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedsa_lora.cli import EXIT_FAILED, main
@@ -10,6 +16,7 @@ from fedsa_lora.compare.grid import read_grid
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 
+ROOT = Path(__file__).resolve().parents[2]
 GRID = """
 title: Tiny
 seeds: [0, 1]
@@ -162,3 +169,41 @@ def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
     with pytest.raises(SystemExit):
         main(["compare", "methods", "--processes", number])
     assert "--processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_comparison_leaves_no_worker_and_no_folder_and_says_how_to_go_on(tmp_path, number, code):
+    text = grid(tmp_path, ALONE, SHARE_A, **{"federation.rounds=2": "federation.rounds=999"})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "fedsa_lora.cli", "compare", text, "--processes", "2"]
+    with subprocess.Popen(
+        [*command, "--to", f"{tmp_path}/to"],
+        env=os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not list(scratch.glob("fedsa-compare-*/*/run/rounds.jsonl")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        assert process.wait() == code
+        said = process.stderr.read() if number != signal.SIGKILL else ""
+    assert not psutil.wait_procs(started, timeout=60)[1], "nothing that it started goes on"
+    deadline = time.monotonic() + 60
+    while list(scratch.glob("fedsa-compare-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if number != signal.SIGKILL:
+        told = f"stopped; 0 of 4 runs are recorded in {tmp_path}/to/runs.jsonl: go on with the same command"
+        assert said.strip().splitlines()[-1].startswith(told), said
+        assert "Traceback" not in said

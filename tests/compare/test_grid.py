@@ -202,3 +202,23 @@ def test_overrides_of_a_run_can_be_typed_as_a_command():
     config = load(text)
     assert (config.train.lr, config.seed, config.evaluation.every) == (0.02, 5, 3)
     assert (config.evaluation.before, config.evaluation.local_only, config.run.report) == (False,) * 3
+
+
+def test_a_place_may_begin_a_longer_path(tmp_path):
+    (tmp_path / "held" / "trec").mkdir(parents=True)
+    found = grid(places={"HELD": str(tmp_path / "held")}, regimes={"r": "task=text task.dataset=HELD/trec"})
+    assert found.located("task.dataset=HELD/trec") == f'task.dataset="{tmp_path}/held/trec"'
+    assert found.located("task.dataset='HELD/trec/a b.csv'") == f'task.dataset="{tmp_path}/held/trec/a b.csv"'
+    assert found.located("task.dataset=OTHER/trec") == "task.dataset=OTHER/trec"
+    assert found.missing() == {}
+    gone = grid(places={"HELD": str(tmp_path / "gone")}, regimes={"r": "task=text task.dataset=HELD/trec"})
+    assert gone.missing() == {"r": str(tmp_path / "gone")}
+
+
+def test_a_place_within_a_value_is_named_as_the_fault_before_anything_runs(tmp_path):
+    words = "experiment=smoke task=text task.files={train:HELD/a.csv}"
+    found = grid(places={"HELD": str(tmp_path)}, regimes={"r": words})
+    fault = r"regime r: task\.files=\{train:HELD/a\.csv\}: the place HELD must begin the value"
+    with pytest.raises(ConfigError, match=fault) as caught:
+        check(found, "mine")
+    assert str(caught.value).count("the place HELD") == 1, "once, not for each method"

@@ -98,9 +98,7 @@ def test_a_run_that_ends_well_is_completed(tmp_path):
     assert status["started"] <= status["ended"]
 
 
-@pytest.mark.parametrize(
-    "error", [RunError("client 3 failed"), ValueError("a bug"), KeyboardInterrupt(), SystemExit(143)]
-)
+@pytest.mark.parametrize("error", [RunError("client 3 failed"), ValueError("a bug"), SystemExit(1)])
 def test_whatever_ends_a_run_is_its_reason_and_goes_on(tmp_path, error):
     directory = create(tmp_path / "run")
     with pytest.raises(type(error)) as caught, directory.recording():
@@ -159,3 +157,14 @@ def test_the_environment_names_the_versions_that_ran():
     )
     assert found["numpy"] == np.__version__
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143), SystemExit(0)])
+def test_what_a_signal_ends_is_stopped_and_says_how_far_it_came(tmp_path, signal):
+    directory = create(tmp_path / "run")
+    with pytest.raises(type(signal)), directory.recording():
+        raise signal
+    status = read_json(directory.path / "status.json")
+    assert (status["state"], status["reason"]) == ("stopped", "stopped before its first round had ended")
+    assert 'run_state{run="run",state="stopped"} 1' in (directory.path / "metrics.prom").read_text()
+    assert 'state="failed"} 0' in (directory.path / "metrics.prom").read_text()

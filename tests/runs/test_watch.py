@@ -160,17 +160,19 @@ def test_before_a_run_has_begun_it_is_starting(tmp_path):
         RunProgress(tmp_path / "logs")
 
 
-@pytest.mark.parametrize(("state", "code"), [("running", 0), ("completed", 0), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("state", "code"), [("running", 0), ("completed", 0), ("failed", 1), ("stopped", 143)]
+)
 def test_once_prints_and_says_by_its_exit_code_whether_it_failed(tmp_path, capsys, state, code):
     folder = running(tmp_path / "run")
     change(folder / "status.json", state=state, reason="RunError: too few" if state == "failed" else None)
     assert main(["watch", str(folder), "--once"]) == code
     said = capsys.readouterr().out
     assert f"{state}, begun" in said
-    assert ("RunError: too few" in said) == (state == "failed")
+    assert ("the run failed: too few" in said) == (state == "failed")
 
 
-@pytest.mark.parametrize(("state", "code"), [("completed", 0), ("failed", 1)])
+@pytest.mark.parametrize(("state", "code"), [("completed", 0), ("failed", 1), ("stopped", 143)])
 def test_a_run_is_followed_until_it_ends(tmp_path, capsys, monkeypatch, state, code):
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
     folder = running(tmp_path / "run")
@@ -193,7 +195,7 @@ def test_ending_the_view_leaves_the_run_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(watch.time, "sleep", interrupt)
     folder = running(tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
-    assert main(["watch", str(folder)]) == cli.EXIT_INTERRUPTED == 130
+    assert main(["watch", str(folder)]) == cli.INTERRUPTED == 130
     assert "the run goes on" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
 
