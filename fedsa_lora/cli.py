@@ -7,7 +7,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,9 @@ from rich.table import Table
 from fedsa_lora.arguments import parser
 from fedsa_lora.changes import changes, named
 from fedsa_lora.errors import FedSAError, StoppedError
-from fedsa_lora.exchange.arrays import ROLES
 from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
-    from fedsa_lora.compare.advice import Advice, Evidence
     from fedsa_lora.plan import Plan
     from fedsa_lora.settings import RunConfig
 
@@ -57,12 +55,14 @@ def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.config import load
     from fedsa_lora.plan import make_plan
     from fedsa_lora.runs.federate import new_run_dir
+    from fedsa_lora.tables import plan_tables
 
     overrides = _with_experiment(options.overrides)
     name = load(overrides).name
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
-    print_plan(config, plan, changes(overrides))
+    for table in plan_tables(config, plan, changes(overrides)):
+        console.print(table)
     if options.dry_run:
         return 0
     return _federate(config, overrides, plan)
@@ -112,44 +112,21 @@ def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
+    from fedsa_lora.tables import evidence_table, two_columns
 
     grid = probe_grid(_with_experiment(options.overrides), options.rounds)
     folder = probe_folder(grid)
-    console.print(_two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
+    console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
     with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
         evidence = probe(grid, folder, options.processes or at_once(), console)
     advice = advise(evidence)
-    print_evidence(evidence, advice)
+    console.print(evidence_table(evidence, advice))
     for reason in advice.reasons:
         console.print(escape(reason), soft_wrap=True)
     if advice.chosen is not None:
         told = escape(command(grid, advice.chosen))
         console.print(told, style="bold", soft_wrap=True, highlight=False)
     return 0
-
-
-def print_evidence(evidence: Evidence, advice: Advice) -> None:
-    """What an advice was measured by, as a table."""
-    from fedsa_lora.compare.advice import ALONE
-    from fedsa_lora.runs.measures import harmed, spread
-    from fedsa_lora.runs.wording import amount, percent
-
-    table = Table(title="accuracy on validation examples; gain over local only, noise: in points")
-    for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up a round"):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
-    for name, probe in evidence.probes.items():
-        lead, noise = evidence.lead(name, ALONE)
-        measured = spread(probe.accuracy)
-        below = harmed(probe.accuracy, evidence.probes[ALONE].accuracy)
-        table.add_row(
-            escape(name), f"{probe.lr:g}", percent(measured.mean), percent(measured.worst),
-            f"{100 * lead:+.1f}", f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
-            style="bold" if probe == advice.chosen else "",
-        )  # fmt: skip
-    if evidence.majority:
-        floor = spread(evidence.majority)
-        table.add_row("majority class", "", percent(floor.mean), percent(floor.worst))
-    console.print(table)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -290,48 +267,6 @@ _COMMANDS = {
     "certificates": _certificates,
     "doctor": _doctor,
 }
-
-
-def print_plan(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> None:
-    """The plan of a run as a table, with what the command changed of its experiment."""
-    from fedsa_lora.runs.wording import amount
-    from fedsa_lora.validation import strategy_class
-
-    counts, clients, train = plan.parameters, plan.federation.clients, config.train
-    sizes = [share.train for share in clients.values()]
-    examples = f"{min(sizes)} to {max(sizes)} train examples" if sizes else "data of their own"
-    length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
-    rows = {
-        "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
-        "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
-        "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
-        "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
-        "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
-        "server rule": strategy_class(config).__name__,
-        "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
-        "bounds": config.bounds.words(),
-        "classes": plan.federation.classes_in_words(),
-        "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
-        "clients": f"{config.federation.clients} with {examples}",
-        "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
-        "machine": plan.machine,
-        "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
-    }
-    table = _two_columns(config.title, rows)
-    for remark in plan.model:
-        table.add_row("model", escape(remark))
-    for note in plan.federation.notes:
-        table.add_row("note", escape(note))
-    console.print(table)
-    if changed:
-        console.print(_two_columns("changed by the command", changed))
-
-
-def _two_columns(title: str, rows: Mapping[str, str]) -> Table:
-    table = Table(title=escape(title), show_header=False)
-    for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
-    return table
 
 
 if __name__ == "__main__":
