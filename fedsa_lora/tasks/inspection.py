@@ -22,8 +22,7 @@ SAMPLE = 2  # examples that are sent through the empty model
 def inspect_task(task: Any) -> tuple[str, ...]:
     """Remarks on what a task's model starts from, to be shown before a run.
 
-    Raises ConfigError or ModelError where checkpoint, tokenizer, positions, classes and data do not go
-    together. A task that is none of ours is taken as it is.
+    Raises ConfigError or ModelError where checkpoint, tokenizer, positions and data do not go together. A task that is none of ours is taken as it is.
     """
     if not isinstance(task, DividedTask):
         return ()
@@ -32,8 +31,6 @@ def inspect_task(task: Any) -> tuple[str, ...]:
         pad = task.tokenizer.pad_token_id
     start = start_of(task.auto_class, task.model, task.labels(), pad)
     model: Any = task.build_model(seed=0, empty=True)
-    if len(task.labels()) == 1:
-        raise ConfigError(f"there is one class, {task.labels()[0]!r}: a classifier needs two or more")
     if isinstance(task, TextData):
         check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)
@@ -71,10 +68,10 @@ def _kept(start: Start, model: Any, module: str) -> bool:
 def check_tokenizer(task: TextData, model: Any, trained_pad: int | None) -> None:
     """Raise ModelError where the tokenizer makes ids that the model has no embedding for, and where its
     padding would move the positions of a model that counts them from the one it was trained with."""
-    tokenizer, table = task.tokenizer, model.get_input_embeddings()
+    tokenizer, table = task.tokenizer, _word_embeddings(model)
     path = task.model.tokenizer or task.model.path
     highest = max([*tokenizer.get_vocab().values(), *tokenizer.all_special_ids], default=0)
-    if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
+    if table is not None and highest >= table.num_embeddings:
         raise ModelError(
             f"the tokenizer {path!r} makes ids up to {highest}, the model has embeddings for "
             f"{table.num_embeddings}: they do not belong together; correct model.tokenizer or model.path"
@@ -91,22 +88,36 @@ def check_tokenizer(task: TextData, model: Any, trained_pad: int | None) -> None
 
 def check_positions(model: Any, max_length: int) -> None:
     """Raise ConfigError where texts may have more tokens than the model has positions."""
+    stated = getattr(model.config, "max_position_embeddings", None)
     for name, table in position_tables(model).items():
         offset = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
-        if max_length > (room := table.num_embeddings - offset):
+        room = table.num_embeddings - offset
+        if isinstance(stated, int):
+            room = min(room, stated)  # some have rows that no position uses
+        if max_length > room:
             raise ConfigError(
                 f"task.max_length is {max_length}, the model has {room} positions ({name}): lower it to "
                 f"{room} or less"
             )
 
 
+def _word_embeddings(model: Any) -> nn.Embedding | None:
+    """The table with a row for each token; None where a model has no such table, as CANINE, which hashes."""
+    try:
+        found = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Embedding) else None
+
+
 def position_tables(model: nn.Module) -> dict[str, nn.Embedding]:
-    """The tables of a model with one row for each position of a token, by name."""
+    """The tables of a model with one row for each position of a token, by name; those of its images are not
+    among them."""
     names = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names and "vision" not in name
     }
 
 

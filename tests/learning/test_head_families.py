@@ -15,11 +15,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from fedsa_lora.errors import ModelError
+from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach, initial_state
 from fedsa_lora.learning.stock import save_backbone
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
 from fedsa_lora.tasks.heads import behind_backbone, head_of
+from fedsa_lora.tasks.inspection import check_positions, position_tables
 
 LABELS = ("a", "b", "c")
 SMALL = {
@@ -182,6 +183,7 @@ def test_every_architecture_with_a_classifier_is_trained_with_its_head_or_refuse
         except ModelError as error:
             refused[model_type] = str(error)
             continue
+        check_positions(model, 128)  # no sound model is refused for a table that its texts do not use
         if behind:
             heads[model_type] = {s.layer.split(".")[0] for s in found.layout if s.role == "head"}
             assert heads[model_type] == set(behind), model_type
@@ -194,6 +196,27 @@ def test_a_classifier_whose_head_is_inside_its_backbone_is_refused_by_name():
     config = {"model_type": "perceiver", "d_model": 32, "d_latents": 32, "num_latents": 4}
     with pytest.raises(ModelError, match="PerceiverForSequenceClassification: no head behind its backbone"):
         build_backbone(Auto, ModelSettings(pretrained=False, config=config), LABELS, seed=0, empty=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "room"),
+    [
+        ("gemma3", None),
+        ("modernvbert", None),
+        ("roberta", 510),
+        ("yoso", 4096),
+        ("bart", 1024),
+        ("gpt2", 1024),
+    ],
+)
+def test_positions_are_those_of_texts_as_each_architecture_counts_them(model_type, room):
+    model = built(Auto, model_type)
+    if room is None:
+        assert not position_tables(model)
+        return
+    check_positions(model, room)
+    with pytest.raises(ConfigError, match=f"has {room} positions"):
+        check_positions(model, room + 1)
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,6 @@ def test_the_padding_token_of_the_model_is_that_of_the_tokenizer(task_of):
     assert task.build_model(seed=0, empty=True).config.pad_token_id == 0
 
 
-def test_one_class_is_no_classification(tmp_path):
-    (tmp_path / "data.csv").write_text("text,label\n" + "hello,a\n" * 40)
-    words = ["experiment=smoke", "task=text", f"task.dataset={tmp_path / 'data.csv'}"]
-    with pytest.raises(ConfigError, match="there is one class, 'a': a classifier needs two or more"):
-        inspect_task(load(words).task)
-
-
 @pytest.mark.parametrize("setting", ["image_size=32", "num_channels=3"])
 def test_images_of_another_size_are_refused_before_a_run(setting, tmp_path):
     words = ["experiment=digits", f"model.config.{setting}", f"run.dir={tmp_path / 'run'}"]
