@@ -22,7 +22,8 @@ SAMPLE = 2  # examples that are sent through the empty model
 def inspect_task(task: Any) -> tuple[str, ...]:
     """Remarks on what a task's model starts from, to be shown before a run.
 
-    Raises ConfigError or ModelError where checkpoint, tokenizer, positions and data do not go together. A task that is none of ours is taken as it is.
+    Raises ConfigError or ModelError where checkpoint, tokenizer, positions and data do not go together. A
+    task that is none of ours is taken as it is.
     """
     if not isinstance(task, DividedTask):
         return ()
