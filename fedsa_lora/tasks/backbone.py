@@ -141,6 +141,11 @@ def _examined(
     model = _empty(auto_class, settings, config)
     checkpoint = account(model, resolve(settings.path), settings.revision) if settings.pretrained else None
     folded = bool(getattr(config, MARK, False))
+    if folded and "num_hidden_layers" in settings.config:
+        raise ModelError(
+            f"{settings.path} was exported with mean pooling as its last layer: remove num_hidden_layers "
+            "from model.config"
+        )
     mean = _pools_mean(settings, model, folded)
     if folded:
         shorter = copy.deepcopy(config)

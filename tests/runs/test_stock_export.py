@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from fedsa_lora import assemble
 from fedsa_lora.config import read_config
@@ -114,6 +115,42 @@ def test_no_export_names_a_path_of_this_machine(exported, smoke_run):
     written = [path for path in exported.rglob("*") if path.suffix in (".json", ".md")]
     assert len(written) >= 6
     assert not [path for path in written if str(smoke_run.parent) in path.read_text()]
+
+
+def test_overrides_padding_and_length_are_in_what_is_exported(run_smoke, tmp_path):
+    run = run_smoke(
+        "federation.clients=2", "federation.rounds=1", "evaluation.local_only=false", "task.max_length=24",
+        "+model.config.hidden_dropout_prob=0.03",
+    )  # fmt: skip
+    config = read_config(run)
+    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    exporter.export("0", tmp_path / "adapter")
+    exporter.export("0", tmp_path / "merged", merge=True)
+    for folder in (tmp_path / "adapter" / "backbone", tmp_path / "merged"):
+        written = json.loads((folder / "config.json").read_text())
+        assert written["hidden_dropout_prob"] == 0.03
+        assert written["pad_token_id"] == config.task.tokenizer.pad_token_id
+        assert list(written["id2label"].values()) == list(config.task.labels())
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer("play " * 60, truncation=True)["input_ids"] == [
+            int(token)
+            for token in config.task.tokenizer("play " * 60, truncation=True, max_length=24)["input_ids"]
+        ]
+
+
+def test_a_second_run_starts_from_what_the_first_exported(run_smoke, tmp_path):
+    quick = ["federation.clients=2", "evaluation.local_only=false", "evaluation.before=false"]
+    run = run_smoke(*quick, *MEAN, "federation.rounds=2")
+    config = read_config(run)
+    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    folder = exporter.export("1", tmp_path / "merged", merge=True)
+    still = ["train.lr=1e-12", "train.head_lr=1e-12", "federation.rounds=1"]
+    again = run_smoke(*quick, "model=roberta_base", f"model.path={folder}", *still)
+    losses = []
+    for path in (run, again):
+        rows = [row for row in read_jsonl(path / "clients.jsonl") if row["phase"] == "evaluate"]
+        losses.append([row["loss"] for row in rows if row["client"] == "1"][-1])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_others_can_read_what_is_exported_as_far_as_the_umask_says(exported):

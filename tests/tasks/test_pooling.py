@@ -90,6 +90,9 @@ def test_an_exported_model_is_a_start_with_the_pooling_and_the_bits_of_its_run(t
     assert {n: p.shape for n, p in empty.named_parameters()} == {
         n: p.shape for n, p in again.named_parameters()
     }
+    shorter = ModelSettings(path=str(tmp_path), config={"num_hidden_layers": 2})
+    with pytest.raises(ModelError, match="remove num_hidden_layers"):
+        build_backbone(AutoModelForSequenceClassification, shorter, LABELS, seed=0)
     with pytest.raises(ModelError, match=r"exported with mean pooling.*model\.pooling=auto"):
         build_backbone(
             AutoModelForSequenceClassification,
