@@ -17,7 +17,7 @@ from strategies.traffic import message_bytes
 Res = TypeVar("Res", FitRes, EvaluateRes)
 Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
-MAX_REASON = 4_000  # characters of a text that a client may have written, in logs and rows
+MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
 
 
 @dataclass(frozen=True)

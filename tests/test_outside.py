@@ -125,7 +125,7 @@ def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_not
     machine, monkeypatch, client
 ):
     reply = asked(monkeypatch, machine, SMOKE, node={"client-id": client})
-    assert re.match(r"\w+: client id .*: expected 1 to 64 letters", refusal(reply))
+    assert re.match(r"ConfigError: .*client id .*: expected 1 to 64 letters", refusal(reply))
     assert not (machine / "kept").exists()
 
 
@@ -144,8 +144,7 @@ def test_a_node_of_stock_flower_whose_config_would_keep_nothing_in_answers_nothi
     desk = Desk(machine / "other")
     arrays, config = desk.ask("0", 1, run="abcd")
     content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
-    with pytest.raises(ConfigError, match=said):
-        asked(monkeypatch, machine, SMOKE, node=node, content=content)
+    assert re.search(said, refusal(asked(monkeypatch, machine, SMOKE, node=node, content=content)))
     assert not list(machine.glob("kept/**/round-*"))
 
 

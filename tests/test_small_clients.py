@@ -117,6 +117,7 @@ def test_on_the_validation_part_those_are_measured_that_have_one(run_smoke, tmp_
 
 def test_where_nobody_has_a_test_part_the_run_is_refused_before_it_begins(tmp_path):
     path = write_rows(tmp_path / "data.csv", {"ann": 1, "bob": 1})
+    path.write_text(path.read_text().replace("it,bob", "billing,bob"))
     settings = ["experiment=smoke", *words(path, 2, validation=0), f"run.dir={tmp_path / 'run'}"]
     with pytest.raises(DataError, match="no client has test examples, so nothing could be measured"):
         make_plan(load(settings))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -181,8 +182,7 @@ def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
 )
 def test_a_stopped_comparison_leaves_no_worker_and_no_folder_and_says_how_to_go_on(tmp_path, number, code):
     text = grid(tmp_path, ALONE, SHARE_A, **{"federation.rounds=2": "federation.rounds=999"})
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = Path(tempfile.mkdtemp(prefix="fedsa-"))  # short: worker processes meet at a socket in it
     command = [sys.executable, "-m", "fedsa_lora.cli", "compare", text, "--processes", "2"]
     with subprocess.Popen(
         [*command, "--to", f"{tmp_path}/to"],
