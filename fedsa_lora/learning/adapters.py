@@ -91,8 +91,7 @@ class AdapterModel:
         }
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
-        if config is not None:
-            _keep_statistics(model)
+        _keep_statistics(model)
 
     @property
     def relative(self) -> frozenset[str]:
@@ -253,7 +252,21 @@ class AdapterModel:
         up. Raises ModelError for a model that no stock code computes."""
         module: Any = self.module
         refuse_unstocked(module)
+        self._refuse_tied()
         save_backbone(module.merge_and_unload() if isinstance(module, PeftModel) else module, folder)
+
+    def _refuse_tied(self) -> None:
+        """Raise ModelError where an adapter is on a weight that another layer uses as well, such as tied word
+        embeddings: merged into it, the adapter would change both."""
+        uses: dict[int, int] = {}
+        for _, parameter in self.module.named_parameters(remove_duplicate=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+        for name, layer in self._layers().items():
+            if uses[id(layer.get_base_layer().weight)] > 1:
+                raise ModelError(
+                    f"{name} shares its weight with another layer, which merging its adapter would change "
+                    "too: export the adapter, without --merge, or choose other lora.target_modules"
+                )
 
     def counts(self) -> dict[str, int]:
         """Number of parameters by role."""
@@ -276,8 +289,8 @@ def _oriented(name: str, layer: Any, delta: NDArray[np.float32]) -> torch.Tensor
 
 
 def _keep_statistics(model: nn.Module) -> None:
-    """Batch norms of a frozen backbone use their pretrained statistics and keep them: running means
-    are in no layout, and would carry one client's data to the next that this model serves."""
+    """Batch norms use the statistics that they start with and keep them: running means are in no layout, and
+    would carry one client's data to the next that this model serves."""
 
     def to_eval(module: nn.Module, _: object) -> None:
         module.eval()

@@ -16,6 +16,7 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.targets import Intent, check_kinds, choose, find, ranks_by_block
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.heads import head_of
+from fedsa_lora.tasks.pooling import is_mean_pooled
 
 ADAPTER = "default"  # PEFT's name of the one adapter
 VERA_D = 0.1  # where VeRA's d starts
@@ -101,6 +102,8 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
         raise ModelError(f"lora.r={lora.r}: expected a rank of at least 1")
     targets = lora.target_modules or choose(model, lora.targets)
     found = find(model, targets)
+    if is_mean_pooled(model):
+        targets = list(found)  # each by its whole name: neither the pooler nor the layer that an export adds
     plain = lora.variant != "vera" and lora.init == "default"
     what = "lora" if plain else f"lora.variant={lora.variant}, lora.init={lora.init}"
     check_kinds(found, what, linear_only=not plain)

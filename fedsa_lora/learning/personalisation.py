@@ -93,6 +93,11 @@ class Personalisation:
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
     mixes: ClassVar[bool] = False  # whether its own model computes with what the others shared besides
 
+    @property
+    def adapts(self) -> bool:
+        """A client trains its model on before it is used, and does not keep that."""
+        return False
+
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
 
@@ -120,6 +125,10 @@ class FineTune(Personalisation):
 
     def __post_init__(self) -> None:
         _check("steps", self.steps, low=0)
+
+    @property
+    def adapts(self) -> bool:
+        return self.steps > 0
 
     @contextmanager
     def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:

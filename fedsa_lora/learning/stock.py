@@ -13,7 +13,7 @@ from peft.tuners.vera.model import _kaiming_init
 
 from fedsa_lora.learning.lora import ADAPTER
 from fedsa_lora.tasks.checkpoint import quiet
-from fedsa_lora.tasks.pooling import SCALE, folded, is_mean_pooled, last_layer, refuse_unfoldable
+from fedsa_lora.tasks.pooling import SCALE, folded, is_mean_pooled, refuse_unfoldable
 
 Tensors = Mapping[str, torch.Tensor]
 _CLASSIFIER = f"base_model.model.classifier.modules_to_save.{ADAPTER}.weight"
@@ -37,7 +37,6 @@ def stock_adapter(
     if model.peft_type == "VERA":
         tensors |= projections(model.base_model, kept)
     if is_mean_pooled(model):
-        stock.exclude_modules = last_layer(model.get_base_model())
         tensors[_CLASSIFIER] = tensors[_CLASSIFIER] * SCALE
     return tensors, stock
 

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.tasks.heads import block, head_of
+from fedsa_lora.tasks.pooling import is_unread
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,7 +51,11 @@ def find(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:
     whole and gets no adapter.
     """
     head = head_of(model)
-    modules = {name: module for name, module in model.named_modules() if name and not head.holds(name)}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and not head.holds(name) and not is_unread(model, name)
+    }
     if isinstance(targets, str):
         found = {name: module for name, module in modules.items() if re.fullmatch(targets, name)}
         lost = set() if found else {targets}

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora import assemble
+from fedsa_lora.client_model import ClientModel
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
 from fedsa_lora.exchange.split import Turn
@@ -28,6 +28,7 @@ from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.text import TextData
+from fedsa_lora.workbench import Workbench
 from strategies.adaptive import SHARED
 from strategies.clustered import held_by
 from strategies.downlink import MERGED_A, MERGED_B
@@ -65,9 +66,18 @@ class Exporter:
         return {layer: memory[MERGED_B + layer] @ memory[MERGED_A + layer] for layer in layers}
 
     def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
-        """Every tensor of the client's personalised model, by name."""
+        """Every tensor of the client's personalised model, by name; trained on with the client's data where
+        the run used it so."""
         model = self.own_model(client)
+        if self.config.personalisation.adapts:
+            served = ClientModel(client, self._bench, assemble.store(self.config, client))
+            with served.ready(self.round, model, self.merged):
+                return self._bench.model.read()
         return padded({**model.common, **model.beside}, self.model.layout)
+
+    @cached_property
+    def _bench(self) -> Workbench:
+        return assemble.workbench(self.config)
 
     def own_model(self, client: str, own: bool = True) -> OwnModel:
         """What makes up the client's own model after the last round; without its ``own``, what a newcomer
@@ -167,11 +177,9 @@ class Exporter:
         self._save_card(client, folder, None)
 
     def _save_tokenizer(self, folder: Path) -> None:
-        """The tokenizer as the run used it: it pads, and cuts where the run cut."""
+        """The tokenizer as the run used it: it pads."""
         if isinstance(self.config.task, TextData):
-            tokenizer = deepcopy(self.config.task.tokenizer)
-            tokenizer.model_max_length = self.config.task.max_length
-            tokenizer.save_pretrained(str(folder))
+            self.config.task.tokenizer.save_pretrained(str(folder))
 
     def _save_card(self, client: str, folder: Path, base: str | None) -> None:
         text = model_card(self.config, client, base, mean=is_mean_pooled(self.model.module))
@@ -202,8 +210,11 @@ def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> I
 
 
 def _linked(source: str, target: str) -> None:
-    """One file under two names, where the file system can: backbones are large and do not change."""
+    """Weights under two names, where the file system can: they are large and do not change."""
     try:
-        os.link(source, target)
+        if source.endswith(".safetensors"):
+            os.link(source, target)
+            return
     except OSError:
-        shutil.copy2(source, target)
+        pass  # no links here, or another file system
+    shutil.copy2(source, target)

@@ -45,6 +45,8 @@ def _without_adapters(config: RunConfig, directory: RunDirectory, model: Adapter
         Exporter(config, directory, model).refuse(adapter=True)
     except FedSAError as error:
         return str(error)
+    if config.personalisation.adapts:
+        return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
     size = 4 * model.counts()["base"]
     if model.relative or not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"

@@ -32,6 +32,7 @@ def model_card(config: RunConfig, client: str, base: str | None, mean: bool) -> 
         split=", ".join(f"{role}: {what}" for role, what in config.split.words().items()),
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base)),
+        use=_USE if labels and isinstance(config.task, TextData) else "",
         notes="\n\n".join(notes),
     )
 
@@ -39,8 +40,9 @@ def model_card(config: RunConfig, client: str, base: str | None, mean: bool) -> 
 def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[str]:
     """The code that loads the model, whatever the working directory is."""
     auto = config.task.auto_class.__name__
-    texts = isinstance(config.task, TextData)
-    imports = [f"from transformers import {auto}" + (", AutoTokenizer" if texts else "")]
+    imports = [f"from transformers import {auto}"]
+    if isinstance(config.task, TextData):
+        imports = [f"from transformers import {auto}, AutoTokenizer"]
     folder = "folder" if base is None else f'folder / "{base}"'
     lines = ["", 'folder = Path(".")  # where this file lies']
     if base is None:
@@ -51,11 +53,18 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
         own = f", id2label={dict(enumerate(labels))}" if labels != config.task.labels() else ""
         lines.append(f"base = {auto}.from_pretrained({folder}{own})")
         lines.append("model = PeftModel.from_pretrained(base, folder)")
-    if texts:
+    if isinstance(config.task, TextData):
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({folder})")
+        lines.append(f"max_length = {config.task.max_length}  # tokens: longer texts were cut in the run")
     return ["from pathlib import Path", "", *imports, *lines]
 
 
+_USE = """    inputs = tokenizer(
+        texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+    )
+    classes = model(**inputs).logits.argmax(1)
+
+"""
 _LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
 meanings are):
 
@@ -74,7 +83,7 @@ library_name: peft
 {load}
 ```
 
-{notes}
+{use}{notes}
 
 Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
 carries signal about the data it was trained on.

@@ -139,7 +139,10 @@ def _examined(
     if pad_token_id is not None:
         config.pad_token_id = pad_token_id
     model = _empty(auto_class, settings, config)
-    checkpoint = account(model, resolve(settings.path), settings.revision) if settings.pretrained else None
+    checkpoint = None
+    if settings.pretrained:
+        with _explained("model", settings.path):
+            checkpoint = account(model, resolve(settings.path), settings.revision)
     folded = bool(getattr(config, MARK, False))
     if folded and "num_hidden_layers" in settings.config:
         raise ModelError(
@@ -217,6 +220,13 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     if tokenizer.pad_token is None:
         # Decoders such as GPT-2 have no padding token; the mask hides whatever is used instead.
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer {path!r} has neither a padding token nor one that ends a text: set pad_token in "
+            "its tokenizer_config.json, or correct model.tokenizer"
+        )
+    # Padding on the left moves the positions of a model that counts them; the class knows the right side.
+    tokenizer.padding_side = type(tokenizer).padding_side
     return tokenizer
 
 
@@ -224,6 +234,7 @@ def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, d
     """The config with the names of the classes, and those that the checkpoint's own config has."""
     overrides = dict(settings.config)
     with _explained("model", settings.path or f"of type {settings.config.get('model_type')}"):
+        _refuse_adapter(settings.path)
         if settings.path:
             # A model_type beside a path would clash with the one that the path's config states.
             overrides.pop("model_type", None)
@@ -235,7 +246,18 @@ def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, d
     known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
+    if labels:
+        config.problem_type = "single_label_classification"  # whatever the checkpoint was trained for
     return config, known
+
+
+def _refuse_adapter(path: str) -> None:
+    """Raise ModelError for a folder with a PEFT adapter, which transformers would load without a word."""
+    if path and Path(resolve(path), "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path} holds a PEFT adapter (adapter_config.json): give a whole model, such as one exported "
+            "with --merge, or the backbone/ of an export; where a model lies beside it, move the adapter away"
+        )
 
 
 def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
@@ -287,7 +309,7 @@ def _explained(what: str, path: str) -> Iterator[None]:
     """Turn what transformers raises for a bad path into a ModelError with the remedy."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         raise ModelError(
             f"cannot load the {what} {path!r}: {error}\n"
             "Expected pkg://package/folder, a local folder, or a hub id that is reachable or cached. Without "

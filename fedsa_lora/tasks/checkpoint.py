@@ -153,7 +153,12 @@ def _parts(file: Path, path: str, revision: str | None) -> list[Path]:
     """The files that hold the tensors: those that an index names, else the file itself."""
     if file.suffix != ".json":
         return [file]
-    names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(
+            f"{file} names no files of weights: it is cut off or altered; copy it anew"
+        ) from None
     found = [_file(path, name, revision) for name in names]
     if absent := [name for name, part in zip(names, found, strict=True) if part is None]:
         raise ModelError(

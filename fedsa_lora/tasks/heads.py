@@ -59,8 +59,8 @@ def behind_backbone(model: nn.Module) -> tuple[str, ...]:
 
 
 def layers_behind_blocks(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
-    """The linear layers of a backbone, such as BERT's pooler, that lie behind its repeated blocks and of
-    which every parameter is ``missing``."""
+    """The linear layers of a backbone, such as BERT's pooler, that lie behind its repeated blocks, or are
+    called pooler wherever they are defined, and of which every parameter is ``missing``."""
     lacking = set(missing)
     modules = dict(model.named_modules())
     places = [place for place, name in enumerate(modules) if block(f"{name}.")]
@@ -68,7 +68,7 @@ def layers_behind_blocks(model: nn.Module, missing: Iterable[str]) -> tuple[str,
     return tuple(
         name
         for place, (name, module) in enumerate(modules.items())
-        if place > last_block
+        if (place > last_block or "pooler" in name.split("."))
         and isinstance(module, nn.Linear)
         and all(f"{name}.{parameter}" in lacking for parameter, _ in module.named_parameters())
     )

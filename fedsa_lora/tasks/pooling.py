@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from fedsa_lora.errors import ModelError
 
 MEAN = "mean"
 MARK = "mean_pooling_layer"  # in the config of a model whose last layer computes the mean
+UNREAD_TYPES = ("big_bird",)  # have a pooler that the head of a classifier does not read
 FOLDED_TYPES = ("bert",)  # model types whose stock code computes the mean with one more layer
 SCALE = 2.0**13  # by which a folded model's pooler output is smaller, and its classifier's weight larger
 _TINY = 2.0**-12  # of sqrt(eps): so small beside it that a LayerNorm divides by a constant
@@ -43,7 +43,9 @@ def mean_pooled(model: Any) -> Any:
 
 def can_pool(model: Any) -> bool:
     """The head of a model reads a pooler's output, in the place of which the mean can be put."""
-    return getattr(model.base_model, "pooler", None) is not None and model.base_model is not model
+    if model.config.model_type in UNREAD_TYPES or model.base_model is model:
+        return False
+    return getattr(model.base_model, "pooler", None) is not None
 
 
 def is_mean_pooled(model: Any) -> bool:
@@ -67,7 +69,10 @@ def trained_with_mean(path: str, revision: str | None) -> bool:
         return False
     if found is None:
         return False
-    settings = json.loads(Path(found).read_text(encoding="utf-8"))
+    try:
+        settings = dict(json.loads(Path(found).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{found} holds no settings ({error}): copy it anew, or set model.pooling") from None
     return settings.get("pooling_mode_mean_tokens") is True
 
 
@@ -146,6 +151,7 @@ def without_layer(config: Any) -> None:
     delattr(config, MARK)
 
 
-def last_layer(model: Any) -> str:
-    """The modules of the layer that ``folded`` adds, as a regular expression."""
-    return rf"{re.escape(model.base_model_prefix)}\.encoder\.layer\.{model.config.num_hidden_layers}\..*"
+def is_unread(model: Any, name: str) -> bool:
+    """A module of a mean-pooled model whose output nobody reads: its pooler and what is in it."""
+    place = f"{model.base_model_prefix}.pooler"
+    return is_mean_pooled(model) and f"{name}.".startswith(f"{place}.")
