@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -13,6 +14,7 @@ from transformers import (
 
 from fedsa_lora.errors import LayoutError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach, initial_state, plain_name
+from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
 
 BERT = {
     "vocab_size": 50,
@@ -198,3 +200,32 @@ def test_a_merged_model_gives_the_same_logits(tmp_path):
     model.save_merged(tmp_path)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(merged(**BATCH).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_on_a_weight_that_two_layers_use_is_not_merged(tmp_path):
+    config = {"model_type": "bart", "vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    config |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    config |= {"decoder_ffn_dim": 16, "max_position_embeddings": 32}
+    tied = build_backbone(
+        AutoModelForSequenceClassification, ModelSettings(pretrained=False, config=config), ("a", "b"), seed=0
+    )
+    model = AdapterModel(attach(tied, LoraSettings(target_modules=["embed_tokens", "q_proj"])))
+    with pytest.raises(
+        ModelError, match=r"embed_tokens shares its weight with another layer.*without --merge"
+    ):
+        model.save_merged(tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_running_statistics_stay_what_they_were_without_adapters_too():
+    config = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16]}
+    config |= {"depths": [1, 1], "layer_type": "basic"}
+    backbone = build_backbone(
+        AutoModelForImageClassification, ModelSettings(pretrained=False, config=config), ("a", "b"), seed=0
+    )
+    model = AdapterModel(backbone)
+    before = {name: value.clone() for name, value in model.module.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    model.module.train()
+    model.module(pixel_values=torch.randn(4, 1, 16, 16), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.module.named_buffers())

@@ -169,3 +169,39 @@ def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smok
 def test_an_unknown_client_is_an_error_that_lists_those_there_are(smoke_run):
     with pytest.raises(FedSAError, match=r"no client 'nobody'.*'0', '1', '2', '3'"):
         exporter(smoke_run).tensors("nobody")
+
+
+@pytest.mark.parametrize("method", ["finetune", "reptile", "perfedavg"])
+def test_a_model_that_is_trained_on_before_it_is_used_is_exported_as_it_was_measured(
+    run_smoke, tmp_path, method
+):
+    run = run_smoke(
+        f"personalisation={method}", "federation.rounds=2", "federation.clients=2", "head=shared",
+        "split=share_ab", "evaluation.local_only=false", "run.report=true",
+    )  # fmt: skip
+    assert not (run / "adapters").exists()  # it takes the clients' data
+    config = read_config(run)
+    test = config.task.load_client("1").test
+    rows = [r for r in read_jsonl(run / "clients.jsonl") if r["phase"] == "evaluate" and r["client"] == "1"]
+    batch = config.task.collate(test, np.arange(len(test)))
+    batch.pop("labels")
+    whole = AutoModelForSequenceClassification.from_pretrained(
+        str(exporter(run).export("1", tmp_path / "whole", merge=True))
+    )
+    assert cross_entropy(logits_of(whole, [batch]), test.labels) == pytest.approx(rows[-1]["loss"], abs=1e-4)
+
+
+def test_dora_on_every_dense_layer_of_a_mean_pooled_encoder(run_smoke, tmp_path, monkeypatch):
+    run = run_smoke(
+        "model=tiny_bert", "model.pooling=mean", "lora=dora", "lora.target_modules=[dense]",
+        "federation.clients=2", "federation.rounds=1", "evaluation.local_only=false",
+    )  # fmt: skip
+    inputs, expected = in_the_run(run, "1")
+    stock = as_its_card_says(exporter(run).export("1", tmp_path / "adapter"), monkeypatch)
+    np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=2e-5)
+
+
+def test_what_an_export_shares_with_its_run_is_weights_alone(smoke_run, tmp_path):
+    folder = exporter(smoke_run).export("1", smoke_run.parent / "beside")
+    (folder / "backbone" / "config.json").write_text("{}")
+    assert "hidden_size" in (smoke_run / "backbone" / "config.json").read_text()

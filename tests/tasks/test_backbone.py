@@ -185,3 +185,18 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end(tmp_path):
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(ModelSettings(path=str(tmp_path))).pad_token == "[SEP]"
+
+
+def test_padding_is_on_the_side_of_the_architecture_whatever_a_folder_says(tmp_path):
+    tokenizer = load_tokenizer(MINILM)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(ModelSettings(path=str(tmp_path))).padding_side == "right"
+
+
+def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path):
+    tokenizer = load_tokenizer(MINILM)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="neither a padding token nor one that ends a text"):
+        load_tokenizer(ModelSettings(path=str(tmp_path)))

@@ -187,3 +187,43 @@ def test_no_class_name_that_json_made_text_is_lost(tmp_path):
     classifier(tmp_path, id2label={0: "1", 1: "2", 2: "10"})
     assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "1", "1": "2", "2": "10"}
     assert start(tmp_path, ("1", "2", "10")).head.kept == HEAD
+
+
+@pytest.mark.parametrize("torn", ['{"weight_map": {', "{}", "[]"])
+def test_a_torn_index_is_named(tmp_path, torn):
+    classifier(tmp_path).save_pretrained(tmp_path / "shards", max_shard_size="3KB")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(torn)
+    with pytest.raises(ModelError, match=r"index\.json names no files of weights"):
+        shapes(str(tmp_path / "shards"), None)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_a_checkpoint_of_another_problem_is_trained_for_classes(tmp_path, problem):
+    classifier(tmp_path, problem_type=problem)
+    built, _ = both_builds(tmp_path)
+    ids, labels = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]]), torch.tensor([0, 1, 2])
+    found = built(input_ids=ids, labels=labels)
+    assert torch.equal(found.loss, torch.nn.functional.cross_entropy(found.logits, labels))
+
+
+def test_an_adapter_in_place_of_a_model_or_beside_one_is_named(tmp_path):
+    saved = classifier(tmp_path / "model")
+    attach(saved, LoraSettings()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"holds a PEFT adapter .*exported with --merge, or the backbone/"):
+        start(tmp_path / "adapter")
+    (tmp_path / "model" / "adapter_config.json").write_text(
+        (tmp_path / "adapter" / "adapter_config.json").read_text()
+    )
+    with pytest.raises(ModelError, match=r"holds a PEFT adapter .*move the adapter away"):
+        start(tmp_path / "model")
+
+
+def test_a_pooler_that_is_defined_before_the_layers_is_a_part_of_the_head_as_well(tmp_path):
+    config = {"model_type": "nomic_bert", **SMALL}
+    saved = build_backbone(Auto, ModelSettings(pretrained=False, config=config), LABELS, seed=0)
+    saved.save_pretrained(tmp_path)
+    rewritten(
+        tmp_path, lambda tensors: {n: v for n, v in tensors.items() if "pooler" not in n and n not in HEAD}
+    )
+    _, head = both_builds(tmp_path)
+    assert head.modules == ("nomic_bert.pooler.dense", "classifier")

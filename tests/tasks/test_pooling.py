@@ -133,3 +133,25 @@ def test_pooling_is_automatic_only_where_the_checkpoint_was_trained_with_the_mea
     assert not is_mean_pooled(build_backbone(AutoModelForSequenceClassification, settings, LABELS, seed=0))
     pooling.write_text('{"pooling_mode_mean_tokens": true}')
     assert is_mean_pooled(build_backbone(AutoModelForSequenceClassification, settings, LABELS, seed=0))
+
+
+def test_an_encoder_whose_head_reads_no_pooler_is_not_pooled_in_name_alone():
+    config = BERT | {"model_type": "big_bird", "attention_type": "original_full"}
+    with pytest.raises(ModelError, match=r"BigBirdForSequenceClassification reads no pooler"):
+        build_backbone(
+            AutoModelForSequenceClassification,
+            ModelSettings(pretrained=False, config=config, pooling="mean"),
+            LABELS,
+            seed=0,
+        )
+
+
+def test_a_torn_file_about_pooling_is_named(tmp_path):
+    settings = ModelSettings(path=str(tmp_path))
+    plain = ModelSettings(pretrained=False, config=BERT)
+    build_backbone(AutoModelForSequenceClassification, plain, LABELS, seed=0).save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    for torn in ('{"pooling_mode', "[1]"):
+        (tmp_path / "1_Pooling" / "config.json").write_text(torn)
+        with pytest.raises(ModelError, match=r"1_Pooling/config\.json holds no settings"):
+            build_backbone(AutoModelForSequenceClassification, settings, LABELS, seed=0)
