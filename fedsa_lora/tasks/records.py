@@ -100,12 +100,14 @@ def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
     try:
         return pa.chunked_array([pa.array(values)])
     except UnicodeEncodeError:
-        row = next(
-            row for row, value in enumerate(values) if _HALF.search(json.dumps(value, ensure_ascii=False))
+        half = next(
+            number
+            for number, value in enumerate(values)
+            if _HALF.search(json.dumps(value, ensure_ascii=False))
         )
         raise DataError(
-            f"{part.place(row)}, column {column!r}: row {row + 1} has {_HALVED}. It holds "
-            f"{private(repr(cut(values[row])))}"
+            f"{part.place(half)}, column {column!r}: row {half + 1} has {_HALVED}. It holds "
+            f"{private(repr(cut(values[half])))}"
         ) from None
     except (pa.ArrowException, OverflowError) as error:
         kinds = [_kind(value) for value in values]
