@@ -28,7 +28,7 @@ SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to
 # what tools write beside the data: JSON, but no rows
 DESCRIPTIONS = (
     SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json", "config.json", "dataset-metadata.json",
-    "datapackage.json", "croissant.json",
+    "datapackage.json", "croissant.json", "metadata.json", "features.json", "label2id.json", "id2label.json",
 )  # fmt: skip
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")  # the hub once added a digest
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
@@ -139,7 +139,7 @@ def _subset(folder: Path, subset: str | None) -> Path:
 def _subsets(folder: Path) -> dict[str, Path]:
     """The folders inside, or inside of ``data``, that hold data, by their names."""
     found = [path for place in (folder / "data", folder) for path in place.glob("*") if path.is_dir()]
-    return {path.name: path for path in found if holds_data(path)}
+    return {path.name: path for path in found if path.name[0] != "." and holds_data(path)}
 
 
 def _no_subset(subset: str | None, place: str, choices: Sequence[str] = ()) -> None:

@@ -300,6 +300,10 @@ def test_a_folder_without_a_clear_train_split_is_named_with_what_is_there(tmp_pa
 
 
 def test_hidden_files_and_the_case_of_an_ending_do_not_count(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    FRAME.to_csv(tmp_path / ".ipynb_checkpoints" / "train.csv", index=False)
+    with pytest.raises(DataError, match="no data files"):
+        labels_of(tmp_path)
     FRAME.to_csv(tmp_path / "train.CSV", index=False)
     (tmp_path / "._train.csv").write_text("a file of macOS")
     assert labels_of(tmp_path) == labels_of(tmp_path / "train.CSV") == FRAME["label"].tolist()
