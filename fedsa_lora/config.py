@@ -34,6 +34,7 @@ PATHS = {
     "model": ("path", "tokenizer"),
     "federation": ("root_certificates",),
 }
+TEXTS = ("title", *(f"task.{key}" for key in ("text", "text_pair", "label", "group", "prompt", "answer")))
 UNREAD_BY_CLIENTS = ("run", "federation")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
@@ -127,24 +128,49 @@ def _make_absolute(node: dict[str, Any]) -> None:
 
 def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
     """Overrides that Hydra can always compose: keys it does not know are added, for ``bind`` to name."""
-    parser = OverridesParser.create()
     kept = []
     for word in words:
         if "\0" in word:
             faults.append(f"{word!r}: holds a NUL; remove it")
             continue
         try:
-            override = parser.parse_override(word)
+            override = _parsed(word)
         except HydraException as error:
-            faults.append(f"{word!r}: not an override; expected key=value ({' '.join(str(error).split())})")
+            faults.append(
+                f"{word!r}: not an override; expected key=value, with signs such as ( or = between "
+                f"quotation marks ({' '.join(str(error).split())})"
+            )
             continue
         if override.is_sweep_override():
             faults.append(f"{word!r}: a sweep; expected one value (a list is written key=[a,b])")
         elif not (CONF / override.key_or_group).is_dir():
-            kept.append(word if word[0] in "+~" else f"++{word}")
+            text = override.input_line or word
+            kept.append(text if text[0] in "+~" else f"++{text}")
         elif _is_option(override, faults):
             kept.append(word)
     return kept
+
+
+def _parsed(word: str) -> Override:
+    """An override. A path, or the name of a column, is taken as it is where Hydra reads no one value in it,
+    as in ``my tickets (1).csv``. Raises HydraException for what is no override."""
+    parser = OverridesParser.create()
+    key, sign, value = word.partition("=")
+    try:
+        override = parser.parse_override(word)
+        if not override.is_sweep_override() or not _is_text(key):
+            return override
+    except HydraException:
+        if not sign or not _is_text(key):
+            raise
+    return parser.parse_override(assignment(key, value))
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key holds a path or a name, with whatever characters it has."""
+    section, *names = key.lstrip("+").split(".")
+    is_path = bool(names) and names[0] in PATHS.get(section, ()) and names != ["files"]
+    return is_path or key.lstrip("+") in TEXTS
 
 
 def _is_option(override: Override, faults: list[str]) -> bool:

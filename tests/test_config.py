@@ -458,6 +458,44 @@ def test_a_run_directory_of_any_name_reaches_the_app_unchanged(tmp_path, name):
     assert load(shlex.join(["experiment=smoke", *places(config)])).run_dir == tmp_path / name
 
 
+ODD = [
+    "my tickets (1).csv", "it's.csv", "über 50%.csv", "a=b.csv", "a,b.csv", "[1].csv", "{a}.csv", "a#b.csv",
+    "choice(1).csv", 'a "b" (c).csv', "a&b;c!.csv",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_file_of_any_name_is_given_as_it_is_and_reaches_the_app(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("text,label\na,b\n")
+    (tmp_path / "models (1)").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for given in (name, f"./{name}", str(tmp_path / name)):
+        words = ["experiment=smoke", "task=text", f"task.dataset={given}", "run.dir=out (1)"]
+        config = load(words)
+        assert config.task.dataset == str(tmp_path / name)
+        assert config.run_dir == tmp_path / "out (1)"
+        assert load(shlex.join([*words, *places(config)])).task.dataset == str(tmp_path / name)
+    config = load(["experiment=smoke", "task=text", f"+task.files.train={name}", "task.label=queue (all)"])
+    assert config.task.files == {"train": str(tmp_path / name)}
+    assert config.task.label == "queue (all)"
+
+
+def test_a_file_of_such_a_name_that_is_not_there_is_one_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (*ODD, '"a.csv'):
+        said = faults_of(["experiment=smoke", "task=text", f"task.dataset={name}", "seed=-1"])
+        assert "has 2 faults" in said, said
+        assert "no data at " in said
+        assert "not an override" not in said
+
+
+def test_a_value_that_is_no_text_is_not_taken_as_it_is():
+    assert "'train.lr=(1)': not an override" in faults_of(["train.lr=(1)"])
+    assert "'lora.r=1,2': a sweep" in faults_of(["lora.r=1,2"])
+    assert "between quotation marks" in faults_of(["task=text", "task.files={train: a (1).csv}"])
+    assert load(["task=text", 'task.files={train: "a (1).csv"}']).task.files == {"train": "a (1).csv"}
+
+
 def test_relative_paths_are_those_of_the_user_and_mean_the_same_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text,label\na,b\n")

@@ -206,6 +206,10 @@ FAULTS = {
     "mixed types": ("rows.jsonl", f'{{"text": 1, "label": "yes"}}\n{{"text": "{SECRET}", "label": "no"}}\n'),
     "whole columns": ("rows.json", f'{{"{SECRET}": [1, 2]}}'),
     "lists": ("rows.jsonl", f'["{SECRET}"]'),
+    "half a character": ("rows.jsonl", f'{{"text": "{SECRET} \\ud83d", "label": "yes"}}\n'),
+    "a nested column": ("rows.jsonl", f'{{"text": {{"{SECRET}": 1}}, "label": "yes"}}\n'),
+    "a missing shard": ("train.d", {f"train-{SECRET}-0-of-2.csv": "text,label\n"}),
+    "two of a split": ("train.d", {"train.csv": "", f"train-{SECRET}.csv": ""}),
     "another split": ("train.d", {f"{SECRET}.csv": "text,label\n"}),
 }
 

@@ -82,6 +82,13 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield "it names no client: start the node with client-id=NAME"
     elif fault := client_fault(_client(config)):
         yield fault
+    if not str(config.get("data.path", "-")).strip():
+        yield "data.path: is empty; expected a file or a folder, or leave data.path out"
+    if "forbid" in config and not _forbidden(config):
+        yield (
+            "forbid: is empty, so it would keep nothing in; expected roles and patterns of tensor names, or "
+            "leave forbid out"
+        )
     for folder in _folders(config):
         if not os.path.isabs(os.path.expanduser(folder)):
             yield f"paths: {folder!r} is no absolute path; expected paths=FOLDER{os.pathsep}FOLDER"
@@ -113,7 +120,8 @@ def _path_faults(node: Node) -> Iterator[str]:
 def _data_faults(data: Path | None) -> Iterator[str]:
     if data is None:
         return
-    from fedsa_lora.tasks.formats import FORMATS, is_data  # takes seconds to import
+    from fedsa_lora.tasks.formats import FORMATS  # takes seconds to import
+    from fedsa_lora.tasks.sources import holds_data
 
     if not os.path.exists(data):
         yield f"data.path: nothing at {data}"
@@ -121,8 +129,7 @@ def _data_faults(data: Path | None) -> Iterator[str]:
     if not os.access(data, os.R_OK | os.X_OK if data.is_dir() else os.R_OK):
         yield f"data.path: {data} cannot be read; give this user the right to"
         return
-    files = list(data.iterdir()) if data.is_dir() else [data]
-    if not any(file.is_file() and is_data(file) for file in files):
+    if not holds_data(data):
         yield f"data.path: {data} has no file that can be read; expected {listing(FORMATS)}"
 
 

@@ -32,7 +32,7 @@ class _Sheet:
     rows: list[list[str]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     empty: int = 0
-    spanning: int = 0  # the first line of a row that goes over several
+    spanning: list[int] = field(default_factory=list)  # the lines on which rows of several lines begin
 
 
 def read_delimited(text: str, name: str, usual: str) -> Part:
@@ -70,7 +70,8 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
 
     Files as of GLUE have no quoting: a lone mark there would swallow the lines up to the next one. So marks
     are text where each line is a row of its own, and read otherwise they make no sense, or (in TSV, where
-    a text hardly ever holds a tab and a new line) swallow a line.
+    a text hardly ever holds a tab and a new line) swallow a line. A row that goes over several lines is
+    always remarked: a lone mark may have made it.
     """
     if '"' not in text:
         return _read(text, name, separator, quoting=False), ()
@@ -81,14 +82,19 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
         if plain is None:
             raise
         return plain, (f"{name}: quotation marks are read as text, because not all that open are closed",)
-    plain = _each_line_a_row(text, name, separator) if quoted.spanning else None
-    if plain is None:
+    if not quoted.spanning:
         return quoted, ()
-    swallowed = f"{name}: line {quoted.spanning} opens a quotation mark that a later line closes"
-    if separator == "\t":
+    plain = _each_line_a_row(text, name, separator)
+    first = quoted.spanning[0]
+    if plain is not None and separator == "\t":
+        swallowed = f"{name}: line {first} opens a quotation mark that a later line closes"
         return plain, (f"{swallowed}; quotation marks are read as text, each line as a row",)
-    rows = f"{len(quoted.rows)} rows, not {len(plain.rows)}"
-    return quoted, (f"{swallowed}; what is between them is read as one row ({rows})",)
+    count = "1 row goes" if len(quoted.spanning) == 1 else f"{len(quoted.spanning):,} rows go"
+    otherwise = "" if plain is None else f" ({len(quoted.rows)} rows, not {len(plain.rows)})"
+    return quoted, (
+        f"{name}: {count} over several lines, the first from line {first} on: what is between two quotation "
+        f"marks is read as one text{otherwise}",
+    )
 
 
 def _each_line_a_row(text: str, name: str, separator: str) -> _Sheet | None:
@@ -132,7 +138,7 @@ def _read(text: str, name: str, separator: str, quoting: bool) -> _Sheet:
             sheet.rows.append(fields)
             sheet.lines.append(line)
             if last > line:
-                sheet.spanning = sheet.spanning or line
+                sheet.spanning.append(line)
     return sheet
 
 

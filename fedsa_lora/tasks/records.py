@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +15,10 @@ from fedsa_lora.suggest import cut
 from fedsa_lora.tasks.tables import Part, names
 
 REMEDY = "write one object per row, as pandas does with to_json(path, orient='records', lines=True)"
+_HALF = re.compile("[\ud800-\udfff]")  # of a character that JSON writes as two, such as \\ud83d\\ude00
+_HALVED = (
+    "half of a character (\\ud800 to \\udfff), which is no text; write the character whole, or remove it"
+)
 
 
 def read_records(text: str, name: str) -> Part:
@@ -25,6 +31,9 @@ def read_records(text: str, name: str) -> Part:
         if not isinstance(row, dict):
             place = f"row {number + 1}" if lines is None else f"line {lines[number]}"
             raise DataError(f"{name}, {place}: {private(repr(cut(row)))} is no object with columns; {REMEDY}")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if half := next(filter(_HALF.search, columns), None):
+        raise DataError(f"{name}: the column {private(repr(cut(half)))} has {_HALVED}")
     if len(rows) == 1 and rows[0] and all(isinstance(value, dict | list) for value in rows[0].values()):
         raise DataError(
             f"{name} holds one object with whole columns ({private(names(rows[0]))}), not rows; {REMEDY}"
@@ -33,7 +42,6 @@ def read_records(text: str, name: str) -> Part:
     def read(column: str) -> pa.ChunkedArray:
         return _typed([row.get(column) for row in rows], part, column)
 
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     part = Part(name, columns, len(rows), read, lines=lines)
     return part
 
@@ -44,9 +52,9 @@ def _by_line(text: str, name: str) -> tuple[list[Any], list[int]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(_loaded(line, f"{name}, line {number}"))
         except json.JSONDecodeError as error:
-            if not rows and (whole := _whole(text)):
+            if not rows and (whole := _whole(text, name)):
                 return [whole], [number]
             raise DataError(
                 f"{name}, line {number}: no JSON ({error.msg} at character {error.colno}); {REMEDY}. "
@@ -56,17 +64,17 @@ def _by_line(text: str, name: str) -> tuple[list[Any], list[int]]:
     return rows, lines
 
 
-def _whole(text: str) -> Any:
+def _whole(text: str, name: str) -> Any:
     """The one object that a text holds over several lines, or None."""
     try:
-        return json.loads(text)
+        return _loaded(text, name)
     except json.JSONDecodeError:
         return None
 
 
 def _listed(text: str, name: str) -> list[Any]:
     try:
-        rows: list[Any] = json.loads(text)
+        rows: list[Any] = _loaded(text, name)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno}); {REMEDY}"
@@ -74,9 +82,33 @@ def _listed(text: str, name: str) -> list[Any]:
     return rows
 
 
+def _loaded(text: str, place: str) -> Any:
+    """The value of a JSON text. Raises DataError for sound JSON that Python does not read, and
+    JSONDecodeError for what is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        fault = "lists or objects that are nested too deeply; take out what no column needs"
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        fault = f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text"
+    raise DataError(f"{place}: {fault}")
+
+
 def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
     try:
         return pa.chunked_array([pa.array(values)])
+    except UnicodeEncodeError:
+        half = next(
+            number
+            for number, value in enumerate(values)
+            if _HALF.search(json.dumps(value, ensure_ascii=False))
+        )
+        raise DataError(
+            f"{part.place(half)}, column {column!r}: row {half + 1} has {_HALVED}. It holds "
+            f"{private(repr(cut(values[half])))}"
+        ) from None
     except (pa.ArrowException, OverflowError) as error:
         kinds = [_kind(value) for value in values]
         first = next(row for row, kind in enumerate(kinds) if kind)

@@ -71,8 +71,8 @@ class _Kept:
         values = self.column(name)
         if pa.types.is_nested(values.type):
             raise DataError(
-                f"{self.table.name}, column {name!r}: expected one value per row, found {cut(values.type)}; "
-                "name a column of words or numbers"
+                f"{self.table.name}, column {name!r}: expected one value per row, found "
+                f"{private(cut(values.type))}; name a column of words or numbers"
             )
         return words_of(values)
 
@@ -81,12 +81,14 @@ class _Kept:
         place, number = self.table.place(int(self.rows[row]))
         return f"{place}, column {column!r}", number
 
-    def refuse(self, faulty: NDArray[np.int64], column: str, fault: str) -> None:
+    def refuse(
+        self, faulty: NDArray[np.int64], column: str, fault: str, remedy: str = "fill it in or remove the row"
+    ) -> None:
         """Raise DataError for the faulty rows, if there are any."""
         if len(faulty):
             place, number = self.at(int(faulty[0]), column)
             more = f" (and {len(faulty) - 1} more)" if len(faulty) > 1 else ""
-            raise DataError(f"{place}: row {number}{more} {fault}; fill it in or remove the row")
+            raise DataError(f"{place}: row {number}{more} {fault}; {remedy}")
 
 
 def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
@@ -182,8 +184,8 @@ def _texts(kept: _Kept, column: str) -> pa.ChunkedArray:
     texts = kept.column(column)
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         raise DataError(
-            f"{kept.table.name}, column {column!r}: expected text, found {cut(texts.type)}; name a column of "
-            "strings"
+            f"{kept.table.name}, column {column!r}: expected text, found {private(cut(texts.type))}; "
+            "name a column of strings"
         )
     kept.refuse(np.flatnonzero(pc.is_null(texts).to_numpy()), column, "has no text")
     blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
@@ -204,7 +206,15 @@ def _labels(kept: _Kept, column: str) -> Words:
     if given is None:
         return found
     kept.refuse(found.rows(lambda word: word.startswith("-")), column, "is unlabelled (-1)")
-    return Words(found.raw, [given[int(word)] for word in found.words], found.codes)
+    called = {str(number): label for number, label in enumerate(given)}
+    if beyond := next((word for word in found.words if word not in called), None):
+        kept.refuse(
+            found.rows(lambda word: word == beyond),
+            column,
+            f"has the label {private(repr(cut(beyond)))}, but its names are for 0 to {len(given) - 1} only",
+            "correct it, write the labels as words, or remove the row",
+        )
+    return Words(found.raw, [called[word] for word in found.words], found.codes)
 
 
 def _positions(kept: _Kept, column: str, found: Words, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,6 +25,12 @@ from fedsa_lora.tasks.tables import Part, Table
 SHIPPED = ("banking77", "clinc150", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
+# what tools write beside the data: JSON, but no rows
+DESCRIPTIONS = (
+    SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json", "config.json", "dataset-metadata.json",
+    "datapackage.json", "croissant.json", "metadata.json", "features.json", "label2id.json", "id2label.json",
+)  # fmt: skip
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")  # the hub once added a digest
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 
 
@@ -34,18 +41,21 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
     hub id. In a folder the file ``train.csv`` (the shards ``train-*.csv``, also in a folder ``data``) is its
     split ``train``; one that ``datasets.save_to_disk`` wrote is read as well. ``subset`` names one of
     several data sets of a hub id, or of a folder. Nothing is written in the user's home, except the
-    hub's own cache for a hub id. Raises DataError when there is nothing to read.
+    hub's own cache for a hub id. Raises DataError when there is nothing to read, or not all of it.
     """
     if isinstance(source, Mapping):
+        _no_subset(subset, "task.files has one file per split, so it")
         path = _file_of(source, split)
         return Table(f"{path} ({split})", [read_file(path)])
     name = f"{source} ({split})"
     if source in SHIPPED:
+        _no_subset(subset, f"{source} is a shipped set, so it")
         return Table(name, _read_folder(shipped_folder(source), split))
     path = Path(source).expanduser()
     if path.is_dir():
         return Table(name, _read_folder(_subset(path, subset), split))
     if path.is_file():
+        _no_subset(subset, f"{source} is one file, so it")
         if split != "train":
             raise DataError(f"{source} is one file{_ONE_SPLIT.format(split)}")
         return Table(name, [read_file(path)])
@@ -63,6 +73,13 @@ _ONE_SPLIT = (
 def has_splits(path: Path) -> bool:
     """Whether a place may hold a test split: a file does not, nor a folder that holds one saved set."""
     return path.is_dir() and not (path / SAVED).is_file()
+
+
+def holds_data(place: Path) -> bool:
+    """Whether a file, or a folder without the choice of a subset, has anything that ``read_split`` reads."""
+    if place.is_file():
+        return is_data(place)
+    return any((place / saved).is_file() for saved in (SAVED, SAVED_SPLITS)) or bool(_data_files(place))
 
 
 def shipped_folder(name: str) -> Path:
@@ -111,10 +128,28 @@ def _file_of(files: Mapping[str, str], split: str) -> Path:
 
 def _subset(folder: Path, subset: str | None) -> Path:
     """The folder of a subset, where the clone of a hub data set has one for each."""
-    inner = {
-        path.name: path for place in (folder / "data", folder) for path in place.glob("*") if path.is_dir()
-    }
-    return inner.get(subset or "", folder)
+    if not subset:
+        return folder
+    inner = _subsets(folder)
+    if subset not in inner:
+        _no_subset(subset, str(folder), sorted(inner))
+    return inner[subset]
+
+
+def _subsets(folder: Path) -> dict[str, Path]:
+    """The folders inside, or inside of ``data``, that hold data, by their names."""
+    found = [path for place in (folder / "data", folder) for path in place.glob("*") if path.is_dir()]
+    return {path.name: path for path in found if path.name[0] != "." and holds_data(path)}
+
+
+def _no_subset(subset: str | None, place: str, choices: Sequence[str] = ()) -> None:
+    """Refuse a subset that is not there: the rows would be others than those that were asked for."""
+    if subset:
+        there = f"there are {private(listing(choices))}; choose one, or " if choices else ""
+        raise DataError(
+            f"{place} has no subset {subset!r}{private(nearest(subset, choices))}: {there}set "
+            "task.subset=null"
+        )
 
 
 def _read_folder(folder: Path, split: str) -> list[Part]:
@@ -131,8 +166,8 @@ def _saved_split(folder: Path, split: str) -> Path:
     splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
     if split not in splits:
         raise DataError(
-            f"{folder}, saved by datasets, has no split {split!r}{nearest(split, splits)}: there are "
-            f"{listing(splits)}"
+            f"{folder}, saved by datasets, has no split {split!r}{private(nearest(split, splits))}: there "
+            f"are {private(listing(splits))}"
         )
     return folder / split
 
@@ -143,26 +178,52 @@ def _read_saved(folder: Path) -> Part:
             return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
     except (*_READ_ERRORS, KeyError, TypeError) as error:
         raise DataError(
-            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it anew with "
-            "to_parquet('train.parquet')"
+            f"cannot read {folder}, a folder of datasets.save_to_disk: {private(cut(error, 300))}; write it "
+            "anew with to_parquet('train.parquet')"
         ) from error
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
     """``train.parquet`` or the shards ``train-00000-of-00002.parquet`` of a folder, or of ``data`` in it."""
-    files = sorted(path for path in folder.iterdir() if is_data(path) and path.is_file())
-    if not files and (folder / "data").is_dir():
-        return _split_files(folder / "data", split)
+    files = _data_files(folder)
     chosen = [path for path in files if path.stem == split or path.stem.startswith(f"{split}-")]
     if not chosen:
         raise DataError(_without_split(folder, files, split))
     whole = any(path.stem == split for path in chosen)
-    if (whole and len(chosen) > 1) or len({path.suffix for path in chosen}) > 1:
+    shards = [found.groups() for path in chosen if (found := _SHARD.fullmatch(path.stem))]
+    several = len({(name, total) for name, _, total, _ in shards}) > 1
+    mixed = shards and (len(shards) < len(chosen) or len({int(shard[1]) for shard in shards}) < len(shards))
+    if (whole and len(chosen) > 1) or len({path.suffix for path in chosen}) > 1 or several or mixed:
         raise DataError(
-            f"{folder} has more than one split {split!r}: {listing(path.name for path in chosen)}; remove "
-            f"the others, or name the file in task.files.{split}"
+            f"{folder} has more than one split {split!r}: {private(listing(path.name for path in chosen))}; "
+            f"remove the others, or name the file in task.files.{split}"
         )
+    if shards:
+        _check_complete(folder, split, shards, chosen[0].suffix)
     return chosen
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder, or else those of ``data`` in it, in the order of their names."""
+    for place in (folder, folder / "data"):
+        files = sorted(path for path in place.glob("*") if is_data(path) and path.is_file())
+        if files := [path for path in files if path.name not in DESCRIPTIONS]:
+            return files
+    return []
+
+
+def _check_complete(folder: Path, split: str, shards: Sequence[Sequence[str]], suffix: str) -> None:
+    """Raise DataError where one of the shards ``NAME-NUMBER-of-TOTAL`` of a split is not there."""
+    name, written, total, _ = shards[0]
+    there = {int(number) for _, number, _, _ in shards}
+    start = int(0 not in there and int(total) in there)  # some count from 1
+    missing = (number for number in range(start, start + int(total)) if number not in there)
+    if (first := next(missing, None)) is not None:
+        absent = private(f"{name}-{first:0{len(written)}}-of-{total}{suffix}")
+        raise DataError(
+            f"{folder} has {len(there)} of the {int(total)} files of split {split!r}: {absent} is missing; "
+            "download it, or name the others without numbers to read them alone"
+        )
 
 
 def _without_split(folder: Path, files: list[Path], split: str) -> str:
@@ -175,8 +236,7 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
             f"{folder} has no split {split!r}{private(nearest(split, splits))}: there are "
             f"{private(listing(splits))} (a split is a file such as {split}.csv)"
         )
-    inner = sorted({path.parent.relative_to(folder) for path in folder.glob("*/*") if is_data(path)})
-    if inner:
+    if inner := sorted(_subsets(folder)):
         return (
             f"{folder} holds one data set in each of {private(listing(inner))}: choose one with task.subset"
         )

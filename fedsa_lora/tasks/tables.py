@@ -105,7 +105,8 @@ class Table:
         except pa.ArrowException:
             kinds = dict.fromkeys(str(values.type) for values in read)
             raise DataError(
-                f"{self.name}, column {name!r}: its files hold {listing(kinds)}; write all of them alike"
+                f"{self.name}, column {name!r}: its files hold {private(listing(kinds))}; write all "
+                "of them alike"
             ) from None
 
     def class_names(self, name: str) -> list[str] | None:

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from datasets import Dataset
 from flwr.common.config import parse_config_args
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
@@ -28,6 +29,7 @@ from fedsa_lora.runs.federate import failure
 from fedsa_lora.runs.flower_log import COMPLETE, rounds_begun
 from fedsa_lora.runs.launch import Outcome
 from fedsa_lora.runs.superlink import free_port
+from fedsa_lora.tasks.sources import read_split
 
 DEPLOYED = ["experiment=smoke", "federation=deployment", "federation.superlink=10.0.0.1:8000"]
 OWN = [
@@ -76,7 +78,6 @@ def test_a_node_config_is_read_as_flower_hands_it_on(machine, tmp_path):
     ("given", "words"),
     [
         ("B head", ("B", "head")), ("B,head", ("B", "head")), (" B ,\t head,, A,", ("B", "head", "A")),
-        ("", ()),
         ("*.layer.5.*,base", ("*.layer.5.*", "base")), ("bert.pooler.weight", ("bert.pooler.weight",)),
     ],
 )  # fmt: skip
@@ -90,6 +91,11 @@ UNREAD = [
     ({"forbid": "B;head"}, "forbid: 'B;head' would keep nothing in"),
     ({"forbid": "Base"}, "did you mean 'base'?"),
     ({"forbid": "classifier"}, "expected roles (A, B, head, base) and patterns of tensor names"),
+    ({"forbid": ""}, "forbid: is empty, so it would keep nothing in"),
+    ({"forbid": " "}, "forbid: is empty, so it would keep nothing in"),
+    ({"forbid": " ,\t,"}, "forbid: is empty, so it would keep nothing in"),
+    ({"data.path": ""}, "data.path: is empty"),
+    ({"data.path": " "}, "data.path: is empty"),
     ({"forbids": "B"}, "'forbids' is none of"),
     ({"client-id": "../north"}, "client id '../north': expected 1 to 64 letters"),
     ({"client-id": ""}, "client id '': expected"),
@@ -109,6 +115,19 @@ def test_a_node_config_whose_words_cannot_be_meant_is_refused_at_start_and_at_ea
         assert fault in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["clone/data/train-00000-of-00001.parquet", "saved"])
+def test_a_folder_that_is_read_is_accepted_as_data_of_a_node(machine, rows, tmp_path, place):
+    folder = tmp_path / place.partition("/")[0]
+    if place == "saved":
+        Dataset.from_pandas(rows).save_to_disk(str(folder))
+    else:
+        folder.mkdir()
+        written(rows, tmp_path / place)
+        (folder / "dataset_infos.json").write_text("{}")
+    assert len(read_split(str(folder), "train")) == len(rows)
+    assert Node.deployed({**machine, "data.path": str(folder)}).data == folder
+
+
 @pytest.mark.parametrize(
     ("key", "place", "fault"),
     [
@@ -117,11 +136,14 @@ def test_a_node_config_whose_words_cannot_be_meant_is_refused_at_start_and_at_ea
         ("paths", "data/none", "paths: no folder at"), ("paths", "data/train.csv", "paths: no folder at"),
         ("data.path", "none", "data.path: nothing at"),
         ("data.path", "models", "has no file that can be read"),
+        ("data.path", "described", "has no file that can be read"),
         ("data.path", "notes.txt", "expected .parquet, .csv, .tsv, .jsonl"),
     ],
 )  # fmt: skip
 def test_a_place_of_no_use_is_named_before_the_node_connects(machine, tmp_path, key, place, fault):
     (tmp_path / "notes.txt").write_text("text,label\n")
+    (tmp_path / "described").mkdir()
+    (tmp_path / "described" / "dataset_infos.json").write_text("{}")
     changed = {**machine, key: str(tmp_path / place) if place else ""}
     with pytest.raises(ConfigError) as caught:
         Node.deployed(changed)

@@ -65,9 +65,35 @@ def test_a_mark_that_a_later_line_closes_swallows_nothing_of_a_tsv(reading):
 
 
 def test_tabs_new_lines_and_marks_that_pandas_quotes_in_a_tsv_are_a_part_of_the_text(reading):
-    rows, notes = reading('text\tlabel\n"a\tb"\tx\n"c\nd"\ty\n"say ""e"""\tx\n', "rows.tsv")
+    rows, (note,) = reading('text\tlabel\n"a\tb"\tx\n"c\nd"\ty\n"say ""e"""\tx\n', "rows.tsv")
     assert rows == [["a\tb", "x"], ["c\nd", "y"], ['say "e"', "x"]]
-    assert notes == ()
+    assert "1 row goes over several lines, the first from line 3 on" in note
+
+
+@pytest.mark.parametrize(("name", "separator"), [("rows.csv", ","), ("rows.tsv", "\t")])
+def test_lines_that_a_lone_mark_swallows_are_remarked_also_beside_a_quoted_separator(
+    reading, name, separator
+):
+    lines = [
+        ["label", "text"],
+        ["0", "a"],
+        ["1", '"hello'],
+        ["0", "foo"],
+        ["1", 'bar"'],
+        ["0", f'"x{separator}y"'],
+    ]
+    content = "".join(separator.join(line) + "\n" for line in lines)
+    rows, notes = reading(content, name)
+    assert [len(rows), len(notes)] == [3, 1]
+    assert "1 row goes over several lines, the first from line 3 on" in notes[0]
+    assert reading(content.replace('"hello', "hello").replace('bar"', "bar"), name)[1] == ()
+
+
+def test_every_row_of_several_lines_counts_where_all_are_quoted(reading):
+    frame = pd.DataFrame({"text": ["a\nb", "c", "d\n\ne", "f\ng"], "label": ["x"] * 4})
+    rows, (note,) = reading(frame.to_csv(index=False, quoting=1))
+    assert [row[0] for row in rows] == frame["text"].tolist()
+    assert "3 rows go over several lines, the first from line 2 on" in note
 
 
 def test_a_letter_over_several_lines_is_one_row_of_a_csv_and_that_is_remarked(reading):

@@ -84,3 +84,42 @@ def test_numbers_beyond_64_bits_are_named(tmp_path):
         DataError, match=r"column 'id': a number in a form that is not read.*write it as text"
     ):
         read(tmp_path, '{"id": 99999999999999999999999}\n').column("id")
+
+
+HALF = json.dumps({"text": "hi \ud83d", "label": "x"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{LINES}\n{HALF}\n", "rows.jsonl, line 5, column 'text': row 4 has half of a character"),
+        (f"[{HALF}]", "rows.jsonl, column 'text': row 1 has half of a character"),
+        ('{"text": [{"a": "\\udc00"}], "label": "x"}', "line 1, column 'text': row 1 has half"),
+        ('{"text": "a"}\n{"te\\ud83dxt": "a"}', r"rows.jsonl: the column 'te\\ud83dxt' has half"),
+    ],
+)
+def test_half_a_character_is_named_and_stays_on_the_machine(tmp_path, content, said):
+    with pytest.raises(DataError, match=said) as caught:
+        read(tmp_path, content).column("text")
+    assert "hi" not in caught.value.sendable.split()
+    assert "[not sent]" in caught.value.sendable
+    assert str(caught.value).encode(), "it can be written to a log"
+
+
+def test_both_halves_of_a_character_and_half_in_an_unused_column_are_no_fault(tmp_path):
+    whole = json.dumps({"text": "\U0001f600", "label": "\ud83d"})
+    assert read(tmp_path, whole).column("text").to_pylist() == ["\U0001f600"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("9" * 5000, "a number of more than 4300 digits; write it as text"),
+     ("[" * 50_000 + "]" * 50_000, "nested too deeply")],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["{row}", "[{row}]", "{row}\n{row}", "[\n{row}", '{{"a":\n{row}}}'])
+def test_what_python_does_not_read_of_sound_json_is_named(tmp_path, value, said, form):
+    row = f'{{"text": "secret", "other": {value}}}'
+    with pytest.raises(DataError, match=f"rows.jsonl.*: .*{said}") as caught:
+        read(tmp_path, form.format(row=row))
+    assert len(str(caught.value)) < 400
+    assert "secret" not in caught.value.sendable

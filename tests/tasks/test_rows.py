@@ -2,6 +2,8 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -62,6 +64,40 @@ def test_an_unlabelled_split_is_refused():
     data = Dataset.from_dict({"body": ["a", "b"], "intent": [1, -1]}, features=features)
     with pytest.raises(DataError, match=r"row 2 is unlabelled \(-1\)"):
         read(data)
+
+
+def test_a_label_beyond_the_names_of_its_file_is_named(tmp_path):
+    said = r"row 2 \(and 1 more\) has the label '5', but .* names are for 0 to 1 only; correct it"
+    described = Features({"body": Value("string"), "intent": ClassLabel(names=["neg", "pos"])}).arrow_schema
+    rows = pa.table({"body": ["a", "b", "c", "d"], "intent": [1, 5, 0, 5]}).replace_schema_metadata(
+        described.metadata
+    )
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    data = read_split(str(tmp_path / "rows.parquet"), "train")
+    for look in (lambda: infer_classes(data, COLUMNS), lambda: read_rows(data, COLUMNS, ("neg", "pos"))):
+        with pytest.raises(DataError, match=f"rows.parquet, column 'intent': {said}") as caught:
+            look()
+        assert "'" not in caught.value.sendable.partition("has the label")[2]
+
+
+@pytest.mark.parametrize("role", ["text", "label", "group", "where"])
+def test_the_type_of_a_column_is_told_without_the_names_inside_it(role):
+    data = table(["a", "b"], nested=[{"secret": 1}, {"secret": 2}])
+    chosen = {
+        "text": Columns({"text": "nested"}, "intent"), "label": Columns({"text": "body"}, "nested"),
+        "group": Columns({"text": "body"}, "intent", "nested"),
+        "where": Columns({"text": "body"}, "intent", where={"nested": 1}),
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"column 'nested': expected .*secret") as caught:
+        read(data, ("a", "b"), columns=chosen[role])
+    assert "secret" not in caught.value.sendable
+
+
+def test_files_of_other_types_are_told_without_the_names_inside_them():
+    parts = [Part.of(table(labels), f"train-{i}.csv") for i, labels in enumerate([["a"], [{"secret": 1}]])]
+    with pytest.raises(DataError, match=r"its files hold string, struct<secret") as caught:
+        Table("folder", parts).column("intent")
+    assert "secret" not in caught.value.sendable
 
 
 @pytest.mark.parametrize("value", ["bank", ["bank"]])

@@ -55,9 +55,10 @@ def test_a_file_a_folder_and_a_mapping_read_the_same_rows(kind, tmp_path):
         assert frame_of(read_split(source, "train")).equals(FRAME), source
 
 
-def test_shards_of_a_folder_are_read_together(tmp_path):
-    for shard in range(2):
-        FRAME.to_csv(tmp_path / f"train-0000{shard}-of-00002.csv", index=False)
+@pytest.mark.parametrize("shards", [("00000-of-00002", "00001-of-00002"), ("1-of-2", "2-of-2"), ("a", "b")])
+def test_shards_of_a_folder_are_read_together(tmp_path, shards):
+    for shard in shards:
+        FRAME.to_csv(tmp_path / f"train-{shard}.csv", index=False)
     assert len(read_split(str(tmp_path), "train")) == 6
 
 
@@ -188,6 +189,14 @@ def test_a_folder_of_save_to_disk_with_splits_has_these(tmp_path):
         labels_of(tmp_path, "tset")
 
 
+def test_a_damaged_folder_of_save_to_disk_is_told_without_what_it_holds(tmp_path):
+    SAVED.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").rename(tmp_path / "saved" / "secret.arrow")
+    with pytest.raises(DataError, match=r"cannot read .*data-00000-of-00001") as caught:
+        labels_of(tmp_path / "saved")
+    assert "data-00000" not in caught.value.sendable
+
+
 def test_a_clone_of_the_hub_is_read(tmp_path):
     for place in (tmp_path / "one" / "data", tmp_path / "two" / "cola", tmp_path / "three" / "data" / "cola"):
         place.mkdir(parents=True)
@@ -206,8 +215,60 @@ def test_a_subset_is_a_folder_inside_and_nothing_else(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     FRAME.to_csv(tmp_path / "there" / "train.csv")
-    with pytest.raises(DataError, match="no data files"):
+    with pytest.raises(DataError, match=r"here has no subset '../there': set task.subset=null"):
         labels_of(tmp_path / "here", subset="../there")
+
+
+def test_a_subset_that_is_not_there_is_refused_whatever_else_there_is(tmp_path):
+    for place in (tmp_path, tmp_path / "en", tmp_path / "data" / "de", tmp_path / "images"):
+        place.mkdir(parents=True, exist_ok=True)
+        FRAME.head(1 if place == tmp_path else 2).to_csv(place / "train.csv", index=False)
+    (tmp_path / "images" / "train.csv").rename(tmp_path / "images" / "1.png")
+    assert [len(labels_of(tmp_path, subset=subset)) for subset in (None, "en", "de")] == [1, 2, 2]
+    with pytest.raises(DataError) as caught:
+        labels_of(tmp_path, subset="eng")
+    assert "has no subset 'eng' (did you mean 'en'?): there are de, en; choose one" in str(caught.value)
+    assert "de, en" not in caught.value.sendable
+    (tmp_path / "saved").mkdir()
+    SAVED.save_to_disk(str(tmp_path / "saved"))
+    for place in (tmp_path / "train.csv", tmp_path / "en", tmp_path / "saved", "snips", {"train": "x.csv"}):
+        with pytest.raises(DataError, match=r"has no subset 'eng': set task\.subset=null"):
+            read_split(place if isinstance(place, dict) else str(place), "train", "eng")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], r"2 of the 3 .*train-00001-of-00003\.csv is miss"),
+        (["train-00001-of-00002-0a1b2c3d"], r"1 of the 2 .*train-00000-of-00002\.csv is missing"),
+        (["train-1-of-3", "train-3-of-3"], r"2 of the 3 .*train-2-of-3\.csv is missing"),
+        (["train-0-of-99999999999"], r"1 of the 99999999999 .*train-1-of-99999999999\.csv is missing"),
+        (["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"], "more than one split"),
+        (["train-00000-of-00001", "train-old"], "more than one split"),
+        (["train-a-00000-of-00001", "train-b-00000-of-00001"], "more than one split"),
+        (["train-00000-of-00002-0a1b", "train-00000-of-00002-2c3d"], "more than one split"),
+    ],
+)
+@pytest.mark.parametrize("place", [".", "data"])
+def test_shards_that_are_not_all_there_or_of_several_sets_are_refused(tmp_path, place, files, said):
+    (tmp_path / place).mkdir(exist_ok=True)
+    for name in files:
+        FRAME.to_csv(tmp_path / place / f"{name}.csv", index=False)
+    with pytest.raises(DataError, match=said) as caught:
+        labels_of(tmp_path)
+    assert ".csv" not in caught.value.sendable, "the names of a client's files stay on its machine"
+
+
+@pytest.mark.parametrize("name", sources.DESCRIPTIONS)
+def test_what_describes_data_is_no_data(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    FRAME.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    if name not in (sources.SAVED, sources.SAVED_SPLITS):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "data" / name).write_text("{}")
+    assert labels_of(tmp_path) == FRAME["label"].tolist()
+    with pytest.raises(DataError, match="no split 'test': there are train"):
+        labels_of(tmp_path, "test")
 
 
 def test_a_file_that_git_lfs_has_not_fetched_is_named(tmp_path):
@@ -239,6 +300,10 @@ def test_a_folder_without_a_clear_train_split_is_named_with_what_is_there(tmp_pa
 
 
 def test_hidden_files_and_the_case_of_an_ending_do_not_count(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    FRAME.to_csv(tmp_path / ".ipynb_checkpoints" / "train.csv", index=False)
+    with pytest.raises(DataError, match="no data files"):
+        labels_of(tmp_path)
     FRAME.to_csv(tmp_path / "train.CSV", index=False)
     (tmp_path / "._train.csv").write_text("a file of macOS")
     assert labels_of(tmp_path) == labels_of(tmp_path / "train.CSV") == FRAME["label"].tolist()
