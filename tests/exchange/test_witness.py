@@ -148,7 +148,9 @@ def test_no_honest_message_is_accused_and_none_with_b_in_it_passes(made):
     assert matches(b"?" + trained(1, *made).tobytes(), private) > (0 if exact else private.words.size / 4)
 
 
-@pytest.mark.parametrize(("size", "seen"), [(1e-6, True), (1e-3, True), (1e-2, True), (1e-1, True), (1e1, False)])
+@pytest.mark.parametrize(
+    ("size", "seen"), [(1e-6, True), (1e-3, True), (1e-2, True), (1e-1, True), (1e1, False)]
+)
 def test_the_b_of_one_step_of_adamw_is_found_down_to_a_bit_and_a_half_a_value(size, seen):
     """Plain gradients of one size: the larger they are, the nearer each step is to the learning rate."""
     ours, theirs = (first_step(seed, size) for seed in (1, 2))
