@@ -23,8 +23,8 @@ made the values:
   less than 1.5 bits on average nothing is told.
 
 A run is found by its parts: of four values where these have enough bits to tell which part it is, of 8 or
-16 where they have fewer. Those are of values with many digits: whole numbers go on in an order, 7, 8, 9, which
-is no chance. A tensor of less than four values cannot be told from chance and is not searched for.
+16 where they have fewer. Those are of values with many digits, as whole numbers go on in an order: 7, 8, 9.
+A tensor of less than four values cannot be told from chance and is not searched for.
 """
 
 from __future__ import annotations
