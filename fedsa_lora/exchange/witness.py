@@ -18,7 +18,7 @@ and 10,000 messages of any size raise a false alarm with a probability of at mos
 made the values:
 
 - SGD, or AdamW after a few rounds: a value has about 22 bits, four in a row are told, five for certain.
-- The first steps of AdamW, all near the learning rate: 5 to 12 bits, so 8 to 20 values in a row are needed.
+- The first steps of AdamW, all near the learning rate: 2 to 12 bits, so 7 to 40 values in a row are needed.
 - Where nearly all steps are the learning rate to the last bit, little but signs is left, and of values with
   less than 1.5 bits on average nothing is told.
 
