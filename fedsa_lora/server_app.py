@@ -26,6 +26,7 @@ from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase
 
 FitRound = tuple[Parameters | None, dict[str, Scalar], FitResultsAndFailures] | None
 EvaluateRound = tuple[float | None, dict[str, Scalar], EvaluateResultsAndFailures] | None
+OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")
 log = logging.getLogger("flwr")
 
 
@@ -86,16 +87,22 @@ def server_fn(context: Context) -> ServerAppComponents:
     config = load(overrides, default_dir=f"runs/{context.run_id}")
     assemble.refuse_unsimulated(config)
     inspect_task(config.task)
-    again = [word for word in shlex.split(overrides) if not word.startswith("run.dir=")]
+    command = shlex.join(["fedsa-lora", "run", *_to_run_again(overrides)])
     if config.run.resume:
-        directory = RunDirectory.resume(config)
+        directory = RunDirectory.resume(config, command)
         log.info("going on after round %d of %s", directory.done, directory.path)
     else:
-        directory = RunDirectory.create(config, command=f"fedsa-lora run {shlex.join(again)}")
+        directory = RunDirectory.create(config, command)
         log.info("writing to %s", directory.path)
     server = RecordedServer(config, directory)
     limits = ServerConfig(config.federation.rounds, config.federation.round_timeout)
     return ServerAppComponents(server=server, config=limits)
+
+
+def _to_run_again(overrides: str) -> list[str]:
+    """The overrides that make the same run elsewhere, each key once, as it was given last."""
+    words = {word.partition("=")[0]: word for word in shlex.split(overrides)}
+    return [word for key, word in words.items() if key not in OF_THE_MOMENT]
 
 
 app = ServerApp(server_fn=server_fn)

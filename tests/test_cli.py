@@ -1,6 +1,8 @@
 """The command line: exit code 0 only for what was done; an error names the culprit, without a traceback."""
 
 import json
+import shlex
+from typing import Self
 
 import pytest
 
@@ -8,6 +10,7 @@ from fedsa_lora import cli
 from fedsa_lora.cli import main
 from fedsa_lora.config import load
 from fedsa_lora.doctor import machine as doctor
+from fedsa_lora.errors import RunError
 from fedsa_lora.runs.rundir import RunDirectory
 
 TINY = ["experiment=smoke", "federation.clients=2"]
@@ -212,3 +215,42 @@ def test_the_plan_shows_no_role_without_parameters(capsys):
     said = capsys.readouterr().out
     assert "head shared, base shared" in said
     assert "A local" not in said
+
+
+class NeverBegins:
+    """A Flower that is still starting when it is stopped, or fails."""
+
+    ends: BaseException = SystemExit(143)
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        raise self.ends
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_run_that_is_stopped_while_flower_starts_says_how_to_start_it_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", NeverBegins)
+    words = ["run", *TINY, "title='two words'", f"run.dir={tmp_path / 'run'}"]
+    assert main(words) == 143
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    reason, _, command = last.partition("; start it again with: ")
+    assert reason == "stopped before its first round had ended"
+    assert shlex.split(command) == ["fedsa-lora", *words]
+    for once in ([], ["--once"]):
+        assert main(["watch", str(tmp_path / "run"), *once]) == 143
+        said = capsys.readouterr().out
+        assert reason in said
+        assert "starting" not in said
+    assert main(shlex.split(command)[1:]) == 143, "its directory is free to be used"
+
+
+def test_a_run_that_fails_while_flower_starts_is_failed_for_those_who_watch_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", NeverBegins)
+    monkeypatch.setattr(NeverBegins, "ends", RunError("flwr run did not answer"))
+    assert main(["run", *TINY, f"run.dir={tmp_path / 'run'}"]) == 1
+    assert main(["watch", str(tmp_path / "run"), "--once"]) == 1
+    assert "flwr run did not answer" in capsys.readouterr().out

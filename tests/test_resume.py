@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_methods import checkpoint, rows, states
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import read_run
 from fedsa_lora.runs.resuming import differences, to_resume
 from strategies.fedsa import FedSA
 
@@ -188,6 +190,33 @@ def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_
     run_in_process([*words, f"run.dir={copy}", "run.resume=true"])
     whole = run_smoke("federation.rounds=3", "evaluation.local_only=false")
     assert_same_run(copy, whole)
+
+
+def test_what_a_resumption_changed_holds_for_the_table_the_report_and_the_next_resumption(
+    tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    few = ["run.report=true", "evaluation.local_only=false", "federation.clients=2"]
+    broken(
+        monkeypatch, ["experiment=smoke", "federation.rounds=9", *few, f"run.dir={run}"], "configure_fit", 3
+    )
+    changed = ["federation.rounds=4", "evaluation.every=2"]
+    _, words = to_resume(run, changed, allow=True)
+    again = [*words, f"run.dir={run}", "run.resume=true", "run.allow_changed_data=false"]
+    broken(monkeypatch, again, "configure_fit", 4)
+    config, words = to_resume(run)  # which needs no word about what may change
+    assert (config.federation.rounds, config.evaluation.every) == (4, 2)
+    run_in_process([*words, f"run.dir={run}", "run.resume=true"])
+    with pytest.raises(RunError, match="is complete"):
+        to_resume(run)
+    known = json.loads((run / "environment.json").read_text())
+    keys = [word.partition("=")[0] for word in shlex.split(known["command"])[2:]]
+    assert len(set(keys)) == len(keys)
+    assert not {"run.dir", "run.resume", "run.allow_changed_data"} & set(keys)
+    assert [row["after_round"] for row in known["resumed"]] == [2, 3]
+    told = read_run(run).changes
+    assert (told["federation.rounds"], told["evaluation.every"]) == ("4", "2")
+    assert "federation.rounds=9" not in (run / "report.html").read_text()
 
 
 def test_a_config_differs_from_itself_in_nothing_and_in_nested_keys_by_their_path():

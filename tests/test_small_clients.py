@@ -9,6 +9,7 @@ import pytest
 
 from fedsa_lora.cli import main
 from fedsa_lora.compare.measure import measured, validation
+from fedsa_lora.compare.probe import majority
 from fedsa_lora.config import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.plan import make_plan
@@ -100,11 +101,22 @@ def test_it_has_a_model_and_is_asked_about_the_examples_of_the_others(run):
     assert sorted(measures["newcomer"]["accuracy"]) == list("012")
     outcome = load_run(run).outcomes.loc[LONE]
     assert (outcome["rounds"], outcome["failures"], outcome["test"]) == (2, 0, 0)
-    assert outcome[["personalised", "gain"]].isna().all()
+    assert outcome[["personalised", "gain", "harmed"]].isna().all()
+
+
+def test_whether_it_was_harmed_is_not_known_and_it_has_no_predictions(run):
+    loaded = load_run(run)
+    assert loaded.outcomes["harmed"].notna().sum() == loaded.summary["clients_compared"] == 3
+    assert loaded.outcomes["harmed"].mean() == pytest.approx(loaded.summary["share_harmed"])
+    with pytest.raises(RunError, match=r"no predictions of client '3'; there are those of \['0', '1', '2'\]"):
+        loaded.confusion(LONE)
 
 
 def test_it_is_no_part_of_what_a_comparison_or_an_advice_measures(run):
     assert sorted(measured(run)["accuracy"]) == sorted(validation(run)) == list("012")
+    floor = majority(run)
+    assert sorted(floor) == list("012")
+    assert all(0 <= value <= 1 for value in floor.values())
 
 
 def test_on_the_validation_part_those_are_measured_that_have_one(run_smoke, tmp_path):

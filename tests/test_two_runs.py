@@ -118,7 +118,7 @@ def test_a_run_directory_that_a_server_is_at_work_in_is_refused_to_another_and_l
     with at_work_in(tmp_path / "run") as process:
         for attempt in (
             lambda: run_in_process([*words, "run.resume=true"]),
-            lambda: RunDirectory.resume(load(words)),
+            lambda: RunDirectory.resume(load(words), "test"),
             lambda: to_resume(tmp_path / "run"),
         ):
             with pytest.raises(

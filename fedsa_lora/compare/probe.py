@@ -157,15 +157,17 @@ def probed(run_dir: Path) -> Row:
 
 
 def majority(run_dir: Path) -> dict[str, float]:
-    """Accuracy of always predicting a client's most frequent class, on its validation part; empty where
-    answers are no classes."""
+    """Accuracy of always predicting a client's most frequent class, on its validation part, by client; those
+    without one are left out, and all where answers are no classes."""
     task = read_config(run_dir).task
     if not task.labels():
         return {}
-    clients = {name: task.load_client(name) for name in task.describe().clients}
-    return {
-        name: majority_accuracy(data.train, data.held_out("validation")) for name, data in clients.items()
-    }
+    found = {}
+    for name in task.describe().clients:
+        data = task.load_client(name)
+        if len(held_out := data.held_out("validation")):
+            found[name] = majority_accuracy(data.train, held_out)
+    return found
 
 
 def agreement(run_dir: Path) -> dict[str, float]:

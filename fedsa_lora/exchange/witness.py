@@ -18,15 +18,18 @@ and 10,000 messages of any size raise a false alarm with a probability of at mos
 made the values:
 
 - SGD, or AdamW after a few rounds: a value has about 22 bits, four in a row are told, five for certain.
-- The first steps of AdamW, all near the learning rate: 5 to 12 bits, so 8 to 20 values in a row are needed.
-- Where all steps are the learning rate to the last bit, nothing but signs is left, and nothing is told.
+- The first steps of AdamW, all near the learning rate: 2 to 12 bits, so 7 to 40 values in a row are needed.
+- Where nearly all steps are the learning rate to the last bit, little but signs is left, and of values with
+  less than 1.5 bits on average nothing is told.
 
+A run is found by its parts: of four values where these have enough bits to tell which part it is, of 8 or
+16 where they have fewer. Those are of values with many digits, as whole numbers go on in an order: 7, 8, 9.
 A tensor of less than four values cannot be told from chance and is not searched for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 
@@ -36,10 +39,12 @@ from numpy.typing import NDArray
 from fedsa_lora.exchange.arrays import NamedArrays
 
 FALSE_ALARM = 1e-9 / 10_000  # the most that one message may have
-SEED = 4  # values: as a run is searched for by its parts of this length, none is shorter
+SEED = 4  # values: as a run is searched for by its parts of this length at least, none is shorter
 SEED_BITS = 24.0  # with less, a part stands in too many places to tell which one it came from
+LONGEST = 4 * SEED  # parts are twice and four times as long where shorter ones have less
 NEIGHBOURS = 32  # values that are likely to be made by steps of one size
 MANTISSA_BITS = 23
+DOUBLE = 0x9FB21C651E98DF25
 MARKS = (18, 26)  # bits of a key, least and most: a table of up to 64 MB that leaves few places to look up
 FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
@@ -49,21 +54,29 @@ Bits = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PrivateValues:
-    """The private tensors of a client end to end, (n,), and where each part of ``SEED`` values that is worth
-    a look begins: ``starts`` (k,), in the order of their ``keys`` (k,). ``marks`` are the upper bits of the
-    keys that there are, ``information`` (n + 1,) the bits of all values before each place."""
+class Seeds:
+    """Where the parts of ``length`` values begin that are worth a look: ``starts`` (k,), in the order of
+    their ``keys`` (k,). ``marks`` are the upper bits of the keys that there are."""
 
-    words: Words
-    information: Bits
+    length: int
     keys: Keys
     starts: NDArray[np.int64]
     marks: NDArray[np.bool_]
 
+
+@dataclass(frozen=True)
+class PrivateValues:
+    """The private tensors of a client end to end, (n,), and the parts of them that are looked for, the short
+    ones first. ``information`` (n + 1,) are the bits of all values before each place."""
+
+    words: Words
+    information: Bits
+    seeds: tuple[Seeds, ...]
+
     @property
     def size(self) -> int:
         """The number of places at which a run can begin."""
-        return self.starts.size
+        return sum(seeds.starts.size for seeds in self.seeds)
 
 
 def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> PrivateValues:
@@ -75,20 +88,38 @@ def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] 
         tensors += own
         bits.append(_information(np.concatenate([nothing, *own])))
     words, information = np.concatenate(tensors), np.cumsum(np.concatenate(bits))
-    keys = _keys(words)
-    worth = information[SEED:] - information[:-SEED] >= SEED_BITS
-    for end in np.cumsum([tensor.size for tensor in tensors]):
-        worth[max(0, end - SEED + 1) : end] = False  # it would go on in the next tensor
-    for state in public:
-        for array in state.values():
-            worth &= ~np.isin(keys, _keys(_words(array)))
-    starts = np.flatnonzero(worth)
-    keys = keys[starts]
+    ends = np.cumsum([tensor.size for tensor in tensors])
+    known = [dict(_keys(_words(array))) for state in public for array in state.values()]
+    return PrivateValues(words, information, tuple(_seeds(words, information, ends, known)))
+
+
+def _seeds(
+    words: Words, information: Bits, ends: NDArray[np.int64], public: Sequence[Mapping[int, Keys]]
+) -> Iterator[Seeds]:
+    """From each place the shortest part that has enough bits and ends with its tensor at the latest, but for
+    those that are public; ``public`` are keys by length."""
+    left = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(words.size)  # values to the tensor's end
+    short = np.ones(words.size, bool)  # places of which no shorter part had enough bits
+    many_digits = _significant((words & 0x7FFFFFFF).astype(np.int64)) > MANTISSA_BITS // 2
+    of_many = np.append(0, np.cumsum(np.diff(information) * many_digits))
+    for length, keys in _keys(words):
+        bits = information if length == SEED else of_many
+        place = np.flatnonzero(short[: keys.size] & (left[: keys.size] >= length))
+        place = place[bits[place + length] - bits[place] >= SEED_BITS]
+        short[place] = False
+        for known in public:
+            if place.size:
+                place = place[~np.isin(keys[place], known[length])]
+        if place.size:
+            yield _table(length, keys[place], place)
+
+
+def _table(length: int, keys: Keys, starts: NDArray[np.int64]) -> Seeds:
     order = np.argsort(keys, kind="stable")
     least, most = MARKS
     marks = np.zeros(1 << min(most, max(least, keys.size.bit_length() + 4)), bool)
     marks[_marked(keys, marks)] = True
-    return PrivateValues(words, information, keys[order], starts[order], marks)
+    return Seeds(length, keys[order], starts[order], marks)
 
 
 def matches(message: bytes, private: PrivateValues) -> int:
@@ -108,30 +139,48 @@ def matches(message: bytes, private: PrivateValues) -> int:
 def _runs(words: Words, private: PrivateValues) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The longest runs of words that follow each other in the private values as well: where each begins
     there, and how many words it has."""
-    keys = _keys(words)
-    at = np.flatnonzero(private.marks[_marked(keys, private.marks)])
-    place = np.searchsorted(private.keys, keys[at])
-    begin = private.starts[np.minimum(place, private.size - 1)]
-    for step in range(SEED):
+    keys = _keys(words, private.seeds[-1].length)
+    wanted = {seeds.length: seeds for seeds in private.seeds}
+    found = [_parts(words, keys, wanted[length], private) for length, keys in keys if length in wanted]
+    at, begin, length = np.concatenate(found, axis=1)
+    order = np.lexsort((at, at - begin))  # parts of one run are as far from their place in the private values
+    at, begin, length = at[order], begin[order], length[order]
+    apart = np.cumsum(np.diff(at - begin, prepend=0) != 0) * (words.size + 1)
+    reach = np.maximum.accumulate(apart + at + length)
+    goes_on = (apart + at)[1:] < reach[:-1]
+    ends = np.flatnonzero(np.append(~goes_on, np.ones(min(1, at.size), bool)))
+    first = np.append(0, ends[:-1] + 1)[: ends.size]
+    return begin[first], reach[ends] - (apart + at)[first]
+
+
+def _parts(words: Words, keys: Keys, seeds: Seeds, private: PrivateValues) -> NDArray[np.int64]:
+    """The parts that stand in words as in the private values: where in each, and their length; (3, k)."""
+    at = np.flatnonzero(seeds.marks[_marked(keys, seeds.marks)])
+    place = np.searchsorted(seeds.keys, keys[at])
+    begin = seeds.starts[np.minimum(place, seeds.starts.size - 1)]
+    for step in range(seeds.length):
         same = words[at + step] == private.words[begin + step]
         at, begin = at[same], begin[same]
-    follows = (np.diff(at) == 1) & (np.diff(begin) == 1)
-    first = np.flatnonzero(np.concatenate([np.ones(min(1, at.size), bool), ~follows]))
-    lengths = np.diff(np.append(first, at.size)) + SEED - 1
-    return begin[first], lengths
+    return np.stack([at, begin, np.full(at.size, seeds.length)])
 
 
 def _words(array: NDArray[np.float32]) -> Words:
     return np.ascontiguousarray(array, dtype="<f4").view("<u4").ravel()
 
 
-def _keys(words: Words) -> Keys:
-    """A number for each ``SEED`` words in a row, (n - SEED + 1,); others have the same one rarely."""
+def _keys(words: Words, longest: int = LONGEST) -> Iterator[tuple[int, Keys]]:
+    """By length of a part, a number for each so many words in a row, (n - length + 1,); others have the same
+    one rarely."""
     count = max(0, words.size - SEED + 1)
     keys = np.zeros(count, np.uint64)
     for step, factor in enumerate(FACTORS):
         keys += words[step : step + count] * np.uint64(factor)
-    return keys
+    length = SEED
+    yield length, keys
+    while length < longest:
+        keys = keys[:-length] + keys[length:] * np.uint64(DOUBLE)
+        length *= 2
+        yield length, keys
 
 
 def _marked(keys: Keys, marks: NDArray[np.bool_]) -> Keys:

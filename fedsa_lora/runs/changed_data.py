@@ -33,7 +33,7 @@ def check_data(run_dir: Path, config: RunConfig, allow: bool = False) -> str:
 
     Returns what the user is to know of it, nothing where the data are the same or are not known here, as
     where each node has its own. Raises DataError where they changed, unless the user has said that they may
-    (``allow``).
+    (``allow``); other classes are never allowed.
     """
     now = None if config.federation.own else fingerprint_of(config.task)
     if now is None:
@@ -44,6 +44,7 @@ def check_data(run_dir: Path, config: RunConfig, allow: bool = False) -> str:
     changed = then.differences(now)
     if not changed:
         return ""
+    check_classes(run_dir, config)
     if allow:
         return f"{now.source} changed since {run_dir} was made on it, which is allowed: {'; '.join(changed)}"
     raise DataError(
@@ -63,7 +64,9 @@ def check_classes(run_dir: Path, config: RunConfig) -> None:
     now = Fingerprint(then.source, {CLASSES: of_classes(config.task.labels())})
     if changed := Fingerprint(then.source, classes).differences(now):
         told = _told(run_dir, then.source, changed)
-        raise DataError(f"{told}\nThe model's outputs would be given wrong names. Restore the data")
+        raise DataError(
+            f"{told}\nThe model's outputs would be given wrong names. Restore the data, or make a new run"
+        )
 
 
 def _told(run_dir: Path, source: str, changed: Sequence[str]) -> str:

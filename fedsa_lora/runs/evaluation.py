@@ -36,10 +36,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure, write ``evaluation.json`` into the run directory and its report again; what was measured
     before and is not now stays. Raises FedSAError when the run or a client's state is unusable, or the data
-    changed and that is not allowed."""
+    changed and that is not allowed, as other classes never are."""
     config = read_config(run_dir)
-    if not allow_changed_data:
-        check_data(run_dir, config)
+    check_data(run_dir, config, allow_changed_data)
     bench = assemble.workbench(config)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     path = run_dir / EVALUATION

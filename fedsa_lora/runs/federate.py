@@ -20,9 +20,9 @@ from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
-from fedsa_lora.runs.reading import read_json
+from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
-from fedsa_lora.runs.rundir import close, last_whole_round, refuse_used, stopped_after
+from fedsa_lora.runs.rundir import RunDirectory, close, last_whole_round, refuse_used, stopped_after
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -64,6 +64,8 @@ def federate(
     run_dir = config.run_dir
     if not config.run.resume:
         refuse_used(run_dir)
+        if isinstance(place, Simulation):
+            RunDirectory.announce(config)
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     app = stage_app(run_dir / "app")
@@ -71,7 +73,7 @@ def federate(
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
     try:
         with (
-            stoppable(lambda: stopped(run_dir)),
+            stoppable(lambda: stopped(run_dir, overrides)),
             progress_line(console) as progress,
             FlowerRun(app, text, place, logs, env) as run,
         ):
@@ -84,21 +86,24 @@ def federate(
         end(run_dir, "failed", f"{type(error).__name__}: {error}")
         raise
     if outcome.state == "stopped":
-        raise StoppedError(stopped(run_dir), TERMINATED)
+        raise StoppedError(stopped(run_dir, overrides), TERMINATED)
     if reason := failure(run_dir, outcome, "report.html" if config.run.report else "summary.json"):
         end(run_dir, "failed", reason)
         raise RunError(f"the run failed; its logs are in {logs}\n{reason.removeprefix('RunError: ')}")
     return (run_dir / "status.json").is_file()
 
 
-def stopped(run_dir: Path) -> str:
-    """Close a run that was stopped. Returns how far it came and the command that goes on with it."""
+def stopped(run_dir: Path, overrides: Sequence[str]) -> str:
+    """Close a run that was stopped. Returns how far it came and the command that goes on with it, or that
+    starts it again."""
     if not (run_dir / "status.json").is_file():
-        return "stopped; no run directory was written on this machine"
+        return "stopped; if it had begun, its run directory is on the SuperLink's machine"
     reason = stopped_after(run_dir)
     end(run_dir, "stopped", reason)
     if last_whole_round(run_dir):
         return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
+    if not holds_run(run_dir):
+        return f"{reason}; start it again with: {shlex.join(['fedsa-lora', 'run', *overrides])}"
     return f"{reason}: start it anew, with another run.dir than {run_dir}"
 
 

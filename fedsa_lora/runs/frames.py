@@ -63,12 +63,13 @@ class Run:
 
     @cached_property
     def outcomes(self) -> pd.DataFrame:
-        """One row for each client, by id: sizes, references, personalised accuracy, gain, harm and bytes."""
+        """One row for each client, by id: sizes, references, personalised accuracy, gain, harm and bytes;
+        what was not measured of a client is missing."""
         computed = ("gain", "harmed", "union_gap")
         rows = [
             asdict(o) | {name: getattr(o, name) for name in computed} for o in client_outcomes(self.record)
         ]
-        return pd.DataFrame(rows).set_index("client")
+        return pd.DataFrame(rows).set_index("client").astype({"harmed": "boolean"})  # which can be missing
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -86,7 +87,8 @@ class Run:
         if client is not None:
             rows = rows[rows["client"] == client]
             if rows.empty:
-                raise RunError(f"no predictions of client {client!r}; there are {list(self.outcomes.index)}")
+                known = self.predictions["client"].unique().tolist()
+                raise RunError(f"no predictions of client {client!r}; there are those of {known}")
         labels, predicted = (pd.Categorical(rows[what], names).codes for what in ("label", "predicted"))
         counts = measures.confusion(labels.astype(np.int64), predicted.astype(np.int64), len(names))
         return pd.DataFrame(counts, index=names, columns=names)

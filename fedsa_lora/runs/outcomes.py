@@ -53,9 +53,9 @@ class ClientOutcome:
         return self.personalised - self.union
 
     @property
-    def harmed(self) -> bool:
-        """Whether the client would have been better off alone."""
-        return self.gain is not None and self.gain < 0
+    def harmed(self) -> bool | None:
+        """Whether the client would have been better off alone; None where that was not measured."""
+        return None if self.gain is None else self.gain < 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Remark:
     kind: str
     reason: str
     rounds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.reason if self.client is None else f"client {self.client}: {self.reason}"
 
 
 def failures(row: Row) -> list[Row]:

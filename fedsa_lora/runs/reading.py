@@ -79,6 +79,11 @@ class Growing:
         return self.path.stat() if self.path.is_file() else None
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a run has begun in a directory; one that ended while Flower started has not."""
+    return (path / "config.yaml").exists()
+
+
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory, of which a run that failed early has only `config.yaml` and `status.json`."""
     if not run_dir.is_dir():

@@ -36,11 +36,10 @@ def reevaluate(
 
     What is predicted on the part that the run measured is written into the client's own folder.
     Raises FedSAError when the run or a client's state is unusable, or the data changed and that is not
-    allowed.
+    allowed, as other classes never are.
     """
     config = read_config(run_dir)
-    if not allow_changed_data:
-        check_data(run_dir, config)
+    check_data(run_dir, config, allow_changed_data)
     bench = replace(assemble.workbench(config), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     rows = read_jsonl(run_dir / "clients.jsonl")

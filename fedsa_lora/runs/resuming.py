@@ -25,8 +25,7 @@ _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 
 
 def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -> tuple[RunConfig, list[str]]:
-    """The config that goes on with a run, and its overrides: those that the run was started with, and
-    ``changes``.
+    """The config that goes on with a run, and its overrides: those that it has had so far, and ``changes``.
 
     Raises RunError for a run that is complete, or that another process is at. Raises ConfigError with every
     difference to the config that the run has had so far, unless they are of what can change and ``allow``
@@ -72,6 +71,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str =
 
 
 def _words(run_dir: Path) -> list[str]:
-    """The overrides that a run was started with."""
+    """The overrides that a run was started or last gone on with."""
     command = read_json(run_dir / "environment.json", ["command"])["command"]
     return shlex.split(str(command))[2:]

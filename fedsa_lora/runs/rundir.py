@@ -26,7 +26,7 @@ from fedsa_lora.files import locked, write_atomically
 from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
-from fedsa_lora.runs.reading import Row, read_json, read_jsonl
+from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
@@ -76,9 +76,16 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def resume(cls, config: RunConfig) -> RunDirectory:
+    def announce(cls, config: RunConfig) -> None:
+        """Say in ``status.json`` that a run is being started, so that it has an end if it never begins."""
+        directory = cls(config.run_dir, config)
+        directory._write_json("status.json", directory._status("starting"))
+
+    @classmethod
+    def resume(cls, config: RunConfig, command: str) -> RunDirectory:
         """The directory of a run that was broken off, as it was after its last whole round: rows of a later
         one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
+        ``command`` replaces that of before: it has what the resumption changed.
 
         Raises RunError when there is no round to go on from, or another process is at it, and DataError when
         the data changed and the config does not allow it.
@@ -111,7 +118,8 @@ class RunDirectory:
             log.warning("%s", remark)
             directory._write_data(config.task.describe(), f"resumed after round {directory.done}: {remark}")
         directory.resumptions = len(breaks)
-        directory._write_json("environment.json", known | environment() | {"resumed": breaks})
+        told = {"command": command, "resumed": breaks}
+        directory._write_json("environment.json", known | environment() | told)
         directory._write("config.yaml", to_yaml(config))
         directory._write_json("status.json", directory._status("running"))
         return directory
@@ -195,7 +203,7 @@ class RunDirectory:
         return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
-        ended = None if state == "running" else _now()
+        ended = None if state in ("starting", "running") else _now()
         what = {"title": self.config.title, "rounds": self.config.federation.rounds}
         return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
 
@@ -220,7 +228,7 @@ def refuse_used(path: Path) -> None:
     """Raise RunError when a directory already holds a run, or is no directory."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose another run.dir")
-    if (path / "config.yaml").exists():
+    if holds_run(path):
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 
 

@@ -6,22 +6,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsa_lora.runs.reading import Row, read_run
+from fedsa_lora.runs.outcomes import FAILURES, remarks
+from fedsa_lora.runs.reading import Row, RunRecord, holds_run, read_json, read_run
 from fedsa_lora.runs.wording import (
     accuracies,
     amount,
+    counted,
     duration,
     left_out,
+    listed,
     of_clients,
     under_attack,
     verdict,
 )
+from strategies.reasons import causes
 
 TONES = {"good": "bold green", "bad": "bold red"}
 
 
 def print_summary(run_dir: Path, console: Console) -> None:
-    """Print how a run ended: accuracies with their references, bytes, seconds, and where the report is."""
+    """Print how a run ended: accuracies with their references, failures, bytes, seconds, and where the report
+    is; of one that ended while Flower started, why."""
+    if not holds_run(run_dir):
+        print_reason(read_json(run_dir / "status.json", ["state"]), console)
+        return
     record = read_run(run_dir)
     if record.summary:
         if record.summary.get("personalised"):
@@ -34,6 +42,8 @@ def print_summary(run_dir: Path, console: Console) -> None:
         )
         for line in left_out(record.summary):
             _line(console, line)
+        if told := _failures(record):
+            _line(console, told, "bold yellow")
         if attack := record.summary.get("attack"):
             _line(console, f"Attack: {under_attack(attack)}", TONES["bad"])
         _line(console, _cost(record.summary))
@@ -65,6 +75,18 @@ def _accuracy_table(summary: Row) -> Table:
     for row in accuracies(summary):
         table.add_row(row.model, row.mean, row.weighted, Text(row.worst), style="bold" if row.ours else "")
     return table
+
+
+def _failures(record: RunRecord) -> str:
+    """How many rounds were skipped and answers failed, and why; nothing where none did."""
+    skipped, lost = (record.summary.get(key, 0) for key in ("skipped_rounds", "failures"))
+    counts = [f"{counted(skipped, 'round')} skipped"] * bool(skipped)
+    counts += [f"{counted(lost, 'answer')} failed"] * bool(lost)
+    if not counts:
+        return ""
+    why = causes(remark for remark in remarks(record) if remark.kind in FAILURES)
+    told = f"{listed(counts)}, of {counted(record.summary['rounds'], 'round')}"
+    return f"{told}: {'; '.join(why)}" if why else told
 
 
 def _cost(summary: Row) -> str:

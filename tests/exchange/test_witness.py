@@ -148,6 +148,41 @@ def test_no_honest_message_is_accused_and_none_with_b_in_it_passes(made):
     assert matches(b"?" + trained(1, *made).tobytes(), private) > (0 if exact else private.words.size / 4)
 
 
+@pytest.mark.parametrize(
+    ("size", "seen"), [(1e-6, True), (1e-3, True), (1e-2, True), (1e-1, True), (1e1, False)]
+)
+def test_the_b_of_one_step_of_adamw_is_found_down_to_a_bit_and_a_half_a_value(size, seen):
+    """Plain gradients of one size: the larger they are, the nearer each step is to the learning rate."""
+    ours, theirs = (first_step(seed, size) for seed in (1, 2))
+    private = private_values([{"b": ours}])
+    assert (private.information[-1] > 1.5 * ours.size) == seen
+    assert (matches(b"?" + theirs.tobytes() + ours.tobytes() + b"!", private) > 0.9 * ours.size) == seen
+    assert matches(b"?" + theirs.tobytes(), private) == 0
+    assert matches(ours[:8].tobytes() + theirs[:900].tobytes(), private) == (8 if size == 1e-6 else 0)
+
+
+def first_step(seed: int, size: float) -> np.ndarray:
+    b = torch.zeros(384, 8, requires_grad=True)
+    b.grad = torch.randn(b.shape, generator=torch.Generator().manual_seed(seed)) * size
+    torch.optim.AdamW([b], lr=1e-3).step()
+    return b.detach().numpy().ravel()
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-1, 1.0])
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+def test_the_bits_of_first_steps_bound_chance_as_well(size, length):
+    windows = np.lib.stride_tricks.sliding_window_view
+    ours, theirs = (first_step(seed, size) for seed in (1, 2))
+    information = private_values([{"b": ours}]).information
+    known, sent = (windows(v.view(np.uint32), length) for v in (ours, theirs))
+    often: dict[bytes, int] = {}
+    for run in sent:
+        often[run.tobytes()] = often.get(run.tobytes(), 0) + 1
+    bits = information[length:] - information[:-length]
+    chance = sum(often.get(run.tobytes(), 0) * 2.0**bit for run, bit in zip(known, bits, strict=True))
+    assert chance <= len(known) * len(sent)
+
+
 def test_neighbours_that_first_steps_of_one_rate_make_are_no_leak():
     """What stopped honest replies: two values of a message that are neighbours in B as well."""
     b = trained(1, "adamw", 1, 1e-3, True)

@@ -69,6 +69,36 @@ def test_whatever_measures_again_stops_and_goes_on_where_it_may(changed):
     check_classes(changed, read_config(changed))
 
 
+CLASSES = {
+    "another number": [row.replace("billing", "zoo") if n % 3 else row for n, row in enumerate(ROWS)],
+    "other names": [row.replace("billing", "zoo") for row in ROWS],
+}
+
+
+def everything(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("rows", CLASSES.values(), ids=CLASSES)
+def test_other_classes_are_never_allowed_and_nothing_is_written(changed, made, capsys, rows):
+    write(made[1], rows)
+    before, words = everything(changed), "outputs would be given wrong names"
+    for allow in (True, False):
+        with pytest.raises(DataError, match=words):
+            next(reevaluate(changed, allow_changed_data=allow))
+        with pytest.raises(DataError, match=words):
+            evaluate_run(changed, union=True, allow_changed_data=allow)
+    with pytest.raises(DataError, match=words):
+        run_in_process(longer(changed, made[1], "run.allow_changed_data=true"))
+    for command in (["evaluate"], ["resume", "federation.rounds=2", "--allow-changes"]):
+        assert main([command[0], str(changed), *command[1:], "--allow-changed-data"]) == 1
+        assert words in capsys.readouterr().err
+    assert {path: before.get(path) for path in before} == {
+        path: content for path, content in everything(changed).items() if path in before
+    }
+    assert not (changed / "evaluation.json").exists()
+
+
 def test_a_server_does_not_resume_on_other_data_and_says_from_which_round_on_they_are_others(
     changed, made, caplog
 ):

@@ -34,6 +34,30 @@ def test_accuracies_bytes_seconds_and_the_report_are_shown(tmp_path: Path) -> No
     assert f"report: {tmp_path / 'report.html'}\n" in text
 
 
+def test_skipped_rounds_and_failed_answers_are_told_with_their_cause(tmp_path: Path) -> None:
+    write_run(tmp_path / "sound", rounds=3)
+    assert "answers failed" not in screen(tmp_path / "sound")
+    write_run(tmp_path / "run", rounds=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    gone = [{"client": c, "kind": "error", "reason": "TrainingError: not [finite]"} for c in "012"]
+    clipped = {"client": "5", "kind": "clipped", "reason": "too long"}
+    rows[-1] |= {"skipped": True, "remarks": [*gone, clipped]}
+    (tmp_path / "run" / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    path = tmp_path / "run" / "summary.json"
+    path.write_text(json.dumps(summary | {"failures": 3, "skipped_rounds": 1}))
+    expected = (
+        "1 round skipped and 3 answers failed, of 3 rounds: "
+        "client 0: TrainingError: not [finite] (likewise 2 more: 1, 2)\n"
+    )
+    assert expected in screen(tmp_path / "run")
+
+
+def test_a_run_that_ended_while_flower_started_tells_why(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "stopped", "reason": "stopped before"}))
+    assert screen(tmp_path) == "stopped before\n"
+
+
 def test_a_failed_run_tells_its_reason_as_it_is(tmp_path: Path) -> None:
     text = screen(write_failed_run(tmp_path, "DataError: no column [bold]label[/] in mine.csv"))
     assert "run failed: DataError: no column [bold]label[/] in mine.csv" in text
