@@ -13,6 +13,7 @@ from peft.tuners.vera.model import _kaiming_init
 
 from fedsa_lora.learning.lora import ADAPTER
 from fedsa_lora.tasks.checkpoint import quiet
+from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.pooling import SCALE, folded, is_mean_pooled, refuse_unfoldable
 
 Tensors = Mapping[str, torch.Tensor]
@@ -52,7 +53,7 @@ def save_backbone(model: Any, folder: Path) -> None:
 def refuse_unstocked(model: Any) -> None:
     """Raise ModelError for a model, with or without adapters, that no stock code computes."""
     if is_mean_pooled(model):
-        refuse_unfoldable(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        refuse_unfoldable(unwrapped(model))
 
 
 def beside_start(state: Tensors, starts: Tensors) -> dict[str, torch.Tensor]:

@@ -35,7 +35,8 @@ def choose(model: nn.Module, intent: Intent) -> list[str] | str:
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and block(name)]
     if intent == "attention":
         names = [name for name in names if _ATTENTION.search(name.removeprefix(block(name) or ""))]
-    names = [name for name in names if not head_of(model).holds(name)]
+    head = head_of(model)
+    names = [name for name in names if not head.holds(name)]
     if not names:
         raise ModelError(
             f"{type(model).__name__} has no layers for lora.targets={intent}: set lora.target_modules, "

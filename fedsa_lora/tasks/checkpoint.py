@@ -117,22 +117,28 @@ def account(model: Any, path: str, revision: str | None) -> Account | None:
 def shapes(path: str, revision: str | None) -> dict[str, Shape] | None:
     """Every tensor of a checkpoint by its name; None where there are no weights. Of a hub id whose weights
     are not cached only the headers are fetched, where it has safetensors."""
-    for name in WEIGHTS:
-        if file := _file(path, name, revision):
-            return {key: shape for part in _parts(file, path, revision) for key, shape in _tensors(part)}
-    if Path(path).is_dir():
-        return None
+    found = _shapes(path, revision, fetch=False)
+    if found is not None or Path(path).is_dir():
+        return found
     try:
         headers = huggingface_hub.get_safetensors_metadata(path, revision=revision)
     except (NotASafetensorsRepoError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        fetched = (_file(path, name, revision, fetch=True) for name in WEIGHTS)
-        file = next(filter(None, fetched), None)
-        return None if file is None else dict(_tensors(file))
-    found = (tensors.items() for tensors in (f.tensors for f in headers.files_metadata.values()))
-    return {name: tuple(tensor.shape) for part in found for name, tensor in part}
+        return _shapes(path, revision, fetch=True)
+    files = headers.files_metadata.values()
+    return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
 
 
-def _file(path: str, name: str, revision: str | None, fetch: bool = False) -> Path | None:
+def _shapes(path: str, revision: str | None, fetch: bool) -> dict[str, Shape] | None:
+    """What the files of a folder, or of a hub id in the cache, hold; with ``fetch`` they are downloaded. None
+    where there are none, or where a part of a hub id is not cached."""
+    for name in WEIGHTS:
+        if file := stored_file(path, name, revision, fetch):
+            parts = _parts(file, path, revision, fetch)
+            return None if parts is None else {key: shape for part in parts for key, shape in _tensors(part)}
+    return None
+
+
+def stored_file(path: str, name: str, revision: str | None, fetch: bool = False) -> Path | None:
     """A file of a folder, or of a hub id in the cache; with ``fetch`` it is downloaded."""
     try:
         found = cached_file(
@@ -149,8 +155,9 @@ def _file(path: str, name: str, revision: str | None, fetch: bool = False) -> Pa
     return None if found is None else Path(found)
 
 
-def _parts(file: Path, path: str, revision: str | None) -> list[Path]:
-    """The files that hold the tensors: those that an index names, else the file itself."""
+def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Path] | None:
+    """The files that hold the tensors: those that an index names, else the file itself. None where some of a
+    hub id are not cached; ModelError where they are nowhere."""
     if file.suffix != ".json":
         return [file]
     try:
@@ -159,8 +166,11 @@ def _parts(file: Path, path: str, revision: str | None) -> list[Path]:
         raise ModelError(
             f"{file} names no files of weights: it is cut off or altered; copy it anew"
         ) from None
-    found = [_file(path, name, revision) for name in names]
-    if absent := [name for name, part in zip(names, found, strict=True) if part is None]:
+    found = [stored_file(path, name, revision, fetch) for name in names]
+    absent = [name for name, part in zip(names, found, strict=True) if part is None]
+    if absent and not fetch and not Path(path).is_dir():
+        return None
+    if absent:
         raise ModelError(
             f"{path}: {file.name} names {listing(absent, 3)}, which are not there: copy them too"
         )

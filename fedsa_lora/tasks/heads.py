@@ -30,9 +30,14 @@ class Head:
 
 def head_of(model: Any) -> Head:
     """The head of a model, with or without adapters: as ``assign_head`` set it, else as it is found."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # out of PEFT's wrapper
+    base = unwrapped(model)
     assigned = getattr(base, "assigned_head", None)
     return assigned if isinstance(assigned, Head) else Head(behind_backbone(base))
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside PEFT's wrapper, where it is in one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def assign_head(model: Any, head: Head) -> None:

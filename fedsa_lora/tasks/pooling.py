@@ -6,14 +6,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import cached_file
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.tasks.checkpoint import stored_file
+from fedsa_lora.tasks.heads import unwrapped
 
 MEAN = "mean"
 MARK = "mean_pooling_layer"  # in the config of a model whose last layer computes the mean
@@ -50,27 +50,16 @@ def can_pool(model: Any) -> bool:
 
 def is_mean_pooled(model: Any) -> bool:
     """``mean_pooled`` made this model, or the one inside its adapters."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(base, "pooling", None) == MEAN
+    return getattr(unwrapped(model), "pooling", None) == MEAN
 
 
 def trained_with_mean(path: str, revision: str | None) -> bool:
     """A checkpoint in the format of sentence-transformers that was trained with mean pooling."""
-    try:
-        found = cached_file(
-            path,
-            "1_Pooling/config.json",
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:
-        return False
+    found = stored_file(path, "1_Pooling/config.json", revision, fetch=True)
     if found is None:
         return False
     try:
-        settings = dict(json.loads(Path(found).read_text(encoding="utf-8")))
+        settings = dict(json.loads(found.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ModelError(f"{found} holds no settings ({error}): copy it anew, or set model.pooling") from None
     return settings.get("pooling_mode_mean_tokens") is True

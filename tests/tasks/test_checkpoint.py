@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach, initial_state
+from fedsa_lora.tasks import checkpoint
 from fedsa_lora.tasks.backbone import ModelSettings, build_backbone, start_of
 from fedsa_lora.tasks.checkpoint import shapes
 from fedsa_lora.tasks.heads import head_of
@@ -227,3 +228,21 @@ def test_a_pooler_that_is_defined_before_the_layers_is_a_part_of_the_head_as_wel
     )
     _, head = both_builds(tmp_path)
     assert head.modules == ("nomic_bert.pooler.dense", "classifier")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_shards_of_a_hub_id_that_are_not_cached_are_fetched(tmp_path, monkeypatch, cached):
+    classifier(tmp_path).save_pretrained(tmp_path / "shards", max_shard_size="3KB")
+    whole = shapes(str(tmp_path / "shards"), None)
+
+    def no_headers(*args, **options):
+        raise OSError("no headers of safetensors")
+
+    def hub(path, name, *, local_files_only, **options):
+        file = tmp_path / "shards" / name
+        here = cached and name.endswith(".json")  # the index alone, as after a download that was broken off
+        return str(file) if file.is_file() and (here or not local_files_only) else None
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", no_headers)
+    monkeypatch.setattr(checkpoint, "cached_file", hub)
+    assert shapes("nobody/some-model", None) == whole
