@@ -49,7 +49,9 @@ def device(config: RunConfig) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "machine.device=cuda, but torch sees no CUDA device: set machine.device=cpu, or check the driver "
-            "and that torch was installed with CUDA"
+            "and that torch was installed with CUDA",
+            sent="there is no CUDA device here",
+            key="machine.device",
         )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -86,13 +88,17 @@ def task(config: RunConfig, data: Path | None) -> Task:
     if data is not None and not config.federation.own:
         raise ConfigError(
             f"this node has data of its own, {data}, and the run divides another data set: start the run "
-            "with partition=own, or the node without data.path"
+            "with partition=own, or the node without data.path",
+            sent="this node has data of its own, and the run divides another data set",
+            key="partition",
         )
     if not config.federation.own:
         return config.task
     if data is None or not isinstance(config.task, TextData):
         raise ConfigError(
-            "every node of this run has data of its own (partition=own): start this one with data.path=FILE"
+            "every node of this run has data of its own (partition=own): start this one with data.path=FILE",
+            sent="this node has no data of its own, or the task reads none",
+            key="partition",
         )
     return config.task.at(data)
 
@@ -133,12 +139,16 @@ def refuse_unsimulated(config: RunConfig) -> None:
     if config.federation.b_passing:
         raise ConfigError(
             f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, "
-            "or set it to false"
+            "or set it to false",
+            sent="clients pass B on in simulation only",
+            key="federation.b_passing",
         )
     if config.attack is not None:
         raise ConfigError(
             "attack: clients that poison their data exist in simulation only; start it with `fedsa-lora "
-            "run`, or set attack=none"
+            "run`, or set attack=none",
+            sent="clients poison their data in simulation only",
+            key="attack",
         )
 
 

@@ -21,7 +21,6 @@ from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.codec import compress
 from fedsa_lora.exchange.split import AdapterSplit
-from fedsa_lora.journal import record_error
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.personal import (
     COMMON,
@@ -72,7 +71,6 @@ class FedSAClient(NumPyClient):
             with self.store.locked():
                 payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
-            record_error("error", str(error))
             payload = np.zeros(0, np.float32)
             upload = self._upload(header.round, 0, error=told(error))
         return [payload], upload.examples, dict(wire.write_header(upload))
@@ -96,7 +94,6 @@ class FedSAClient(NumPyClient):
             report = self._report(header, received, model)
             check_measured(report)
         except FedSAError as error:
-            record_error("error", str(error))
             upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self._upload(header.round, train, measured=measured, report=report)

@@ -36,7 +36,10 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     node = Node.read(context.node_config)
     simulated = assemble.simulated()
     if node.store is None and not simulated:
-        raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
+        raise ConfigError(
+            "this node names no store for what is its client's own: start it with store=FOLDER",
+            sent="its node config names no store",
+        )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
     return node, config, bench, assemble.store(config, node.client, node.store)

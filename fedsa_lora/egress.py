@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from pathlib import Path
 
@@ -16,41 +15,47 @@ from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError
 from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.journal import current, record_error
 from fedsa_lora.store import DirectoryStore
 
 log = logging.getLogger("flwr")
-_QUOTED = re.compile(r"""(['"])(?:file://)?~?/(?:[^'"\n]*/)?([^/'"\n]*)\1""")
-_PATH = re.compile(
-    r"""(?:file:(?=/)|(?<![\w/.:])|(?<=:)(?!//))~?/+(?:[^\s/'",;()\[\]]+/+)*([^\s/'",;()\[\]]*)"""
-)
 
 
 def told(error: Exception) -> str:
-    """What the server is told of a failure: its kind and its text, without the data that it quotes, where of
-    each absolute path only the last part is left. The client's own log has all of it."""
-    log.error("%s: %s", type(error).__name__, error)
-    return f"{type(error).__name__}: {_sendable(error)}"
+    """What the server is told of a failure: its kind, and what may leave this machine of it. The client's own
+    log has all of it, under the round and the phase that this text refers to."""
+    text = f"{type(error).__name__}: {error}"
+    record_error("error", text)
+    log.error("%s", text)
+    if not isinstance(error, FedSAError):
+        sent = "an error that was not expected"
+    elif error.is_open:
+        return text
+    else:
+        sent = error.sendable
+    return f"{type(error).__name__}: {sent}; all of it is in the log of this client{_where()}"
 
 
-def _sendable(error: Exception) -> str:
-    return without_places(error.sendable if isinstance(error, FedSAError) else str(error))
+def _where() -> str:
+    """The entries of the log that are about the message at hand."""
+    at = current()
+    facts = [f"round {at['round']}"] if at.get("round") is not None else []
+    facts += [at["phase"]] if at.get("phase") else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
-def without_places(text: str) -> str:
-    """A text in which every absolute path of this machine is cut to its last part."""
-    for folder in sorted({str(Path.home()), str(Path.cwd())} - {"/"}, key=len, reverse=True):
-        text = text.replace(f"{folder}/", "/")
-    return _PATH.sub(r"\1", _QUOTED.sub(r"\1\2\1", text))
+def refusal(message: Message, error: Exception) -> Message:
+    """The answer to a message that an error keeps from being answered."""
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
 
 
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answers with the reason of whatever a client raises, as ``told`` gives it: what is raised to Flower and
-    Ray goes to the server in their wrappers, with traceback and addresses."""
+    """Answers with ``told`` whatever a client raises before it has a log of its own: what is raised to Flower
+    and Ray goes to the server in their wrappers, with its text, traceback and addresses."""
     try:
         return call_next(message, context)
     except Exception as error:
-        log.exception("a %s message is answered by a failure", message.metadata.message_type)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
+        return refusal(message, error)
 
 
 class Egress:

@@ -39,6 +39,11 @@ def record_error(event: str, message: str, **fields: Any) -> None:
     log.error("%s", message, exc_info=True, extra={"event": event, **fields})
 
 
+def current() -> dict[str, Any]:
+    """What is being logged at the moment is about: by name, those of FIELDS that are known."""
+    return dict(_about.get())
+
+
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
     """What is logged inside is about this side, client, round or phase."""

@@ -109,7 +109,9 @@ def start_of(
     if settings.pretrained and start.account is None:
         raise ModelError(
             f"{settings.path}: there are no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "
-            "model.path"
+            "model.path",
+            sent="the model has no weights here",
+            key="model.path",
         )
     return start
 
@@ -286,7 +288,9 @@ def resolve(path: str) -> str:
     if path.startswith(_LOCAL_PREFIXES) or path.count("/") > 1 or local.exists():
         raise ModelError(
             f"no model at {path!r}: expected a folder with config.json and its weights "
-            f"(relative paths start from {Path.cwd()}); correct model.path"
+            f"(relative paths start from {Path.cwd()}); correct model.path",
+            sent="there is no such model here",
+            key="model.path",
         )
     return path
 
@@ -296,11 +300,19 @@ def _package_folder(path: str) -> Path:
     # find_spec does not import the package, which might pull in a whole framework.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{path!r}: package {package!r} is not installed; install it or correct model.path")
+        raise ModelError(
+            f"{path!r}: package {package!r} is not installed; install it or correct model.path",
+            sent="the package of the model is not installed here",
+            key="model.path",
+        )
     folders = [Path(location, inner) for location in spec.submodule_search_locations]
     found = next((folder for folder in folders if folder.is_dir()), None)
     if found is None:
-        raise ModelError(f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folders[0]}")
+        raise ModelError(
+            f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folders[0]}",
+            sent="the package of the model has no such folder here",
+            key="model.path",
+        )
     return found
 
 
@@ -314,5 +326,7 @@ def _explained(what: str, path: str) -> Iterator[None]:
             f"cannot load the {what} {path!r}: {error}\n"
             "Expected pkg://package/folder, a local folder, or a hub id that is reachable or cached. Without "
             "network, copy the model to a folder and set model.path to it, or point HF_HOME to a cache that "
-            "holds it and set HF_HUB_OFFLINE=1."
+            "holds it and set HF_HUB_OFFLINE=1.",
+            sent="the model or its tokenizer cannot be loaded here",
+            key="model.path",
         ) from error
