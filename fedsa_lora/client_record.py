@@ -16,7 +16,7 @@ from fedsa_lora.exchange.wire import BroadcastHeader, UploadHeader, read_header
 from fedsa_lora.exposition import METRICS, Labels, Metric, publish
 from fedsa_lora.journal import CLIENT_LOG, about, journal, record
 
-PHASES = {"train": "fit", "evaluate": "evaluate", "query": "query"}  # by Flower's message type
+PHASES = {"train": "fit"}  # by Flower's message type, where it has another name
 Header = TypeVar("Header", BroadcastHeader, UploadHeader)
 
 

@@ -38,7 +38,8 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
             temporary.unlink()
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
-            "check space and permissions and try again"
+            "check space and permissions and try again",
+            sent="a file cannot be written: check space and permissions on its machine",
         ) from error
     return path
 
@@ -63,7 +64,8 @@ def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]
             descriptor = held.enter_context(_opened(folder))
         except OSError as error:
             raise RunError(
-                f"{folder} cannot be used: {error.strerror}; check its place and permissions"
+                f"{folder} cannot be used: {error.strerror}; check its place and permissions",
+                sent="a folder cannot be used: check the place and permissions of its store",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -99,7 +99,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:
         if fault := client_fault(client):
-            raise StoreError(fault)
+            raise StoreError(fault, sent="its client id is no plain name")
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
         self._keep, self._resumed, self._data = keep, FIRST, ""
@@ -124,7 +124,8 @@ class DirectoryStore:
             self.folder,
             lambda holder: StoreError(
                 f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run "
-                "a store of its own (run.store, or store in the node config)"
+                "a store of its own (run.store, or store in the node config)",
+                sent="its store is in use by another process: wait until that run has ended",
             ),
         )
 
@@ -144,7 +145,8 @@ class DirectoryStore:
             if written_in == self._resumed:
                 raise StoreError(
                     f"round {round_} was asked for too late: this client has trained round {newest} since, "
-                    "and goes on from that"
+                    "and goes on from that",
+                    sent="the round was asked for too late: it has trained a later one since",
                 )
         return self.load(round_ - 1)
 
@@ -181,7 +183,8 @@ class DirectoryStore:
         if metadata.get("digest") != digest(tensors):
             raise StoreError(
                 f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
-                "delete it to go on from the generation before"
+                "delete it to go on from the generation before",
+                sent="a state that it kept was altered: restore or delete it on its machine",
             )
         memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
         return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})
@@ -192,7 +195,8 @@ class DirectoryStore:
             if known.get(key) != expected:
                 raise StoreError(
                     f"{path} belongs to {key} {known.get(key)!r}, this is {expected!r}: use another "
-                    "store folder for another experiment or run"
+                    "store folder for another experiment or run",
+                    sent="its store holds the state of another run or experiment: choose another run.dir",
                 )
 
 
@@ -204,7 +208,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
         raise StoreError(
             f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
-            "delete it to go on from the generation before"
+            "delete it to go on from the generation before",
+            sent="a state that it kept is unreadable: restore or delete it on its machine",
         ) from None
 
 

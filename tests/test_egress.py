@@ -13,8 +13,8 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsa_lora.egress import Egress, discreet
-from fedsa_lora.errors import LeakError, StoreError
+from fedsa_lora.egress import Egress
+from fedsa_lora.errors import LeakError
 from fedsa_lora.store import ClientState, DirectoryStore
 
 RNG = np.random.default_rng(0)
@@ -129,15 +129,3 @@ def test_an_answer_without_content_is_left_alone(tmp_path):
         Egress(store)(asked, Context(1, 7, {}, RecordDict(), {}), lambda message, context: answer) is answer
     )
     assert not (store.folder / "egress.jsonl").exists()
-
-
-@pytest.mark.parametrize("error", [ValueError, StoreError])
-def test_whatever_a_client_raises_is_its_answer_in_its_own_words_without_the_places_of_its_machine(error):
-    def broken(context):
-        raise error("no room on /var/lib/clients/7/state.bin: make some")
-
-    app = ClientApp(client_fn=broken, mods=[discreet])
-    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters([A]), {}), keep_input=True)
-    reply = app(Message(content, dst_node_id=7, message_type="train"), Context(1, 7, {}, RecordDict(), {}))
-    assert reply.has_error()
-    assert reply.error.reason == f"{error.__name__}: no room on state.bin: make some"

@@ -59,7 +59,8 @@ class Node:
 
 def _refuse(faults: list[str]) -> None:
     if faults:
-        raise ConfigError("the node config cannot be used: " + "; ".join(faults))
+        text = "the node config cannot be used: " + "; ".join(faults)
+        raise ConfigError(text, sent="its node config cannot be used")
 
 
 def _node(config: Mapping[str, Any]) -> Node:
