@@ -303,13 +303,21 @@ def _version(package: str) -> str:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV, with every column that one of them has."""
+    """Rows as CSV, with every column that one of them has. A text that a spreadsheet would compute gets an
+    apostrophe in front, which makes it a text there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.encode("utf-8", "replace").decode()  # half of a pair of surrogates is in no file
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
 
 
 def _now() -> str:
