@@ -175,9 +175,7 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
-        admission = admit(
-            server_round, results, failures, self.cohort.name, self.trained, decode=self.decode
-        )
+        admission = admit(server_round, results, failures, self.cohort.name, self.trained, decode=self.decode)
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)
         answered = {answer.header.client for answer in admission.answers}

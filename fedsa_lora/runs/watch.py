@@ -145,4 +145,3 @@ def _clock(iso: str | None) -> str:
 
 def _line(text: str, style: str = "") -> Text:
     return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")
-

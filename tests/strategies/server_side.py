@@ -68,6 +68,7 @@ class Server:
         start: Vector | None = None,
         every: int = 0,
         rounds: int = 99,
+        recorder: Any = None,
         **arguments: Any,
     ) -> None:
         self.notes, self.manager, self.layout = Notes(), SimpleClientManager(), layout
@@ -81,7 +82,7 @@ class Server:
             self.start,
             cohort=Cohort(0, clients, wait_seconds=1),
             evaluation=Evaluation(rounds=rounds, every=every),
-            recorder=self.notes,
+            recorder=recorder or self.notes,
             **({"split": SHARE_A} | arguments),
         )
         self.asked: dict[str, wire.BroadcastHeader] = {}
