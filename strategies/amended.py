@@ -14,6 +14,7 @@ from flwr.server.strategy import QFedAvg as FlowerQFedAvg
 
 from fedsa_lora.errors import RunError
 
+SMALLEST = 1e-200  # that a loss counts for where something is divided by it
 SOUND = 100.0  # medians of a round: a loss from this part of one to as many of them is taken as it is
 
 
@@ -70,10 +71,10 @@ class QFedAvg(FlowerQFedAvg):
 
 
 def sound_losses(losses: Sequence[float]) -> tuple[float, float]:
-    """The least and the largest loss that is taken as it is. Losses of 0 are not in the median; of two
-    medians the larger bounds from below and the smaller from above, so that one client of two sets neither."""
+    """The least and the largest loss that is taken as it is. Losses of 0 are not in the median. Of two
+    medians the larger bounds from below and the smaller from above: one client of two sets neither."""
     positive = [loss for loss in losses if loss > 0] or [1.0]
-    return median_high(positive) / SOUND, median_low(positive) * SOUND
+    return max(SMALLEST, median_high(positive) / SOUND), median_low(positive) * SOUND
 
 
 def _loss(result: FitRes) -> float:

@@ -22,7 +22,7 @@ State = dict[str, NDArray[np.float64]]
 _BYTES = 4  # of a value, as a budget counts
 _DIGITS = 12  # of a disagreement: orthogonal updates are exactly 0.5, whatever the order of a sum
 _MOST = float(np.finfo(np.float32).max)  # that a score counts for: sums of such do not overflow
-_SOUND = 100.0  # medians of a round that the scores of one client count for together
+_SOUND = 10.0  # medians of a round that the scores of one client add up to at most
 _FEDERATION = ""  # under which the scores of scope "federation" are kept
 
 

@@ -49,7 +49,7 @@ class Numbers:
     def check(self, report: Mapping[str, float], measured: int) -> None:
         """Raise WireError unless a report has what is needed, and nothing that is unknown, out of its range,
         or of no example."""
-        allowed = self.always | self.measured if measured else self.always
+        allowed = {**self.always, **self.measured} if measured else self.always
         if missing := [name for name in self.needed if name in allowed and name not in report]:
             raise WireError(f"its report lacks {missing}")
         if unfounded := [name for name in report if name in self.measured and name not in allowed]:
@@ -58,8 +58,8 @@ class Numbers:
             if name not in allowed:
                 known = ", ".join(sorted(allowed)) or "none"
                 raise WireError(
-                    f"reports {name[:40]!r}, and there are: {known}; declare a number of your own task in its "
-                    "measures"
+                    f"reports {name[:40]!r}, and there are: {known}; a task of your own declares its numbers "
+                    "in its measures"
                 )
             low, high = allowed[name]
             if not low <= value <= high:

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,19 +135,23 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
         content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        values = {name: _without_signs(value) for name, value in content.items()}
         header = kind(**values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
     _check_types(header)
-    if isinstance(header, UploadHeader):  # a perfect model has a loss of -0.0
-        report = {name: 0.0 if value == 0 else value for name, value in header.report.items()}
-        return replace(header, report=report)
     return header
 
 
+def _without_signs(value: Any) -> Any:
+    """A list as a tuple, and a mapping with 0.0 for -0.0, which is the loss of a perfect model."""
+    if isinstance(value, dict):
+        return {key: 0.0 if type(part) is float and part == 0 else part for key, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that stands in it twice: readers differ in which they take."""
+    """A JSON object. Raises ValueError for a key that stands in it twice: readers differ in which counts."""
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("a key stands in it twice")

@@ -147,7 +147,7 @@ def _parse(text: bytes, place: str, required: Collection[str]) -> Row:
             f"{place}: expected a JSON object, found {type(value).__name__}; repair it or run again"
         )
     if b"\\ud" in text.lower():  # it may hold half of a pair of surrogates, of which no file can be written
-        value = _whole(value)
+        value = dict(_whole(value))
     if missing := sorted(set(required) - value.keys()):
         raise RunError(f"{place}: missing {', '.join(missing)}; was it written by another version?")
     return value

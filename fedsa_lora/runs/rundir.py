@@ -27,7 +27,7 @@ from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
-from fedsa_lora.runs.wording import percent
+from fedsa_lora.runs.wording import percent, plain
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -303,8 +303,8 @@ def _version(package: str) -> str:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV, with every column that one of them has. A text that a spreadsheet would compute gets an
-    apostrophe in front, which makes it a text there."""
+    """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
+    spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -316,8 +316,8 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def _inert(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
-    cell = cell.encode("utf-8", "replace").decode()  # half of a pair of surrogates is in no file
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    text = plain(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _now() -> str:

@@ -508,7 +508,7 @@ def test_a_task_of_ones_own_declares_what_its_clients_may_report():
     upload = replace(UPLOAD, measured=7, report=report)
     own = {"accuracy": (0.0, 1.0), "loss": (-10.0, 10.0), "bleu": (0.0, 100.0)}
     wire.check_upload(upload, 3, of_evaluation(own))
-    with pytest.raises(WireError, match="'loss' of -3.5, expected 0 to"):
+    with pytest.raises(WireError, match=r"'loss' of -3\.5, expected 0 to"):
         wire.check_upload(upload, 3, EVALUATED)
 
 

@@ -63,6 +63,12 @@ def test_a_failed_run_tells_its_reason_as_it_is(tmp_path: Path) -> None:
     assert "run failed: DataError: no column [bold]label[/] in mine.csv" in text
 
 
+def test_a_reason_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    text = screen(write_failed_run(tmp_path, "RunError: no client\nnode 1: \x1b[2J\x1b]0;x\x07\r\u202e gone"))
+    assert "no client\nnode 1:" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_a_path_is_never_broken_into_lines(tmp_path: Path) -> None:
     assert str(write_failed_run(tmp_path)) in screen(tmp_path, width=20)
 

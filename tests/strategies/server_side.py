@@ -105,7 +105,8 @@ class Server:
         header = wire.UploadHeader(
             client=client, round=asked.round, layout=asked.layout, digest=wire.vector_digest(payload),
             examples=examples, measured=10, shared=asked.shared, codec=codec.name,
-            private_before="b" * 16, private_after=f"{int(client):016x}", report={"loss": 1.0, "accuracy_before": 0.5},
+            private_before="b" * 16, private_after=f"{int(client):016x}",
+            report={"loss": 1.0, "accuracy_before": 0.5},
         )  # fmt: skip
         header = replace(header, **changes)
         return FitRes(OK, ndarrays_to_parameters([payload]), examples, wire.write_header(header))

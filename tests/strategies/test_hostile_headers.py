@@ -1,5 +1,5 @@
-"""Headers that are sound JSON and not what a client of ours would write: each is rejected or does no harm, and
-everything that a run writes can be read at its end."""
+"""Headers that are sound JSON and not what a client of ours would write: each is rejected or does no harm,
+and everything that a run writes can be read at its end."""
 
 import csv
 import json
@@ -44,8 +44,8 @@ HONEST, HOSTILE, ROUNDS = ("0", "1"), 25, 2  # 25 hostile answers to each of fou
 TEXTS = (
     "\ud800", "x\udfff", "<script>alert(1)</script>", "[bold red]x[/nope]", "=cmd|' /C calc'!A0", "@SUM(1)",
     "+1", "-1+2", "\t=1", "\x1b[2J\x1b]0;title\x07", "\u202eevil", "\u2066x", "a\nclient 0: innocent", "\r",
-    "9" * 5000, "0" * 64, "é" * 16, "0", "1", "\0", "' OR 1=1", "{{ 7*7 }}", "$\\frac$", "x" * 30_000, "", " ",
-    "None", "nan", "../../x", "%s%n", "f" * 16, "f" * 32, "A" * 16, "fit", "evaluate", "\N{PILE OF POO}" * 9,
+    "9" * 5000, "0" * 64, "é" * 16, "0", "1", "\0", "' OR 1=1", "{{ 7*7 }}", "$\\frac$", "x" * 30_000, "",
+    " ", "None", "nan", "../../x", "%s%n", "f" * 16, "f" * 32, "A" * 16, "fit", "evaluate", "\N{BOMB}" * 9,
 )  # fmt: skip
 NUMBERS = (
     "-0.0", "0", "1", "-1", "1e400", "-1e400", "NaN", "Infinity", "1e150", "1e-320", "0.5", "1.0000001",
@@ -197,15 +197,16 @@ def recorded(smoke, folder: Path, alter: Alter, hostile: int = HOSTILE, sort: st
 
 
 class Tags(HTMLParser):
-    """The tags of a page."""
+    """The tags of a page, and where its images come from."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.found, self.images = set[str](), list[str]()
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.found.add(tag)
+        self.images += [value for name, value in attrs if name == "src"]
 
 
 def on_screen(show: Callable[[Console], None]) -> str:
@@ -216,7 +217,9 @@ def on_screen(show: Callable[[Console], None]) -> str:
 
 def check_page(path: Path) -> None:
     text = (path / "report.html").read_text("utf-8")
-    assert not Tags(text).found & {"script", "img", "b", "x"}
+    tags = Tags(text)
+    assert not tags.found & {"script", "b", "x"}
+    assert all(image.startswith("data:image/png;base64,") for image in tags.images)
     assert "\u202e" not in text
 
 
