@@ -135,7 +135,7 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
         content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
-        values = {name: _without_signs(value) for name, value in content.items()}
+        values = {name: _plain(value) for name, value in content.items()}
         header = kind(**values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
@@ -143,10 +143,10 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     return header
 
 
-def _without_signs(value: Any) -> Any:
-    """A list as a tuple, and a mapping with 0.0 for -0.0, which is the loss of a perfect model."""
+def _plain(value: Any) -> Any:
+    """A list as a tuple. The numbers of a mapping as floats; -0.0, the loss of a perfect model, as 0.0."""
     if isinstance(value, dict):
-        return {key: 0.0 if type(part) is float and part == 0 else part for key, part in value.items()}
+        return {key: float(part) + 0.0 if _is_number(part) else part for key, part in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -69,8 +69,10 @@ def points(difference: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A loss or another plain number, to three decimals."""
-    return f"{value:.3f}" if _known(value) else NOT_MEASURED
+    """A loss or another plain number, to three decimals; a large one to three digits."""
+    if value is None or not _known(value):
+        return NOT_MEASURED
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def byte_unit(largest: float) -> tuple[float, str]:

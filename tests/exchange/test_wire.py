@@ -532,6 +532,13 @@ def test_a_key_that_stands_twice_and_a_round_beyond_any_run_are_refused():
         read(asdict(UPLOAD) | {"round": 10**4000}, wire.UploadHeader)
 
 
+@pytest.mark.parametrize("number", [5, 10**150, -0.0, 0])
+def test_numbers_of_a_report_are_floats_however_they_are_written(number):
+    header = wire.read_header(wire.write_header(replace(UPLOAD, report={"loss": number})), wire.UploadHeader)
+    assert type(header.report["loss"]) is float
+    assert header.report["loss"] == number
+
+
 def test_a_loss_of_minus_zero_is_zero():
     header = wire.read_header(wire.write_header(replace(UPLOAD, report={"loss": -0.0})), wire.UploadHeader)
     assert math.copysign(1, header.report["loss"]) == 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from synthetic_run import write_failed_run, write_run
 
 from fedsa_lora.runs.table import print_summary
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, listed, moment, percent, points
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, listed, moment, number, percent, points
 
 
 def screen(run_dir: Path, width: int = 100) -> str:
@@ -79,6 +79,9 @@ def test_a_path_is_never_broken_into_lines(tmp_path: Path) -> None:
         (percent(0.6132), "61.3%"),
         (percent(None), NOT_MEASURED),
         (percent(float("nan")), NOT_MEASURED),
+        (number(1.23456), "1.235"),
+        (number(-1e150), "-1e+150"),
+        (number(float("inf")), NOT_MEASURED),
         (points(0.0712), "+7.1 points"),
         (points(-0.0712), "\N{MINUS SIGN}7.1 points"),
         (points(-0.0001), "0.0 points"),
