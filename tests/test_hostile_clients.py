@@ -106,15 +106,17 @@ HOSTILE_WORDS = {
 def test_whatever_clients_write_report_tables_and_frames_of_a_real_run_can_be_read(
     tmp_path, monkeypatch, capsys
 ):
-    for name in ("fit", "evaluate"):
-
-        def answer(self, parameters, config, honest=getattr(FedSAClient, name)):
+    def hostile(honest):
+        def answer(self, parameters, config):
             first, second, metrics = honest(self, parameters, config)
             fields = json.loads(metrics[wire.KEY])
             said = fields | HOSTILE_WORDS.get(fields["client"], {})
             return first, second, metrics | {wire.KEY: json.dumps(said)}
 
-        monkeypatch.setattr(FedSAClient, name, answer)
+        return answer
+
+    monkeypatch.setattr(FedSAClient, "fit", hostile(FedSAClient.fit))
+    monkeypatch.setattr(FedSAClient, "evaluate", hostile(FedSAClient.evaluate))
     words = ("experiment=smoke", "federation.min_results=0.1", "bounds.max_rejections=null")
     path = run_in_process([*words, "evaluation.local_only=false", f"run.dir={tmp_path / 'run'}"])
     assert {row["client"] for row in rows(path, "clients")} == {"3"}

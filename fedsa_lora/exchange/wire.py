@@ -32,16 +32,15 @@ MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ROUND = 10**9
 MAX_ARRAY_HEADER = 1024
-# What the texts of an upload may be, but for the client's id, which the server compares with the one it
+# What the texts of a header may be, but for the client's id, which the server compares with the one it
 # knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/admission.py)
-_DIGEST = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?")
+_DIGEST, _MASK = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?"), re.compile(r"[0-9a-f]*")
 _TEXTS = {
-    "layout": _DIGEST,
-    "digest": _DIGEST,
-    "private_before": _DIGEST,
-    "private_after": _DIGEST,
-    "shared": re.compile(r"[0-9a-f]*"),
+    **dict.fromkeys(("layout", "digest", "private_before", "private_after"), _DIGEST),
+    **dict.fromkeys(("shared", "carried", "joining"), _MASK),
     "codec": re.compile(r"[ -~]{0,200}"),
+    "run": re.compile(r"[A-Za-z0-9._-]{0,64}"),
+    "resumed": re.compile(r"[0-9]{4,9}"),
 }
 
 
@@ -169,14 +168,15 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
         raise WireError(f"header of version {header.version}, expected {VERSION}: update the older side")
     if not 0 <= header.round <= MAX_ROUND:
         raise WireError(f"header field 'round' must be 0 to {MAX_ROUND}, got {header.round}")
+    for name, sound in _TEXTS.items():
+        value = getattr(header, name, "")
+        if hasattr(header, name) and not sound.fullmatch(value):
+            raise WireError(f"header field {name!r} is {value[:40]!r}: expected to match {sound.pattern}")
     if isinstance(header, BroadcastHeader):
         if header.total < 0:
             raise WireError(f"header field 'total' must not be negative, got {header.total}")
         _check_list("merge", header.merge, lambda value: type(value) is int and value >= 0)
         return
-    for name, sound in _TEXTS.items():
-        if not sound.fullmatch(value := getattr(header, name)):
-            raise WireError(f"header field {name!r} is {value[:40]!r}: expected to match {sound.pattern}")
     _check_list("counts", header.counts, lambda value: type(value) is int and 0 <= value <= MAX_EXAMPLES)
     _check_list("scores", header.scores, lambda value: _is_number(value) and value >= 0)  # type: ignore[operator]
     report = header.report
