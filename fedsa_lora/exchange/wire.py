@@ -169,8 +169,8 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
     if not 0 <= header.round <= MAX_ROUND:
         raise WireError(f"header field 'round' must be 0 to {MAX_ROUND}, got {header.round}")
     for name, sound in _TEXTS.items():
-        value = getattr(header, name, "")
-        if hasattr(header, name) and not sound.fullmatch(value):
+        value = getattr(header, name, None)  # it may be a field of the other kind of header
+        if value is not None and not sound.fullmatch(value):
             raise WireError(f"header field {name!r} is {value[:40]!r}: expected to match {sound.pattern}")
     if isinstance(header, BroadcastHeader):
         if header.total < 0:
