@@ -204,6 +204,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
+        measures=config.task.measures,
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),

@@ -27,7 +27,7 @@ from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
-from fedsa_lora.runs.wording import percent
+from fedsa_lora.runs.wording import percent, plain
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -303,13 +303,21 @@ def _version(package: str) -> str:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV, with every column that one of them has."""
+    """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
+    spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = plain(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _now() -> str:
