@@ -15,6 +15,7 @@ from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
@@ -38,8 +39,10 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     if node.store is None and not simulated:
         raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
+    if node.store is not None:
+        check_room(node.store, node.store_limit)
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    return node, config, bench, assemble.store(config, node.client, node.store)
+    return node, config, bench, assemble.node_store(config, node)
 
 
 def client_fn(context: Context) -> Client:
@@ -52,9 +55,19 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
     return Egress(store, config.run.keep_messages)(message, context, call_next)
 
 
+def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Whatever a node writes down is its user's alone."""
+    *_, store = _serve(context)
+    if not isinstance(store, NodeStore):
+        return call_next(message, context)
+    store.close_to_others()
+    with unreadable_by_others():
+        return call_next(message, context)
+
+
 def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     *_, store = _serve(context)
     return ClientRecord(store.folder)(message, context, call_next)
 
 
-app = ClientApp(client_fn=client_fn, mods=[discreet, written_down, egress])
+app = ClientApp(client_fn=client_fn, mods=[discreet, unread, written_down, egress])

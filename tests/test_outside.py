@@ -105,12 +105,27 @@ def test_a_model_config_cannot_bring_code(config):
 
 
 @pytest.mark.case(25)
-@pytest.mark.parametrize("run_dir", ["/etc", "/", "/data/other/..", "'~'", "../../x"])
+@pytest.mark.case(37)
+@pytest.mark.parametrize("run_dir", ["/etc", "/data/other/..", "'~'", "../../x"])
 @pytest.mark.parametrize("store", ["null", "/other/client"])
 def test_the_store_is_where_the_node_config_says_whatever_the_run_config_says(tmp_path, run_dir, store):
     config = load([*SMOKE, f"run.dir={run_dir}", f"run.store={store}"])
-    kept = assemble.store(config, "7", tmp_path / "kept")
+    kept = assemble.node_store(config, Node("7", store=tmp_path / "kept"))
     assert kept.folder == tmp_path / "kept" / config.run_dir.name / "7"
+
+
+ODD = ["/", "/..", "/a b", "/x;y", "'/\u202ex'", "/.hidden", "/-rf", f"/{'a' * 129}"]
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize("run_dir", ODD)
+def test_a_run_whose_folder_has_no_plain_name_is_refused_by_its_submitter_and_every_node(tmp_path, run_dir):
+    config = load([*SMOKE, f"run.dir={run_dir}"])
+    with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
+        assemble.node_store(config, Node("7", store=tmp_path / "kept"))
+    with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
+        load([*SMOKE, "federation=deployment", "federation.superlink=hub:1", f"run.dir={run_dir}"])
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.case(25)

@@ -39,7 +39,8 @@ class ModelSettings:
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
     or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
     read and every weight is drawn from the seed; ``path`` may then be empty and ``config`` must name a
-    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts. ``tokenizer`` is a path of the same forms, ``path`` by default.
+    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts.
+    ``tokenizer`` is a path of the same forms, ``path`` by default.
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
@@ -61,8 +62,8 @@ class ModelSettings:
             raise ConfigError(f"model.config names code to be loaded: remove {', '.join(foreign)}")
         if odd := no_plain_values(self.config):
             raise ConfigError(
-                f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and mappings "
-                "of them: what a model is loaded from is for model.path to say"
+                f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
+                "mappings of them: what a model is loaded from is for model.path to say"
             )
         if not self.path and "model_type" not in self.config:
             raise ConfigError(
@@ -253,8 +254,8 @@ def _stored_config(settings: ModelSettings) -> Any:
     stored, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if kernels := [key for key in names_code(stored) if "implementation" in key]:
         raise ModelError(
-            f"{settings.path}: its config.json names code of the hub ({', '.join(kernels)}), which is never run: "
-            "remove it there"
+            f"{settings.path}: its config.json names code of the hub ({', '.join(kernels)}), which is never "
+            "run: remove it there"
         )
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     # A model_type beside a path would clash with the one that the path's config states.

@@ -169,7 +169,9 @@ def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Pat
             f"{file} names no files of weights: it is cut off or altered; copy it anew"
         ) from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise ModelError(f"{file} names {outside[0]}, which is outside of its folder: it was altered; copy it anew")
+        raise ModelError(
+            f"{file} names {outside[0]}, which is outside of its folder: it was altered; copy it anew"
+        )
     found = [stored_file(path, name, revision, fetch) for name in names]
     absent = [name for name, part in zip(names, found, strict=True) if part is None]
     if absent and not fetch and not Path(path).is_dir():

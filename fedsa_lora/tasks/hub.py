@@ -1,4 +1,4 @@
-"""Ids of the hub: the one form in which a name that is no path reaches a library that opens URLs and paths."""
+"""Ids of the hub: the only names that reach libraries which would open paths and URLs as well."""
 
 from __future__ import annotations
 

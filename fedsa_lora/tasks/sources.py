@@ -253,8 +253,8 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
 def _read_hub(source: str, split: str, subset: str | None) -> Part:
     if not is_hub_id(source) or source in LOADERS:  # a loader's name reads whatever lies in this folder
         raise DataError(
-            f"{source!r} names no data: expected a local file or folder, a shipped set ({listing(SHIPPED)}) or "
-            "a hub id (NAME or OWNER/NAME)"
+            f"{source!r} names no data: expected a local file or folder, a shipped set "
+            f"({listing(SHIPPED)}) or a hub id (NAME or OWNER/NAME)"
         )
     name = f"{source}/{subset}" if subset else source
     try:
@@ -277,7 +277,8 @@ def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
     for file in (str(file) for split in files.values() for file in split):
         if not file.startswith(_HUB_FILES):
             raise DataError(
-                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose another"
+                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose "
+                "another"
             )
 
 
