@@ -64,8 +64,8 @@ class Node:
         Raises ConfigError with every fault.
         """
         node = _node(config)
-        there = [*_limit_faults(config), *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)]
-        _refuse([*_faults(config), *there])
+        words = [*_faults(config), *_limit_faults(config)]
+        _refuse([*words, *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
         return node
 
 
