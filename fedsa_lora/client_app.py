@@ -39,8 +39,6 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     if node.store is None and not simulated:
         raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
-    if node.store is not None:
-        check_room(node.store, node.store_limit)
     config, bench = _resident(overrides, context.run_id, node.data, folders)
     return node, config, bench, assemble.node_store(config, node)
 
@@ -56,10 +54,11 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
 
 
 def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Whatever a node writes down is its user's alone."""
-    *_, store = _serve(context)
-    if not isinstance(store, NodeStore):
+    """Whatever a node writes down is its user's alone, and nothing where its store is full."""
+    node, _, _, store = _serve(context)
+    if node.store is None or not isinstance(store, NodeStore):
         return call_next(message, context)
+    check_room(node.store, node.store_limit)
     store.close_to_others()
     with unreadable_by_others():
         return call_next(message, context)
