@@ -74,7 +74,8 @@ class NodeStore(DirectoryStore):
         if self.folder.exists() and self.folder.stat().st_mode & _OTHERS:
             self.folder.chmod(0o700)
             for path in self.folder.rglob("*"):
-                path.chmod(path.stat().st_mode & ~_OTHERS)
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode & ~_OTHERS)
 
 
 @contextmanager
