@@ -15,10 +15,13 @@ import torch
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
+from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import NodeStore
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.outside import run_name_fault
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
@@ -115,14 +118,28 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def store(config: RunConfig, client: str, root: Path | None = None) -> DirectoryStore:
-    """Where a client keeps what is its own: in the run, or below the ``root`` that its node names, in a
-    folder for each run."""
-    place = config.store_dir if root is None else root / config.run_dir.name
-    kept = (place, client, experiment_digest(config), config.run.keep_generations)
+def store(config: RunConfig, client: str) -> DirectoryStore:
+    """Where a simulated client keeps what is its own: in the run, or where the run config says."""
+    kept = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*kept, passed=config.run_dir / "passed")
     return DirectoryStore(*kept)
+
+
+def node_store(config: RunConfig, node: Node) -> DirectoryStore:
+    """Where the client of a node keeps what is its own: below the store that the node names, in a folder for
+    each run. Raises ConfigError where the node does not do what the run asks of its store."""
+    if node.store is None:
+        return store(config, node.client)
+    if fault := run_name_fault(config.run_dir.name):
+        raise ConfigError(fault)
+    if config.run.keep_messages and not node.keep_messages:
+        raise ConfigError(
+            "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
+            "without"
+        )
+    place, experiment = node.store / config.run_dir.name, experiment_digest(config)
+    return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
 
 
 def simulated() -> bool:

@@ -83,6 +83,7 @@ class FedSAClient(NumPyClient):
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
             self.store.claim(header.run, header.resumed, self.bench.data_digest)
+            self.store.count_evaluation(header.round)
             train, measured = len(self.model.data.train), len(self.model.held_out)
             if not measured:
                 return 0.0, 0, dict(wire.write_header(self._upload(header.round, train)))
@@ -199,7 +200,7 @@ class FedSAClient(NumPyClient):
 
     def _private_digest(self, arrays: NamedArrays) -> str:
         """Of what is always local, read back from the model: not of what a round makes so."""
-        return digest({name: arrays[name] for name in self.bench.split(self.layout).local})
+        return self.store.salted(digest({name: arrays[name] for name in self.bench.split(self.layout).local}))
 
     def _common(self, received: Received, names: frozenset[str]) -> NamedArrays:
         """The common values of some tensors, in the shapes of the resident model."""

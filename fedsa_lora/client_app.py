@@ -15,6 +15,7 @@ from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
@@ -42,7 +43,7 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
         )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    return node, config, bench, assemble.store(config, node.client, node.store)
+    return node, config, bench, assemble.node_store(config, node)
 
 
 def client_fn(context: Context) -> Client:
@@ -55,9 +56,20 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
     return Egress(store, config.run.keep_messages)(message, context, call_next)
 
 
+def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Whatever a node writes down is its user's alone, and nothing where its store is full."""
+    node, _, _, store = _serve(context)
+    if node.store is None or not isinstance(store, NodeStore):
+        return call_next(message, context)
+    check_room(node.store, node.store_limit)
+    store.close_to_others()
+    with unreadable_by_others():
+        return call_next(message, context)
+
+
 def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     *_, store = _serve(context)
     return ClientRecord(store.folder)(message, context, call_next)
 
 
-app = ClientApp(client_fn=client_fn, mods=[discreet, written_down, egress])
+app = ClientApp(client_fn=client_fn, mods=[discreet, unread, written_down, egress])

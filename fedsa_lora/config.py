@@ -112,15 +112,23 @@ def paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             if isinstance(value, str) and value:
                 yield section, key, value
             elif isinstance(value, dict):
-                yield from ((f"{section}.{key}", name, path) for name, path in value.items())
+                named = [(name, path) for name, path in value.items() if isinstance(path, str)]
+                yield from ((f"{section}.{key}", name, path) for name, path in named)
 
 
 def _make_absolute(node: dict[str, Any]) -> None:
     """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
-    a shipped data set, stays as it is; what a run is to write need not exist."""
+    a shipped data set, stays as it is; what a run is to write need not exist. Raises ConfigError for the home
+    folder of somebody who is no user here."""
     for section, key, value in list(paths(node)):
-        path = Path(value).expanduser() if isinstance(value, str) else None
-        if path is not None and value not in SHIPPED and (section == "run" or path.exists()):
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
+                "folder out"
+            ) from None
+        if value not in SHIPPED and (section == "run" or path.exists()):
             first, *rest = section.split(".")
             settings = node[first] if not rest else node[first][rest[0]]
             settings[key] = str(path.resolve())

@@ -89,6 +89,14 @@ class ClientStore(Protocol):
         """Keep what the client's model answered when it was last measured."""
         ...
 
+    def salted(self, digest: str) -> str:
+        """The digest of private tensors as the server may have it."""
+        ...
+
+    def count_evaluation(self, round_: int) -> None:
+        """Note that a round is evaluated. Raises StoreError when it was as often as the node allows."""
+        ...
+
 
 class DirectoryStore:
     """A client's generations as files under ``root / client``; the last ``keep`` are kept.
@@ -170,6 +178,14 @@ class DirectoryStore:
 
     def record(self, predictions: Predictions) -> None:
         write(self.folder, predictions)
+
+    def salted(self, digest: str) -> str:
+        """As it is: in a simulation the server's machine holds the tensors themselves, and two runs can be
+        compared by it."""
+        return digest
+
+    def count_evaluation(self, round_: int) -> None:
+        """A simulated client is evaluated as often as its run asks."""
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"round-{round_:06d}.safetensors"

@@ -35,6 +35,7 @@ def machine(tmp_path):
 
 
 @pytest.mark.case(25)
+@pytest.mark.case(37)
 @pytest.mark.parametrize(
     "words",
     [
@@ -49,12 +50,33 @@ def machine(tmp_path):
         ["task=text", "task.files={{train: {allowed}/rows.csv, test: {private}/rows.csv}}"],
         ["model.path={private}"],
         ["model.path=pkg://numpy/../../../etc"],
+        ["model.path=pkg://numpy//etc"],
+        ["model.path=pkg://numpy/{private}"],
+        ["model.tokenizer=pkg://numpy/{private}"],
         ["model.tokenizer={private}"],
+        ["model.path='~'"],
+        ["model.path=hf://owner/name"],
+        ["model.path=https://host/owner/name"],
+        ["model.path=owner/name/more"],
+        ["model.path='./owner'"],
+        ["model.path=../private"],
+        ["model.path='owner/..'"],
+        ["task=text", "task.dataset=file://{private}/rows.csv"],
+        ["task=text", "task.dataset=hf://datasets/owner/name/rows.csv"],
+        ["task=text", "task.dataset=s3://bucket/rows.csv"],
+        ["task=text", "task.dataset='zip://rows.csv::{private}/rows.zip'"],
+        ["task=text", "task.dataset='simplecache::file:///etc/passwd'"],
+        ["task=text", "task.dataset='rows*.csv'"],
+        ["task=text", "task.dataset='{private}/*.csv'"],
+        ["task=text", "task.dataset=pkg://numpy/../private"],
+        ["task=text", "task.files={{train: 'file://{private}/rows.csv'}}"],
+        ["task=text", "task.files={{train: 'rows.csv::x'}}"],
         ["name=${{oc.env:HOME}}"],
         ["train.lr=${{oc.env:HOME}}"],
         ["train.lr=${{ oc.decode:${{oc.env:HOME}} }}"],
         ["hydra.searchpath=[file://{private}]"],
         ["+hydra.searchpath=[file://{private}]"],
+        [" hydra.searchpath=[file://{private}]"],
     ],
     ids=" ".join,
 )
@@ -83,6 +105,47 @@ def test_what_a_node_config_allows_and_what_is_no_path_is_taken(machine, words):
     assert load(words, folders=[machine / "allowed"]).resolved == load(words).resolved
 
 
+@pytest.mark.case(37)
+def test_a_link_to_an_allowed_folder_is_as_good_as_the_folder_and_a_home_below_it_is_not(
+    machine, monkeypatch
+):
+    (machine / "elsewhere" / "link").symlink_to(machine / "allowed")
+    words = [*SMOKE, "task=text", f"task.dataset={machine}/elsewhere/link/rows.csv"]
+    assert load(words, folders=[machine / "allowed"]).task.dataset == f"{machine}/allowed/rows.csv"
+    monkeypatch.chdir(machine / "allowed")  # where "~" could be the name of a folder that is allowed
+    monkeypatch.setenv("HOME", str(machine / "private"))
+    with pytest.raises(ConfigError, match=r"'~/rows\.csv' is not allowed"):
+        load([*SMOKE, "task=text", "task.dataset='~/rows.csv'"], folders=[machine / "allowed"])
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize(
+    "value", ["{train: {deeper: /etc/passwd}}", "{train: [/etc/passwd]}", "{train: 3}", "[/etc]"]
+)
+def test_files_of_another_form_are_faults_and_not_read(value):
+    with pytest.raises(ConfigError, match=r"task\.files"):
+        load([*SMOKE, "task=text", f"task.files={value}"], folders=())
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize(
+    "words", [["run.dir='~nobody-of-that-name/x'"], ["task.dataset='~nobody-of-that-name/x'"]]
+)
+def test_the_home_of_nobody_is_a_fault_of_the_config(words):
+    with pytest.raises(ConfigError, match="is in the home folder of no user of this machine"):
+        load([*SMOKE, *words])
+
+
+@pytest.mark.case(37)
+def test_two_runs_of_one_folder_name_do_not_read_each_others_b(machine, monkeypatch):
+    desk = Desk(machine / "other")
+    for run, place in (("aaaa", "/one/x"), ("bbbb", "/two/x")):
+        arrays, config = desk.ask("0", 1, run=run)
+        content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
+        reply = asked(monkeypatch, machine, [*SMOKE, f"run.dir={place}"], content=content)
+        assert ("round-000001.safetensors belongs to run" in str(reply.content)) == (run == "bbbb")
+
+
 @pytest.mark.case(25)
 def test_without_a_word_of_the_node_config_no_path_is_allowed(machine):
     assert Node.read({"client-id": "7"}).paths == ()
@@ -103,12 +166,27 @@ def test_a_model_config_cannot_bring_code(config):
 
 
 @pytest.mark.case(25)
-@pytest.mark.parametrize("run_dir", ["/etc", "/", "/data/other/..", "'~'", "../../x"])
+@pytest.mark.case(37)
+@pytest.mark.parametrize("run_dir", ["/etc", "/data/other/..", "'~'", "../../x"])
 @pytest.mark.parametrize("store", ["null", "/other/client"])
 def test_the_store_is_where_the_node_config_says_whatever_the_run_config_says(tmp_path, run_dir, store):
     config = load([*SMOKE, f"run.dir={run_dir}", f"run.store={store}"])
-    kept = assemble.store(config, "7", tmp_path / "kept")
+    kept = assemble.node_store(config, Node("7", store=tmp_path / "kept"))
     assert kept.folder == tmp_path / "kept" / config.run_dir.name / "7"
+
+
+ODD = ["/", "/..", "/a b", "/x;y", "'/\u202ex'", "/.hidden", "/-rf", f"/{'a' * 129}"]
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize("run_dir", ODD)
+def test_a_run_whose_folder_has_no_plain_name_is_refused_by_its_submitter_and_every_node(tmp_path, run_dir):
+    config = load([*SMOKE, f"run.dir={run_dir}"])
+    with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
+        assemble.node_store(config, Node("7", store=tmp_path / "kept"))
+    with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
+        load([*SMOKE, "federation=deployment", "federation.superlink=hub:1", f"run.dir={run_dir}"])
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.case(25)
@@ -157,7 +235,8 @@ def asked(monkeypatch, machine, overrides, node=None, content=None):
         monkeypatch.setattr(TaskIdentity, name, 1)
     client_app._resident.cache_clear()
     content = content or getpropertiesins_to_recorddict(GetPropertiesIns({}))
-    kind = "train" if "fitins.parameters" in str(list(content)) else "query"
+    kinds = {"fitins": "train", "evaluateins": "evaluate", "getpropertiesins": "get_properties"}
+    kind = kinds[str(next(iter(content))).partition(".")[0]]
     known = {"client-id": "0", "store": str(machine / "kept"), "paths": str(machine / "allowed")} | (
         node or {}
     )

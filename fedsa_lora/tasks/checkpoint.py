@@ -106,6 +106,7 @@ def account(model: Any, path: str, revision: str | None) -> Account | None:
             config=model.config,
             state_dict=state,
             device_map="meta",
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -165,13 +166,18 @@ def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Pat
     if file.suffix != ".json":
         return [file]
     try:
-        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        weights = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weights.values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
             f"{file} names no files of weights: it is cut off or altered; copy it anew",
             sent="the index of the checkpoint is cut off or altered",
             key="model.path",
         ) from None
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ModelError(
+            f"{file} names {outside[0]}, which is outside of its folder: it was altered; copy it anew"
+        )
     found = [stored_file(path, name, revision, fetch) for name in names]
     absent = [name for name, part in zip(names, found, strict=True) if part is None]
     if absent and not fetch and not Path(path).is_dir():

@@ -16,10 +16,12 @@ from urllib.request import url2pathname
 import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
+from fedsa_lora.tasks.hub import is_hub_id
 from fedsa_lora.tasks.tables import Part, Table
 
 SHIPPED = ("banking77", "clinc150", "snips")
@@ -31,6 +33,7 @@ DESCRIPTIONS = (
     "datapackage.json", "croissant.json", "metadata.json", "features.json", "label2id.json", "id2label.json",
 )  # fmt: skip
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")  # the hub once added a digest
+_HUB_FILES = "hf://datasets/"
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 
 
@@ -274,10 +277,18 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
 
 
 def _read_hub(source: str, split: str, subset: str | None) -> Part:
+    if not is_hub_id(source) or source in LOADERS:  # a loader's name reads whatever lies in this folder
+        raise DataError(
+            f"{source!r} names no data: expected a local file or folder, a shipped set "
+            f"({listing(SHIPPED)}) or a hub id (NAME or OWNER/NAME)"
+        )
     name = f"{source}/{subset}" if subset else source
     try:
         with _without_progress():
-            return Part.of(datasets.load_dataset(source, subset, split=split), f"{name} ({split})")
+            builder = datasets.load_dataset_builder(source, subset)
+            _refuse_elsewhere(name, builder.config.data_files or {})
+            builder.download_and_prepare()
+            return Part.of(builder.as_dataset(split=split), f"{name} ({split})")
     except _READ_ERRORS as error:
         raise DataError(
             f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is no local path and no shipped "
@@ -286,6 +297,17 @@ def _read_hub(source: str, split: str, subset: str | None) -> Part:
             sent="the data set of the run can neither be found here nor be fetched",
             key="task.dataset",
         ) from error
+
+
+def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError where a hub data set's description names files that are not its own: its author would
+    have files of this machine read."""
+    for file in (str(file) for split in files.values() for file in split):
+        if not file.startswith(_HUB_FILES):
+            raise DataError(
+                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose "
+                "another"
+            )
 
 
 @contextmanager
