@@ -119,11 +119,12 @@ def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str
     return parameters, hints
 
 
-def raise_faults(faults: list[str]) -> None:
-    """Raise one ConfigError that lists every fault."""
+def raise_faults(faults: list[str], *, sent: str = "") -> None:
+    """Raise one ConfigError that lists every fault; ``sent`` is what a client sends of it."""
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise ConfigError(f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}")
+        text = f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}"
+        raise ConfigError(text, sent=sent)
 
 
 def _neighbours(module: str) -> list[str]:

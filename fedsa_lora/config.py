@@ -56,7 +56,8 @@ def load(
         raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
     faults: list[str] = []
     if folders is not None:
-        raise_faults(list(foreign_words(words)))
+        foreign = list(foreign_words(words))
+        raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
     composable = _composable(words, faults)
     try:
         node = deepcopy(_composed(tuple(composable)))
@@ -68,7 +69,8 @@ def load(
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
         read = (found for found in paths(node) if found[0] not in UNREAD_BY_CLIENTS)
-        raise_faults(list(foreign_paths(read, folders)))
+        foreign = list(foreign_paths(read, folders))
+        raise_faults(foreign, sent="its config names data or a model that this node does not allow")
     _make_absolute(node)
     if node.get("title") is None:
         node["title"] = task_title(words, node)

@@ -95,7 +95,8 @@ class Egress:
         except OSError as error:
             raise StoreError(
                 f"{folder}: what is sent cannot be written down ({error.strerror}), so it is not sent: make "
-                "space, or give this user the right to write there"
+                "space, or give this user the right to write there",
+                sent="what it sends cannot be written down, so it is not sent: check space and permissions",
             ) from error
         if found:
             raise LeakError(

@@ -369,7 +369,7 @@ def raised() -> list:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 named = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if named in ERRORS or named == "refuse":
+                if named in ERRORS or named in ("refuse", "raise_faults"):
                     place = f"{path.relative_to(PACKAGE)}:{node.lineno}"
                     calls.append(pytest.param(named, node.keywords, within.get(node), id=place))
     return calls

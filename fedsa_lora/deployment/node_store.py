@@ -46,12 +46,16 @@ class NodeStore(DirectoryStore):
         answers = 0
         if (last.get("run"), last.get("resumed")) == (run, stretch):
             if round_ < last["round"]:
-                raise StoreError(f"round {round_} is evaluated too late: round {last['round']} was since")
+                raise StoreError(
+                    f"round {round_} is evaluated too late: round {last['round']} was since",
+                    sent="the round is evaluated too late: a later one was since",
+                )
             answers = last["answers"] if round_ == last["round"] else 0
         if answers >= self.evaluations:
             raise StoreError(
                 f"round {round_} was evaluated {answers} times, as often as this node allows (evaluations="
-                f"{self.evaluations} in its node config)"
+                f"{self.evaluations} in its node config)",
+                sent="the round was evaluated as often as this node allows",
             )
         row = {"run": run, "resumed": stretch, "round": round_, "answers": answers + 1}
         write_atomically(path, json.dumps(row).encode(), durable=False)
@@ -65,7 +69,8 @@ class NodeStore(DirectoryStore):
         if len(secret) != SECRET_BYTES:
             raise StoreError(
                 f"{path} does not hold {SECRET_BYTES} bytes: it was cut off or altered; restore it from a "
-                "copy, or delete it, and the server will once take this client's B for another"
+                "copy, or delete it, and the server will once take this client's B for another",
+                sent="the secret in its store was cut off or altered",
             )
         return secret
 
@@ -95,7 +100,8 @@ def check_room(root: Path, limit: float) -> None:
     if held >= limit * GB:
         raise StoreError(
             f"{root} holds {held / GB:.2f} GB, and this node allows {limit:g} (store-limit in its node "
-            "config): delete the folders of runs that are over, or raise the limit"
+            "config): delete the folders of runs that are over, or raise the limit",
+            sent="its store holds as much as its node config allows",
         )
 
 
