@@ -132,11 +132,13 @@ def node_store(config: RunConfig, node: Node) -> DirectoryStore:
     if node.store is None:
         return store(config, node.client)
     if fault := run_name_fault(config.run_dir.name):
-        raise ConfigError(fault)
+        raise ConfigError(fault, sent="a node cannot name a folder by this directory", key="run.dir")
     if config.run.keep_messages and not node.keep_messages:
         raise ConfigError(
             "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
-            "without"
+            "without",
+            sent="this node keeps no messages",
+            key="run.keep_messages",
         )
     place, experiment = node.store / config.run_dir.name, experiment_digest(config)
     return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)

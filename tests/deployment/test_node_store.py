@@ -148,7 +148,7 @@ def test_a_round_is_evaluated_as_often_as_the_node_allows(machine, monkeypatch):
         )
 
     assert [evaluate(1).error, evaluate(1).error] == ["", ""]
-    assert "round 1 was evaluated 2 times, as often as this node allows (evaluations=2" in evaluate(1).error
+    assert "the round was evaluated as often as this node allows" in evaluate(1).error
     assert not evaluate(2).error
     assert "round 1 is evaluated too late: round 2 was since" in evaluate(1).error
     assert not evaluate(1, resumed="1").error, "a run that was resumed goes back"
@@ -171,7 +171,7 @@ def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(mach
     before = modes(machine / "kept")
     for words in (SMOKE, [*SMOKE, "run.dir=/runs/another"]):
         reply = asked(monkeypatch, machine, words, node={"store-limit": held / 1e9})
-        assert "and this node allows" in refusal(reply)
+        assert "its store holds as much as its node config allows" in refusal(reply)
         assert "delete the folders of runs that are over" in refusal(reply)
     assert modes(machine / "kept") == before
     assert asked(monkeypatch, machine, SMOKE, node={"store-limit": (held + 9) / 1e9}).has_content()
@@ -188,7 +188,7 @@ def test_the_room_of_a_store_is_counted_over_all_its_runs(tmp_path):
 
 def test_messages_are_kept_only_where_the_node_says_so(machine, monkeypatch):
     words = [*SMOKE, "run.keep_messages=true"]
-    assert "run.keep_messages: this node keeps no messages" in refusal(asked(monkeypatch, machine, words))
+    assert "this node keeps no messages (run.keep_messages)" in refusal(asked(monkeypatch, machine, words))
     assert not (machine / "kept").exists()
 
 
