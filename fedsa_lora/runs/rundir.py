@@ -302,6 +302,13 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = plain(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
     spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
@@ -311,13 +318,6 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writerow(map(_inert, columns))
     writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
-
-
-def _inert(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
-    text = plain(cell)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _now() -> str:
