@@ -17,6 +17,7 @@ from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.files import writing
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench
@@ -39,7 +40,20 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
         raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    return node, config, bench, assemble.store(config, node.client, node.store)
+    store = assemble.store(config, node.client, node.store)
+    _make_folder(store.folder, config.run_dir)
+    return node, config, bench, store
+
+
+def _make_folder(folder: Path, run_dir: Path) -> None:
+    """The folder of a client. One inside of a run directory is not made where that is gone: a run that was
+    deleted must not come back with half of its files. Raises RunError where there can be no folder."""
+    with writing(folder):
+        if folder.is_relative_to(run_dir):
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def client_fn(context: Context) -> Client:

@@ -78,7 +78,7 @@ class Egress:
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         with open(folder / "egress.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         if self.keep_messages:
