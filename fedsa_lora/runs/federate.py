@@ -165,8 +165,9 @@ class RunView:
         self._size = 0
 
     def update(self) -> None:
-        """Show what was written since the last time."""
-        self.run.update()
+        """Show what was written since the last time, if it can be read: a view ends no run."""
+        with suppress(RunError):
+            self.run.update()
         if done := self.run.done:
             metrics = self.run.metrics
             total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
