@@ -16,8 +16,9 @@ from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.egress import Egress, discreet
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.files import writing
+from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench
@@ -48,8 +49,11 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
 def _make_folder(folder: Path, run_dir: Path) -> None:
     """The folder of a client. One inside of a run directory is not made where that is gone: a run that was
     deleted must not come back with half of its files. Raises RunError where there can be no folder."""
+    inside = folder.is_relative_to(run_dir)
+    if inside and not holds_run(run_dir):
+        raise RunError(f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way")
     with writing(folder):
-        if folder.is_relative_to(run_dir):
+        if inside:
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
         else:

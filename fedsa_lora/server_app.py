@@ -54,6 +54,7 @@ class RecordedServer(Server):
         round_ = server_round + self.directory.done
         with about(round=round_, phase="fit"):
             asked = self.strategy.configure_fit(round_, self.parameters, self._client_manager)
+            self.directory.check()  # before clients train for nothing
             results, failures = self._collection(FIT, round_, timeout).collect(asked)
             log.info("round %d: %d results and %d failures", round_, len(results), len(failures))
             return *self.strategy.aggregate_fit(round_, results, failures), (results, failures)
@@ -65,6 +66,7 @@ class RecordedServer(Server):
             timeout *= 1 + self.evaluation.rounds
         with about(round=round_, phase="evaluate"):
             asked = self.strategy.configure_evaluate(round_, self.parameters, self._client_manager)
+            self.directory.check()
             results, failures = self._collection(EVALUATE, round_, timeout).collect(asked)
             return *self.strategy.aggregate_evaluate(round_, results, failures), (results, failures)
 
