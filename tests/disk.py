@@ -63,6 +63,16 @@ def full(first: int, last: int | None = None) -> Callable[[list[Path]], None]:
     return act
 
 
+def killed_at(number: int) -> Callable[[list[Path]], None]:
+    """kill -9 of this process when it is about to do a write of a number."""
+
+    def act(seen: list[Path]) -> None:
+        if len(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+
 def killed(name: str, after: str = "") -> Callable[[list[Path]], None]:
     """kill -9 of this process when it is about to write something of a name, where something of another name
     was written before."""
