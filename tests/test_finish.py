@@ -17,6 +17,7 @@ from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs import finish as finishing
 from fedsa_lora.runs.finish import finish_interrupted
+from fedsa_lora.runs.flower_log import COMPLETE, said_complete
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.resuming import to_resume
@@ -62,10 +63,13 @@ def assert_same_results(one: Path, two: Path) -> None:
 
 
 def untimed(value: object) -> object:
-    """A summary without times, and without sizes of messages that have the digits of times."""
+    """A summary without times, sizes of messages that have the digits of times, and the number of messages, in
+    which rounds count that were made again."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if "seconds" not in key and "bytes" not in key}
-        return {key: untimed(item) for key, item in kept.items()}
+        kept = {key: item for key, item in value.items() if key != "messages"}
+        return {
+            key: untimed(item) for key, item in kept.items() if "seconds" not in key and "bytes" not in key
+        }
     return value
 
 
@@ -85,7 +89,7 @@ def resume_until(folder: Path, name: str, after: str) -> None:
 
 @pytest.mark.case(36)
 def test_a_run_killed_at_each_stage_of_its_finish_is_finished_by_resume_without_a_round_made_again(
-    whole, tmp_path
+    whole, tmp_path, capsys
 ):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["pytest", "fedsa_lora.runs.inprocess"])
@@ -102,6 +106,7 @@ def test_a_run_killed_at_each_stage_of_its_finish_is_finished_by_resume_without_
         assert process.exitcode == -9, stage
         assert state(run) == "running", stage
     assert cli.main(["watch", str(run), "--once"]) == 0
+    assert "every round is done, the results are being written" in capsys.readouterr().out
     assert cli.main(["resume", str(run)]) == 0
     assert state(run) == "completed"
     assert left_over(run) == []
@@ -161,6 +166,16 @@ def test_a_finish_that_failed_is_a_failed_run_that_resume_finishes(tmp_path, mon
     assert state(run) == "completed"
     assert "report:" in capsys.readouterr().out
     assert len(rows(run)) == 1
+
+
+def test_a_client_that_quotes_the_last_words_of_a_run_does_not_complete_it(tmp_path):
+    log = tmp_path / "flower.log"
+    log.write_text(f"WARNING :   client 3 failed: {COMPLETE}: /runs/first\n")
+    assert not said_complete(log)
+    for line in ("INFO :      ", "INFO 2026-11-29 18:00:00,123:      "):
+        log.write_text(f"INFO :      [ROUND 1]\n{line}{COMPLETE}: /runs/first\n")
+        assert said_complete(log)
+        assert not said_complete(log, log.stat().st_size), "that was the run before"
 
 
 def test_a_run_with_missing_rounds_is_not_only_finished(tmp_path, monkeypatch):

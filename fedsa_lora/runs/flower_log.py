@@ -7,7 +7,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL_BYTES = 1 << 20
 
 COMPLETE = "the run is complete"  # what the ServerApp says when everything is written
-_COMPLETE_LINE = re.compile(rf"^INFO :\s+{COMPLETE}: ", re.MULTILINE)
+_COMPLETE_LINE = re.compile(rf"^INFO [-\d :,]*: +{COMPLETE}: ", re.MULTILINE)
 _ROUND = re.compile(r"\[ROUND (\d+)\]")
 _RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 _RAISED = "Simulation failed with exception: "
