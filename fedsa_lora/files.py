@@ -111,15 +111,13 @@ def sweep(folder: Path, name: str = "*") -> None:
 @contextmanager
 def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]:
     """This process alone in a folder, and no other lock of this one. Raises what ``refusal`` makes of the
-    words for who is there, and RunError where there can be no such folder: it is made, but not the one that
-    it is in.
+    words for who is there, and RunError where there is no such folder.
 
     The lock is on the folder itself (flock): no file can be left behind, and the system lets go of it
     when its process ends, however it does. Where a file system has no locks, that is told and it goes on.
     """
     with ExitStack() as held:
         try:
-            folder.mkdir(exist_ok=True)
             descriptor = held.enter_context(_opened(folder))
         except OSError as error:
             raise RunError(

@@ -120,7 +120,12 @@ class DirectoryStore:
                     newest,
                 )
 
+    def _make(self) -> None:
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+
     def locked(self) -> AbstractContextManager[None]:
+        self._make()
         return locked(
             self.folder,
             lambda holder: StoreError(
@@ -159,8 +164,7 @@ class DirectoryStore:
             DATA: self._data,
         }
         metadata["digest"] = digest(everything)
-        with writing(self.folder):
-            self.folder.mkdir(exist_ok=True)
+        self._make()
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
         tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}

@@ -16,6 +16,8 @@ from fedsa_lora import cli
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs import finish as finishing
+from fedsa_lora.runs import inprocess
+from fedsa_lora.runs.federate import stopped
 from fedsa_lora.runs.finish import finish_interrupted
 from fedsa_lora.runs.flower_log import COMPLETE, said_complete
 from fedsa_lora.runs.inprocess import run_in_process
@@ -63,8 +65,8 @@ def assert_same_results(one: Path, two: Path) -> None:
 
 
 def untimed(value: object) -> object:
-    """A summary without times, sizes of messages that have the digits of times, and the number of messages, in
-    which rounds count that were made again."""
+    """A summary without times, sizes of messages that have the digits of times, and the number of messages,
+    in which rounds count that were made again."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key != "messages"}
         return {
@@ -176,6 +178,29 @@ def test_a_client_that_quotes_the_last_words_of_a_run_does_not_complete_it(tmp_p
         log.write_text(f"INFO :      [ROUND 1]\n{line}{COMPLETE}: /runs/first\n")
         assert said_complete(log)
         assert not said_complete(log, log.stat().st_size), "that was the run before"
+
+
+def test_a_server_app_that_comes_back_without_a_complete_run_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(inprocess, "server_app", lambda grid, context: None)
+    with pytest.raises(RunError, match="does not say that it is complete"):
+        run_in_process([*WORDS, f"run.dir={tmp_path / 'run'}"])
+
+
+def test_a_run_of_which_no_client_is_here_is_not_evaluated_as_if_that_were_a_result(finished, capsys):
+    shutil.rmtree(finished / "clients")
+    assert cli.main(["evaluate", str(finished)]) == cli.EXIT_FAILED
+    assert "holds no client's state" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_after_its_end_stays_completed(finished):
+    assert "was complete already" in stopped(finished, [])
+    assert state(finished) == "completed"
+
+
+def test_a_run_that_said_completed_without_its_last_file_is_finished(finished):
+    (finished / "report.html").unlink()
+    assert cli.main(["resume", str(finished)]) == 0
+    assert (finished / "report.html").is_file()
 
 
 def test_a_run_with_missing_rounds_is_not_only_finished(tmp_path, monkeypatch):

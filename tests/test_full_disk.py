@@ -18,8 +18,8 @@ from fedsa_lora.files import append
 from fedsa_lora.runs import federate as federating
 from fedsa_lora.runs.federate import stage_app
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
-from fedsa_lora.runs.rundir import last_whole_round
 
 WORDS = (
     "experiment=smoke", "federation.clients=2", "federation.rounds=2", "evaluation.local_only=false",

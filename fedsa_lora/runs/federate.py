@@ -19,12 +19,13 @@ from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete
+from fedsa_lora.runs.interrupted import close, last_whole_round, stopped_after
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.resuming import is_complete, last_file
-from fedsa_lora.runs.rundir import RunDirectory, close, last_whole_round, refuse_used, stopped_after
+from fedsa_lora.runs.rundir import RunDirectory, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable

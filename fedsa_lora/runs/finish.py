@@ -13,10 +13,11 @@ from fedsa_lora.journal import SERVER_LOG, journal
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.figures import draw_all
+from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.resuming import to_run_again
-from fedsa_lora.runs.rundir import RunDirectory, last_whole_round
+from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.runs.summary import summarise
 from fedsa_lora.settings import RunConfig
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.runs.interrupted import alone
 from fedsa_lora.runs.reading import read_json
-from fedsa_lora.runs.rundir import alone
 from fedsa_lora.settings import RunConfig
 
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.

@@ -6,25 +6,23 @@ import csv
 import io
 import json
 import logging
-import platform
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
-from fedsa_lora.files import append, locked, sync, write_atomically, writing
+from fedsa_lora.files import append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
+from fedsa_lora.runs.environment import environment
+from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, now, stopped_after
 from fedsa_lora.runs.metrics import FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent
@@ -35,8 +33,6 @@ from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import FederationData
 
 log = logging.getLogger("flwr")
-CHECKPOINTS = "checkpoints"
-PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
 
 
 class RunDirectory:
@@ -54,7 +50,7 @@ class RunDirectory:
         self.metrics = RunMetrics(path, config.federation.rounds)
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self.resumptions = 0
-        self._started = _now()
+        self._started = now()
         self._lock = ExitStack()
         self._inode: tuple[int, int] | None = None  # of the directory that is locked
 
@@ -263,7 +259,7 @@ class RunDirectory:
         return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
-        ended = None if state in ("starting", "running") else _now()
+        ended = None if state in ("starting", "running") else now()
         what = {"title": self.config.title, "rounds": self.config.federation.rounds}
         return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
 
@@ -299,68 +295,6 @@ def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
         )
 
 
-def alone(path: Path) -> AbstractContextManager[None]:
-    """This process alone writes a run. Raises RunError when another process does."""
-    return locked(
-        path,
-        lambda holder: RunError(
-            f"{path} is in use by {holder}: wait until its run has ended, or choose another run.dir"
-        ),
-    )
-
-
-def stopped_after(path: Path) -> str:
-    """How far a run came that was stopped."""
-    planned = read_json(path / "status.json")["rounds"]
-    done = last_whole_round(path)
-    return f"stopped after round {done} of {planned}" if done else "stopped before its first round had ended"
-
-
-def last_whole_round(path: Path) -> int:
-    """The last round that a run recorded and kept a checkpoint of, to resume it from; 0 without."""
-    rows = path / ROUNDS
-    recorded = {row["round"] for row in read_jsonl(rows)} if rows.is_file() else set()
-    kept = DirectoryStore(path, CHECKPOINTS, "").rounds()
-    return max(recorded & set(kept), default=0)
-
-
-def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
-    """Record in ``status.json`` and the metrics how a run ended that could not do so itself. False where
-    there is none, another process is at it, or it cannot be written, which is logged."""
-    status, rows = path / "status.json", path / ROUNDS
-    if not status.is_file():
-        return False
-    try:
-        with alone(path):
-            content = read_json(status)
-            content.pop("phase", None)
-            content |= {"state": state, "reason": reason, "ended": _now()}
-            write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
-            known = read_jsonl(rows) if rows.is_file() else []
-            RunMetrics(path, content.get("rounds", 0), known).publish(state)
-    except RunError as error:
-        log.error("that the run %s cannot be recorded: %s", state, error)
-        return False
-    return True
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine of this process."""
-    return {
-        **{package.replace("-", "_"): _version(package) for package in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """Rows as CSV, with every column that one of them has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -388,7 +322,3 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
