@@ -70,7 +70,7 @@ class Patience:
         """Still waiting: log that, every SLOW_SECONDS."""
         if self.seconds >= (self._told + 1) * SLOW_SECONDS:
             self._told += 1
-            log.warning("waiting for %s, for %.0f s now; this machine is slow", self.awaited, self.seconds)
+            log.warning("waiting for %s, for %.0f s now", self.awaited, self.seconds)
 
 
 class SuperLink:
