@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
 .PHONY: run deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks lock clean
 
-$(READY): requirements.lock pyproject.toml
+$(READY): build.lock requirements.lock torch.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) install --no-deps --require-hashes -r build.lock
+	$(PIP) install --no-deps --no-build-isolation --require-hashes -r requirements.lock
+	$(PIP) install -r torch.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
 run: $(READY)  ## the quickstart: a federation on real text, and its report
@@ -59,9 +62,16 @@ personalisation-table: $(READY)  ## what sharing is worth to each client, in six
 notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
 	$(BIN)/python scripts/make_notebooks.py
 
-lock: $(READY)  ## pin what is installed now
-	{ echo "# Every package of a working environment, pinned. Made by: make lock"; \
-	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+FREEZE := $(BIN)/pip --disable-pip-version-check freeze --all --exclude-editable
+HASHES := $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-annotate --no-header --python $(BIN)/python
+
+lock: $(READY)  ## pin what is installed now, with the hashes that the package index has of every platform's files
+	{ echo "# What builds the packages that come as source. Made by: make lock"; \
+	  $(FREEZE) | grep '^setuptools==' | $(HASHES); } > build.lock
+	{ echo "# Every package of a working environment but torch, pinned, with the hashes of its files. Made by: make lock"; \
+	  $(FREEZE) | grep -Ev '^(pip|setuptools|torch)==' | $(HASHES); } > requirements.lock
+	{ echo "# Without hashes: every platform and GPU has a build of its own, which brings packages of its own. Made by: make lock"; \
+	  $(FREEZE) | grep '^torch==' | sed 's/+.*//'; } > torch.lock
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

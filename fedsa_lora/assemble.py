@@ -15,10 +15,13 @@ import torch
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
+from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import NodeStore
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.outside import run_name_fault
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.partition import PartitionSettings
@@ -49,7 +52,9 @@ def device(config: RunConfig) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "machine.device=cuda, but torch sees no CUDA device: set machine.device=cpu, or check the driver "
-            "and that torch was installed with CUDA"
+            "and that torch was installed with CUDA",
+            sent="there is no CUDA device here",
+            key="machine.device",
         )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -86,13 +91,17 @@ def task(config: RunConfig, data: Path | None) -> Task:
     if data is not None and not config.federation.own:
         raise ConfigError(
             f"this node has data of its own, {data}, and the run divides another data set: start the run "
-            "with partition=own, or the node without data.path"
+            "with partition=own, or the node without data.path",
+            sent="this node has data of its own, and the run divides another data set",
+            key="partition",
         )
     if not config.federation.own:
         return config.task
     if data is None or not isinstance(config.task, TextData):
         raise ConfigError(
-            "every node of this run has data of its own (partition=own): start this one with data.path=FILE"
+            "every node of this run has data of its own (partition=own): start this one with data.path=FILE",
+            sent="this node has no data of its own, or the task reads none",
+            key="partition",
         )
     return config.task.at(data)
 
@@ -109,14 +118,28 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def store(config: RunConfig, client: str, root: Path | None = None) -> DirectoryStore:
-    """Where a client keeps what is its own: in the run, or below the ``root`` that its node names, in a
-    folder for each run."""
-    place = config.store_dir if root is None else root / config.run_dir.name
-    kept = (place, client, experiment_digest(config), config.run.keep_generations)
+def store(config: RunConfig, client: str) -> DirectoryStore:
+    """Where a simulated client keeps what is its own: in the run, or where the run config says."""
+    kept = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*kept, passed=config.run_dir / "passed")
     return DirectoryStore(*kept)
+
+
+def node_store(config: RunConfig, node: Node) -> DirectoryStore:
+    """Where the client of a node keeps what is its own: below the store that the node names, in a folder for
+    each run. Raises ConfigError where the node does not do what the run asks of its store."""
+    if node.store is None:
+        return store(config, node.client)
+    if fault := run_name_fault(config.run_dir.name):
+        raise ConfigError(fault)
+    if config.run.keep_messages and not node.keep_messages:
+        raise ConfigError(
+            "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
+            "without"
+        )
+    place, experiment = node.store / config.run_dir.name, experiment_digest(config)
+    return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
 
 
 def simulated() -> bool:
@@ -133,12 +156,16 @@ def refuse_unsimulated(config: RunConfig) -> None:
     if config.federation.b_passing:
         raise ConfigError(
             f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora run`, "
-            "or set it to false"
+            "or set it to false",
+            sent="clients pass B on in simulation only",
+            key="federation.b_passing",
         )
     if config.attack is not None:
         raise ConfigError(
             "attack: clients that poison their data exist in simulation only; start it with `fedsa-lora "
-            "run`, or set attack=none"
+            "run`, or set attack=none",
+            sent="clients poison their data in simulation only",
+            key="attack",
         )
 
 
@@ -194,6 +221,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
+        measures=config.task.measures,
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),

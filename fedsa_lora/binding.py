@@ -16,7 +16,7 @@ from fedsa_lora.suggest import listing, nearest
 T = TypeVar("T")
 TARGET = "_target_"
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-PLUGINS = "FEDSA_LORA_PLUGINS"  # comma-separated module prefixes that a user allows besides ours
+PLUGINS = "FEDSA_LORA_PLUGINS"  # comma-separated packages and modules that a user allows besides ours
 
 
 def unknown(place: object, kind: str, known: Sequence[str], name: object = None) -> str:
@@ -52,20 +52,21 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
 
 
 def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[str]) -> type[Any] | None:
-    """The class named by ``_target_``, if it is below an allowed module prefix.
+    """The class named by ``_target_``, if it is named by, and was defined in, an allowed package.
 
-    A config may come from another machine, so it must not name any class it likes. The
-    environment variable FEDSA_LORA_PLUGINS adds prefixes, on this machine only.
+    ``allowed`` are dotted names that end with a dot. A config may come from another machine, so it must not
+    name any class it likes, nor one that an allowed module merely imports. The environment variable
+    FEDSA_LORA_PLUGINS adds packages and modules, on this machine only.
     """
     target = node.get(TARGET) if isinstance(node, Mapping) else None
     if not isinstance(target, str):
         faults.append(f"{path}: expected a _target_, the dotted name of a class")
         return None
-    extra = tuple(p.strip() for p in os.environ.get(PLUGINS, "").split(",") if p.strip())
+    extra = tuple(f"{p.strip().rstrip('.')}." for p in os.environ.get(PLUGINS, "").split(",") if p.strip())
     if not target.startswith(allowed + extra):
         faults.append(
             f"{path}._target_: {target!r} is not allowed; expected {' or '.join(p + '*' for p in allowed)} "
-            f"(add prefixes of your own with the environment variable {PLUGINS})"
+            f"(add packages of your own with the environment variable {PLUGINS})"
         )
         return None
     module, _, name = target.rpartition(".")
@@ -77,7 +78,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not inspect.isclass(found):
         faults.append(f"{path}._target_: {target!r} is not a class")
         return None
-    if not found.__module__.startswith(allowed + extra) or inspect.isabstract(found):
+    if not f"{found.__module__}.".startswith(allowed + extra) or inspect.isabstract(found):
         faults.append(
             f"{path}._target_: {target!r} cannot be used; expected a concrete class that is defined there, "
             f"this is {'abstract' if inspect.isabstract(found) else f'one of {found.__module__}'}"
@@ -118,11 +119,12 @@ def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str
     return parameters, hints
 
 
-def raise_faults(faults: list[str]) -> None:
-    """Raise one ConfigError that lists every fault."""
+def raise_faults(faults: list[str], *, sent: str = "") -> None:
+    """Raise one ConfigError that lists every fault; ``sent`` is what a client sends of it."""
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise ConfigError(f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}")
+        text = f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}"
+        raise ConfigError(text, sent=sent)
 
 
 def _neighbours(module: str) -> list[str]:

@@ -21,7 +21,6 @@ from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.codec import compress
 from fedsa_lora.exchange.split import AdapterSplit
-from fedsa_lora.journal import record_error
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.personal import (
     COMMON,
@@ -72,7 +71,6 @@ class FedSAClient(NumPyClient):
             with self.store.locked():
                 payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
-            record_error("error", str(error))
             payload = np.zeros(0, np.float32)
             upload = self._upload(header.round, 0, error=told(error))
         return [payload], upload.examples, dict(wire.write_header(upload))
@@ -85,6 +83,7 @@ class FedSAClient(NumPyClient):
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
             self.store.claim(header.run, header.resumed, self.bench.data_digest)
+            self.store.count_evaluation(header.round)
             train, measured = len(self.model.data.train), len(self.model.held_out)
             if not measured:
                 return 0.0, 0, dict(wire.write_header(self._upload(header.round, train)))
@@ -96,7 +95,6 @@ class FedSAClient(NumPyClient):
             report = self._report(header, received, model)
             check_measured(report)
         except FedSAError as error:
-            record_error("error", str(error))
             upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self._upload(header.round, train, measured=measured, report=report)
@@ -202,7 +200,7 @@ class FedSAClient(NumPyClient):
 
     def _private_digest(self, arrays: NamedArrays) -> str:
         """Of what is always local, read back from the model: not of what a round makes so."""
-        return digest({name: arrays[name] for name in self.bench.split(self.layout).local})
+        return self.store.salted(digest({name: arrays[name] for name in self.bench.split(self.layout).local}))
 
     def _common(self, received: Received, names: frozenset[str]) -> NamedArrays:
         """The common values of some tensors, in the shapes of the resident model."""

@@ -15,6 +15,7 @@ from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord
 from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.files import writing
@@ -38,10 +39,13 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     node = Node.read(context.node_config)
     simulated = assemble.simulated()
     if node.store is None and not simulated:
-        raise ConfigError("this node names no store for what is its client's own: start it with store=FOLDER")
+        raise ConfigError(
+            "this node names no store for what is its client's own: start it with store=FOLDER",
+            sent="its node config names no store",
+        )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    store = assemble.store(config, node.client, node.store)
+    store = assemble.node_store(config, node)
     _make_folder(store.folder, config.run_dir)
     return node, config, bench, store
 
@@ -51,7 +55,10 @@ def _make_folder(folder: Path, run_dir: Path) -> None:
     deleted must not come back with half of its files. Raises RunError where there can be no folder."""
     inside = folder.is_relative_to(run_dir)
     if inside and not holds_run(run_dir):
-        raise RunError(f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way")
+        raise RunError(
+            f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way",
+            sent="the run directory was deleted, moved or replaced while its run was under way",
+        )
     with writing(folder):
         if inside:
             folder.parent.mkdir(exist_ok=True)
@@ -70,9 +77,20 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
     return Egress(store, config.run.keep_messages)(message, context, call_next)
 
 
+def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Whatever a node writes down is its user's alone, and nothing where its store is full."""
+    node, _, _, store = _serve(context)
+    if node.store is None or not isinstance(store, NodeStore):
+        return call_next(message, context)
+    check_room(node.store, node.store_limit)
+    store.close_to_others()
+    with unreadable_by_others():
+        return call_next(message, context)
+
+
 def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     *_, store = _serve(context)
     return ClientRecord(store.folder)(message, context, call_next)
 
 
-app = ClientApp(client_fn=client_fn, mods=[discreet, written_down, egress])
+app = ClientApp(client_fn=client_fn, mods=[discreet, unread, written_down, egress])

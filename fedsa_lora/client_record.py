@@ -10,12 +10,13 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from fedsa_lora.egress import refusal
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange.wire import BroadcastHeader, UploadHeader, read_header
 from fedsa_lora.exposition import METRICS, Labels, Metric, publish
-from fedsa_lora.journal import CLIENT_LOG, about, journal, record, record_error
+from fedsa_lora.journal import CLIENT_LOG, about, journal, record
 
-PHASES = {"train": "fit", "evaluate": "evaluate", "query": "query"}  # by Flower's message type
+PHASES = {"train": "fit"}  # by Flower's message type, where it has another name
 Header = TypeVar("Header", BroadcastHeader, UploadHeader)
 
 
@@ -35,8 +36,7 @@ class ClientRecord:
             try:
                 reply = call_next(message, context)
             except Exception as error:
-                record_error("failed", f"{type(error).__name__}: {error}", seconds=_since(started))
-                raise
+                return refusal(message, error)
             answer = _header(reply.content, UploadHeader) if reply.has_content() else None
             self._tell(reply, answer, _since(started))
             if answer is not None:

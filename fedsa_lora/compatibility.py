@@ -11,6 +11,7 @@ from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.selection import Threshold
 from fedsa_lora.exchange.split import Alternate, RoleSplit, SplitPolicy
 from fedsa_lora.learning.personalisation import Distillation, PFedMe
+from fedsa_lora.outside import run_name_fault
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.text import TextData
@@ -56,6 +57,8 @@ def _of_deployment(config: RunConfig) -> Iterator[str]:
         if federation.insecure or federation.root_certificates:
             yield "federation.insecure, root_certificates: of a connection to federation.superlink, not set"
         return
+    if fault := run_name_fault(config.run_dir.name):
+        yield fault
     if federation.own and not isinstance(config.task, TextData):
         yield f"partition=own: {type(config.task).__name__} reads no files; expected a task of texts"
     if federation.own and federation.label_meaning != "common":

@@ -56,7 +56,8 @@ def load(
         raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
     faults: list[str] = []
     if folders is not None:
-        raise_faults(list(foreign_words(words)))
+        foreign = list(foreign_words(words))
+        raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
     composable = _composable(words, faults)
     try:
         node = deepcopy(_composed(tuple(composable)))
@@ -68,7 +69,8 @@ def load(
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
         read = (found for found in paths(node) if found[0] not in UNREAD_BY_CLIENTS)
-        raise_faults(list(foreign_paths(read, folders)))
+        foreign = list(foreign_paths(read, folders))
+        raise_faults(foreign, sent="its config names data or a model that this node does not allow")
     _make_absolute(node)
     if node.get("title") is None:
         node["title"] = task_title(words, node)
@@ -112,15 +114,23 @@ def paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             if isinstance(value, str) and value:
                 yield section, key, value
             elif isinstance(value, dict):
-                yield from ((f"{section}.{key}", name, path) for name, path in value.items())
+                named = [(name, path) for name, path in value.items() if isinstance(path, str)]
+                yield from ((f"{section}.{key}", name, path) for name, path in named)
 
 
 def _make_absolute(node: dict[str, Any]) -> None:
     """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
-    a shipped data set, stays as it is; what a run is to write need not exist."""
+    a shipped data set, stays as it is; what a run is to write need not exist. Raises ConfigError for the home
+    folder of somebody who is no user here."""
     for section, key, value in list(paths(node)):
-        path = Path(value).expanduser() if isinstance(value, str) else None
-        if path is not None and value not in SHIPPED and (section == "run" or path.exists()):
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
+                "folder out"
+            ) from None
+        if value not in SHIPPED and (section == "run" or path.exists()):
             first, *rest = section.split(".")
             settings = node[first] if not rest else node[first][rest[0]]
             settings[key] = str(path.resolve())

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -14,50 +15,58 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
-from fedsa_lora.errors import FedSAError, LeakError
+from fedsa_lora.errors import FedSAError, LeakError, StoreError
 from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.journal import MAX_BYTES, OLDER, current, record_error
 from fedsa_lora.store import DirectoryStore
 
+SEARCHES = "egress.jsonl"
 log = logging.getLogger("flwr")
-_QUOTED = re.compile(r"""(['"])(?:file://)?~?/(?:[^'"\n]*/)?([^/'"\n]*)\1""")
-_PATH = re.compile(
-    r"""(?:file:(?=/)|(?<![\w/.:])|(?<=:)(?!//))~?/+(?:[^\s/'",;()\[\]]+/+)*([^\s/'",;()\[\]]*)"""
-)
 
 
 def told(error: Exception) -> str:
-    """What the server is told of a failure: its kind and its text, without the data that it quotes, where of
-    each absolute path only the last part is left. The client's own log has all of it."""
-    log.error("%s: %s", type(error).__name__, error)
-    return f"{type(error).__name__}: {_sendable(error)}"
+    """What the server is told of a failure: its kind, and what may leave this machine of it. The client's own
+    log has all of it, under the round and the phase that this text refers to."""
+    text = f"{type(error).__name__}: {error}"
+    record_error("error", text)
+    log.error("%s", text)
+    if not isinstance(error, FedSAError):
+        sent = "an error that was not expected"
+    elif error.is_open:
+        return text
+    else:
+        sent = error.sendable
+    return f"{type(error).__name__}: {sent}; all of it is in the log of this client{_where()}"
 
 
-def _sendable(error: Exception) -> str:
-    return without_places(error.sendable if isinstance(error, FedSAError) else str(error))
+def _where() -> str:
+    """The entries of the log that are about the message at hand."""
+    at = current()
+    facts = [f"round {at['round']}"] if at.get("round") is not None else []
+    facts += [at["phase"]] if at.get("phase") else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
-def without_places(text: str) -> str:
-    """A text in which every absolute path of this machine is cut to its last part."""
-    for folder in sorted({str(Path.home()), str(Path.cwd())} - {"/"}, key=len, reverse=True):
-        text = text.replace(f"{folder}/", "/")
-    return _PATH.sub(r"\1", _QUOTED.sub(r"\1\2\1", text))
+def refusal(message: Message, error: Exception) -> Message:
+    """The answer to a message that an error keeps from being answered."""
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
 
 
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answers with the reason of whatever a client raises, as ``told`` gives it: what is raised to Flower and
-    Ray goes to the server in their wrappers, with traceback and addresses."""
+    """Answers with ``told`` whatever a client raises before it has a log of its own: what is raised to Flower
+    and Ray goes to the server in their wrappers, with its text, traceback and addresses."""
     try:
         return call_next(message, context)
     except Exception as error:
-        log.exception("a %s message is answered by a failure", message.metadata.message_type)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
+        return refusal(message, error)
 
 
 class Egress:
     """Searches the serialised replies of one client for the values in its store.
 
-    Each search is a line in ``egress.jsonl`` beside the client's state. Raises LeakError, so that
-    nothing is sent, when a private value is found.
+    Each search is a line in ``egress.jsonl`` beside the client's state, of which older lines are kept as
+    those of logs are. Raises LeakError, so that nothing is sent, when a private value is found, and
+    StoreError when the line cannot be written.
     """
 
     def __init__(self, store: DirectoryStore, keep_messages: bool = False) -> None:
@@ -78,18 +87,50 @@ class Egress:
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder
-        folder.mkdir(exist_ok=True)
-        with open(folder / "egress.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-        if self.keep_messages:
-            self._keep(folder / "messages", kind, content)
+        try:
+            folder.mkdir(exist_ok=True)
+            _append(folder / SEARCHES, json.dumps(row))
+            if self.keep_messages:
+                _keep(folder / "messages", kind, content)
+        except OSError as error:
+            raise StoreError(
+                f"{folder}: what is sent cannot be written down ({error.strerror}), so it is not sent: make "
+                "space, or give this user the right to write there",
+                sent="what it sends cannot be written down, so it is not sent: check space and permissions",
+            ) from error
         if found:
             raise LeakError(
                 f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
                 "the split or a mod of yours lets B or the head out"
             )
 
-    def _keep(self, folder: Path, kind: str, content: bytes) -> None:
-        folder.mkdir(exist_ok=True)
-        count = len(list(folder.iterdir()))
-        (folder / f"{count:06d}-{kind}.bin").write_bytes(content)
+
+def searches(folder: Path) -> list[Path]:
+    """The files with the searches of a client's folder, oldest first."""
+    older = [folder / f"{SEARCHES}.{number}" for number in range(OLDER, 0, -1)]
+    return [path for path in (*older, folder / SEARCHES) if path.is_file()]
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a file; a full one becomes the first of ``OLDER`` that are kept beside it."""
+    if path.exists() and path.stat().st_size + len(line) >= MAX_BYTES:
+        for number in range(OLDER, 1, -1):
+            newer = path.with_name(f"{path.name}.{number - 1}")
+            if newer.exists():
+                newer.replace(path.with_name(f"{path.name}.{number}"))
+        path.replace(path.with_name(f"{path.name}.1"))
+    with open(path, "ab") as log:
+        start = log.tell()
+        try:
+            log.write(f"{line}\n".encode())
+            log.flush()
+        except OSError:  # on a full disk half of it may be there, to which the next would be added
+            with suppress(OSError):
+                os.truncate(path, start)
+            raise
+
+
+def _keep(folder: Path, kind: str, content: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    count = len(list(folder.iterdir()))
+    (folder / f"{count:06d}-{kind}.bin").write_bytes(content)

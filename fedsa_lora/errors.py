@@ -1,63 +1,95 @@
 """Errors a user can act on: each message names the culprit, what was expected and what to do."""
 
+from __future__ import annotations
+
 import re
+from typing import ClassVar
 
-_OPEN, _CLOSE = "\x02", "\x03"  # around what is private in a text; no value that was quoted holds them
-_MARKS = dict.fromkeys(map(ord, (_OPEN, _CLOSE)))
-_PRIVATE = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
-
-
-def private(text: str) -> str:
-    """The part of an error's text that holds a client's data: shown on the client's machine, not sent."""
-    return f"{_OPEN}{text.translate(_MARKS)}{_CLOSE}" if text else ""
+_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 
 
 class FedSAError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
 
-    def __str__(self) -> str:
-        return super().__str__().translate(_MARKS)
+    The message is for the machine where it is raised, and may quote a client's data there. A client sends
+    ``sendable`` in its place, which is made of nothing but ``sent``, a sentence that stands in the source,
+    ``key``, the key of the config at fault, and ``counts``, numbers by what they count. Raises TypeError for
+    a count that is no whole number, and ValueError for what is no key.
+    """
+
+    meaning: ClassVar[str] = "it failed"  # what is sent of an error without a sentence of its own
+    is_open: ClassVar[bool] = False  # whether its message quotes messages, tensors and settings alone
+
+    def __init__(self, message: str, *, sent: str = "", key: str = "", **counts: int) -> None:
+        super().__init__(message)
+        if key and not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a config")
+        if wrong := [name for name, count in counts.items() if type(count) is not int]:
+            raise TypeError(f"{wrong[0]} is no whole number")
+        self.sent, self.key, self.counts = sent, key, counts
 
     @property
     def sendable(self) -> str:
-        """The text without what is ``private`` in it, as it may leave the machine."""
-        return _PRIVATE.sub("[not sent]", super().__str__())
+        """What may leave the machine of it."""
+        if self.is_open:
+            return str(self)
+        facts = [self.key] if self.key else []
+        facts += [f"{count:,} {name.replace('_', ' ')}" for name, count in self.counts.items()]
+        return (self.sent or self.meaning) + (f" ({', '.join(facts)})" if facts else "")
 
 
 class ConfigError(FedSAError):
     """The configuration cannot be run; the message lists every fault found."""
 
+    meaning = "the run does not fit this node"
+
 
 class DataError(FedSAError):
     """A data set, a column, a label or a client's share of the data is unusable."""
+
+    meaning = "its data cannot be used as the run asks for"
 
 
 class ModelError(FedSAError):
     """A backbone cannot be loaded or does not have the layers that the config names."""
 
+    meaning = "the model cannot be loaded, or does not have what the run asks for"
+
 
 class LayoutError(FedSAError):
     """Arrays do not have exactly the names, shapes or dtype of a layout."""
+
+    is_open = True
 
 
 class SplitError(FedSAError):
     """A split is not disjoint and complete, or would share what a client forbids."""
 
+    is_open = True
+
 
 class WireError(FedSAError):
     """A message is malformed, or belongs to another round, client or layout."""
+
+    is_open = True
 
 
 class LeakError(FedSAError):
     """A message about to leave a client holds values that must stay on it."""
 
+    is_open = True
+
 
 class StoreError(FedSAError):
     """A client's state on disk is unreadable, incomplete or of another experiment."""
 
+    meaning = "what it keeps between rounds cannot be used"
+
 
 class TrainingError(FedSAError):
     """Local training cannot go on, for example because the loss is not finite."""
+
+    is_open = True
 
 
 class StoppedError(FedSAError):

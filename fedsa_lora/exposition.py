@@ -47,7 +47,7 @@ def exposition(metrics: Iterable[Metric], common: Labels) -> str:
 def publish(path: Path, metrics: Iterable[Metric], common: Labels) -> None:
     """Replace a file by the metrics of now. One that cannot be written is no reason to end a round."""
     try:
-        write_atomically(path, exposition(metrics, common).encode(), durable=False)
+        write_atomically(path, exposition(metrics, common).encode(errors="replace"), durable=False)
     except RunError as error:
         log.warning("%s", error)
 

@@ -16,6 +16,7 @@ log = logging.getLogger("flwr")
 # How safetensors, tokenizers (Rust) and shutil quote the number of a system's error in their own.
 _QUOTED_ERRNO = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[Errno (\d+)\]")
 REMEDY = "check space and permissions and try again"
+SENT = "a file cannot be written: check space and permissions on its machine"  # what a client says of it
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
@@ -42,7 +43,8 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
             temporary.unlink()
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
-            f"{REMEDY}"
+            f"{REMEDY}",
+            sent=SENT,
         ) from error
     return path
 
@@ -57,7 +59,7 @@ def writing(place: Path, remedy: str = REMEDY) -> Iterator[None]:
         raise
     except Exception as error:
         if fault := disk_fault(error):
-            raise RunError(f"{place} cannot be written: {fault}; {remedy}") from error
+            raise RunError(f"{place} cannot be written: {fault}; {remedy}", sent=SENT) from error
         raise
 
 
@@ -121,7 +123,8 @@ def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]
             descriptor = held.enter_context(_opened(folder))
         except OSError as error:
             raise RunError(
-                f"{folder} cannot be used: {error.strerror}; check its place and permissions"
+                f"{folder} cannot be used: {error.strerror}; check its place and permissions",
+                sent="a folder cannot be used: check the place and permissions of its store",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

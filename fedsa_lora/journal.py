@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 FIELDS = ("side", "client", "round", "phase", "event", "seconds", "bytes")
 MAX_BYTES, OLDER = 5_000_000, 3  # of a file; full ones kept beside it. A deployed client runs for months
+MAX_MESSAGE = 20_000  # characters of a message, so that none pushes all others out of the files
 SERVER_LOG, CLIENT_LOG = "logs/server.jsonl", "log.jsonl"  # in a run directory; in a client's own folder
 
 log = logging.getLogger("fedsa_lora")
@@ -37,6 +38,11 @@ def record(event: str, message: str = "", level: int = logging.INFO, **fields: A
 def record_error(event: str, message: str, **fields: Any) -> None:
     """Write down the exception that is being handled, with its traceback."""
     log.error("%s", message, exc_info=True, extra={"event": event, **fields})
+
+
+def current() -> dict[str, Any]:
+    """What is being logged at the moment is about: by name, those of FIELDS that are known."""
+    return dict(_about.get())
 
 
 @contextmanager
@@ -73,9 +79,9 @@ class _JsonLine(logging.Formatter):
         context = _about.get()
         row: dict[str, Any] = {"time": moment, "level": record.levelname}
         row |= {name: getattr(record, name, context.get(name)) for name in FIELDS}
-        row["message"] = record.getMessage().strip()
+        row["message"] = record.getMessage().strip()[:MAX_MESSAGE]
         if record.exc_info:
-            row["traceback"] = self.formatException(record.exc_info)
+            row["traceback"] = self.formatException(record.exc_info)[-MAX_MESSAGE:]
         return json.dumps(row, default=str)
 
 

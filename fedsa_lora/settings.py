@@ -133,7 +133,8 @@ class MachineSettings:
 class RunSettings:
     """Where a run writes. ``store`` null keeps the clients' state in the run directory.
 
-    ``keep_messages`` writes every serialised reply of every client beside its state, for audits.
+    ``keep_messages`` writes every serialised reply of every client beside its state, for audits; a node does
+    where its node config allows it.
     ``keep_trained``: clients also keep, in their own folders, what they trained in each round before it
     was aggregated, for the analysis of A and B (``fedsa_lora.runs.load_run``).
     ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only

@@ -89,6 +89,14 @@ class ClientStore(Protocol):
         """Keep what the client's model answered when it was last measured."""
         ...
 
+    def salted(self, digest: str) -> str:
+        """The digest of private tensors as the server may have it."""
+        ...
+
+    def count_evaluation(self, round_: int) -> None:
+        """Note that a round is evaluated. Raises StoreError when it was as often as the node allows."""
+        ...
+
 
 class DirectoryStore:
     """A client's generations as files under ``root / client``; the last ``keep`` are kept.
@@ -100,7 +108,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:
         if fault := client_fault(client):
-            raise StoreError(fault)
+            raise StoreError(fault, sent="its client id is no plain name")
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
         self._keep, self._resumed, self._data = keep, FIRST, ""
@@ -130,7 +138,8 @@ class DirectoryStore:
             self.folder,
             lambda holder: StoreError(
                 f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run "
-                "a store of its own (run.store, or store in the node config)"
+                "a store of its own (run.store, or store in the node config)",
+                sent="its store is in use by another process: wait until that run has ended",
             ),
         )
 
@@ -150,7 +159,8 @@ class DirectoryStore:
             if written_in == self._resumed:
                 raise StoreError(
                     f"round {round_} was asked for too late: this client has trained round {newest} since, "
-                    "and goes on from that"
+                    "and goes on from that",
+                    sent="the round was asked for too late: it has trained a later one since",
                 )
         return self.load(round_ - 1)
 
@@ -176,6 +186,14 @@ class DirectoryStore:
     def record(self, predictions: Predictions) -> None:
         write(self.folder, predictions)
 
+    def salted(self, digest: str) -> str:
+        """As it is: in a simulation the server's machine holds the tensors themselves, and two runs can be
+        compared by it."""
+        return digest
+
+    def count_evaluation(self, round_: int) -> None:
+        """A simulated client is evaluated as often as its run asks."""
+
     def _path(self, round_: int) -> Path:
         return self.folder / f"round-{round_:06d}.safetensors"
 
@@ -188,7 +206,8 @@ class DirectoryStore:
         if metadata.get("digest") != digest(tensors):
             raise StoreError(
                 f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
-                "delete it to go on from the generation before"
+                "delete it to go on from the generation before",
+                sent="a state that it kept was altered: restore or delete it on its machine",
             )
         memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
         return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})
@@ -199,7 +218,8 @@ class DirectoryStore:
             if known.get(key) != expected:
                 raise StoreError(
                     f"{path} belongs to {key} {known.get(key)!r}, this is {expected!r}: use another "
-                    "store folder for another experiment or run"
+                    "store folder for another experiment or run",
+                    sent="its store holds the state of another run or experiment: choose another run.dir",
                 )
 
 
@@ -211,7 +231,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
         raise StoreError(
             f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
-            "delete it to go on from the generation before"
+            "delete it to go on from the generation before",
+            sent="a state that it kept is unreadable: restore or delete it on its machine",
         ) from None
 
 

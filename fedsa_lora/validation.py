@@ -99,7 +99,7 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "machine.cpus_per_client": (1, None, True),
     "machine.gpus_per_client": (0, None, True),
     "machine.threads": (1, None, True),
-    "run.keep_generations": (1, None, True),
+    "run.keep_generations": (1, 100, True),  # each reply is searched for the values of all of them
 }
 
 

@@ -11,6 +11,8 @@ from flwr.server.client_proxy import ClientProxy
 
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.reported import Numbers
+from fedsa_lora.store import client_fault
 from strategies.reasons import plain_reason
 from strategies.traffic import message_bytes
 
@@ -18,6 +20,15 @@ Res = TypeVar("Res", FitRes, EvaluateRes)
 Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
+MAX_NAME = 64  # of the name of a client, or of the number of a node that has not told one
+
+
+def one_line(text: str, most: int = MAX_REASON) -> str:
+    """The text of a client or of its node on one line that cannot fill a disk, command a terminal or turn
+    the direction of what is written; what is cut off of it is counted."""
+    line = "".join(c if c.isprintable() else " " for c in text[:most])
+    cut = len(text) - most
+    return f"{line} ({cut:,} more characters)" if cut > 0 else line
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,8 @@ class Remark:
 
     @classmethod
     def of(cls, client: str | None, kind: Kind, reason: str) -> Remark:
-        """With the text of a client or of its node on one line that cannot fill a disk or command a
-        terminal; what is cut off of it is counted."""
-        text = "".join(c if c.isprintable() else " " for c in reason[:MAX_REASON])
-        cut = len(reason) - MAX_REASON
-        return cls(client, kind, f"{text} ({cut:,} more characters)" if cut > 0 else text)
+        """With what a client or its node may have written as ``one_line``."""
+        return cls(None if client is None else one_line(client, MAX_NAME), kind, one_line(reason))
 
     def __str__(self) -> str:
         return self.reason if self.client is None else f"client {self.client}: {self.reason}"
@@ -87,15 +95,13 @@ def admit(
     results: Iterable[tuple[ClientProxy, Res]],
     failures: Iterable[Failure[Res]],
     name_of: Callable[[ClientProxy], str],
+    numbers: Numbers,
     *,
-    needed: tuple[str, ...] = (),
-    metrics: tuple[str, ...] = (),
     decode: Callable[[wire.UploadHeader, Res], Any] = lambda header, result: None,
 ) -> Admission[Res]:
     """Sort what arrived into what holds and what does not.
 
-    ``needed`` are the numbers that a report must have, ``metrics`` those of a client that was measured.
-    ``decode`` raises WireError for values that must not get in.
+    ``numbers`` are what a report may hold. ``decode`` raises WireError for values that must not get in.
     """
     admitted: dict[str, Answer[Res]] = {}
     remarks = [_lost(failure, name_of) for failure in failures]
@@ -106,10 +112,12 @@ def admit(
             header = wire.read_header(result.metrics, wire.UploadHeader)
             if header.client != name_of(proxy) or header.client in admitted:
                 raise WireError(f"answers as client {header.client!r}, or for the second time")
+            if fault := client_fault(header.client):
+                raise WireError(fault)
             if header.error:
                 remarks.append(Remark.of(header.client, "error", header.error))
                 continue
-            wire.check_upload(header, round_, needed, metrics)
+            wire.check_upload(header, round_, numbers)
             admitted[header.client] = Answer(header, proxy, result, size, decode(header, result))
         except WireError as error:
             remarks.append(Remark.of(name_of(proxy), "rejected", str(error)))

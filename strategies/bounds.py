@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.wire import MAX_EXAMPLES
-from strategies.admission import Admission, Remark
+from strategies.admission import Admission, Remark, Res
 from strategies.reasons import causes
 from strategies.updates import Update
 
@@ -27,7 +27,8 @@ class Bounds:
 
     ``norm``: the L2 norm of an update; ``median_factor``: the same in medians of the round. Given both,
     the smaller one counts; None: no bound. What exceeds it is rejected or clipped (``action``), that is,
-    scaled down to it (arXiv:1911.07963). ``max_examples`` may be claimed, as they weigh in a mean.
+    scaled down to it (arXiv:1911.07963). ``max_examples`` may be claimed, to be trained or to be measured
+    on, as they weigh in a mean.
     With more rejections than ``max_rejections`` of all uploads of the run so far it ends; None: never.
     """
 
@@ -48,13 +49,23 @@ class Bounds:
 
 def bounded(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:
     """The admission without the answers that exceed a bound, or with their updates clipped to it."""
-    over = [a.header for a in admission.answers if a.header.examples > bounds.max_examples]
-    told = "claims {} examples, expected 1 to " + str(bounds.max_examples)
-    remarks = [Remark(h.client, "rejected", told.format(h.examples)) for h in over]
-    believed = _without(admission, remarks)
+    within = believed(admission, bounds)
     if bounds.norm is None and bounds.median_factor is None:
-        return believed
-    return _within_norm(believed, layout, bounds)
+        return within
+    return _within_norm(within, layout, bounds)
+
+
+def believed(admission: Admission[Res], bounds: Bounds) -> Admission[Res]:
+    """The admission without the answers that claim more than ``max_examples``, trained or measured on."""
+    remarks = []
+    for header in (answer.header for answer in admission.answers):
+        if header.examples > bounds.max_examples:
+            told = f"claims {header.examples} examples, expected 1 to {bounds.max_examples}"
+            remarks.append(Remark(header.client, "rejected", told))
+        elif header.measured > bounds.max_examples:
+            told = f"was measured on {header.measured} examples, expected 0 to {bounds.max_examples}"
+            remarks.append(Remark(header.client, "rejected", told))
+    return _without(admission, remarks)
 
 
 def _within_norm(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:
@@ -116,7 +127,7 @@ def _scaled(update: Update, share: float | None) -> Update:
     return update if share is None else replace(update, values=update.values * np.float32(share))
 
 
-def _without(admission: Admission[FitRes], remarks: Sequence[Remark]) -> Admission[FitRes]:
+def _without(admission: Admission[Res], remarks: Sequence[Remark]) -> Admission[Res]:
     """The admission with the answers of these clients rejected."""
     gone = {remark.client for remark in remarks}
     answers = [answer for answer in admission.answers if answer.header.client not in gone]

@@ -21,7 +21,7 @@ from flwr.compat.common import recorddict_compat as compat
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from strategies.admission import Failure, Kind, Remark, Res, Unanswered
+from strategies.admission import Failure, Kind, Remark, Res, Unanswered, one_line
 from strategies.reasons import plain_reason
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
@@ -170,7 +170,8 @@ class Collection(Generic[Ins, Res]):
         if kind == "error" or question.asked > self.retries:
             return self._fail(question, kind, reason)
         client = self.name_of(question.proxy)
-        log.info("client %s is asked once more: %s", client, reason, extra={"client": client})
+        told = one_line(reason)
+        log.info("client %s is asked once more: %s", client, told, extra={"client": client})
         question.due = time.monotonic() + RETRY_SECONDS
         return self._waiting.append(question)
 

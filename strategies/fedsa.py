@@ -30,10 +30,11 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
+from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, admit
 from strategies.attendance import Attendance
-from strategies.bounds import Bounds, Rejections, bounded
+from strategies.bounds import Bounds, Rejections, believed, bounded
 from strategies.cohort import Cohort, at_least
 from strategies.decoding import Decoder
 from strategies.downlink import Downlink
@@ -84,6 +85,9 @@ class FedSA(Strategy):
         Whether every client counts the same, whatever its number of train examples.
     bounds : Bounds
         How large an upload and its number of examples may be, and how many may be rejected; None: no bounds.
+    measures : mapping
+        The numbers that the task measures, each with its range: clients may report these, and no others. At
+        least ``accuracy`` and ``loss``.
     min_results : float
         Share of the clients that a round needs which must answer well for it to count. With fewer the
         round is skipped: what is common stays as it was.
@@ -113,6 +117,7 @@ class FedSA(Strategy):
         frozen: Frozen | None = None,
         uniform: bool = False,
         bounds: Bounds | None = None,
+        measures: Mapping[str, Range] = MEASURES,
         min_results: float = 1.0,
         attendance: Attendance | None = None,
         run: str = "",
@@ -124,6 +129,7 @@ class FedSA(Strategy):
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.run, self.resumed = run, resumed
         self.bounds = bounds or Bounds()
+        self.trained, self.evaluated = of_training(measures), of_evaluation(measures)
         self.rejections = Rejections(self.bounds.max_rejections)
         self.attendance = attendance or Attendance()
         self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
@@ -169,9 +175,7 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
-        admission = admit(
-            server_round, results, failures, self.cohort.name, needed=("loss",), decode=self.decode
-        )
+        admission = admit(server_round, results, failures, self.cohort.name, self.trained, decode=self.decode)
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)
         answered = {answer.header.client for answer in admission.answers}
@@ -216,7 +220,8 @@ class FedSA(Strategy):
         worst. Raises RunError where none answers in the last round: the run has no result."""
         if not self._measures(server_round):
             return None, {}
-        admission = admit(server_round, results, failures, self.cohort.name, metrics=("loss", "accuracy"))
+        admission = admit(server_round, results, failures, self.cohort.name, self.evaluated)
+        admission = believed(admission, self.bounds)
         warn_of(admission)
         rows = self.ledger.evaluate(admission)
         if not rows and server_round == self.evaluation.rounds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median_low
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ State = dict[str, NDArray[np.float64]]
 _BYTES = 4  # of a value, as a budget counts
 _DIGITS = 12  # of a disagreement: orthogonal updates are exactly 0.5, whatever the order of a sum
 _MOST = float(np.finfo(np.float32).max)  # that a score counts for: sums of such do not overflow
+_SOUND = 10.0  # medians of a round that the scores of one client add up to at most
 _FEDERATION = ""  # under which the scores of scope "federation" are kept
 
 
@@ -67,8 +68,9 @@ class ImportancePlan:
         """Take in a round: scores by client in the order of the pool, weights of the clients (their
         examples; one of 0 does not count), and the disagreement of the tensors that several shared.
 
-        What was not heard in this round stays as it was. Raises WireError, and learns nothing, when
-        scores are not one for each tensor, finite and at least 0.
+        In scope "federation" no client's scores count for more than _SOUND medians of the round. What was not
+        heard in this round stays as it was. Raises WireError, and learns nothing, when scores are not one for
+        each tensor, finite and at least 0.
         """
         rows = {client: self._row(client, scores[client]) for client in sorted(scores)}
         if disagreement:
@@ -140,7 +142,13 @@ class ImportancePlan:
         total = math.fsum(weights[client] for client in counted)
         if not counted:
             return {}
-        return {_FEDERATION: np.sum([weights[client] / total * rows[client] for client in counted], axis=0)}
+        sizes = {client: float(rows[client].sum()) for client in counted}
+        most = _SOUND * median_low([size for size in sizes.values() if size] or [1.0])
+        parts = [
+            weights[client] / total * min(1.0, most / (sizes[client] or 1.0)) * rows[client]
+            for client in counted
+        ]
+        return {_FEDERATION: np.sum(parts, axis=0)}
 
     def _turned(self, memory: _Memory) -> _Memory:
         levels, at, margin = self._levels(memory.scores), self.threshold, self._policy.margin

@@ -296,6 +296,25 @@ def test_a_plug_in_is_allowed_by_its_machine_and_not_by_a_config(tmp_path, monke
     assert "is not allowed" in faults_of(["++task._target_=os.system"])
 
 
+@pytest.mark.case(37)
+@pytest.mark.parametrize("allowed", ["my_shouting", "my_shouting_task.Shou", "my", "."])
+def test_a_plug_in_is_a_whole_package_and_not_the_beginning_of_its_name(tmp_path, monkeypatch, allowed):
+    (tmp_path / "my_shouting_task.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", allowed)
+    assert "is not allowed" in faults_of(["++task._target_=my_shouting_task.ShoutingTask"])
+
+
+@pytest.mark.case(37)
+def test_what_a_plug_in_imports_from_elsewhere_is_not_the_plug_ins(tmp_path, monkeypatch):
+    (tmp_path / "my_imports.py").write_text("from subprocess import Popen\nimport os\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "my_imports.")
+    assert "one of subprocess" in faults_of(["++task._target_=my_imports.Popen"])
+    for target in ("my_imports.os.system", "my_imports.os", "fedsa_lora.tasks.sources.os.system"):
+        assert "task._target_" in faults_of([f"++task._target_={target}"])
+
+
 def test_all_faults_are_told_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = {

@@ -13,8 +13,9 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsa_lora.egress import Egress, discreet
+from fedsa_lora.egress import Egress, searches
 from fedsa_lora.errors import LeakError, StoreError
+from fedsa_lora.runs.summary import proof
 from fedsa_lora.store import ClientState, DirectoryStore
 
 RNG = np.random.default_rng(0)
@@ -105,6 +106,63 @@ def test_before_its_first_state_a_client_has_nothing_to_leak(tmp_path):
     assert (row["private_values"], row["round"], row["matches"]) == (0, 0, 0)
 
 
+def test_the_log_of_searches_rotates_and_all_that_is_kept_is_read_in_order(tmp_path, monkeypatch):
+    store = store_with(tmp_path)
+    reply_of(Egress(store), [A])
+    line = len((store.folder / "egress.jsonl").read_bytes())
+    monkeypatch.setattr("fedsa_lora.egress.MAX_BYTES", 3 * line)
+    for _ in range(19):
+        reply_of(Egress(store), [A])
+    files = searches(store.folder)
+    assert [path.name for path in files] == [f"egress.jsonl{end}" for end in (".3", ".2", ".1", "")]
+    assert all(path.stat().st_size <= 3 * line for path in files)
+    rows = [json.loads(row) for path in files for row in path.read_text().splitlines()]
+    times = [row["time"] for row in rows]
+    assert times == sorted(times)
+    assert 7 <= len(rows) <= 12
+    assert proof(tmp_path, [])["messages"] == len(rows)
+
+
+@pytest.mark.case(40)
+def test_a_search_that_cannot_be_written_down_is_a_reply_that_is_not_sent(tmp_path, monkeypatch):
+    store = store_with(tmp_path)
+    reply_of(Egress(store), [A])
+    before = (store.folder / "egress.jsonl").read_bytes()
+    real = open
+
+    class Full:
+        """A file on a disk that takes half a line."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *raised):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    def full(path, mode="r", **options):
+        file = real(path, mode, **options)
+        return Full(file) if mode == "ab" else file
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(
+        StoreError, match=r"cannot be written down \(No space left on device\), so it is not sent"
+    ):
+        reply_of(Egress(store), [A])
+    monkeypatch.undo()
+    assert (store.folder / "egress.jsonl").read_bytes() == before, "half a line would spoil the next"
+
+
 def test_kept_messages_are_exactly_the_bytes_of_the_replies_in_order(tmp_path):
     store = store_with(tmp_path)
     replies = [reply_of(Egress(store, keep_messages=True), [A + i]) for i in range(3)]
@@ -129,15 +187,3 @@ def test_an_answer_without_content_is_left_alone(tmp_path):
         Egress(store)(asked, Context(1, 7, {}, RecordDict(), {}), lambda message, context: answer) is answer
     )
     assert not (store.folder / "egress.jsonl").exists()
-
-
-@pytest.mark.parametrize("error", [ValueError, StoreError])
-def test_whatever_a_client_raises_is_its_answer_in_its_own_words_without_the_places_of_its_machine(error):
-    def broken(context):
-        raise error("no room on /var/lib/clients/7/state.bin: make some")
-
-    app = ClientApp(client_fn=broken, mods=[discreet])
-    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters([A]), {}), keep_input=True)
-    reply = app(Message(content, dst_node_id=7, message_type="train"), Context(1, 7, {}, RecordDict(), {}))
-    assert reply.has_error()
-    assert reply.error.reason == f"{error.__name__}: no room on state.bin: make some"

@@ -53,6 +53,11 @@ def test_any_label_and_value_is_read_back(label, common, value):
     assert found == value or (math.isnan(found) and math.isnan(value))
 
 
+def test_a_label_that_cannot_be_written_does_not_keep_the_file_from_being_written(tmp_path):
+    publish(tmp_path / METRICS, [Metric("x", "gauge", "One.", [({}, 1)])], {"run": "\ud800"})
+    assert f'{PREFIX}x{{run="?"}} 1.0' in (tmp_path / METRICS).read_text("utf-8")
+
+
 def test_help_is_one_line_and_what_is_not_known_is_left_out():
     metrics = [
         Metric("a_total", "counter", "Two\nlines and \\.", [({}, 1)]),

@@ -15,6 +15,7 @@ from fedsa_lora.cli import main
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
+from fedsa_lora.runs.frames import load_run
 from fedsa_lora.runs.inprocess import run_in_process
 
 SMOKE = ("experiment=smoke", "federation.min_results=0.5", "evaluation.local_only=false")
@@ -92,6 +93,43 @@ def test_a_run_with_too_many_rejections_fails_and_says_who_and_why(hostile, tmp_
     assert status["state"] == "failed"
     assert "client 3: " in status["reason"]
     assert "bounds.max_rejections=0.4" in status["reason"]
+
+
+HOSTILE_WORDS = {
+    "0": {"error": "\u202e\x1b[2J<script>alert(1)</script> =cmd|calc [bold]x[/nope]"},
+    "1": {"private_before": "\ud800", "private_after": "<script>"},
+    "2": {"report": {"loss": 1.0, "accuracy": 0.5, "\ud800": 1.0, "=1+1": 2.0}},
+}
+
+
+@pytest.mark.case(35)
+def test_whatever_clients_write_report_tables_and_frames_of_a_real_run_can_be_read(
+    tmp_path, monkeypatch, capsys
+):
+    def hostile(honest):
+        def answer(self, parameters, config):
+            first, second, metrics = honest(self, parameters, config)
+            fields = json.loads(metrics[wire.KEY])
+            said = fields | HOSTILE_WORDS.get(fields["client"], {})
+            return first, second, metrics | {wire.KEY: json.dumps(said)}
+
+        return answer
+
+    monkeypatch.setattr(FedSAClient, "fit", hostile(FedSAClient.fit))
+    monkeypatch.setattr(FedSAClient, "evaluate", hostile(FedSAClient.evaluate))
+    words = ("experiment=smoke", "federation.min_results=0.1", "bounds.max_rejections=null")
+    path = run_in_process([*words, "evaluation.local_only=false", f"run.dir={tmp_path / 'run'}"])
+    assert {row["client"] for row in rows(path, "clients")} == {"3"}
+    page = (path / "report.html").read_text("utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\u202e" not in page
+    run = load_run(path)
+    assert run.outcomes.loc["3", "personalised"] == run.summary["personalised"]["mean"]
+    assert "\ud800" not in "".join(run.clients.columns)
+    assert main(["watch", "--once", str(path)]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.split("\n")[-40:])
+    assert (path / "clients.csv").read_text("utf-8").count("\n") == 1 + len(run.clients)
 
 
 def test_a_plan_tells_what_the_bounds_are(capsys):

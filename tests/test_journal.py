@@ -38,6 +38,15 @@ def test_an_event_is_one_line_with_every_field_whatever_it_says(tmp_path):
     assert row.items() >= (told | {"seconds": 0.5, "bytes": 12, "message": said, "level": "INFO"}).items()
 
 
+def test_no_message_is_so_long_that_it_pushes_the_others_out(tmp_path):
+    with journal(tmp_path / "log", "server"):
+        FLOWER.warning("kept")
+        FLOWER.warning("%s", "\x1b" * 10**7)
+    kept, cut = rows(tmp_path / "log")
+    assert kept["message"] == "kept"
+    assert len(cut["message"]) == journal_module.MAX_MESSAGE
+
+
 def test_an_exception_is_one_line_with_its_traceback(tmp_path):
     with journal(tmp_path / "log", "server"):
         try:

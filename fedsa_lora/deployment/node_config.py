@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,10 @@ from fedsa_lora.exchange.arrays import ROLES
 from fedsa_lora.store import client_fault
 from fedsa_lora.suggest import listing, nearest
 
-KEYS = ("client-id", "partition-id", "num-partitions", "data.path", "store", "paths", "forbid")
+KEYS = (
+    "client-id", "partition-id", "num-partitions", "data.path", "store", "paths", "forbid",
+    "store-limit", "keep-messages", "evaluations",
+)  # fmt: skip
 _SEPARATORS = re.compile(r"[,\s]+")  # of the words of forbid
 _OF_A_PATTERN = re.compile(r"[.*?\[]")  # the names of tensors have dots
 
@@ -28,6 +32,10 @@ class Node:
     split; None for a part of the run's data set. ``store`` is the root of what it keeps between rounds, None
     in simulation. ``paths`` are the folders that a run may name other data and models in. ``forbid`` are
     roles and patterns of tensor names that it does not let out.
+
+    What runs may cost it: ``store_limit`` (``store-limit``) is how many GB the store may hold, all its runs
+    together, before nothing more is answered; ``keep_messages`` (``keep-messages``): a run may have every
+    reply kept (``run.keep_messages``); ``evaluations``: how many evaluate messages of one round are answered.
     """
 
     client: str
@@ -35,6 +43,9 @@ class Node:
     store: Path | None = None
     paths: tuple[Path, ...] = ()
     forbid: tuple[str, ...] = ()
+    store_limit: float = 20.0
+    keep_messages: bool = False
+    evaluations: int = 10
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Node:
@@ -43,7 +54,7 @@ class Node:
         Raises ConfigError with every fault that its words show, so that a word which was meant to keep
         something in is never passed over.
         """
-        _refuse(list(_faults(config)))
+        _refuse([*_faults(config), *_limit_faults(config)])
         return _node(config)
 
     @classmethod
@@ -53,13 +64,15 @@ class Node:
         Raises ConfigError with every fault.
         """
         node = _node(config)
-        _refuse([*_faults(config), *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
+        words = [*_faults(config), *_limit_faults(config)]
+        _refuse([*words, *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
         return node
 
 
 def _refuse(faults: list[str]) -> None:
     if faults:
-        raise ConfigError("the node config cannot be used: " + "; ".join(faults))
+        text = "the node config cannot be used: " + "; ".join(faults)
+        raise ConfigError(text, sent="its node config cannot be used")
 
 
 def _node(config: Mapping[str, Any]) -> Node:
@@ -70,6 +83,9 @@ def _node(config: Mapping[str, Any]) -> Node:
         store=None if store in (None, "") else _absolute(str(store)),
         paths=tuple(_absolute(path) for path in _folders(config) if path),
         forbid=_forbidden(config),
+        store_limit=config.get("store-limit", Node.store_limit),
+        keep_messages=config.get("keep-messages", Node.keep_messages),
+        evaluations=config.get("evaluations", Node.evaluations),
     )
 
 
@@ -98,6 +114,16 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
                 f"forbid: {word!r} would keep nothing in{nearest(word, ROLES)}; expected roles ("
                 f"{listing(ROLES)}) and patterns of tensor names, such as *.layer.5.*"
             )
+
+
+def _limit_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    limit, times = config.get("store-limit", Node.store_limit), config.get("evaluations", Node.evaluations)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+        yield f"store-limit: {limit!r} is no number of GB; expected for example store-limit=20"
+    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+        yield f"evaluations: {times!r} is no number of answers; expected for example evaluations=10"
+    if not isinstance(kept := config.get("keep-messages", False), bool):
+        yield f"keep-messages: {kept!r} is neither true nor false"
 
 
 def _store_faults(store: Path | None) -> Iterator[str]:

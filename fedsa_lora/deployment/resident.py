@@ -62,7 +62,8 @@ class Resident:
             client.close()
 
     def _answer(self, message: Message, context: Context, run: Run, fab: Fab) -> tuple[Message, str]:
-        """The app's reply and "", or an error and its reason."""
+        """The app's reply and "", or an error and its reason, which says nothing of this machine: the app
+        answers for itself once it is there."""
         try:
             if self._app is None:
                 install_from_fab(fab.content, skip_prompt=True)
@@ -71,7 +72,7 @@ class Resident:
             return self._app(message=message, context=context), ""
         except (Exception, KeyboardInterrupt) as error:
             log.exception("ClientApp raised an exception")
-            reason = f"{type(error)}:<'{error}'>"
+            reason = f"{type(error).__name__}: the app of this run cannot be used here; see the node's log"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message), reason
 
 

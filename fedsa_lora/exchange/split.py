@@ -189,7 +189,8 @@ def _demand_matches(patterns: Iterable[str], names: Sequence[str], frozen: Itera
     if idle:
         raise ConfigError(
             f"forbid: {', '.join(map(repr, idle))} matches no tensor of this model; expected roles "
-            f"({listing(ROLES)}) and patterns of names such as {listing(names, 6)}"
+            f"({listing(ROLES)}) and patterns of names such as {listing(names, 6)}",
+            sent="a pattern of its node's forbid matches no tensor of the model",
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,15 +24,24 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.reported import Numbers
 
 KEY = "fedsa"
 VERSION = 5
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
+MAX_ROUND = 10**9
 MAX_ARRAY_HEADER = 1024
-# Numbers of a report that are shares, each of the examples that a client is measured on
-SHARES = ("accuracy", "accuracy_before", "attack_success", "global_accuracy", "local_only", "majority")
-LARGEST = 1e150  # in a report: neither sums nor squares of such numbers overflow
+# What the texts of a header may be, but for the client's id, which the server compares with the one it
+# knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/admission.py)
+_DIGEST, _MASK = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?"), re.compile(r"[0-9a-f]*")
+_TEXTS = {
+    **dict.fromkeys(("layout", "digest", "private_before", "private_after"), _DIGEST),
+    **dict.fromkeys(("shared", "carried", "joining"), _MASK),
+    "codec": re.compile(r"[ -~]{0,200}"),
+    "run": re.compile(r"[A-Za-z0-9._-]{0,64}"),
+    "resumed": re.compile(r"[0-9]{4,9}"),
+}
 
 
 def stretch(resumed: int) -> str:
@@ -123,15 +133,28 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
-        content: dict[str, Any] = json.loads(text)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
+        values = {name: _plain(value) for name, value in content.items()}
         header = kind(**values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
-    if header.version != VERSION:
-        raise WireError(f"header of version {header.version!r}, expected {VERSION}: update the older side")
     _check_types(header)
     return header
+
+
+def _plain(value: Any) -> Any:
+    """A list as a tuple. The numbers of a mapping as floats; -0.0, the loss of a perfect model, as 0.0."""
+    if isinstance(value, dict):
+        return {key: float(part) + 0.0 if _is_number(part) else part for key, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that stands in it twice: readers differ in which counts."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key stands in it twice")
+    return content
 
 
 def _check_types(header: BroadcastHeader | UploadHeader) -> None:
@@ -141,8 +164,14 @@ def _check_types(header: BroadcastHeader | UploadHeader) -> None:
         expected = plain.get(str(declared))
         if expected is not None and type(value) is not expected:
             raise WireError(f"header field {name!r} must be {declared}, got {type(value).__name__}")
-    if header.round < 0:
-        raise WireError(f"header field 'round' must not be negative, got {header.round}")
+    if header.version != VERSION:
+        raise WireError(f"header of version {header.version}, expected {VERSION}: update the older side")
+    if not 0 <= header.round <= MAX_ROUND:
+        raise WireError(f"header field 'round' must be 0 to {MAX_ROUND}, got {header.round}")
+    for name, sound in _TEXTS.items():
+        value = getattr(header, name, None)  # it may be a field of the other kind of header
+        if value is not None and not sound.fullmatch(value):
+            raise WireError(f"header field {name!r} is {value[:40]!r}: expected to match {sound.pattern}")
     if isinstance(header, BroadcastHeader):
         if header.total < 0:
             raise WireError(f"header field 'total' must not be negative, got {header.total}")
@@ -238,12 +267,9 @@ def names_of(mask: str, layout: Layout) -> frozenset[str]:
         raise WireError(str(error)) from None
 
 
-def check_upload(
-    header: UploadHeader, round_: int, needed: Sequence[str] = (), metrics: Sequence[str] = ()
-) -> None:
-    """Raise WireError unless an upload answers this round, with a believable weight and with the
-    ``needed`` numbers in its report, of which no mean can overflow and no accuracy is beyond 0 to 1.
-    ``metrics`` are needed as well of a client that was measured; one that was not reports no share."""
+def check_upload(header: UploadHeader, round_: int, numbers: Numbers) -> None:
+    """Raise WireError unless an upload answers this round, with a believable weight and with the ``numbers``
+    of its phase in its report."""
     if header.error:
         raise WireError(header.error)
     if header.round != round_:
@@ -252,12 +278,4 @@ def check_upload(
         raise WireError(f"claims {header.examples} examples, expected 1 to {MAX_EXAMPLES}")
     if not 0 <= header.measured <= MAX_EXAMPLES:
         raise WireError(f"was measured on {header.measured} examples, expected 0 to {MAX_EXAMPLES}")
-    expected = [*needed, *metrics] if header.measured else needed
-    if missing := [name for name in expected if name not in header.report]:
-        raise WireError(f"its report lacks {missing}")
-    if not header.measured and (claimed := [name for name in SHARES if name in header.report]):
-        raise WireError(f"reports {claimed}, measured on no example")
-    for name, value in header.report.items():
-        low, high = (0, 1) if name in SHARES else (-LARGEST, LARGEST)
-        if not low <= value <= high:
-            raise WireError(f"reports {name!r} of {value:g}, expected {low:g} to {high:g}")
+    numbers.check(header.report, header.measured)

@@ -103,7 +103,15 @@ def remarks(record: RunRecord) -> list[Remark]:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Client ids with numbers in the order of their value: 2 before 10, words after all numbers."""
-    return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+    return sorted(names, key=_place)
+
+
+def _place(name: str) -> tuple[int, int, str, str]:
+    """By its digits, not by its value: Python makes no number of more than 4300."""
+    if not (name.isascii() and name.isdecimal()):
+        return (1, 0, name, "")
+    digits = name.lstrip("0")
+    return (0, len(digits), digits, name)
 
 
 def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: Row) -> ClientOutcome:

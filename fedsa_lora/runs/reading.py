@@ -126,6 +126,17 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
+def _whole(value: Any) -> Any:
+    """The same content with a question mark for each half of a pair of surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(part) for key, part in value.items()}
+    return value
+
+
 def _parse(text: bytes, place: str, required: Collection[str]) -> Row:
     try:
         value = json.loads(text)
@@ -135,6 +146,8 @@ def _parse(text: bytes, place: str, required: Collection[str]) -> Row:
         raise RunError(
             f"{place}: expected a JSON object, found {type(value).__name__}; repair it or run again"
         )
+    if b"\\ud" in text.lower():  # it may hold half of a pair of surrogates, of which no file can be written
+        value = dict(_whole(value))
     if missing := sorted(set(required) - value.keys()):
         raise RunError(f"{place}: missing {', '.join(missing)}; was it written by another version?")
     return value

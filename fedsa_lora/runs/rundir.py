@@ -25,7 +25,7 @@ from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, now, stopped_after
 from fedsa_lora.runs.metrics import FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
-from fedsa_lora.runs.wording import percent
+from fedsa_lora.runs.wording import percent, plain
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -296,13 +296,21 @@ def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV, with every column that one of them has."""
+    """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
+    spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = plain(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _make(path: Path) -> None:

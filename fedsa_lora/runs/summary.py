@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsa_lora.egress import searches
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.outcomes import CLIPPED, failures, in_order
@@ -76,7 +77,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "bytes_up_share_ab": 4 * (parameters["A"] + parameters["B"] + heads),
         "seconds": sum(row["seconds"] for row in rounds),
         "parameters": parameters,
-        "proof": proof(config.store_dir, fits),
+        "proof": proof(config.store_dir, fits, salted=config.federation.superlink is not None),
     }
 
 
@@ -174,11 +175,12 @@ def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:
     return model.counts() | {"shared": model.layout.select(config.split(model.layout).shared).size}
 
 
-def proof(store_dir: Path, fits: Sequence[Row]) -> dict[str, Any]:
+def proof(store_dir: Path, fits: Sequence[Row], salted: bool = False) -> dict[str, Any]:
     """What shows that private tensors stayed where they belong.
 
     ``chain_breaks``: fits that did not start from the private state that the same client had
-    after its fit before. ``distinct_b``: no two clients ended with the same private state. The
+    after its fit before. ``distinct_b``: no two clients ended with the same private state; None where their
+    digests are ``salted``, as those of nodes are, and cannot be compared between clients. The
     searches of outgoing messages are counted where the clients' stores can be read.
     """
     last: dict[str, str] = {}
@@ -186,12 +188,13 @@ def proof(store_dir: Path, fits: Sequence[Row]) -> dict[str, Any]:
     for row in sorted(fits, key=lambda row: int(row["round"])):
         breaks += row["client"] in last and row["private_before"] != last[row["client"]]
         last[row["client"]] = row["private_after"]
-    searches = [row for log in sorted(store_dir.glob("*/egress.jsonl")) for row in read_jsonl(log)]
+    logs = [log for folder in sorted(store_dir.glob("*")) for log in searches(folder)]
+    searched = [row for log in logs for row in read_jsonl(log)]
     return {
-        "messages": len(searches),
-        "bytes_searched": sum(row["bytes"] for row in searches),
-        "private_values": max((row["private_values"] for row in searches), default=0),
-        "matches": sum(row["matches"] for row in searches),
+        "messages": len(searched),
+        "bytes_searched": sum(row["bytes"] for row in searched),
+        "private_values": max((row["private_values"] for row in searched), default=0),
+        "matches": sum(row["matches"] for row in searched),
         "chain_breaks": breaks,
-        "distinct_b": len(set(last.values())) == len(last),
+        "distinct_b": None if salted else len(set(last.values())) == len(last),
     }

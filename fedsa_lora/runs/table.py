@@ -16,6 +16,7 @@ from fedsa_lora.runs.wording import (
     left_out,
     listed,
     of_clients,
+    plain,
     under_attack,
     verdict,
 )
@@ -95,5 +96,7 @@ def _cost(summary: Row) -> str:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: no markup in names from data sets, no line break within a path."""
-    console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+    """Print text as it is, line by line: no markup in names from data sets, nothing that steers the terminal,
+    no line break within a path."""
+    lines = "\n".join(map(plain, text.split("\n")))
+    console.print(Text(lines, style=style), soft_wrap=True, highlight=False)

@@ -18,7 +18,7 @@ from fedsa_lora.runs.metrics import FINISHING
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.progress import STARTING, ClientSeen, RunProgress
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent, plain
 
 POLL_SECONDS = 1.0
 FEWEST, OTHER_LINES = 3, 11  # rows of a table at least; lines of the screen that are in no table
@@ -105,7 +105,7 @@ def _clients(progress: RunProgress, rows: int) -> Table:
     for name, seen in known[:rows]:
         ago = _ago(seen.time) if progress.state == "running" else ""
         table.add_row(
-            _plain(name),
+            Text(plain(name)),
             percent(seen.accuracy),
             str(seen.answers),
             str(seen.failures),
@@ -147,9 +147,4 @@ def _clock(iso: str | None) -> str:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(_plain(text), style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _plain(text: str) -> str:
-    """Text of others without what would steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")

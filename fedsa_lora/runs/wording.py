@@ -50,6 +50,11 @@ class Verdict:
     tone: str
 
 
+def plain(text: str) -> str:
+    """Text of others without what would steer a terminal or turn the direction of what it writes."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def percent(fraction: float | None) -> str:
     """0.6132 -> '61.3%'."""
     return f"{fraction:.1%}" if _known(fraction) else NOT_MEASURED
@@ -64,8 +69,10 @@ def points(difference: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A loss or another plain number, to three decimals."""
-    return f"{value:.3f}" if _known(value) else NOT_MEASURED
+    """A loss or another plain number, to three decimals; a large one to three digits."""
+    if value is None or not _known(value):
+        return NOT_MEASURED
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def byte_unit(largest: float) -> tuple[float, str]:

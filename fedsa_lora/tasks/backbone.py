@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet
+from fedsa_lora.suggest import listing, nearest
+from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, stored_file
+from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
 from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
+from fedsa_lora.tasks.hub import is_hub_id, is_revision
 from fedsa_lora.tasks.pooling import (
     MARK,
     can_pool,
@@ -27,13 +29,7 @@ from fedsa_lora.tasks.pooling import (
 )
 
 PACKAGE_SCHEME = "pkg://"
-_FOREIGN_CODE = (
-    "trust_remote_code",
-    "auto_map",
-    "code_revision",
-)  # what lets transformers run a model's own code
 _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
-_LOCAL_PREFIXES = ("/", "./", "../", "~", ".\\", "..\\")
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,10 @@ class ModelSettings:
     """Which backbone to build.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
-    or a hub id. With ``pretrained`` false only its config is read and every weight is drawn from
-    the seed; ``path`` may then be empty and ``config`` must name a ``model_type``. ``config``
-    overrides the config's fields. ``tokenizer`` is a path of the same forms, ``path`` by default.
+    or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
+    read and every weight is drawn from the seed; ``path`` may then be empty and ``config`` must name a
+    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts.
+    ``tokenizer`` is a path of the same forms, ``path`` by default.
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
@@ -59,10 +56,15 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
             raise ConfigError("path is empty: give a folder, pkg://package/folder or a hub id")
-        if foreign := [key for key in _FOREIGN_CODE if key in self.config] + [
-            key for key, value in self.config.items() if "implementation" in key and "/" in str(value)
-        ]:
+        if self.revision is not None and not is_revision(self.revision):
+            raise ConfigError(f"revision {self.revision!r}: expected a branch, a tag or a commit of the hub")
+        if foreign := names_code(self.config):
             raise ConfigError(f"model.config names code to be loaded: remove {', '.join(foreign)}")
+        if odd := no_plain_values(self.config):
+            raise ConfigError(
+                f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
+                "mappings of them: what a model is loaded from is for model.path to say"
+            )
         if not self.path and "model_type" not in self.config:
             raise ConfigError(
                 "model.config lacks model_type (for example bert or vit), and model.path is empty"
@@ -109,7 +111,9 @@ def start_of(
     if settings.pretrained and start.account is None:
         raise ModelError(
             f"{settings.path}: there are no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "
-            "model.path"
+            "model.path",
+            sent="the model has no weights here",
+            key="model.path",
         )
     return start
 
@@ -174,7 +178,7 @@ def _examined(
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     with torch.device("meta"), _explained("model", settings.path or f"of type {config.model_type}"):
-        return auto_class.from_config(config, dtype=torch.float32).eval()
+        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def _pools_mean(settings: ModelSettings, model: Any, folded: bool) -> bool:
@@ -214,9 +218,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of ``settings.tokenizer``, else of ``settings.path``, able to pad."""
     path = settings.tokenizer or settings.path
     with _explained("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve(path), revision=None if settings.tokenizer else settings.revision
-        )
+        revision = None if settings.tokenizer else settings.revision
+        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         # Decoders such as GPT-2 have no padding token; the mask hides whatever is used instead.
         tokenizer.pad_token = tokenizer.eos_token
@@ -232,17 +235,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, dict[int, str]]:
     """The config with the names of the classes, and those that the checkpoint's own config has."""
-    overrides = dict(settings.config)
     with _explained("model", settings.path or f"of type {settings.config.get('model_type')}"):
-        _refuse_adapter(settings.path)
-        if settings.path:
-            # A model_type beside a path would clash with the one that the path's config states.
-            overrides.pop("model_type", None)
-            config = AutoConfig.from_pretrained(
-                resolve(settings.path), revision=settings.revision, **overrides
-            )
-        else:
-            config = AutoConfig.for_model(**overrides)
+        _refuse_adapter(settings)
+        config = _stored_config(settings) if settings.path else _bare_config(settings)
     known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -251,9 +246,56 @@ def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, d
     return config, known
 
 
-def _refuse_adapter(path: str) -> None:
-    """Raise ModelError for a folder with a PEFT adapter, which transformers would load without a word."""
-    if path and Path(resolve(path), "adapter_config.json").is_file():
+def _stored_config(settings: ModelSettings) -> Any:
+    """The config at ``settings.path``, by transformers' own class for its type, with the overrides.
+
+    The overrides are handed to the class and not to the loading, which takes places of files by the same
+    keywords.
+    """
+    path, revision = resolve(settings.path), settings.revision
+    stored, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    if kernels := [key for key in names_code(stored) if "implementation" in key]:
+        raise ModelError(
+            f"{settings.path}: its config.json names code of the hub ({', '.join(kernels)}), which is never "
+            "run: remove it there"
+        )
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    # A model_type beside a path would clash with the one that the path's config states.
+    overrides = {key: value for key, value in settings.config.items() if key != "model_type"}
+    if overrides:
+        _refuse_unknown(overrides, config)
+        # some types become another on loading, so the stored name is not always that of the class
+        stored |= {"model_type": config.model_type, "name_or_path": path}
+        config = type(config).from_dict(stored, **overrides)
+    if hasattr(config, "auto_map"):  # nor does an export name the code
+        del config.auto_map
+    return config
+
+
+def _bare_config(settings: ModelSettings) -> Any:
+    """The config of a model type, with the overrides."""
+    overrides = dict(settings.config)
+    model_type = str(overrides.pop("model_type"))
+    _refuse_unknown(overrides, AutoConfig.for_model(model_type))
+    return AutoConfig.for_model(model_type, **overrides)
+
+
+def _refuse_unknown(overrides: Mapping[str, Any], config: Any) -> None:
+    """Raise ModelError for an override of a field that configs of this type do not have."""
+    known = {*config.to_dict(), *config.attribute_map, "attn_implementation"}
+    for key in overrides:
+        if key not in known or key.startswith("_"):
+            raise ModelError(
+                f"model.config.{key}: no such field of a model of type {config.model_type}"
+                f"{nearest(key, sorted(known))}; remove it, or correct its name"
+            )
+
+
+def _refuse_adapter(settings: ModelSettings) -> None:
+    """Raise ModelError for a PEFT adapter, which transformers would load without a word, with the model that
+    the adapter names, wherever that lies."""
+    path = settings.path
+    if path and stored_file(resolve(path), "adapter_config.json", settings.revision, fetch=True):
         raise ModelError(
             f"{path} holds a PEFT adapter (adapter_config.json): give a whole model, such as one exported "
             "with --merge, or the backbone/ of an export; where a model lies beside it, move the adapter away"
@@ -262,13 +304,15 @@ def _refuse_adapter(path: str) -> None:
 
 def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     if not settings.pretrained:
-        return auto_class.from_config(config, dtype=torch.float32)
+        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
     with _explained("model", settings.path), quiet():
         return auto_class.from_pretrained(
             resolve(settings.path),
             revision=settings.revision,
             config=config,
             dtype=torch.float32,
+            trust_remote_code=False,
+            weights_only=True,
             ignore_mismatched_sizes=True,  # of the head: any other was refused before
         )
 
@@ -283,10 +327,12 @@ def resolve(path: str) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
-    if path.startswith(_LOCAL_PREFIXES) or path.count("/") > 1 or local.exists():
+    if local.exists() or not is_hub_id(path):
         raise ModelError(
-            f"no model at {path!r}: expected a folder with config.json and its weights "
-            f"(relative paths start from {Path.cwd()}); correct model.path"
+            f"no model at {path!r}: expected a folder with config.json and its weights (relative paths start "
+            f"from {Path.cwd()}), or a hub id (NAME or OWNER/NAME); correct model.path",
+            sent="there is no such model here",
+            key="model.path",
         )
     return path
 
@@ -295,13 +341,28 @@ def _package_folder(path: str) -> Path:
     package, _, inner = path.removeprefix(PACKAGE_SCHEME).partition("/")
     # find_spec does not import the package, which might pull in a whole framework.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{path!r}: package {package!r} is not installed; install it or correct model.path")
-    folders = [Path(location, inner) for location in spec.submodule_search_locations]
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found is None:
-        raise ModelError(f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folders[0]}")
-    return found
+    # without an __init__.py any folder beside the program would be a package
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{path!r}: package {package!r} is not installed; install it or correct model.path",
+            sent="the package of the model is not installed here",
+            key="model.path",
+        )
+    root = Path(spec.origin).resolve().parent
+    folder = Path(root, inner).resolve()
+    if not folder.is_relative_to(root):
+        raise ModelError(
+            f"{path!r} lies outside of the package {package!r}; correct model.path",
+            sent="the folder of the model lies outside of its package",
+            key="model.path",
+        )
+    if not folder.is_dir():
+        raise ModelError(
+            f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folder}",
+            sent="the package of the model has no such folder here",
+            key="model.path",
+        )
+    return folder
 
 
 @contextmanager
@@ -310,9 +371,16 @@ def _explained(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the {what} {path!r} needs code of its own (auto_map in its config.json or "
+                "tokenizer_config.json), which is never run: choose one whose type transformers knows"
+            ) from error
         raise ModelError(
             f"cannot load the {what} {path!r}: {error}\n"
             "Expected pkg://package/folder, a local folder, or a hub id that is reachable or cached. Without "
             "network, copy the model to a folder and set model.path to it, or point HF_HOME to a cache that "
-            "holds it and set HF_HUB_OFFLINE=1."
+            "holds it and set HF_HUB_OFFLINE=1.",
+            sent="the model or its tokenizer cannot be loaded here",
+            key="model.path",
         ) from error

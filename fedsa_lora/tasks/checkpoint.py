@@ -52,7 +52,9 @@ class Account:
             if name not in lacked:
                 raise ModelError(
                     f"{path}: the checkpoint's {name} is {_shape(found)}, that of the model is "
-                    f"{_shape(wanted)}: its config.json, or an override in model.config, is of another model"
+                    f"{_shape(wanted)}: its config.json, or an override in model.config, is of another model",
+                    sent="weights of the checkpoint have another shape than those of the model",
+                    key="model.config",
                 )
         absent = sorted(self.missing - lacked)
         if not absent:
@@ -60,7 +62,9 @@ class Account:
         whole = len(self.expected - lacked)
         raise ModelError(
             f"{path}: the checkpoint lacks {len(absent)} of the {whole} weights of the backbone of {model}, "
-            f"such as {absent[0]}. {self._cause()}"
+            f"such as {absent[0]}. {self._cause()}",
+            sent="the checkpoint lacks weights of the model",
+            key="model.path",
         )
 
     def _cause(self) -> str:
@@ -102,6 +106,7 @@ def account(model: Any, path: str, revision: str | None) -> Account | None:
             config=model.config,
             state_dict=state,
             device_map="meta",
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -161,18 +166,27 @@ def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Pat
     if file.suffix != ".json":
         return [file]
     try:
-        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        weights = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weights.values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{file} names no files of weights: it is cut off or altered; copy it anew"
+            f"{file} names no files of weights: it is cut off or altered; copy it anew",
+            sent="the index of the checkpoint is cut off or altered",
+            key="model.path",
         ) from None
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ModelError(
+            f"{file} names {outside[0]}, which is outside of its folder: it was altered; copy it anew"
+        )
     found = [stored_file(path, name, revision, fetch) for name in names]
     absent = [name for name, part in zip(names, found, strict=True) if part is None]
     if absent and not fetch and not Path(path).is_dir():
         return None
     if absent:
         raise ModelError(
-            f"{path}: {file.name} names {listing(absent, 3)}, which are not there: copy them too"
+            f"{path}: {file.name} names {listing(absent, 3)}, which are not there: copy them too",
+            sent="files of the checkpoint are missing",
+            key="model.path",
         )
     return [part for part in found if part is not None]
 
@@ -187,7 +201,11 @@ def _tensors(file: Path) -> Iterator[tuple[str, Shape]]:
         for name, tensor in torch.load(file, map_location="meta", weights_only=True).items():
             yield name, tuple(tensor.shape)
     except Exception as error:  # of whatever kind: the file is no checkpoint
-        raise ModelError(f"{file} cannot be read as weights ({error}): it is cut off or altered") from None
+        raise ModelError(
+            f"{file} cannot be read as weights ({error}): it is cut off or altered",
+            sent="a file of the checkpoint is cut off or altered",
+            key="model.path",
+        ) from None
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.exchange.reported import CLASSES, Range
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.partition import label_permutations
@@ -26,6 +29,8 @@ class ClassificationTask(DividedTask):
     ``triggered``."""
 
     attack: Backdoor | None = None
+
+    measures: ClassVar[Mapping[str, Range]] = CLASSES
 
     @abstractmethod
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut
 from fedsa_lora.tasks.tables import Part
 
@@ -44,7 +44,10 @@ def read_delimited(text: str, name: str, usual: str) -> Part:
     notes = () if separator == usual else (f"{name}: its fields are separated by {SEPARATORS[separator]}",)
     sheet, remark = _decide(text, name, separator)
     if not sheet.header:
-        raise DataError(f"{name} is empty: expected a line with the names of the columns, and rows")
+        raise DataError(
+            f"{name} is empty: expected a line with the names of the columns, and rows",
+            sent="a data file has no header",
+        )
     columns = [column.strip() for column in sheet.header]
 
     def read(column: str) -> pa.ChunkedArray:
@@ -132,7 +135,8 @@ def _read(text: str, name: str, separator: str, quoting: bool) -> _Sheet:
             raise DataError(
                 f"{name}, line {line}: {len(fields)} fields, but the header has {len(sheet.header)}; put a "
                 "text that holds the separator between quotation marks, or add what is missing. "
-                f"The line begins {private(repr(cut(separator.join(fields))))}"
+                f"The line begins {cut(separator.join(fields))!r}",
+                sent="a line of a data file has more or fewer fields than the header",
             )
         else:
             sheet.rows.append(fields)
@@ -152,5 +156,6 @@ def _records(lines: _csv.Reader, name: str) -> Iterator[tuple[int, int, list[str
     except csv.Error as error:
         raise DataError(
             f"{name}, line {first}: a quotation mark opens a field there and is not closed before the next "
-            f'separator ({error}); write a mark within a quoted field twice (""), or remove it'
+            f'separator ({error}); write a mark within a quoted field twice (""), or remove it',
+            sent="a quotation mark in a data file is not closed",
         ) from None

@@ -126,7 +126,11 @@ class DividedTask(ABC):
             test = None if self.data.test is None else self.data.test.labels
             return own_rows(self.partition, self.seed, client, self.data.train.labels, test)
         if client not in self.split.clients:
-            raise DataError(f"unknown client {client!r}: expected one of {listing(self.split.clients)}")
+            raise DataError(
+                f"unknown client {client!r}: expected one of {listing(self.split.clients)}",
+                sent="the run gives this client no part of its data set",
+                key="federation.clients",
+            )
         return self.split.clients[client]
 
     def _counts(self) -> tuple[RowCount, ...]:

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing
 from fedsa_lora.tasks.delimited import read_delimited
 from fedsa_lora.tasks.records import read_records
@@ -39,15 +39,19 @@ def read_file(path: Path) -> Part:
     """The rows of a parquet, CSV, TSV, JSON Lines or JSON file. Raises DataError with the remedy."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
-        raise DataError(f"{path} is not read: {_other_kind(kind)}")
+        raise DataError(
+            f"{path} is not read: {_other_kind(kind)}", sent="a data file is of a kind that is not read"
+        )
     with _explained(path):
         with open(path, "rb") as file:
             beginning = file.read(len(_POINTER))
         if not beginning:
-            raise DataError(f"{path} is empty")
+            raise DataError(f"{path} is empty", sent="a data file is empty")
         if beginning == _POINTER:
             raise DataError(
-                f"{path} is a Git LFS pointer, not the data: run 'git lfs pull' in its folder, or download it"
+                f"{path} is a Git LFS pointer, not the data: run 'git lfs pull' in its folder, or "
+                "download it",
+                sent="a data file is a Git LFS pointer, not the data",
             )
         if kind == ".parquet":
             return _parquet(path)
@@ -71,12 +75,14 @@ def decoded(data: bytes, name: str) -> str:
         raise DataError(
             f"{name}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; save the file "
             "as UTF-8 (in a spreadsheet 'CSV UTF-8'). Were it Windows-1252, it would read "
-            f"{private(repr(around))}"
+            f"{around!r}",
+            sent="a data file is no text in UTF-8",
         ) from None
     if (position := text.find("\0")) >= 0:
         line = text.count("\n", 0, position) + 1
         raise DataError(
-            f"{name}, line {line}: a NUL byte, so it is no text, or UTF-16 without a mark; save it as UTF-8"
+            f"{name}, line {line}: a NUL byte, so it is no text, or UTF-16 without a mark; save it as UTF-8",
+            sent="a data file is no text: it holds NUL bytes",
         )
     return text
 
@@ -102,7 +108,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = cut(error.strerror if isinstance(error, OSError) and error.strerror else error, 300)
         raise DataError(
-            f"cannot read {path} as {path.suffix.lower()[1:]}: {private(reason)}; make or download it anew"
+            f"cannot read {path} as {path.suffix.lower()[1:]}: {reason}; make or download it anew",
+            sent="a data file cannot be read",
         ) from error
 
 

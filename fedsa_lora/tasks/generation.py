@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.reported import WORDS, Range
 from fedsa_lora.tasks.rows import Columns
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
@@ -40,6 +42,7 @@ class GenerationTask(TextData):
     max_new_tokens: int = 256
 
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    measures: ClassVar[Mapping[str, Range]] = WORDS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut
 from fedsa_lora.tasks.tables import Part, names
 
@@ -30,13 +30,19 @@ def read_records(text: str, name: str) -> Part:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             place = f"row {number + 1}" if lines is None else f"line {lines[number]}"
-            raise DataError(f"{name}, {place}: {private(repr(cut(row)))} is no object with columns; {REMEDY}")
+            raise DataError(
+                f"{name}, {place}: {cut(row)!r} is no object with columns; {REMEDY}",
+                sent="a row of a data file is no JSON object",
+            )
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if half := next(filter(_HALF.search, columns), None):
-        raise DataError(f"{name}: the column {private(repr(cut(half)))} has {_HALVED}")
+        raise DataError(
+            f"{name}: the column {cut(half)!r} has {_HALVED}", sent="a column's name is broken Unicode"
+        )
     if len(rows) == 1 and rows[0] and all(isinstance(value, dict | list) for value in rows[0].values()):
         raise DataError(
-            f"{name} holds one object with whole columns ({private(names(rows[0]))}), not rows; {REMEDY}"
+            f"{name} holds one object with whole columns ({names(rows[0])}), not rows; {REMEDY}",
+            sent="a data file holds whole columns as JSON, not rows",
         )
 
     def read(column: str) -> pa.ChunkedArray:
@@ -58,7 +64,8 @@ def _by_line(text: str, name: str) -> tuple[list[Any], list[int]]:
                 return [whole], [number]
             raise DataError(
                 f"{name}, line {number}: no JSON ({error.msg} at character {error.colno}); {REMEDY}. "
-                f"The line begins {private(repr(cut(line.strip())))}"
+                f"The line begins {cut(line.strip())!r}",
+                sent="a line of a data file is no JSON",
             ) from None
         lines.append(number)
     return rows, lines
@@ -77,7 +84,8 @@ def _listed(text: str, name: str) -> list[Any]:
         rows: list[Any] = _loaded(text, name)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno}); {REMEDY}"
+            f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno}); {REMEDY}",
+            sent="a data file is no JSON",
         ) from None
     return rows
 
@@ -93,7 +101,7 @@ def _loaded(text: str, place: str) -> Any:
         raise
     except ValueError:
         fault = f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text"
-    raise DataError(f"{place}: {fault}")
+    raise DataError(f"{place}: {fault}", sent="a data file holds JSON that is no table")
 
 
 def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
@@ -107,21 +115,24 @@ def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:
         )
         raise DataError(
             f"{part.place(half)}, column {column!r}: row {half + 1} has {_HALVED}. It holds "
-            f"{private(repr(cut(values[half])))}"
+            f"{cut(values[half])!r}",
+            sent="a value of a data file is broken Unicode",
         ) from None
     except (pa.ArrowException, OverflowError) as error:
         kinds = [_kind(value) for value in values]
         first = next(row for row, kind in enumerate(kinds) if kind)
         row = next((row for row, kind in enumerate(kinds) if kind not in ("", kinds[first])), None)
         if row is None:
-            reason = private(cut(error, 300))
+            reason = cut(error, 300)
             raise DataError(
                 f"{part.name}, column {column!r}: {kinds[first]} in a form that is not read ({reason}); "
-                "write it as text"
+                "write it as text",
+                sent="a column of a data file has values in a form that is not read",
             ) from None
         raise DataError(
             f"{part.place(row)}, column {column!r}: row {row + 1} holds {kinds[row]}, "
-            f"{private(repr(cut(values[row])))}, and row {first + 1} {kinds[first]}; write all alike"
+            f"{cut(values[row])!r}, and row {first + 1} {kinds[first]}; write all alike",
+            sent="a column of a data file holds values of several kinds",
         ) from None
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
 from fedsa_lora.tasks.tables import Table, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
@@ -72,7 +72,8 @@ class _Kept:
         if pa.types.is_nested(values.type):
             raise DataError(
                 f"{self.table.name}, column {name!r}: expected one value per row, found "
-                f"{private(cut(values.type))}; name a column of words or numbers"
+                f"{cut(values.type)}; name a column of words or numbers",
+                sent="a column holds lists or objects where one value a row is expected",
             )
         return words_of(values)
 
@@ -82,13 +83,21 @@ class _Kept:
         return f"{place}, column {column!r}", number
 
     def refuse(
-        self, faulty: NDArray[np.int64], column: str, fault: str, remedy: str = "fill it in or remove the row"
+        self,
+        faulty: NDArray[np.int64],
+        column: str,
+        fault: str,
+        remedy: str = "fill it in or remove the row",
+        *,
+        sent: str,
+        key: str = "",
     ) -> None:
         """Raise DataError for the faulty rows, if there are any."""
         if len(faulty):
             place, number = self.at(int(faulty[0]), column)
             more = f" (and {len(faulty) - 1} more)" if len(faulty) > 1 else ""
-            raise DataError(f"{place}: row {number}{more} {fault}; {remedy}")
+            text = f"{place}: row {number}{more} {fault}; {remedy}"
+            raise DataError(text, sent=sent, key=key, rows=len(faulty))
 
 
 def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
@@ -108,7 +117,13 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
         notes += [*_rewritten(table, columns.label, found), *_remarks(table, labels, classes)]
     if columns.group is not None:
         found = kept.words(columns.group)
-        kept.refuse(found.rows(lambda word: not word), columns.group, "has no value")
+        kept.refuse(
+            found.rows(lambda word: not word),
+            columns.group,
+            "has no value",
+            sent="rows have no group",
+            key="task.group",
+        )
         groups = _groups(found)
         notes += _rewritten(table, columns.group, found)
     left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
@@ -134,8 +149,10 @@ def infer_classes(table: Table, columns: Columns) -> tuple[str, ...]:
         place, number = kept.at(int(fractions[0]), columns.label)
         word = found.words[found.codes[fractions[0]]]
         raise DataError(
-            f"{place}: row {number} has the label {private(cut(word))}, which is no whole number; round it, "
-            "or list all classes in task.class_names"
+            f"{place}: row {number} has the label {cut(word)}, which is no whole number; round it, "
+            "or list all classes in task.class_names",
+            sent="a label is a fraction",
+            key="task.label",
         )
     if given := table.class_names(columns.label):
         return tuple(label for label in given if label in present)
@@ -156,7 +173,9 @@ def _filtered(table: Table, columns: Columns) -> _Kept:
         keep &= _equals(everything.words(column), wanted, f"{table.name}, column {column!r}")
     if not keep.any():
         raise DataError(
-            f"{table.name} has no rows" + (f" where {dict(columns.where)}" if columns.where else "")
+            f"{table.name} has no rows" + (f" where {dict(columns.where)}" if columns.where else ""),
+            sent="no row passes the filter, or there is none",
+            key="task.where",
         )
     return _Kept(table, np.flatnonzero(keep))
 
@@ -173,8 +192,10 @@ def _equals(found: Words, wanted: Any, name: str) -> NDArray[np.bool_]:
         if not any(alike):
             there = sorted(set(found.words) - {""})
             raise DataError(
-                f"{name}: no row equals {cut(word)!r}{private(nearest(word, there[:1000]))}; values are "
-                f"{private(names(there))}"
+                f"{name}: no row equals {cut(word)!r}{nearest(word, there[:1000])}; values are "
+                f"{names(there)}",
+                sent="no row has a value that the run filters by",
+                key="task.where",
             )
         keep |= np.array(alike)[found.codes]
     return keep
@@ -184,35 +205,58 @@ def _texts(kept: _Kept, column: str) -> pa.ChunkedArray:
     texts = kept.column(column)
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         raise DataError(
-            f"{kept.table.name}, column {column!r}: expected text, found {private(cut(texts.type))}; "
-            "name a column of strings"
+            f"{kept.table.name}, column {column!r}: expected text, found {cut(texts.type)}; "
+            "name a column of strings",
+            sent="a column that the run reads as text holds none",
         )
-    kept.refuse(np.flatnonzero(pc.is_null(texts).to_numpy()), column, "has no text")
+    kept.refuse(
+        np.flatnonzero(pc.is_null(texts).to_numpy()),
+        column,
+        "has no text",
+        sent="rows have no text",
+    )
     blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
-    kept.refuse(np.flatnonzero(blank.to_numpy()), column, "has an empty text")
+    kept.refuse(
+        np.flatnonzero(blank.to_numpy()),
+        column,
+        "has an empty text",
+        sent="rows have no text",
+    )
     return texts
 
 
 def _labels(kept: _Kept, column: str) -> Words:
     """The class names of the rows, where the file has names for its numbers by these."""
     found = kept.words(column)
-    kept.refuse(found.rows(lambda word: not word), column, "has no label")
+    kept.refuse(
+        found.rows(lambda word: not word), column, "has no label", sent="rows have no label", key="task.label"
+    )
     if other := next((value for value in found.raw if not isinstance(value, str | int | float)), None):
         raise DataError(
             f"{kept.table.name}, column {column!r}: expected words or whole numbers as labels, found "
-            f"{type(other).__name__}, {private(repr(cut(other)))}; write them as words"
+            f"{type(other).__name__}, {cut(other)!r}; write them as words",
+            sent="labels are neither words nor whole numbers",
+            key="task.label",
         )
     given = kept.table.class_names(column)
     if given is None:
         return found
-    kept.refuse(found.rows(lambda word: word.startswith("-")), column, "is unlabelled (-1)")
+    kept.refuse(
+        found.rows(lambda word: word.startswith("-")),
+        column,
+        "is unlabelled (-1)",
+        sent="rows have no label",
+        key="task.label",
+    )
     called = {str(number): label for number, label in enumerate(given)}
     if beyond := next((word for word in found.words if word not in called), None):
         kept.refuse(
             found.rows(lambda word: word == beyond),
             column,
-            f"has the label {private(repr(cut(beyond)))}, but its names are for 0 to {len(given) - 1} only",
+            f"has the label {cut(beyond)!r}, but its names are for 0 to {len(given) - 1} only",
             "correct it, write the labels as words, or remove the row",
+            sent="rows have a label that the file has no name for",
+            key="task.label",
         )
     return Words(found.raw, [called[word] for word in found.words], found.codes)
 
@@ -227,14 +271,17 @@ def _positions(kept: _Kept, column: str, found: Words, classes: Sequence[str]) -
     if position.keys().isdisjoint(found.words) and all(label.isdecimal() for label in found.words):
         # Labels are numbers and the given names say what they stand for.
         position = {str(index): index for index in range(len(classes))}
-    for code, label in enumerate(found.words):
-        if label not in position:
-            place, number = kept.at(int(np.flatnonzero(found.codes == code)[0]), column)
-            near = nearest(label, classes)
-            raise DataError(
-                f"{place}, row {number}: unknown label {private(repr(cut(label)) + near)}; the classes are "
-                f"{names(classes)}. Correct the row, or list every class in class_names."
-            )
+    unknown = found.rows(lambda label: label not in position)
+    if len(unknown):
+        place, number = kept.at(int(unknown[0]), column)
+        label = found.words[found.codes[unknown[0]]]
+        raise DataError(
+            f"{place}, row {number}: unknown label {cut(label)!r}{nearest(label, classes)}; the classes are "
+            f"{names(classes)}. Correct the row, or list every class in class_names.",
+            sent="rows have a label that is none of the classes of the run",
+            key="task.class_names",
+            rows=len(unknown),
+        )
     return np.array([position[label] for label in found.words], dtype=np.int64)[found.codes]
 
 

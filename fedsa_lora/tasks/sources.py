@@ -16,10 +16,12 @@ from urllib.request import url2pathname
 import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
+from fedsa_lora.tasks.hub import is_hub_id
 from fedsa_lora.tasks.tables import Part, Table
 
 SHIPPED = ("banking77", "clinc150", "snips")
@@ -31,6 +33,7 @@ DESCRIPTIONS = (
     "datapackage.json", "croissant.json", "metadata.json", "features.json", "label2id.json", "id2label.json",
 )  # fmt: skip
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")  # the hub once added a digest
+_HUB_FILES = "hf://datasets/"
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 
 
@@ -57,10 +60,18 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
     if path.is_file():
         _no_subset(subset, f"{source} is one file, so it")
         if split != "train":
-            raise DataError(f"{source} is one file{_ONE_SPLIT.format(split)}")
+            raise DataError(
+                f"{source} is one file{_ONE_SPLIT.format(split)}",
+                sent="the data are one file and have no such split",
+                key="task.test_split",
+            )
         return Table(name, [read_file(path)])
     if path.suffix.lower() in FORMATS or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise DataError(f"no data at {source!r} (relative paths start from {Path.cwd()}); correct the path")
+        raise DataError(
+            f"no data at {source!r} (relative paths start from {Path.cwd()}); correct the path",
+            sent="there are no data at the place that the run names",
+            key="task.dataset",
+        )
     return Table(name, [_read_hub(source, split, subset)])
 
 
@@ -95,7 +106,9 @@ def shipped_folder(name: str) -> Path:
     looked = "\n".join(f"  {folder}" for folder in folders)
     raise DataError(
         f"the shipped data set {name!r} was not found. Looked in\n{looked}\nInstall fedsa-lora in this "
-        f"environment, or set {DATA_VARIABLE} to a folder that holds {name}/train.parquet."
+        f"environment, or set {DATA_VARIABLE} to a folder that holds {name}/train.parquet.",
+        sent="the shipped data set of the run is not installed",
+        key="task.dataset",
     )
 
 
@@ -118,11 +131,17 @@ def _data_roots() -> Iterator[Path]:
 def _file_of(files: Mapping[str, str], split: str) -> Path:
     if split not in files:
         raise DataError(
-            f"no file for split {split!r}: there are {listing(files)}; add one or rename the split"
+            f"no file for split {split!r}: there are {listing(files)}; add one or rename the split",
+            sent="the run names no file for a split that it reads",
+            key="task.files",
         )
     path = Path(files[split]).expanduser()
     if not path.is_file():
-        raise DataError(f"no data at {files[split]!r} for split {split!r} (relative to {Path.cwd()})")
+        raise DataError(
+            f"no data at {files[split]!r} for split {split!r} (relative to {Path.cwd()})",
+            sent="there is no file at the place that the run names",
+            key="task.files",
+        )
     return path
 
 
@@ -145,10 +164,11 @@ def _subsets(folder: Path) -> dict[str, Path]:
 def _no_subset(subset: str | None, place: str, choices: Sequence[str] = ()) -> None:
     """Refuse a subset that is not there: the rows would be others than those that were asked for."""
     if subset:
-        there = f"there are {private(listing(choices))}; choose one, or " if choices else ""
+        there = f"there are {listing(choices)}; choose one, or " if choices else ""
         raise DataError(
-            f"{place} has no subset {subset!r}{private(nearest(subset, choices))}: {there}set "
-            "task.subset=null"
+            f"{place} has no subset {subset!r}{nearest(subset, choices)}: {there}set task.subset=null",
+            sent="the data have no such subset",
+            key="task.subset",
         )
 
 
@@ -157,7 +177,11 @@ def _read_folder(folder: Path, split: str) -> list[Part]:
         return [_read_saved(_saved_split(folder, split))]
     if (folder / SAVED).is_file():
         if split != "train":
-            raise DataError(f"{folder} holds one data set, saved by datasets{_ONE_SPLIT.format(split)}")
+            raise DataError(
+                f"{folder} holds one data set, saved by datasets{_ONE_SPLIT.format(split)}",
+                sent="the data are one data set and have no such split",
+                key="task.test_split",
+            )
         return [_read_saved(folder)]
     return [read_file(path) for path in _split_files(folder, split)]
 
@@ -166,8 +190,10 @@ def _saved_split(folder: Path, split: str) -> Path:
     splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
     if split not in splits:
         raise DataError(
-            f"{folder}, saved by datasets, has no split {split!r}{private(nearest(split, splits))}: there "
-            f"are {private(listing(splits))}"
+            f"{folder}, saved by datasets, has no split {split!r}{nearest(split, splits)}: there "
+            f"are {listing(splits)}",
+            sent="the data have no such split",
+            key="task.test_split",
         )
     return folder / split
 
@@ -178,8 +204,9 @@ def _read_saved(folder: Path) -> Part:
             return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
     except (*_READ_ERRORS, KeyError, TypeError) as error:
         raise DataError(
-            f"cannot read {folder}, a folder of datasets.save_to_disk: {private(cut(error, 300))}; write it "
-            "anew with to_parquet('train.parquet')"
+            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it "
+            "anew with to_parquet('train.parquet')",
+            sent="a folder of datasets.save_to_disk cannot be read",
         ) from error
 
 
@@ -188,15 +215,18 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     files = _data_files(folder)
     chosen = [path for path in files if path.stem == split or path.stem.startswith(f"{split}-")]
     if not chosen:
-        raise DataError(_without_split(folder, files, split))
+        raise DataError(
+            _without_split(folder, files, split), sent="the data have no such split", key="task.test_split"
+        )
     whole = any(path.stem == split for path in chosen)
     shards = [found.groups() for path in chosen if (found := _SHARD.fullmatch(path.stem))]
     several = len({(name, total) for name, _, total, _ in shards}) > 1
     mixed = shards and (len(shards) < len(chosen) or len({int(shard[1]) for shard in shards}) < len(shards))
     if (whole and len(chosen) > 1) or len({path.suffix for path in chosen}) > 1 or several or mixed:
         raise DataError(
-            f"{folder} has more than one split {split!r}: {private(listing(path.name for path in chosen))}; "
-            f"remove the others, or name the file in task.files.{split}"
+            f"{folder} has more than one split {split!r}: {listing(path.name for path in chosen)}; "
+            f"remove the others, or name the file in task.files.{split}",
+            sent="the data have more than one file for a split",
         )
     if shards:
         _check_complete(folder, split, shards, chosen[0].suffix)
@@ -219,45 +249,65 @@ def _check_complete(folder: Path, split: str, shards: Sequence[Sequence[str]], s
     start = int(0 not in there and int(total) in there)  # some count from 1
     missing = (number for number in range(start, start + int(total)) if number not in there)
     if (first := next(missing, None)) is not None:
-        absent = private(f"{name}-{first:0{len(written)}}-of-{total}{suffix}")
+        absent = f"{name}-{first:0{len(written)}}-of-{total}{suffix}"
         raise DataError(
             f"{folder} has {len(there)} of the {int(total)} files of split {split!r}: {absent} is missing; "
-            "download it, or name the others without numbers to read them alone"
+            "download it, or name the others without numbers to read them alone",
+            sent="a file of a split is missing",
         )
 
 
 def _without_split(folder: Path, files: list[Path], split: str) -> str:
     """What to do about a folder without the files of a split."""
     if len(files) == 1 and split == "train":
-        return f"{folder} has no split 'train' but one file, {private(files[0].name)}: name the file itself"
+        return f"{folder} has no split 'train' but one file, {files[0].name}: name the file itself"
     if files:
         splits = sorted({path.stem.split("-")[0] for path in files})
         return (
-            f"{folder} has no split {split!r}{private(nearest(split, splits))}: there are "
-            f"{private(listing(splits))} (a split is a file such as {split}.csv)"
+            f"{folder} has no split {split!r}{nearest(split, splits)}: there are "
+            f"{listing(splits)} (a split is a file such as {split}.csv)"
         )
     if inner := sorted(_subsets(folder)):
-        return (
-            f"{folder} holds one data set in each of {private(listing(inner))}: choose one with task.subset"
-        )
+        return f"{folder} holds one data set in each of {listing(inner)}: choose one with task.subset"
     there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return (
         f"{folder} has no split {split!r}: there are no data files (expected one such as {split}.csv), but "
-        f"{private(listing(there, 5) or 'nothing')}"
+        f"{listing(there, 5) or 'nothing'}"
     )
 
 
 def _read_hub(source: str, split: str, subset: str | None) -> Part:
+    if not is_hub_id(source) or source in LOADERS:  # a loader's name reads whatever lies in this folder
+        raise DataError(
+            f"{source!r} names no data: expected a local file or folder, a shipped set "
+            f"({listing(SHIPPED)}) or a hub id (NAME or OWNER/NAME)"
+        )
     name = f"{source}/{subset}" if subset else source
     try:
         with _without_progress():
-            return Part.of(datasets.load_dataset(source, subset, split=split), f"{name} ({split})")
+            builder = datasets.load_dataset_builder(source, subset)
+            _refuse_elsewhere(name, builder.config.data_files or {})
+            builder.download_and_prepare()
+            return Part.of(builder.as_dataset(split=split), f"{name} ({split})")
     except _READ_ERRORS as error:
         raise DataError(
             f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is no local path and no shipped "
             f"set ({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was asked. Without network, "
-            "give a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1."
+            "give a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1.",
+            sent="the data set of the run can neither be found here nor be fetched",
+            key="task.dataset",
         ) from error
+
+
+def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError where a hub data set's description names files that are not its own: its author would
+    have files of this machine read."""
+    for file in (str(file) for split in files.values() for file in split):
+        if not file.startswith(_HUB_FILES):
+            raise DataError(
+                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose "
+                "another"
+            )
 
 
 @contextmanager

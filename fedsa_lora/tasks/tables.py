@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import datasets
 import pyarrow as pa
 
-from fedsa_lora.errors import DataError, private
+from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing, nearest
 
 
@@ -45,12 +45,16 @@ class Part:
         """Raise DataError where there is no such column, or more than one."""
         if name not in self.columns:
             raise DataError(
-                f"{self.name} has no column {name!r}{private(nearest(name, self.columns))}: there are "
-                f"{private(names(self.columns))}; name the right one in the task (the names of columns are "
-                "the first line of a CSV or TSV file)"
+                f"{self.name} has no column {name!r}{nearest(name, self.columns)}: there are "
+                f"{names(self.columns)}; name the right one in the task (the names of columns are "
+                "the first line of a CSV or TSV file)",
+                sent="the data lack a column that the run names",
             )
         if Counter(self.columns)[name] > 1:
-            raise DataError(f"{self.name} has more than one column {name!r}: rename or remove the others")
+            raise DataError(
+                f"{self.name} has more than one column {name!r}: rename or remove the others",
+                sent="the data have a column twice that the run names",
+            )
 
     def column(self, name: str) -> pa.ChunkedArray:
         """The values of a column. Raises DataError where there is no such column, or more than one."""
@@ -97,7 +101,8 @@ class Table:
         for part in self.parts:
             if part.classes.get(name) != first:
                 raise DataError(
-                    f"{part.name}, column {name!r}: other class names than in {self.parts[0].name}"
+                    f"{part.name}, column {name!r}: other class names than in {self.parts[0].name}",
+                    sent="the files of a split have different class names",
                 )
         try:
             tables = [pa.table({name: values}) for values in read]
@@ -105,8 +110,8 @@ class Table:
         except pa.ArrowException:
             kinds = dict.fromkeys(str(values.type) for values in read)
             raise DataError(
-                f"{self.name}, column {name!r}: its files hold {private(listing(kinds))}; write all "
-                "of them alike"
+                f"{self.name}, column {name!r}: its files hold {listing(kinds)}; write all of them alike",
+                sent="the files of a split hold values of different kinds in a column",
             ) from None
 
     def class_names(self, name: str) -> list[str] | None:

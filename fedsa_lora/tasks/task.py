@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsa_lora.exchange.reported import Range
 from fedsa_lora.suggest import cut, listing
 
 Batch = dict[str, torch.Tensor]
@@ -103,10 +104,12 @@ class Task(Protocol):
     """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
 
     Client ids are strings; the simulated ones are "0" to "clients - 1". ``auto_class`` is the class
-    of transformers that loads the model.
+    of transformers that loads the model. ``measures`` are the numbers of ``evaluate`` with their ranges: a
+    client may report these to the server, and no others.
     """
 
     auto_class: ClassVar[Any]
+    measures: ClassVar[Mapping[str, Range]]
 
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's outputs; none where there are no classes."""
@@ -145,6 +148,6 @@ class Task(Protocol):
         ...
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """Metrics from the predictions of n examples (n, ...) and their labels (n,); must contain
-        ``accuracy`` and ``loss``."""
+        """Metrics from the predictions of n examples (n, ...) and their labels (n,), each of ``measures``;
+        must contain ``accuracy`` and ``loss``."""
         ...

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
-from fedsa_lora.errors import ConfigError, DataError, private
+from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import build_backbone, load_tokenizer
 from fedsa_lora.tasks.classification import ClassificationTask
@@ -96,8 +96,10 @@ class TextData(DividedTask):
         train = read_rows(table, columns, classes)
         if given is None and len(classes) == 1:
             raise DataError(
-                f"{table.name}, column {columns.label!r}: every row has the label {private(classes[0])}; "
-                "expected at least two classes: name another column, or list all in task.class_names"
+                f"{table.name}, column {columns.label!r}: every row has the label {classes[0]}; "
+                "expected at least two classes: name another column, or list all in task.class_names",
+                sent="all rows have the same label",
+                key="task.label",
             )
         if self.test_split is None:
             return LabelledData(classes, train)
@@ -111,7 +113,9 @@ class TextData(DividedTask):
         if self.max_length > tokenizer.model_max_length:
             raise ConfigError(
                 f"task.max_length is {self.max_length}, but the model reads at most "
-                f"{tokenizer.model_max_length} tokens: lower it"
+                f"{tokenizer.model_max_length} tokens: lower it",
+                sent="the run asks for longer texts than the model reads",
+                key="task.max_length",
             )
         return tokenizer
 
@@ -135,7 +139,9 @@ class TextTask(TextData, ClassificationTask):
         super().__post_init__()
         if self.partition.own and not self.class_names:
             raise ConfigError(
-                "every node has data of its own, so the classes must be agreed: expected class_names=[...]"
+                "every node has data of its own, so the classes must be agreed: expected class_names=[...]",
+                sent="the classes must be agreed where every node has data of its own",
+                key="task.class_names",
             )
         given = [word_of(label) for label in self.class_names or []]
         if twice := [repr(label) for label in dict.fromkeys(given) if given.count(label) > 1]:

@@ -123,8 +123,17 @@ def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federa
     ours, theirs = fits(run_dir), fits(plain)
     assert ours.keys() == theirs.keys()
     for client, round_ in ours:
-        for key in ("private_before", "private_after", "loss"):
-            assert ours[client, round_][key] == theirs[client, round_][key], (client, round_, key)
+        assert ours[client, round_]["loss"] == theirs[client, round_]["loss"], (client, round_)
+        state = f"{client}/round-{round_:06d}.safetensors"
+        kept, expected = (
+            load_file(federation.store(client) / "run" / state),
+            load_file(plain / "clients" / state),
+        )
+        assert kept.keys() == expected.keys()
+        assert all(kept[name].tobytes() == expected[name].tobytes() for name in kept), (client, round_)
+        assert ours[client, round_]["private_after"] != theirs[client, round_]["private_after"], "not salted"
+    proof = json.loads((run_dir / "summary.json").read_text())["proof"]
+    assert (proof["chain_breaks"], proof["distinct_b"]) == (0, None)
     assert ours["0", 3]["private_before"] == ours["0", 2]["private_after"]
     for round_ in range(1, 5):
         name = f"checkpoints/round-{round_:06d}.safetensors"
@@ -163,7 +172,7 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     found = fits(run_dir)
     first = min(round_ for client, round_ in found if client == "late")
     assert first > 1
-    assert found["late", first]["private_before"] == found["a", 1]["private_before"], "not the common start"
+    assert found["late", first]["private_before"] != found["a", 1]["private_before"], "the start is salted"
     assert found["late", 8]["private_after"] != found["b", 8]["private_after"]
     assert ("b", 8) in found
     assert ("a", 8) not in found

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import random
 import tracemalloc
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.exchange.reported import MEASURES, of_evaluation, of_training
 
 LAYOUT = Layout((TensorSpec("a", (2, 3), "A"), TensorSpec("b", (4,), "A")))
 VECTOR = np.random.default_rng(0).normal(size=LAYOUT.size).astype(np.float32)
@@ -48,6 +50,7 @@ REPORTING = replace(UPLOAD, counts=(30, 0, 30), scores=(0.25, 1, 0.0))
 HEADERS = [BROADCAST, CHANGE, UPLOAD, REPORTING]
 BOTH = pytest.mark.parametrize("header", [CHANGE, REPORTING], ids=["broadcast", "upload"])
 WRONG = [None, True, 1, 1.5, "text", [], {}, {"loss": "low"}, {"loss": None}, {"loss": True}]
+TRAINED, EVALUATED = of_training(MEASURES), of_evaluation(MEASURES)
 LISTS = ("merge", "counts", "scores")
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**9), 10**9)
 BYTES = VECTOR.nbytes
@@ -102,7 +105,7 @@ def test_any_upload_header_comes_back_equal(**values):
 @given(
     merge=st.lists(st.integers(0, 10**9), max_size=9).map(tuple),
     base=st.integers(0, 10**6),
-    codec=st.text(),
+    codec=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
     total=st.integers(0, 10**12),
 )
 def test_any_broadcast_header_comes_back_equal(**values):
@@ -447,37 +450,104 @@ def test_a_mask_that_is_none_of_the_layout_is_refused(mask):
 @pytest.mark.case(5)
 @pytest.mark.parametrize("round_", [2, 4])
 def test_an_upload_of_another_round_is_refused(round_):
-    wire.check_upload(UPLOAD, 3)
+    wire.check_upload(UPLOAD, 3, TRAINED)
     with pytest.raises(WireError, match=f"answers round 3, this is round {round_}"):
-        wire.check_upload(UPLOAD, round_)
+        wire.check_upload(UPLOAD, round_, TRAINED)
 
 
 @pytest.mark.case(12)
 @pytest.mark.parametrize("examples", [0, -1, wire.MAX_EXAMPLES + 1])
 def test_an_unbelievable_number_of_examples_is_refused(examples):
     with pytest.raises(WireError, match=str(examples)):
-        wire.check_upload(replace(UPLOAD, examples=examples), 3)
+        wire.check_upload(replace(UPLOAD, examples=examples), 3, TRAINED)
 
 
 @pytest.mark.parametrize("examples", [1, wire.MAX_EXAMPLES])
 def test_the_bounds_of_examples_are_believed(examples):
-    wire.check_upload(replace(UPLOAD, examples=examples), 3)
+    wire.check_upload(replace(UPLOAD, examples=examples), 3, TRAINED)
 
 
 def test_numbers_that_a_report_lacks_are_named():
-    wire.check_upload(UPLOAD, 3, needed=("loss", "steps"))
-    with pytest.raises(WireError, match=r"lacks \['accuracy'\]"):
-        wire.check_upload(UPLOAD, 3, needed=("loss", "accuracy"))
+    wire.check_upload(UPLOAD, 3, TRAINED)
+    with pytest.raises(WireError, match=r"lacks \['loss'\]"):
+        wire.check_upload(replace(UPLOAD, report={"steps": 5}), 3, TRAINED)
 
 
 def test_metrics_are_needed_of_a_client_that_was_measured_and_of_no_other():
-    wire.check_upload(UPLOAD, 3, metrics=("accuracy",))
+    wire.check_upload(replace(UPLOAD, report={}), 3, EVALUATED)
     with pytest.raises(WireError, match=r"lacks \['accuracy'\]"):
-        wire.check_upload(replace(UPLOAD, measured=7), 3, metrics=("accuracy",))
+        wire.check_upload(replace(UPLOAD, measured=7, report={"loss": 1.0}), 3, EVALUATED)
     with pytest.raises(WireError, match=r"reports \['majority'\], measured on no example"):
-        wire.check_upload(replace(UPLOAD, report={**UPLOAD.report, "majority": 0.5}), 3)
+        wire.check_upload(replace(UPLOAD, report={"majority": 0.5}), 3, EVALUATED)
+    with pytest.raises(WireError, match=r"reports \['accuracy_before'\], measured on no example"):
+        wire.check_upload(replace(UPLOAD, report={"loss": 1.0, "accuracy_before": 0.5}), 3, TRAINED)
+
+
+@pytest.mark.parametrize("name", ["", "phase", "client", "\ud800", "x" * 10**5, "local_only", "=1+1"])
+def test_a_number_that_no_client_of_ours_reports_is_refused_in_few_words(name):
+    with pytest.raises(WireError, match="and there are: loss, padded_tokens, ") as caught:
+        wire.check_upload(replace(UPLOAD, report={**UPLOAD.report, name: 0.5}), 3, TRAINED)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("numbers", "name", "value"), [
+    (TRAINED, "loss", -1e-9), (TRAINED, "loss", 1e151), (TRAINED, "steps", -1), (TRAINED, "seconds", 1e10),
+    (TRAINED, "accuracy_before", 1.01), (EVALUATED, "loss", -0.5), (EVALUATED, "accuracy", 1.5),
+    (EVALUATED, "matthews", -1.1), (EVALUATED, "perplexity", 0.5), (EVALUATED, "local_only", -1),
+    (EVALUATED, "macro_f1", 2),
+])  # fmt: skip
+def test_a_number_out_of_its_range_is_refused_by_name(numbers, name, value):
+    report = {"loss": 0.5, "accuracy": 0.5} if numbers is EVALUATED else {"loss": 0.5}
+    wire.check_upload(replace(UPLOAD, measured=7, report=report), 3, numbers)
+    with pytest.raises(WireError, match=f"reports '{name}' of .*, expected"):
+        wire.check_upload(replace(UPLOAD, measured=7, report={**report, name: value}), 3, numbers)
+
+
+def test_a_task_of_ones_own_declares_what_its_clients_may_report():
+    report = {"loss": -3.5, "accuracy": 0.5, "bleu": 31.0}
+    upload = replace(UPLOAD, measured=7, report=report)
+    own = {"accuracy": (0.0, 1.0), "loss": (-10.0, 10.0), "bleu": (0.0, 100.0)}
+    wire.check_upload(upload, 3, of_evaluation(own))
+    with pytest.raises(WireError, match=r"'loss' of -3\.5, expected 0 to"):
+        wire.check_upload(upload, 3, EVALUATED)
+
+
+TEXTS = [
+    *((UPLOAD, name) for name in ("private_before", "private_after", "layout", "digest", "shared", "codec")),
+    *((BROADCAST, name) for name in ("layout", "shared", "carried", "joining", "codec", "run", "resumed")),
+]
+
+
+@pytest.mark.parametrize(("header", "name"), TEXTS, ids=lambda what: what if isinstance(what, str) else "")
+@pytest.mark.parametrize(
+    "text", ["\ud800", "<script>\0", "=cmd|\n", "\x1b[2J", "\u202e", "0" * 16 + "\n", "é" * 16, "\t" * 32]
+)
+def test_a_text_holds_what_we_write_and_nothing_else(header, name, text):
+    with pytest.raises(WireError, match=f"header field '{name}' is .*: expected to match"):
+        read(asdict(header) | {name: text}, type(header))
+
+
+def test_a_key_that_stands_twice_and_a_round_beyond_any_run_are_refused():
+    text = json.dumps(asdict(UPLOAD))
+    for twice in (text.replace("{", '{"round": 3, ', 1), text.replace('"loss"', '"loss": 0.1, "loss"')):
+        with pytest.raises(WireError, match="twice"):
+            wire.read_header({wire.KEY: twice}, wire.UploadHeader)
+    with pytest.raises(WireError, match="'round' must be 0 to"):
+        read(asdict(UPLOAD) | {"round": 10**4000}, wire.UploadHeader)
+
+
+@pytest.mark.parametrize("number", [5, 10**150, -0.0, 0])
+def test_numbers_of_a_report_are_floats_however_they_are_written(number):
+    header = wire.read_header(wire.write_header(replace(UPLOAD, report={"loss": number})), wire.UploadHeader)
+    assert type(header.report["loss"]) is float
+    assert header.report["loss"] == float(number)
+
+
+def test_a_loss_of_minus_zero_is_zero():
+    header = wire.read_header(wire.write_header(replace(UPLOAD, report={"loss": -0.0})), wire.UploadHeader)
+    assert math.copysign(1, header.report["loss"]) == 1
 
 
 def test_a_clients_own_error_is_passed_on():
     with pytest.raises(WireError, match=r"^TrainingError: the loss became nan$"):
-        wire.check_upload(replace(UPLOAD, error="TrainingError: the loss became nan", round=9), 3)
+        wire.check_upload(replace(UPLOAD, error="TrainingError: the loss became nan", round=9), 3, TRAINED)

@@ -1,5 +1,6 @@
 """A half-written last line is what a stopped process leaves; all else that is broken is named."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_outcomes_are_the_last_measured_values_of_each_client(tmp_path: Path) ->
 
 def test_ids_are_ordered_by_value_and_words_come_last() -> None:
     assert in_order(["b", "10", "2", "a"]) == ["2", "10", "a", "b"]
+    assert in_order(["1" * 5001, "9" * 5000, "010", "10", "9", "٣"]) == [
+        "9", "010", "10", "9" * 5000, "1" * 5001, "٣",
+    ]  # fmt: skip
+
+
+def test_half_a_pair_of_surrogates_is_read_as_what_can_be_written_again(tmp_path: Path) -> None:
+    """A row of an older version that holds it made every report of the run fail."""
+    rows = [{"a": "x\ud800", "\udfff": ["\ud83d", {"b": "\U0001f4a9"}]}, {"a": "\\ud800"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_jsonl(path) == [{"a": "x?", "?": ["?", {"b": "\U0001f4a9"}]}, {"a": "\\ud800"}]
 
 
 def test_failures_that_repeat_are_told_once(tmp_path: Path) -> None:

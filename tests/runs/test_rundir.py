@@ -1,6 +1,7 @@
 """A run directory keeps every row, and its status is how the run really ended."""
 
 import csv
+import io
 import json
 import os
 
@@ -14,7 +15,7 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
-from fedsa_lora.runs.rundir import RunDirectory, refuse_used
+from fedsa_lora.runs.rundir import RunDirectory, as_csv, refuse_used
 
 ROWS = st.dictionaries(
     st.text(min_size=1, max_size=5),
@@ -149,6 +150,20 @@ def test_a_summary_is_written_with_the_rows_as_tables(tmp_path):
         {"round": "2", "loss": "", "remarks": str(rounds[1]["remarks"])},
     ]
     assert (tmp_path / "clients.csv").read_text() == "client,accuracy\n0,0.25\n"
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-1", "\t=1", "\r=1", "\n=1"]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "\ud800", 'a "quoted", text', "a=b", "a\rb", "\u202eb", "é"])
+def test_a_text_in_a_table_is_a_text_in_a_spreadsheet_and_numbers_stay_numbers(text):
+    table = as_csv([{"a": text, text: -1.5}, {"a": None}])
+    assert table.encode().decode() == table
+    head, row, missing = csv.reader(io.StringIO(table, newline=""))
+    shown = "'" * (text in FORMULAS) + "".join(c if c.isprintable() else " " for c in text)
+    assert head == ["a", shown]
+    assert row == [shown, "-1.5"]
+    assert missing == ["", ""]
 
 
 def test_the_environment_names_the_versions_that_ran():

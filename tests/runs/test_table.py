@@ -9,7 +9,7 @@ from rich.console import Console
 from synthetic_run import write_failed_run, write_run
 
 from fedsa_lora.runs.table import print_summary
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, listed, moment, percent, points
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, listed, moment, number, percent, points
 
 
 def screen(run_dir: Path, width: int = 100) -> str:
@@ -63,6 +63,12 @@ def test_a_failed_run_tells_its_reason_as_it_is(tmp_path: Path) -> None:
     assert "run failed: DataError: no column [bold]label[/] in mine.csv" in text
 
 
+def test_a_reason_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    text = screen(write_failed_run(tmp_path, "RunError: no client\nnode 1: \x1b[2J\x1b]0;x\x07\r\u202e gone"))
+    assert "no client\nnode 1:" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_a_path_is_never_broken_into_lines(tmp_path: Path) -> None:
     assert str(write_failed_run(tmp_path)) in screen(tmp_path, width=20)
 
@@ -73,6 +79,9 @@ def test_a_path_is_never_broken_into_lines(tmp_path: Path) -> None:
         (percent(0.6132), "61.3%"),
         (percent(None), NOT_MEASURED),
         (percent(float("nan")), NOT_MEASURED),
+        (number(1.23456), "1.235"),
+        (number(-1e150), "-1e+150"),
+        (number(float("inf")), NOT_MEASURED),
         (points(0.0712), "+7.1 points"),
         (points(-0.0712), "\N{MINUS SIGN}7.1 points"),
         (points(-0.0001), "0.0 points"),

@@ -140,6 +140,21 @@ def test_warnings_and_failures_are_shown_and_cannot_steer_the_terminal(tmp_path)
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("name", ["[bold red]x[/nope]", "[/]", "\x1b[2J", "\u202ex", "\ud800", "9" * 5000])
+def test_whatever_a_client_is_called_the_view_shows_it_as_text(tmp_path, name):
+    """In the directory of a run of an older version, which took every name."""
+    folder = running(tmp_path / "run")
+    row = json.loads((folder / "clients.jsonl").read_text().splitlines()[-1]) | {"client": name}
+    failed = {"round": 4, "remarks": [{"client": name, "kind": "error", "reason": name}]}
+    for file, line in (("clients.jsonl", row), ("rounds.jsonl", failed)):
+        with (folder / file).open("a") as opened:
+            opened.write(json.dumps(line) + "\n")
+    logged(folder, {"level": "WARNING", "round": 4, "phase": "fit", "message": f"client {name}: {name}"})
+    text = shown(folder)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert text.encode()
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 24), (80, 10)])
 def test_the_lowest_clients_are_shown_where_not_all_have_room(tmp_path, width, height):
     write_run(tmp_path / "run", clients=60, rounds=30)

@@ -68,6 +68,7 @@ class Server:
         start: Vector | None = None,
         every: int = 0,
         rounds: int = 99,
+        recorder: Any = None,
         **arguments: Any,
     ) -> None:
         self.notes, self.manager, self.layout = Notes(), SimpleClientManager(), layout
@@ -81,7 +82,7 @@ class Server:
             self.start,
             cohort=Cohort(0, clients, wait_seconds=1),
             evaluation=Evaluation(rounds=rounds, every=every),
-            recorder=self.notes,
+            recorder=recorder or self.notes,
             **({"split": SHARE_A} | arguments),
         )
         self.asked: dict[str, wire.BroadcastHeader] = {}
@@ -104,7 +105,8 @@ class Server:
         header = wire.UploadHeader(
             client=client, round=asked.round, layout=asked.layout, digest=wire.vector_digest(payload),
             examples=examples, measured=10, shared=asked.shared, codec=codec.name,
-            private_before="b", private_after=f"a{client}", report={"loss": 1.0, "accuracy_before": 0.5},
+            private_before="b" * 16, private_after=f"{int(client):016x}",
+            report={"loss": 1.0, "accuracy_before": 0.5},
         )  # fmt: skip
         header = replace(header, **changes)
         return FitRes(OK, ndarrays_to_parameters([payload]), examples, wire.write_header(header))

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.common import EvaluateRes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remarks import remarks
-from server_side import LAYOUT, Server, some_updates
+from server_side import LAYOUT, OK, Server, some_updates
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
@@ -210,6 +211,42 @@ def test_more_examples_than_the_cap_are_rejected_by_name_and_weigh_nothing():
     assert remarks(server.notes.rounds[0]) == [
         Remark("1", "rejected", "claims 11 examples, expected 1 to 10")
     ]
+
+
+@pytest.mark.case(12)
+@pytest.mark.parametrize("claims", [{"examples": 11}, {"measured": 11}])
+def test_more_examples_than_the_cap_are_rejected_in_an_evaluation_too(claims):
+    """A client weighs in the weighted accuracy by the examples that it was measured on."""
+    rows = []
+    for sent in ({}, claims):
+        server = Server(clients=3, every=1, bounds=Bounds(max_examples=10))
+        server.ask()
+        server.take({c: server.upload(c, u) for c, u in zip("012", some_updates(3), strict=True)})
+        server.ask_to_evaluate()
+        metrics = {
+            c: server.upload(
+                c, np.zeros(server.layout.size), report={"loss": 1.0, "accuracy": 0.2 * int(c)}, **more
+            ).metrics
+            for c, more in zip("012", ({}, {}, sent), strict=True)
+        }
+        answers = {c: EvaluateRes(OK, 1.0, 10, entries) for c, entries in metrics.items()}
+        server.strategy.aggregate_evaluate(1, [(server.nodes[c], a) for c, a in answers.items()], [])
+        rows.append(server.notes.rounds[0])
+    assert rows[0]["measured_clients"] == 3
+    assert rows[1]["measured_clients"] == 2
+    assert rows[1]["accuracy_weighted"] == pytest.approx(0.1)
+    (remark,) = remarks(rows[1])
+    (name,) = claims
+    assert (remark.client, remark.kind) == ("2", "rejected")
+    assert remark.reason.startswith({"examples": "claims 11", "measured": "was measured on 11"}[name])
+
+
+def test_a_bound_on_training_binds_what_a_client_was_measured_on_before_it():
+    server = Server(clients=3, bounds=Bounds(max_examples=10), min_results=0.1)
+    server.ask()
+    answers = {c: server.upload(c, u) for c, u in zip("012", some_updates(3), strict=True)}
+    server.take(answers | {"1": server.upload("1", some_updates(3)[1], measured=11)})
+    assert [remark.client for remark in remarks(server.notes.rounds[0])] == ["1"]
 
 
 def rounds_with(server: Server, wrong: list[list[str]]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from flwr.common import FitRes, Parameters
+from flwr.common import Code, FitRes, Parameters, Status
 from remarks import failures_of, remarks
 from server_side import LAYOUT, Server, some_updates
 
@@ -344,6 +344,31 @@ def test_what_a_client_writes_is_one_short_line_in_log_and_rows():
     for line in failures_of(server.notes.rounds[0]):
         assert line.isprintable()
         assert len(line) < 600
+
+
+@pytest.mark.parametrize("client", ["\ud800", "9" * 5000, "=1+1", "\x1b[2J", "<script>", "a\nb", ""])
+def test_a_client_of_a_name_that_no_store_has_is_rejected_under_a_name_that_can_be_written(client):
+    server, answers = server_with()
+    server.strategy.cohort._names[server.nodes["1"].cid] = client
+    refused = rejected(server, answers | {"1": said(answers["1"], client=client)})
+    (name,) = refused
+    assert name.isprintable()
+    assert len(name) < 100
+    assert "client id" in refused[name]
+    assert [row["client"] for row in server.notes.clients] == ["0", "2"]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x1b[2J", "a\nb", "\u202eb", "\u2066", "\r", "\0", "x" * 10**6])
+def test_words_of_a_client_are_one_line_of_few_characters_wherever_they_come_from(text):
+    server, answers = server_with()
+    failure = server.nodes["2"], replace(answers["2"], status=Status(Code.FIT_NOT_IMPLEMENTED, text))
+    server.strategy.aggregate_fit(1, [(server.nodes["0"], answers["0"])], [failure, RuntimeError(text)])
+    (row,) = server.notes.rounds
+    assert len(remarks(row)) == 2
+    for remark in remarks(row):
+        assert str(remark).isprintable()
+        assert len(str(remark)) < 600
+        assert str(remark).encode()
 
 
 def test_the_server_takes_every_honest_answer_of_these_tests():

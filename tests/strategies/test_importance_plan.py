@@ -206,6 +206,28 @@ def test_scores_as_large_as_a_float_do_not_overflow():
     assert np.isfinite(plan.state()["known/"]).all()
 
 
+def test_no_client_outvotes_the_others_by_the_size_of_its_scores():
+    """With ten medians at most, eleven others of its weight and one mind are more."""
+    layout = one_kind(2)
+    honest = {f"{k}": [1.0, 0.0] for k in range(11)}
+    weights = dict.fromkeys([*honest, "x"], 1.0)
+    for size in (1.0, 1e3, 1e38, 1.7e308):
+        plan = ImportancePlan(policy(ema=0.0), layout)
+        plan.learn(honest | {"x": [0.0, size]}, weights, {})
+        assert plan.shared("0") == {layout.names[0]}
+
+
+def test_scores_of_which_none_exceeds_ten_medians_are_averaged_as_they_are():
+    layout, rng = one_kind(3), np.random.default_rng(0)
+    scores = {
+        c: (size * rng.uniform(0.5, 1, 3)).tolist() for c, size in zip("abcd", (0, 1, 2, 9), strict=True)
+    }
+    plan = ImportancePlan(policy(ema=0.0), layout)
+    plan.learn(scores, dict.fromkeys(scores, 1.0), {})
+    expected = np.sum([0.25 * np.array(row) for row in scores.values()], axis=0)
+    np.testing.assert_array_equal(plan.state()["known/"][0], expected)
+
+
 def test_a_round_in_which_nobody_has_weight_teaches_nothing():
     plan = ImportancePlan(policy(), one_kind(2))
     plan.learn({"a": [1.0, 0.0]}, {"a": 0}, {})

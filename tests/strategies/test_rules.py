@@ -162,9 +162,51 @@ def test_q_fedavg_is_the_plain_mean_without_q_and_leans_to_the_larger_loss_with_
     assert cosine[1] > 0.999 > cosine[0]
 
 
-@pytest.mark.parametrize("loss", [-1.0, 0, 1, 1e308])
+@pytest.mark.parametrize("loss", [-1.0, 0, 5e-324, 1, 1e308])
 def test_no_loss_that_a_client_may_tell_ends_a_round_of_q_fedavg(loss):
-    assert np.isfinite(q_fedavg(5, [loss, 1.0, 2.0], some_updates(3))).all()
+    for q in (0, 0.2, 5):
+        for others in ([1.0, 2.0], [0.0, 0.0], [5e-324, 5e-324], [1e308, 0.0]):
+            assert np.isfinite(q_fedavg(q, [loss, *others], some_updates(3))).all()
+
+
+TELLING = [0, -0.0, 5e-324, 1e-30, 1e-12, 1e-3, 0.01, 0.1]  # that a client has hardly anything to learn
+
+
+@pytest.mark.parametrize("q", [0.1, 0.2, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("clients", [2, 5, 10])
+def test_a_loss_near_zero_neither_freezes_q_fedavg_nor_blows_it_up(q, clients):
+    """Of n clients that all moved by the same, the sum of h_k has n - 1 parts h and one that is at most
+    100^(1 - q) h, and the sum of F_k^q g_k has n - 1 of n parts or more: so the step is at least
+    (n - 1) / (n - 1 + 100^(1 - q)) of the one without a hostile loss, and never longer."""
+    vectors = [some_updates(1)[0]] * clients
+    honest = q_fedavg(q, [1.0] * clients, vectors) - START
+    least = (clients - 1) / (clients - 1 + 100 ** max(0.0, 1 - q))
+    for loss in TELLING:
+        moved = q_fedavg(q, [loss, *[1.0] * (clients - 1)], vectors) - START
+        factor = moved @ honest / (honest @ honest)
+        assert least - 1e-5 <= factor <= 1 + 1e-5, loss
+
+
+@pytest.mark.parametrize("q", [0.2, 1.0, 3.0])
+def test_a_client_without_a_loss_counts_in_q_fedavg_as_if_it_were_not_there(q):
+    vectors, losses = some_updates(4), [0.3, 1.2, 2.5]
+    alone = q_fedavg(q, losses, vectors[1:])
+    np.testing.assert_allclose(q_fedavg(q, [0.0, *losses], vectors), alone, atol=1e-6)
+    assert np.array_equal(q_fedavg(q, [0.0] * 4, vectors), START)
+    np.testing.assert_allclose(q_fedavg(q, [1e-30, *losses], vectors), alone, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("q", [0.2, 1.0])
+def test_no_loss_is_so_large_that_the_others_have_no_weight_in_q_fedavg(q):
+    """It weighs as much as 100 times the median, 1.2: the paper's numbers with that loss as F_k^q."""
+    vectors, losses = some_updates(4), [0.3, 1.2, 2.5]
+    gradients = [-v.astype(np.float64) / 0.5 for v in vectors]
+    for loss in (121, 1e3, 1e30, 1e150, 1e308):
+        told = [loss, *losses]
+        weights = [min(n, 120.0) ** q for n in told]
+        sizes = [w * (q * (g @ g) / n + 2) for w, g, n in zip(weights, gradients, told, strict=True)]
+        total = sum(w * g for w, g in zip(weights, gradients, strict=True))
+        np.testing.assert_allclose(q_fedavg(q, told, vectors), START - total / sum(sizes), atol=1e-5)
 
 
 def test_q_fedavg_without_a_loss_or_before_it_was_configured_says_so():

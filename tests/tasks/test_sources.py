@@ -153,6 +153,41 @@ def test_a_broken_or_unknown_file_is_named(name, tmp_path):
         read_split(str(path), "train")
 
 
+@pytest.mark.case(37)
+@pytest.mark.parametrize("loader", ["csv", "json", "pandas", "text", "parquet", "arrow", "imagefolder"])
+def test_a_loader_of_datasets_is_no_data_set_that_reads_what_lies_here(tmp_path, monkeypatch, loader):
+    (tmp_path / "train.csv").write_text("text,label\nprivate,yes\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"'{loader}' names no data: expected a local file"):
+        read_split(loader, "train")
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd", "https://host/rows.csv", "zip://x::/srv/rows.zip", "rows.csv"]
+)
+def test_a_hub_data_set_whose_description_names_other_files_than_its_own_is_refused(monkeypatch, file):
+    class Builder:
+        config = type("Config", (), {"data_files": {"train": ["hf://datasets/a/b@c/own.csv", file]}})
+
+        def download_and_prepare(self):
+            raise AssertionError("it was read")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *asked: Builder())
+    with pytest.raises(DataError, match=f"'a/b' would read '{file}', which is none of its own"):
+        read_split("a/b", "train")
+
+
+def test_a_hub_data_set_is_read_by_its_builder(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text,label\nsome words,yes\n")
+    real = datasets.load_dataset_builder(
+        "csv", data_files={"train": str(tmp_path / "rows.csv")}, cache_dir=tmp_path
+    )
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *asked: real)
+    monkeypatch.setattr("fedsa_lora.tasks.sources._HUB_FILES", str(tmp_path))
+    assert len(read_split("a/b", "train")) == 1
+
+
 def test_a_hub_id_without_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"train.* of 'nobody/snip/x'(.|\n)*HF_HOME"):

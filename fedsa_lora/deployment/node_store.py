@@ -1,0 +1,112 @@
+"""The store of a deployed node's client: read by its own user alone, and bounded, whoever starts the runs."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from stat import S_IRWXG, S_IRWXO
+
+from fedsa_lora.errors import StoreError
+from fedsa_lora.files import write_atomically
+from fedsa_lora.store import DirectoryStore
+
+SECRET, SECRET_BYTES = "secret", 32
+EVALUATED = "evaluated.json"
+GB = 1_000_000_000
+_OTHERS = S_IRWXG | S_IRWXO
+
+
+class NodeStore(DirectoryStore):
+    """``DirectoryStore`` of a node that serves runs of other people.
+
+    ``evaluations``: answers to the evaluate messages of one round; a further one raises StoreError.
+    """
+
+    def __init__(self, root: Path, client: str, experiment: str, keep: int, evaluations: int) -> None:
+        super().__init__(root, client, experiment, keep)
+        self.evaluations = evaluations
+
+    def salted(self, digest: str) -> str:
+        """HMAC-SHA256 of a digest under this client's secret, as many hex digits: equal digests stay equal
+        from round to round, and whoever guesses the tensors cannot test the guess."""
+        return hmac.new(self._secret(), digest.encode(), sha256).hexdigest()[: len(digest)]
+
+    def count_evaluation(self, round_: int) -> None:
+        run, stretch = self._metadata.get("run", ""), self._resumed
+        path = self.folder / EVALUATED
+        try:
+            last = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # none yet, or cut off by a power failure
+            last = {}
+        answers = 0
+        if (last.get("run"), last.get("resumed")) == (run, stretch):
+            if round_ < last["round"]:
+                raise StoreError(
+                    f"round {round_} is evaluated too late: round {last['round']} was since",
+                    sent="the round is evaluated too late: a later one was since",
+                )
+            answers = last["answers"] if round_ == last["round"] else 0
+        if answers >= self.evaluations:
+            raise StoreError(
+                f"round {round_} was evaluated {answers} times, as often as this node allows (evaluations="
+                f"{self.evaluations} in its node config)",
+                sent="the round was evaluated as often as this node allows",
+            )
+        row = {"run": run, "resumed": stretch, "round": round_, "answers": answers + 1}
+        write_atomically(path, json.dumps(row).encode(), durable=False)
+
+    def _secret(self) -> bytes:
+        path = self.folder / SECRET
+        if not path.exists():
+            with unreadable_by_others():
+                write_atomically(path, os.urandom(SECRET_BYTES))
+        secret = path.read_bytes()
+        if len(secret) != SECRET_BYTES:
+            raise StoreError(
+                f"{path} does not hold {SECRET_BYTES} bytes: it was cut off or altered; restore it from a "
+                "copy, or delete it, and the server will once take this client's B for another",
+                sent="the secret in its store was cut off or altered",
+            )
+        return secret
+
+    def close_to_others(self) -> None:
+        """Take from other users what an older version, or a copy, left open to them."""
+        if self.folder.exists() and self.folder.stat().st_mode & _OTHERS:
+            self.folder.chmod(0o700)
+            for path in self.folder.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode & ~_OTHERS)
+
+
+@contextmanager
+def unreadable_by_others() -> Iterator[None]:
+    """What this process creates meanwhile is its user's alone, files 0600 and folders 0700, whatever umask it
+    was started with."""
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def check_room(root: Path, limit: float) -> None:
+    """Raise StoreError where a node's store, with all its runs, holds ``limit`` GB or more."""
+    held = sum(_size(Path(folder, name)) for folder, _, names in os.walk(root) for name in names)
+    if held >= limit * GB:
+        raise StoreError(
+            f"{root} holds {held / GB:.2f} GB, and this node allows {limit:g} (store-limit in its node "
+            "config): delete the folders of runs that are over, or raise the limit",
+            sent="its store holds as much as its node config allows",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # replaced just now
+        return 0
