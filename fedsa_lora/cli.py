@@ -132,11 +132,19 @@ def _advise(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.plan import make_plan
     from fedsa_lora.runs.changed_data import check_data
+    from fedsa_lora.runs.federate import stopped
+    from fedsa_lora.runs.finish import finish_interrupted
     from fedsa_lora.runs.resuming import to_resume
+    from fedsa_lora.runs.table import print_summary
 
     config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
     words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
+    config = replace(config, run=replace(config.run, allow_changed_data=options.allow_changed_data))
+    with stoppable(lambda: stopped(config.run_dir, words)):
+        if finish_interrupted(config, words):  # without Flower: no client is asked
+            print_summary(config.run_dir, console)
+            return 0
     return _federate(config, words, make_plan(config))
 
 

@@ -17,7 +17,9 @@ from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.files import writing
+from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.workbench import Workbench
@@ -43,7 +45,26 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
         )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    return node, config, bench, assemble.node_store(config, node)
+    store = assemble.node_store(config, node)
+    _make_folder(store.folder, config.run_dir)
+    return node, config, bench, store
+
+
+def _make_folder(folder: Path, run_dir: Path) -> None:
+    """The folder of a client. One inside of a run directory is not made where that is gone: a run that was
+    deleted must not come back with half of its files. Raises RunError where there can be no folder."""
+    inside = folder.is_relative_to(run_dir)
+    if inside and not holds_run(run_dir):
+        raise RunError(
+            f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way",
+            sent="the run directory was deleted, moved or replaced while its run was under way",
+        )
+    with writing(folder):
+        if inside:
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def client_fn(context: Context) -> Client:

@@ -88,7 +88,7 @@ class Egress:
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             _append(folder / SEARCHES, json.dumps(row))
             if self.keep_messages:
                 _keep(folder / "messages", kind, content)

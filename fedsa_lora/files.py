@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,17 +13,21 @@ from pathlib import Path
 from fedsa_lora.errors import FedSAError, RunError
 
 log = logging.getLogger("flwr")
+# How safetensors, tokenizers (Rust) and shutil quote the number of a system's error in their own.
+_QUOTED_ERRNO = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[Errno (\d+)\]")
+REMEDY = "check space and permissions and try again"
+SENT = "a file cannot be written: check space and permissions on its machine"  # what a client says of it
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
     """Replace a file by new content, or leave it as it was. Raises RunError, for example on a full disk.
 
     The content is synced under a temporary name, renamed, and the folder synced. One that is not ``durable``
-    is not synced, which takes milliseconds: after a power cut it may be empty.
+    is not synced, which takes milliseconds: after a power cut it may be empty. The folder must be there: a
+    run directory that was deleted while its run went on must not come back with half of its files.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
         with open(temporary, "wb") as file:
             file.write(content)
@@ -38,10 +43,65 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
             temporary.unlink()
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
-            "check space and permissions and try again",
-            sent="a file cannot be written: check space and permissions on its machine",
+            f"{REMEDY}",
+            sent=SENT,
         ) from error
     return path
+
+
+@contextmanager
+def writing(place: Path, remedy: str = REMEDY) -> Iterator[None]:
+    """Raises RunError, naming the ``place``, for what the system refuses to write inside, whichever library
+    writes it. Other errors pass as they are."""
+    try:
+        yield
+    except FedSAError:
+        raise
+    except Exception as error:
+        if fault := disk_fault(error):
+            raise RunError(f"{place} cannot be written: {fault}; {remedy}", sent=SENT) from error
+        raise
+
+
+def disk_fault(error: Exception) -> str:
+    """The system's words for why it did not write, as of a full disk; empty for an error of another kind."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    quoted = _QUOTED_ERRNO.search(str(error))
+    return os.strerror(int(next(filter(None, quoted.groups())))) if quoted else ""
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync every file below a folder, and the folders: after a power cut they are whole. Raises OSError."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Return when a file or folder is on disk as it is. Raises OSError."""
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file. Raises RunError where that cannot be done; what was there before is then as
+    it was, without a part of the text."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            content = text.encode()
+            try:
+                while content:  # a disk that fills up takes a part of it first
+                    content = content[file.write(content) :]
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), before)
+                raise
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}; the rows before are kept, so check space and "
+            "permissions"
+        ) from error
 
 
 def sweep(folder: Path, name: str = "*") -> None:
@@ -53,14 +113,13 @@ def sweep(folder: Path, name: str = "*") -> None:
 @contextmanager
 def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]:
     """This process alone in a folder, and no other lock of this one. Raises what ``refusal`` makes of the
-    words for who is there, and RunError where there can be no such folder.
+    words for who is there, and RunError where there is no such folder.
 
     The lock is on the folder itself (flock): no file can be left behind, and the system lets go of it
     when its process ends, however it does. Where a file system has no locks, that is told and it goes on.
     """
     with ExitStack() as held:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             descriptor = held.enter_context(_opened(folder))
         except OSError as error:
             raise RunError(

@@ -102,10 +102,19 @@ class _Journal(RotatingFileHandler):
         return ours and (hasattr(record, "event") or bool(record.getMessage().strip()))
 
     def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        Path(self.baseFilename).parent.mkdir(exist_ok=True)  # no more: a deleted run stays deleted
         return super()._open()
 
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # what could not be written is tried once more
+            self._tell()
+
     def handleError(self, record: logging.LogRecord) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
         if not self._told:
             self._told = True
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from contextlib import closing
 
 from flwr.app import Context
 from flwr.common import Parameters, Scalar
@@ -14,10 +13,10 @@ from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
-from fedsa_lora.journal import SERVER_LOG, about, journal
-from fedsa_lora.runs.finish import finish
+from fedsa_lora.journal import about
+from fedsa_lora.runs.finish import finish, to_the_end
 from fedsa_lora.runs.flower_log import COMPLETE
-from fedsa_lora.runs.report import write_report
+from fedsa_lora.runs.resuming import to_run_again
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.tasks.inspection import inspect_task
@@ -26,7 +25,6 @@ from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase
 
 FitRound = tuple[Parameters | None, dict[str, Scalar], FitResultsAndFailures] | None
 EvaluateRound = tuple[float | None, dict[str, Scalar], EvaluateResultsAndFailures] | None
-OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")
 log = logging.getLogger("flwr")
 
 
@@ -45,13 +43,8 @@ class RecordedServer(Server):
             self.set_max_workers(1)  # one client after the other, in the order of their names
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        with closing(self.directory), journal(self.directory.path / SERVER_LOG, "server"):
-            try:
-                with self.directory.recording():
-                    result = super().fit(num_rounds - self.directory.done, timeout)
-            except BaseException:
-                write_report(self.directory.path)
-                raise
+        with to_the_end(self.directory):
+            result = super().fit(num_rounds - self.directory.done, timeout)
             finish(self.config, self.directory)
         log.info("%s: %s", COMPLETE, self.directory.path)
         return result
@@ -61,6 +54,7 @@ class RecordedServer(Server):
         round_ = server_round + self.directory.done
         with about(round=round_, phase="fit"):
             asked = self.strategy.configure_fit(round_, self.parameters, self._client_manager)
+            self.directory.check()  # before clients train for nothing
             results, failures = self._collection(FIT, round_, timeout).collect(asked)
             log.info("round %d: %d results and %d failures", round_, len(results), len(failures))
             return *self.strategy.aggregate_fit(round_, results, failures), (results, failures)
@@ -72,6 +66,7 @@ class RecordedServer(Server):
             timeout *= 1 + self.evaluation.rounds
         with about(round=round_, phase="evaluate"):
             asked = self.strategy.configure_evaluate(round_, self.parameters, self._client_manager)
+            self.directory.check()
             results, failures = self._collection(EVALUATE, round_, timeout).collect(asked)
             return *self.strategy.aggregate_evaluate(round_, results, failures), (results, failures)
 
@@ -87,22 +82,20 @@ def server_fn(context: Context) -> ServerAppComponents:
     config = load(overrides, default_dir=f"runs/{context.run_id}")
     assemble.refuse_unsimulated(config)
     inspect_task(config.task)
-    command = shlex.join(["fedsa-lora", "run", *_to_run_again(overrides)])
+    command = to_run_again(shlex.split(overrides))
     if config.run.resume:
         directory = RunDirectory.resume(config, command)
         log.info("going on after round %d of %s", directory.done, directory.path)
     else:
         directory = RunDirectory.create(config, command)
         log.info("writing to %s", directory.path)
-    server = RecordedServer(config, directory)
+    try:
+        server = RecordedServer(config, directory)
+    except BaseException:
+        with to_the_end(directory):  # or the directory would say that the run is running
+            raise
     limits = ServerConfig(config.federation.rounds, config.federation.round_timeout)
     return ServerAppComponents(server=server, config=limits)
-
-
-def _to_run_again(overrides: str) -> list[str]:
-    """The overrides that make the same run elsewhere, each key once, as it was given last."""
-    words = {word.partition("=")[0]: word for word in shlex.split(overrides)}
-    return [word for key, word in words.items() if key not in OF_THE_MOMENT]
 
 
 app = ServerApp(server_fn=server_fn)

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.exchange.wire import stretch
-from fedsa_lora.files import locked, sweep, write_atomically
+from fedsa_lora.files import locked, sweep, write_atomically, writing
 from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -101,6 +101,7 @@ class ClientStore(Protocol):
 class DirectoryStore:
     """A client's generations as files under ``root / client``; the last ``keep`` are kept.
 
+    The client's folder is made, the ``root`` is not: that of a run which was deleted meanwhile stays deleted.
     Raises StoreError for an id that is no plain file name, and when a file is truncated, altered
     or of another experiment: going on with another B would train the wrong model in silence.
     """
@@ -127,7 +128,12 @@ class DirectoryStore:
                     newest,
                 )
 
+    def _make(self) -> None:
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+
     def locked(self) -> AbstractContextManager[None]:
+        self._make()
         return locked(
             self.folder,
             lambda holder: StoreError(
@@ -168,6 +174,7 @@ class DirectoryStore:
             DATA: self._data,
         }
         metadata["digest"] = digest(everything)
+        self._make()
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
         tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}

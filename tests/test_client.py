@@ -30,6 +30,7 @@ class Desk:
 
     def __init__(self, folder, *overrides: str) -> None:
         self.config = load(["experiment=smoke", f"run.dir={folder}", *overrides])
+        self.config.store_dir.mkdir(parents=True, exist_ok=True)  # which a run begins with
         self.bench = assemble.workbench(self.config)
         layout = self.bench.model.layout
         self.pool = layout.select(self.bench.split(layout).shared)

@@ -15,7 +15,7 @@ import fedsa_lora
 from fedsa_lora import assemble, cli
 from fedsa_lora.config import read_config
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.rundir import last_whole_round
+from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.store import DirectoryStore
 
 OVERRIDES = [

@@ -12,13 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk import killed_at, watching
+from test_finish import assert_same_results
 from test_resume import assert_same_run
 
+from fedsa_lora.config import read_config
+from fedsa_lora.runs.finish import finish_interrupted
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.interrupted import last_whole_round
+from fedsa_lora.runs.reading import read_json
 from fedsa_lora.store import ClientState, DirectoryStore
 
 pytestmark = pytest.mark.faults
-CLIENT_KILLS, SERVER_KILLS = 100, 20
+CLIENT_KILLS, SERVER_KILLS, CHAIN_KILLS = 100, 20, 20
 CLIENTS = """
 import os, sys
 from pathlib import Path
@@ -46,6 +52,7 @@ RUN = (
     "experiment=smoke", "run.report=false", "federation.clients=2", "codec=topk", "strategy=fedadam",
     "evaluation.local_only=false", "run.keep_generations=9",
 )  # fmt: skip
+FINISHED = [*RUN, "run.report=true", "federation.rounds=2"]
 
 
 def own_b(round_: int) -> dict[str, np.ndarray]:
@@ -139,3 +146,44 @@ def test_a_server_that_is_killed_anywhere_makes_at_most_one_round_again_and_ends
     run_in_process([*words, rounds, "run.resume=true"])
     assert last - 1 <= resumptions(folder)[-1] <= last
     assert_same_run(folder, run_in_process([*RUN, rounds, f"run.dir={tmp_path / 'whole'}"]))
+
+
+def serve_until(words: list[str], folder: Path, number: int) -> None:
+    """Begin, resume or finish a run, as it needs, and be killed at a write."""
+    with watching(folder, killed_at(number)):
+        if not (folder / "rounds.jsonl").exists():
+            run_in_process(words)
+        elif not finish_interrupted(read_config(folder), words):
+            run_in_process([*words, "run.resume=true"])
+
+
+@pytest.mark.case(36)
+def test_however_often_a_run_is_killed_from_its_begin_to_the_end_of_its_finish_resume_completes_it(
+    tmp_path, record_property
+):
+    record_property("trials", CHAIN_KILLS)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["pytest", "fedsa_lora.runs.inprocess"])
+    whole = run_in_process([*FINISHED, f"run.dir={tmp_path / 'whole'}"])
+    rng, kills, finishing, chain = np.random.default_rng(0), 0, 0, 0
+    while kills < CHAIN_KILLS:
+        chain += 1
+        folder, ended = tmp_path / f"run-{chain}", False
+        while not ended:
+            number = int(rng.integers(1, 150)) if kills < CHAIN_KILLS else 1_000_000
+            words = [*FINISHED, f"run.dir={folder}"]
+            server = processes.Process(target=serve_until, args=(words, folder, number))
+            server.start()
+            server.join()
+            ended = server.exitcode == 0
+            status = read_json(folder / "status.json") if (folder / "status.json").exists() else {}
+            assert (status.get("state") == "completed") == ended, "completed last of all, and never before"
+            if not ended:
+                assert server.exitcode == -signal.SIGKILL
+                kills += 1
+                finishing += status.get("phase") == "finishing"
+                if not last_whole_round(folder) and folder.exists():
+                    shutil.rmtree(folder)  # there is nothing to resume
+        assert_same_run(folder, whole)
+        assert_same_results(folder, whole)
+    assert finishing >= CHAIN_KILLS // 5, "the kills are spread over the finish as well"

@@ -16,8 +16,9 @@ from fedsa_lora.config import load
 from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange import wire
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.interrupted import close
 from fedsa_lora.runs.resuming import to_resume
-from fedsa_lora.runs.rundir import RunDirectory, close
+from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.store import DirectoryStore
 
 pytestmark = pytest.mark.case(27)

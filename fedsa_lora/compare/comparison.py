@@ -19,7 +19,7 @@ from fedsa_lora.compare.scores import Score, scores
 from fedsa_lora.compare.search import Search
 from fedsa_lora.config import load
 from fedsa_lora.errors import DataError, RunError
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.runs.figure_style import to_png
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.rundir import as_csv
@@ -82,6 +82,8 @@ class Comparison:
         """Write table, rows and figures of what is recorded; True when nothing failed or is missing."""
         by_regime = {regime: self.scores(regime) for regime in self.regimes}
         text = page(self.grid, by_regime, self.notes, self.failures(), missing := self.missing())
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "table.md", text.encode())
         flat = [row for found in by_regime.values() for row in rows(found)]
         write_atomically(self.folder / "table.csv", as_csv(flat).encode())

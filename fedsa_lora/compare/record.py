@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedsa_lora.compare.grid import Run
 from fedsa_lora.errors import RunError
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.runs.measures import Values, spread
 from fedsa_lora.runs.reading import Row, read_jsonl
 
@@ -64,6 +64,8 @@ class Record:
         again."""
         self._errors.clear()
         text = "".join(f"{line}\n" for line in self._lines)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, text.encode())
 
     def forget(self) -> None:

@@ -10,6 +10,7 @@ from flwr.proto.control_pb2 import ListRunsRequest
 from httpx import HTTPError
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.superlink import flower_command, flower_environment
 
@@ -34,7 +35,8 @@ class RunningSuperLink:
             ) from error
         finally:
             client.close()
-        self.private = Path(tempfile.mkdtemp(prefix="fsl-")).resolve()
+        with writing(Path(tempfile.gettempdir())):
+            self.private = Path(tempfile.mkdtemp(prefix="fsl-")).resolve()
         self.env = flower_environment() | {"FLWR_HOME": str(self.private / "flwr")}
         return self.private
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from fedsa_lora.client_model import ClientModel
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
 from fedsa_lora.exchange.split import Turn
+from fedsa_lora.files import sync, sync_tree, writing
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.personal import OwnModel, Received, beside, others, personal
@@ -35,6 +37,7 @@ from strategies.downlink import MERGED_A, MERGED_B
 from strategies.fedsa import EXAMPLES
 
 BACKBONE = "backbone"  # beside an adapter, and once in a run
+UNFINISHED = ".unfinished"  # the end of the name of a folder that is being made
 TO_BACKBONE = f"../../{BACKBONE}"  # from adapters/CLIENT of a run
 
 
@@ -116,6 +119,8 @@ class Exporter:
         adapter = self.model.has_adapters and not merge
         self.refuse(adapter)
         tensors = self.tensors(client)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with _replaced(folder) as new:
             if adapter:
                 self._save_adapter(client, tensors, new, BACKBONE)
@@ -132,8 +137,12 @@ class Exporter:
         if clients := self.clients():
             with _replaced(self.directory.path / BACKBONE, {"config.json"}) as new:
                 self._save_backbone(new)
+        adapters = self.directory.path / "adapters"
         for client in clients:
-            with _replaced(self.directory.path / "adapters" / client) as new:
+            self.directory.check()
+            with writing(adapters):
+                adapters.mkdir(exist_ok=True)
+            with _replaced(adapters / client) as new:
                 self._save_adapter(client, self.tensors(client), new, TO_BACKBONE)
 
     def refuse(self, adapter: bool) -> None:
@@ -188,14 +197,23 @@ class Exporter:
 
 @contextmanager
 def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` when it is whole, with files that others may read as
-    far as the umask says. Raises RunError where that one holds something else than an export: a model card of
-    ours, or one of the ``known`` files."""
+    """A new folder that takes the place of ``folder`` when it is whole and on disk, with files that others
+    may read as far as the umask says. What a killed process left is removed, or put in place where it was
+    whole.
+
+    Raises RunError where that folder holds something else than an export: a model card of ours, or one of the
+    ``known`` files; and where something cannot be written, which leaves the folder as it was.
+    """
+    _recover(folder)
     ours = not folder.exists() or not any(folder.iterdir()) or is_card(folder / CARD)
     if not ours and not any((folder / name).is_file() for name in known):
         raise RunError(f"{folder} holds files that are no export: choose another folder, or move them away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+    with (
+        writing(folder, "what was there before is unchanged, so check space and permissions and try again"),
+        tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent, ignore_cleanup_errors=True
+        ) as place,
+    ):
         new, old = Path(place) / "new", Path(place) / "old"
         new.mkdir()
         yield new
@@ -204,9 +222,27 @@ def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> I
         for path in new.rglob("*"):
             if path.is_file():
                 path.chmod(0o666 & ~umask)
+        sync_tree(new)
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        sync(folder.parent)
+
+
+def _recover(folder: Path) -> None:
+    """Clear up after processes that were killed while they replaced a folder."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for place in [path for path in folder.parent.glob(f".*{UNFINISHED}") if name.fullmatch(path.name)]:
+        if (
+            place / "old"
+        ).exists() and not folder.exists():  # killed between two renames: the new one is whole
+            (place / "new").rename(folder)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _linked(source: str, target: str) -> None:

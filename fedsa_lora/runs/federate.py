@@ -16,13 +16,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError, StoppedError
+from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete
+from fedsa_lora.runs.interrupted import close, last_whole_round, stopped_after
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
-from fedsa_lora.runs.rundir import RunDirectory, close, last_whole_round, refuse_used, stopped_after
+from fedsa_lora.runs.resuming import is_complete, last_file
+from fedsa_lora.runs.rundir import RunDirectory, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -43,13 +46,14 @@ def stage_app(folder: Path) -> Path:
     A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
     """
     only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
-    for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
-        shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
-    projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
-    shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
-    for extra in ("README.md", "LICENSE"):
-        if (PACKAGE.parent / extra).is_file():
-            shutil.copy(PACKAGE.parent / extra, folder / extra)
+    with writing(folder):
+        for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
+            shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
+        projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
+        shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
+        for extra in ("README.md", "LICENSE"):
+            if (PACKAGE.parent / extra).is_file():
+                shutil.copy(PACKAGE.parent / extra, folder / extra)
     return folder
 
 
@@ -61,17 +65,18 @@ def federate(
 
     Raises RunError with the reason when it did not complete, StoppedError when it was stopped.
     """
-    run_dir = config.run_dir
+    run_dir, here = config.run_dir, isinstance(place, Simulation)
     if not config.run.resume:
         refuse_used(run_dir)
-        if isinstance(place, Simulation):
+        if here:
             RunDirectory.announce(config)
     logs = run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    app = stage_app(run_dir / "app")
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
     try:
+        with writing(logs):
+            logs.mkdir(parents=not config.run.resume, exist_ok=True)
+        app = stage_app(run_dir / "app")
         with (
             stoppable(lambda: stopped(run_dir, overrides)),
             progress_line(console) as progress,
@@ -87,15 +92,30 @@ def federate(
         raise
     if outcome.state == "stopped":
         raise StoppedError(stopped(run_dir, overrides), TERMINATED)
-    if reason := failure(run_dir, outcome, "report.html" if config.run.report else "summary.json"):
+    if reason := failure(run_dir, outcome, last_file(config), here):
         end(run_dir, "failed", reason)
-        raise RunError(f"the run failed; its logs are in {logs}\n{reason.removeprefix('RunError: ')}")
+        raise RunError(_failed(config, reason))
     return (run_dir / "status.json").is_file()
+
+
+def _failed(config: RunConfig, reason: str) -> str:
+    """The last words on a run that failed: where its logs are, why it failed, and what goes on with it."""
+    run_dir, reason = config.run_dir, reason.removeprefix("RunError: ")
+    if not run_dir.is_dir():
+        return f"the run failed, and its logs are gone\n{reason}"
+    lines = [f"the run failed; its logs are in {run_dir / 'logs'}", reason]
+    if last_whole_round(run_dir) >= config.federation.rounds:
+        lines.append(
+            f"every round is whole; once that is mended: fedsa-lora resume {shlex.quote(str(run_dir))}"
+        )
+    return "\n".join(lines)
 
 
 def stopped(run_dir: Path, overrides: Sequence[str]) -> str:
     """Close a run that was stopped. Returns how far it came and the command that goes on with it, or that
     starts it again."""
+    if is_complete(run_dir):
+        return f"stopped, but the run in {run_dir} was complete already"
     if not (run_dir / "status.json").is_file():
         return "stopped; if it had begun, its run directory is on the SuperLink's machine"
     reason = stopped_after(run_dir)
@@ -114,17 +134,26 @@ def end(run_dir: Path, state: Literal["failed", "stopped"], reason: str) -> None
             write_report(run_dir)
 
 
-def failure(run_dir: Path, outcome: Outcome, last: str) -> str:
+def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False) -> str:
     """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
-    completed that called ``sys.exit``, so the run's own word and the ``last`` file that it writes are asked
-    for as well; its last word in the log, where they are on another machine."""
+    completed that called ``sys.exit``, so the run's own word and the ``last`` file that it writes before that
+    are asked for as well; its last word in the log, where they are on another machine and not ``here``."""
     status = run_dir / "status.json"
-    if outcome.state == "completed" and not status.is_file() and said_complete(run_dir / FLOWER_LOG):
+    if status.is_file():
+        if outcome.state == "completed" and is_complete(run_dir, last):
+            return ""
+        state = read_json(status, ["state"])
+        return (
+            state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
+        )
+    if here:
+        gone = (
+            f"{run_dir} was deleted, moved or replaced while its run was under way: put it back and resume "
+        )
+        return outcome.details or gone + "the run, or run it anew"
+    if outcome.state == "completed" and said_complete(run_dir / FLOWER_LOG, outcome.log_begin):
         return ""
-    state = read_json(status, ["state"]) if status.is_file() else {"state": "not begun"}
-    if outcome.state == state["state"] == "completed" and (run_dir / last).is_file():
-        return ""
-    return state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
+    return outcome.details or f"flwr says {outcome.state}, the run not begun"
 
 
 class RunView:
@@ -137,8 +166,9 @@ class RunView:
         self._size = 0
 
     def update(self) -> None:
-        """Show what was written since the last time."""
-        self.run.update()
+        """Show what was written since the last time, if it can be read: a view ends no run."""
+        with suppress(RunError):
+            self.run.update()
         if done := self.run.done:
             metrics = self.run.metrics
             total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]

@@ -7,6 +7,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL_BYTES = 1 << 20
 
 COMPLETE = "the run is complete"  # what the ServerApp says when everything is written
+_COMPLETE_LINE = re.compile(rf"^INFO [-\d :,]*: +{COMPLETE}: ", re.MULTILINE)
 _ROUND = re.compile(r"\[ROUND (\d+)\]")
 _RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 _RAISED = "Simulation failed with exception: "
@@ -30,9 +31,10 @@ def rounds_begun(log: Path) -> int:
     return max(map(int, _ROUND.findall(tail(log))), default=0)
 
 
-def said_complete(log: Path) -> bool:
-    """Return whether the ServerApp came to its good end."""
-    return COMPLETE in tail(log)
+def said_complete(log: Path, begin: int = 0) -> bool:
+    """Return whether the ServerApp came to its good end, in what was logged from byte `begin` on: before it
+    may be the end of another run. Only a line of its own counts, not one that quotes a client."""
+    return _COMPLETE_LINE.search(tail(log, begin)) is not None
 
 
 def failure_reason(log: str, details: str) -> str:

@@ -23,6 +23,8 @@ from flwr.supercore.run import Run
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import app as client_app
 from fedsa_lora.config import load, places
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.resuming import is_complete, last_file
 from fedsa_lora.server_app import app as server_app
 
 
@@ -88,7 +90,8 @@ class InProcessGrid(Grid):
 
 
 def run_in_process(overrides: Sequence[str]) -> Path:
-    """Run a federation here and return its run directory. Raises what the ServerApp raises."""
+    """Run a federation here and return its run directory. Raises what the ServerApp raises, and RunError
+    where it came back without a complete run."""
     config = load(overrides)
     text = shlex.join([*overrides, *places(config)])
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text})
@@ -97,4 +100,8 @@ def run_in_process(overrides: Sequence[str]) -> Path:
         server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
     finally:
         os.environ.pop(SIMULATION)
+    if not is_complete(config.run_dir, last_file(config)):
+        raise RunError(
+            f"the ServerApp ended, but the run in {config.run_dir} does not say that it is complete"
+        )
     return config.run_dir

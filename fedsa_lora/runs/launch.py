@@ -5,11 +5,12 @@ run is submitted to a SuperLink that runs already; that one and its nodes stay.
 """
 
 import json
+import logging
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,22 @@ from flwr.supercore.control import ControlHttpClient
 from httpx import HTTPError
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection, toml_string
 from fedsa_lora.runs.deployed import RunningSuperLink
 from fedsa_lora.runs.flower_log import ANSI, failure_reason, tail
-from fedsa_lora.runs.superlink import SuperLink
+from fedsa_lora.runs.superlink import Patience, SuperLink
 from fedsa_lora.stopping import exit_on_signal
 
-SUBMIT_SECONDS = 180.0
-SILENCE_SECONDS = 90.0  # more than the 60 s after which Flower gives up a simulation without heartbeat
+SILENCE_SECONDS = 900.0  # of a SuperLink on another machine, which may be restarted; ours is seen to live
 POLL_SECONDS = 0.25
 STATUS_SECONDS = 5.0
-LOG_END_SECONDS = 5.0
+LOG_END_SECONDS = 120.0  # after the end of a run: it comes by itself, later where the machine is slow
+
+
+End = Literal["completed", "failed", "stopped"]
+ENDS: dict[str, End] = {"completed": "completed", "failed": "failed", "stopped": "stopped"}  # Flower's words
+logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,13 @@ class Outcome:
     """How a run ended, and why when it did not complete.
 
     "completed" is Flower's word, which it also says of a ServerApp that called `sys.exit` and of rounds in
-    which every client failed: look at what the ServerApp wrote as well.
+    which every client failed: look at what the ServerApp wrote as well; its log is what came after byte
+    `log_begin` of the log file.
     """
 
-    state: Literal["completed", "failed", "stopped"]
+    state: End
     details: str
+    log_begin: int = 0
 
 
 class FlowerRun:
@@ -161,8 +169,8 @@ class FlowerRun:
 
         After `timeout` seconds the outcome is "stopped"; leaving the `with` block then ends the run.
         """
-        started = answered = time.monotonic()
-        asked = 0.0
+        started = time.monotonic()
+        asked, silence = 0.0, Patience("the SuperLink to answer")
         while True:
             poll()
             if (code := self.superlink.exit_code()) is not None:
@@ -176,10 +184,11 @@ class FlowerRun:
                 try:
                     if outcome := self._outcome(*self.status()):
                         return outcome
-                    answered = now
+                    silence.reset()
                 except RunError as error:
-                    if now - answered > SILENCE_SECONDS:
-                        return Outcome("failed", str(error))
+                    silence.note()
+                    if isinstance(self.place, Connection) and silence.seconds > SILENCE_SECONDS:
+                        return Outcome("failed", f"{error}; the run may go on there")
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -190,7 +199,7 @@ class FlowerRun:
             self._stop()
         self.superlink.close()
         if self._log_copy is not None:
-            self._log_copy.join(LOG_END_SECONDS)
+            self._log_copy.join(STATUS_SECONDS)  # what it copied from was ended
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -200,31 +209,45 @@ class FlowerRun:
 
     def _submit(self, private: Path) -> int:
         """Submit the app with `flwr run` and return Flower's run id."""
-        (private / "flwr").mkdir(exist_ok=True)
-        (private / "flwr" / "config.toml").write_text(self.superlink.connection.toml("ours"))
         # On the command line Flower cuts a value at its first quote; a file keeps it whole.
         run_config = private / "run-config.toml"
-        run_config.write_text(f"overrides = {toml_string(self.overrides)}\n", encoding="utf-8")
+        with writing(private):
+            (private / "flwr").mkdir(exist_ok=True)
+            (private / "flwr" / "config.toml").write_text(self.superlink.connection.toml("ours"))
+            run_config.write_text(f"overrides = {toml_string(self.overrides)}\n", encoding="utf-8")
         command = [self.superlink.command("flwr"), "run", str(self.app_dir), "ours", "--format", "json"]
         command += ["--run-config", str(run_config)]
         if isinstance(self.place, Simulation):
             command += ["--federation-config", self.place.federation_config()]
-        try:
-            done = subprocess.run(
-                command,
-                env=self.superlink.env,
-                cwd=private,
-                capture_output=True,
-                text=True,
-                timeout=SUBMIT_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunError(f"`flwr run {self.app_dir}` gave no answer in {SUBMIT_SECONDS:g} s") from error
-        answer = _json_object(done.stdout)
-        if not answer.get("success"):
-            reason = str(answer.get("error-message") or done.stderr or done.stdout).strip()
+        said, complaint = self._answer(command, private)
+        found = _json_object(said)
+        if not found.get("success"):
+            reason = str(found.get("error-message") or complaint or said).strip()
             raise RunError(f"`flwr run` rejected the app in {self.app_dir}: {reason}")
-        return int(answer["run-id"])
+        return int(found["run-id"])
+
+    def _answer(self, command: list[str], private: Path) -> tuple[str, str]:
+        """What a command prints to its output and its errors. It is waited for as long as it lives and our
+        own SuperLink does; RunError when that ends first."""
+        patience = Patience("`flwr run` to submit the app")
+        with subprocess.Popen(
+            command, env=self.superlink.env, cwd=private, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                while True:
+                    try:
+                        return process.communicate(timeout=POLL_SECONDS)
+                    except subprocess.TimeoutExpired:
+                        patience.note()
+                    if (code := self.superlink.exit_code()) is not None:
+                        raise RunError(
+                            f"the SuperLink ended with exit code {code} before the app was submitted; see "
+                            f"{self.superlink.log}"
+                        )
+            except BaseException:
+                process.kill()
+                raise
 
     def _stop(self) -> None:
         """Stop a run that was submitted and has not ended; the SuperLink and its nodes go on."""
@@ -233,27 +256,31 @@ class FlowerRun:
                 self._client.StopRun(StopRunRequest(run_id=self.run_id))
 
     def _copy_log(self, client: ControlHttpClient) -> None:
-        """Write what the apps print to `self.log` until the run ends: it is not in the SuperLink's output."""
-        with self.log.open("a", encoding="utf-8", errors="replace") as log:
-            try:
-                for part in client.StreamLogs(StreamLogsRequest(run_id=self.run_id, after_timestamp=0.0)):
-                    log.write(ANSI.sub("", part.log_output))
-                    log.flush()
-            except (HTTPError, ValueError) as error:  # ValueError: cut in the middle of a message
-                log.write(f"\nend of the log: {error}\n")
+        """Write what the apps print to `self.log` until the run ends: it is not in the SuperLink's output. A
+        log that cannot be written is no reason to end a run, and is told once."""
+        parts = _log_parts(client, self.run_id)
+        try:
+            with self.log.open("ab", buffering=0) as log:
+                for text in parts:
+                    log.write(text.encode(errors="replace"))
+        except OSError as error:
+            logger.warning("%s cannot be written: %s; the run goes on", self.log, error.strerror)
+            for _ in parts:  # the end of what is printed is the end of the run
+                pass
 
     def _log_ended(self) -> bool:
         return self._log_copy is None or not self._log_copy.is_alive()
 
-    def _outcome(self, state: str, details: str) -> Outcome | None:
-        if state not in ("completed", "failed", "stopped"):
+    def _outcome(self, said: str, details: str) -> Outcome | None:
+        state = ENDS.get(said)
+        if state is None:
             return None
         self._ended = True
         if self._log_copy is not None:
             self._log_copy.join(LOG_END_SECONDS)
         if state == "failed":
-            return Outcome("failed", failure_reason(tail(self.log, self._log_begin), details))
-        return Outcome("completed" if state == "completed" else "stopped", details)
+            details = failure_reason(tail(self.log, self._log_begin), details)
+        return Outcome(state, details, self._log_begin)
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -265,6 +292,15 @@ class FlowerRun:
             self._handlers[number] = handler
             if number != signal.SIGINT:  # which raises KeyboardInterrupt already
                 signal.signal(number, exit_on_signal)
+
+
+def _log_parts(client: ControlHttpClient, run_id: int) -> Iterator[str]:
+    """What the apps of a run print, without colours, until the run ends or the SuperLink does."""
+    try:
+        for part in client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
+            yield ANSI.sub("", part.log_output)
+    except (HTTPError, ValueError) as error:  # ValueError: cut in the middle of a message
+        yield f"\nend of the log: {error}\n"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.reading import Row
 
 STATES = ("running", "completed", "failed", "stopped")
+FINISHING = "finishing"  # a phase of a running run: every round is whole, its results are being written
 ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LAST_ROUND = (
     ("round_clients", "fit_clients", "Clients that trained in the last round."),

@@ -10,6 +10,7 @@ from typing import Literal
 from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
+from fedsa_lora.errors import RunError
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import read_jsonl
@@ -35,13 +36,18 @@ def reevaluate(
     """One client after the other, on the part of its data that the run measured or on ``part``.
 
     What is predicted on the part that the run measured is written into the client's own folder.
-    Raises FedSAError when the run or a client's state is unusable, or the data changed and that is not
-    allowed, as other classes never are.
+    Raises FedSAError when the run or a client's state is unusable, there is no client's state here, or the
+    data changed and that is not allowed, as other classes never are.
     """
     config = read_config(run_dir)
     check_data(run_dir, config, allow_changed_data)
     bench = replace(assemble.workbench(config), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
+    if not exporter.clients():
+        raise RunError(
+            f"{config.store_dir} holds no client's state: clients can be evaluated where they trained, which "
+            "for a deployment is on the nodes"
+        )
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row.get("accuracy") for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)

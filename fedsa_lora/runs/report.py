@@ -1,6 +1,6 @@
 """Turn a run directory into `report.html`: one file that needs nothing else to be read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,16 @@ class Stopped:
     tone: str
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, completed: bool = False) -> Path:
     """Write `report.html` into the run directory, whole or not at all, and return its path.
 
-    A run that failed or still runs is reported with what it has recorded.
+    A run that failed or still runs is reported with what it has recorded. `completed`: the report is the last
+    file but the status, which says "completed" once everything is there, so the report says it first.
     """
-    return write_atomically(run_dir / "report.html", render(read_run(run_dir)).encode("utf-8"))
+    record = read_run(run_dir)
+    if completed:
+        record = replace(record, status=record.status | {"state": "completed", "reason": None})
+    return write_atomically(run_dir / "report.html", render(record).encode("utf-8"))
 
 
 def render(record: RunRecord) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.runs.interrupted import alone
 from fedsa_lora.runs.reading import read_json
-from fedsa_lora.runs.rundir import alone
 from fedsa_lora.settings import RunConfig
 
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
@@ -20,6 +20,7 @@ CHANGEABLE = (
     "federation.superlink", "federation.root_certificates", "federation.insecure",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
+OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of the run, wherever it is made
 # Of no consequence, or different by nature
 _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 
@@ -27,9 +28,9 @@ _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -> tuple[RunConfig, list[str]]:
     """The config that goes on with a run, and its overrides: those that it has had so far, and ``changes``.
 
-    Raises RunError for a run that is complete, or that another process is at. Raises ConfigError with every
-    difference to the config that the run has had so far, unless they are of what can change and ``allow``
-    says that they may.
+    Raises RunError for a run that is complete, results included, or that another process is at. Raises
+    ConfigError with every difference to the config that the run has had so far, unless they are of what can
+    change and ``allow`` says that they may.
     """
     before = read_config(run_dir)
     with alone(run_dir):  # until the server of this resumption has it for itself
@@ -47,14 +48,34 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
         raise ConfigError(
             "these can change, if --allow-changes says so:\n" + "\n".join(f"  - {line}" for line in lines)
         )
-    if read_json(run_dir / "status.json", ["state"])["state"] == "completed" and (
-        config.federation.rounds <= before.federation.rounds
-    ):
+    if is_complete(run_dir, last_file(config)) and config.federation.rounds <= before.federation.rounds:
         raise RunError(
             f"{run_dir} is complete: to train longer, add federation.rounds=N --allow-changes with N above "
             f"{before.federation.rounds}"
         )
     return config, words
+
+
+def is_complete(run_dir: Path, last: str = "status.json") -> bool:
+    """Whether a run said that it is completed, and the ``last`` file that it writes before that is there as
+    well: runs of earlier versions said so before their results were written."""
+    status = run_dir / "status.json"
+    if not status.is_file() or read_json(status, ["state"])["state"] != "completed":
+        return False
+    return (run_dir / last).is_file()
+
+
+def last_file(config: RunConfig) -> str:
+    """The file that a run writes last, but for its status."""
+    return "report.html" if config.run.report else "summary.json"
+
+
+def to_run_again(words: Sequence[str]) -> str:
+    """The command that makes the same run elsewhere: each key once, as it was given last."""
+    last = {word.partition("=")[0]: word for word in words}
+    return shlex.join(
+        ["fedsa-lora", "run", *(word for key, word in last.items() if key not in OF_THE_MOMENT)]
+    )
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -6,26 +6,24 @@ import csv
 import io
 import json
 import logging
-import platform
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
-from fedsa_lora.errors import DataError, RunError, StoreError
+from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
-from fedsa_lora.files import locked, write_atomically
+from fedsa_lora.files import append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
-from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
+from fedsa_lora.runs.environment import environment
+from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, now, stopped_after
+from fedsa_lora.runs.metrics import FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent, plain
 from fedsa_lora.settings import RunConfig
@@ -35,15 +33,15 @@ from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import FederationData
 
 log = logging.getLogger("flwr")
-CHECKPOINTS = "checkpoints"
-PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
 
 
 class RunDirectory:
     """Receives the rows of a run (it is the strategy's Recorder) and says how the run ended.
 
     Rows are appended and flushed one by one, so that a killed run keeps what it measured; every
-    other file is replaced whole. Whoever creates or resumes it has it alone until ``close``.
+    other file is replaced whole. Whoever creates or resumes it has it alone until ``close``; what it writes
+    until then goes into the very directory that it began in, or raises RunError where that was deleted, moved
+    or replaced. "completed" is written last of all, when every other file is there.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
@@ -52,8 +50,9 @@ class RunDirectory:
         self.metrics = RunMetrics(path, config.federation.rounds)
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self.resumptions = 0
-        self._started = _now()
+        self._started = now()
         self._lock = ExitStack()
+        self._inode: tuple[int, int] | None = None  # of the directory that is locked
 
     @classmethod
     def create(cls, config: RunConfig, command: str) -> RunDirectory:
@@ -67,62 +66,86 @@ class RunDirectory:
         federation = config.task.describe()
         refuse_unmeasured(config, federation)
         directory = cls(path, config)
-        directory._lock.enter_context(alone(path))
+        _make(path)
+        directory._open()
         directory.run = secrets.token_hex(8)
-        directory._write("config.yaml", to_yaml(config))
-        directory._write_json("environment.json", environment() | {"command": command, "run": directory.run})
-        directory._write_json("status.json", directory._status("running"))
-        directory._write_data(federation)
+        try:
+            directory._write("config.yaml", to_yaml(config))
+            known = environment() | {"command": command, "run": directory.run}
+            directory._write_json("environment.json", known)
+            directory._write_json("status.json", directory._status("running"))
+            directory._write_data(federation)
+        except BaseException as error:
+            directory._broken(error)
+            directory.close()
+            raise
         return directory
 
     @classmethod
     def announce(cls, config: RunConfig) -> None:
         """Say in ``status.json`` that a run is being started, so that it has an end if it never begins."""
         directory = cls(config.run_dir, config)
+        _make(directory.path)
         directory._write_json("status.json", directory._status("starting"))
 
     @classmethod
     def resume(cls, config: RunConfig, command: str) -> RunDirectory:
         """The directory of a run that was broken off, as it was after its last whole round: rows of a later
         one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
-        ``command`` replaces that of before: it has what the resumption changed.
+        ``command`` replaces that of before: it has what the resumption changed. Where every round is whole
+        and the run is only to be finished, that is no resumption to remember.
 
         Raises RunError when there is no round to go on from, or another process is at it, and DataError when
         the data changed and the config does not allow it.
         """
         directory = cls(config.run_dir, config)
-        directory._lock.enter_context(alone(directory.path))
-        remark = check_data(directory.path, config, config.run.allow_changed_data)
-        path = directory.path / ROUNDS
+        directory._open()
+        try:
+            directory._go_back(command)
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def _go_back(self, command: str) -> None:
+        """Leave in the directory what it held after its last whole round."""
+        remark = check_data(self.path, self.config, self.config.run.allow_changed_data)
+        path = self.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
-        whole = {row["round"] for row in rounds}
-        for round_ in sorted(whole & set(directory._checkpoints().rounds()), reverse=True):
-            try:
-                directory.resumed = directory._checkpoints().load(round_)
-                break
-            except StoreError as error:
-                log.warning("round %d is made again: %s", round_, error)
-        if not directory.done:
-            raise RunError(f"{directory.path} has no whole round with a sound checkpoint: run it anew")
-        clients = read_jsonl(directory.path / "clients.jsonl")
+        self.resumed = self._last_sound({row["round"] for row in rounds})
+        if not self.done:
+            raise RunError(f"{self.path} has no whole round with a sound checkpoint: run it anew")
+        clients = read_jsonl(self.path / "clients.jsonl")
         for name, rows in (("rounds", rounds), ("clients", clients)):
-            kept = [json.dumps(row) + "\n" for row in rows if row["round"] <= directory.done]
-            directory._write(f"{name}.jsonl", "".join(kept))
+            kept = [json.dumps(row) + "\n" for row in rows if row["round"] <= self.done]
+            self._write(f"{name}.jsonl", "".join(kept))
         for row in rounds:
-            if row["round"] <= directory.done:
-                directory.metrics.add(row)
-        known = read_json(directory.path / "environment.json")
-        directory.run = known.get("run", "")
-        breaks = [*known.get("resumed", []), {"after_round": directory.done, "time": directory._started}]
+            if row["round"] <= self.done:
+                self.metrics.add(row)
+        known = read_json(self.path / "environment.json")
+        self.run = known.get("run", "")
+        breaks = known.get("resumed", [])
+        if self.done < self.config.federation.rounds:
+            breaks = [*breaks, {"after_round": self.done, "time": self._started}]
+        else:
+            self._started = read_json(self.path / "status.json", ["started"])["started"]
         if remark:
             log.warning("%s", remark)
-            directory._write_data(config.task.describe(), f"resumed after round {directory.done}: {remark}")
-        directory.resumptions = len(breaks)
-        told = {"command": command, "resumed": breaks}
-        directory._write_json("environment.json", known | environment() | told)
-        directory._write("config.yaml", to_yaml(config))
-        directory._write_json("status.json", directory._status("running"))
-        return directory
+            self._write_data(self.config.task.describe(), f"resumed after round {self.done}: {remark}")
+        self.resumptions = len(breaks)
+        told = {"command": command} | ({"resumed": breaks} if breaks else {})
+        self._write_json("environment.json", known | environment() | told)
+        self._write("config.yaml", to_yaml(self.config))
+        self._write_json("status.json", self._status("running"))
+
+    def _last_sound(self, whole: set[int]) -> ClientState | None:
+        """The newest checkpoint of a whole round that can be read; None where there is none."""
+        for round_ in sorted(whole & set(self._checkpoints().rounds()), reverse=True):
+            try:
+                return self._checkpoints().load(round_)
+            except StoreError as error:
+                log.warning("round %d is made again: %s", round_, error)
+        return None
 
     def _write_data(self, federation: FederationData, *notes: str) -> None:
         """Who holds how many examples, and of which rows that was made. ``notes`` are added to those that
@@ -133,9 +156,24 @@ class RunDirectory:
         if fingerprint is not None:
             self._write_json(DATA, asdict(fingerprint))
 
+    def _open(self) -> None:
+        """Take the directory for this process alone, and know it again."""
+        self._lock.enter_context(alone(self.path))
+        self._inode = _inode(self.path)
+
     def close(self) -> None:
         """Let another process resume the run."""
         self._lock.close()
+        self._inode = None
+
+    def check(self) -> None:
+        """Raise RunError where the directory is not the one that the run began in: what would be written
+        would be half a run, or go into another one."""
+        if self._inode is not None and _inode(self.path) != self._inode:
+            raise RunError(
+                f"{self.path} was deleted, moved or replaced while its run was under way: put it back and "
+                "resume the run, or run it anew"
+            )
 
     @property
     def done(self) -> int:
@@ -159,6 +197,7 @@ class RunDirectory:
         self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
     ) -> None:
         """Keep what the server knows at the end of a round."""
+        self.check()
         self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
 
     def last_checkpoint(self) -> ClientState:
@@ -170,54 +209,66 @@ class RunDirectory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever happens inside, ``status.json``, the log and the metrics tell it."""
+        """Whatever happens inside, ``status.json``, the log and the metrics tell it. What ends the run is
+        raised again, and not replaced by an error of recording it."""
         record("started", f"after round {self.done}")
         self.metrics.publish("running")
         try:
             yield
+            self._complete()
         except BaseException as error:
-            if by_signal(error):
-                reason = stopped_after(self.path)
-                self._end("stopped", reason)
-                record("stopped", reason, logging.WARNING)
-            else:
-                reason = f"{type(error).__name__}: {error}"
-                self._end("failed", reason)
-                record_error("failed", reason)
+            self._broken(error)
             raise
-        self._end("completed")
         record("completed")
 
-    def _end(self, state: str, reason: str | None = None) -> None:
-        self._write_json("status.json", self._status(state, reason))
-        self.metrics.publish(state)
+    def finishing(self) -> None:
+        """Say that every round is whole and the results are being written."""
+        self._write_json("status.json", self._status("running") | {"phase": FINISHING})
+
+    def _complete(self) -> None:
+        """The very last write of a run: who reads "completed" finds everything."""
+        self.check()
+        self.metrics.publish("completed")
+        self._write_json("status.json", self._status("completed"))
+
+    def _broken(self, error: BaseException) -> None:
+        state, reason = "failed", f"{type(error).__name__}: {error}"
+        try:
+            if by_signal(error):
+                state, reason = "stopped", stopped_after(self.path)
+            self._write_json("status.json", self._status(state, reason))
+            self.metrics.publish(state)
+        except FedSAError as fault:
+            log.error("that the run %s cannot be recorded: %s", state, fault)
+        if state == "stopped":
+            record("stopped", reason, logging.WARNING)
+        else:
+            record_error("failed", reason)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """``summary.json``, and the JSON lines once more as CSV."""
+        """``summary.json``, and the JSON lines once more as CSV; those are synced, which each row was not."""
         self._write_json("summary.json", summary)
         for name in ("rounds", "clients"):
-            lines = (self.path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = self.path / f"{name}.jsonl"
+            with writing(rows):
+                sync(rows)
+            lines = rows.read_text(encoding="utf-8").splitlines()
             self._write(f"{name}.csv", as_csv([json.loads(line) for line in lines]))
 
     def _checkpoints(self) -> DirectoryStore:
         return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
-        ended = None if state in ("starting", "running") else _now()
+        ended = None if state in ("starting", "running") else now()
         what = {"title": self.config.title, "rounds": self.config.federation.rounds}
         return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        try:
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise RunError(
-                f"{self.path / name} cannot be written: {error.strerror}; the rows before are kept, so check "
-                "space and permissions"
-            ) from error
+        self.check()
+        append(self.path / name, json.dumps(row) + "\n")
 
     def _write(self, name: str, text: str) -> None:
+        self.check()
         write_atomically(self.path / name, text.encode())
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -244,71 +295,6 @@ def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
         )
 
 
-def alone(path: Path) -> AbstractContextManager[None]:
-    """This process alone writes a run. Raises RunError when another process does."""
-    return locked(
-        path,
-        lambda holder: RunError(
-            f"{path} is in use by {holder}: wait until its run has ended, or choose another run.dir"
-        ),
-    )
-
-
-def stopped_after(path: Path) -> str:
-    """How far a run came that was stopped."""
-    planned = read_json(path / "status.json")["rounds"]
-    done = last_whole_round(path)
-    return f"stopped after round {done} of {planned}" if done else "stopped before its first round had ended"
-
-
-def last_whole_round(path: Path) -> int:
-    """The last round that a run recorded and kept a checkpoint of, to resume it from; 0 without."""
-    rows = path / ROUNDS
-    recorded = {row["round"] for row in read_jsonl(rows)} if rows.is_file() else set()
-    kept = DirectoryStore(path, CHECKPOINTS, "").rounds()
-    return max(recorded & set(kept), default=0)
-
-
-def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
-    """Record in ``status.json`` and the metrics how a run ended that could not do so itself. False where
-    there is none, or another process is at it."""
-    status, rows = path / "status.json", path / ROUNDS
-    if not status.is_file():
-        return False
-    with suppress(RunError), alone(path):
-        content = json.loads(status.read_text(encoding="utf-8"))
-        content |= {"state": state, "reason": reason, "ended": _now()}
-        write_atomically(status, (json.dumps(content, indent=1) + "\n").encode())
-        known = read_jsonl(rows) if rows.is_file() else []
-        RunMetrics(path, content.get("rounds", 0), known).publish(state)
-        return True
-    return False
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine of this process."""
-    return {
-        **{package.replace("-", "_"): _version(package) for package in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _inert(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
-    text = plain(cell)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
-
-
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
     spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
@@ -320,5 +306,27 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = plain(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def _make(path: Path) -> None:
+    """The directory of a new run. Raises RunError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"
+        ) from error
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """What a directory is known by, whatever it is called; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

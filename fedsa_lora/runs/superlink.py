@@ -1,5 +1,6 @@
 """A SuperLink of our own: its port, environment and private folder, and the end of all that it started."""
 
+import logging
 import os
 import shutil
 import signal
@@ -15,13 +16,15 @@ from pathlib import Path
 import psutil
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import tail
 
+log = logging.getLogger("flwr")
 TOKEN_VARIABLE = "FEDSA_LORA_RUN_TOKEN"
 
-STARTUP_SECONDS = 90.0
-GRACE_SECONDS = 3.0
+SLOW_SECONDS = 30.0  # after which, and every so often, the screen says what is waited for
+GRACE_SECONDS = 10.0  # for processes that are to end: those that do sooner are not waited for
 PORT_ATTEMPTS = 3
 # Ray's sockets add 68 characters to its folder; an AF_UNIX address holds 103 on macOS, 107 on Linux.
 LONGEST_TEMP_DIR = 20
@@ -31,6 +34,9 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray then takes loopback for the address of this machine, and all that it starts listens there alone: it
+    # runs what whoever reaches it asks for. (The name is of a switch that is off on macOS and Windows.)
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Otherwise Flower installs the app's dependencies, torch among them, anew for each run.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -39,6 +45,32 @@ DEFAULTS = {
 }
 # RAY_ADDRESS would join another Ray; FLWR_DATABASE another SuperLink's runs.
 NOT_INHERITED = ("RAY_ADDRESS", "FLWR_DATABASE")
+
+
+class Patience:
+    """Waits without a limit for something that lives, however slow its machine is: the screen says what for.
+
+    `seconds` since it began, or was last reset.
+    """
+
+    def __init__(self, awaited: str) -> None:
+        self.awaited = awaited
+        self.reset()
+
+    def reset(self) -> None:
+        """What was waited for came."""
+        self._began = time.monotonic()
+        self._told = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def note(self) -> None:
+        """Still waiting: log that, every SLOW_SECONDS."""
+        if self.seconds >= (self._told + 1) * SLOW_SECONDS:
+            self._told += 1
+            log.warning("waiting for %s, for %.0f s now", self.awaited, self.seconds)
 
 
 class SuperLink:
@@ -61,7 +93,8 @@ class SuperLink:
 
     def start(self) -> Path:
         """Return the private folder once the SuperLink listens; RunError with its last words if it fails."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
         self.private = _short_temp_dir()
         self.env = self._environment(self.private)
         self._guard = start_guard(self.token, self.private)
@@ -115,29 +148,30 @@ class SuperLink:
     def _spawn(self, private: Path) -> subprocess.Popen[bytes]:
         command = [self.command("flower-superlink"), "--insecure", "--simulation"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        with self.log.open("ab") as log:
+        with writing(self.log), self.log.open("ab") as output:
             return subprocess.Popen(
                 command,
                 env=self.env,
                 # Not the app's folder: Ray's workers would import from there instead of the submitted bundle.
                 cwd=private,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is for us alone, to clean up in order
             )
 
 
 def listens(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until this process, not a stranger, listens to the port; False if it ends or is too slow."""
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    """Wait until this process, not a stranger, listens to the port; False if it ends before it does."""
+    patience = Patience("the SuperLink to listen")
+    while process.poll() is None:
         try:
             sockets = psutil.Process(process.pid).net_connections("tcp")
         except psutil.Error:
             sockets = []
         if any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets):
             return True
+        patience.note()
         time.sleep(0.05)
     return False
 
@@ -215,7 +249,8 @@ def _short_temp_dir() -> Path:
     parent = tempfile.gettempdir()
     if len(parent) > LONGEST_TEMP_DIR and os.access("/tmp", os.W_OK):
         parent = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="fsl-", dir=parent)).resolve()
+    with writing(Path(parent)):
+        return Path(tempfile.mkdtemp(prefix="fsl-", dir=parent)).resolve()
 
 
 def free_port() -> int:

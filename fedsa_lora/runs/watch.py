@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedsa_lora.runs.metrics import FINISHING
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.progress import STARTING, ClientSeen, RunProgress
 from fedsa_lora.runs.reading import Row
@@ -75,6 +76,8 @@ def _state(progress: RunProgress) -> str:
         )
     if progress.state == STARTING:
         return "starting Flower and Ray"
+    if status.get("phase") == FINISHING:
+        return "running: every round is done, the results are being written"
     return f"{progress.state}, begun {moment(status.get('started'))}, {duration(progress.seconds)}"
 
 

@@ -1,0 +1,28 @@
+"""Versions and machine that a run was made with."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+PACKAGES = ("fedsa-lora", "flwr", "torch", "transformers", "peft", "ray", "datasets", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine of this process."""
+    return {
+        **{package.replace("-", "_"): _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

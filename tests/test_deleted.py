@@ -1,0 +1,146 @@
+"""A run directory that is deleted, moved or replaced while its run is under way: an error, and no half of it
+comes back."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_methods import rows
+
+import fedsa_lora
+from fedsa_lora import cli
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs import finish as finishing
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import read_json
+from fedsa_lora.store import ClientState, DirectoryStore
+from strategies.fedsa import FedSA
+
+WORDS = (
+    "experiment=smoke", "federation.clients=2", "federation.rounds=2", "evaluation.local_only=false",
+    "evaluation.before=false",
+)  # fmt: skip
+GONE = "was deleted, moved or replaced while its run was under way"
+
+
+def deleted(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def moved(run: Path) -> None:
+    run.rename(run.with_name("elsewhere"))
+
+
+def emptied(run: Path) -> None:
+    moved(run)
+    run.mkdir()
+
+
+def replaced(run: Path) -> None:
+    """By a copy, which has the same files and is another directory."""
+    moved(run)
+    shutil.copytree(run.with_name("elsewhere"), run)
+
+
+def when(patch: pytest.MonkeyPatch, phase: str, act) -> None:
+    """Act once, when the server begins a phase of the second round, or its summary."""
+    if phase == "finish":
+        summarise = finishing.summarise
+
+        def summarises(config, folder, model):
+            found = summarise(config, folder, model)
+            act(folder)
+            return found
+
+        patch.setattr(finishing, "summarise", summarises)
+        return
+    begin = getattr(FedSA, phase)
+
+    def begins(self, server_round, *arguments, **named):
+        if server_round == 2:
+            act(self.recorder.path)
+        return begin(self, server_round, *arguments, **named)
+
+    patch.setattr(FedSA, phase, begins)
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    """Everything that is below a folder, with the bytes of files."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.case(39)
+@pytest.mark.parametrize("phase", ["configure_fit", "aggregate_fit", "aggregate_evaluate", "finish"])
+@pytest.mark.parametrize("act", [deleted, moved, emptied, replaced])
+def test_a_run_whose_directory_is_gone_fails_and_writes_nothing_in_its_place(
+    tmp_path, monkeypatch, act, phase
+):
+    run, left = tmp_path / "run", {}
+
+    def acts(folder: Path) -> None:
+        act(folder)
+        left.update(tree(folder))
+
+    when(monkeypatch, phase, acts)
+    with pytest.raises(RunError, match=GONE):
+        run_in_process([*WORDS, "run.report=true", f"run.dir={run}"])
+    assert tree(run) == left
+    assert act not in (deleted, moved) or not run.exists()
+
+
+@pytest.mark.case(39)
+def test_a_run_directory_that_was_moved_is_resumed_where_it_is(tmp_path, monkeypatch):
+    run, there = tmp_path / "run", tmp_path / "elsewhere"
+    with monkeypatch.context() as patch:
+        when(patch, "aggregate_evaluate", moved)
+        with pytest.raises(RunError, match=GONE):
+            run_in_process([*WORDS, f"run.dir={run}"])
+    assert read_json(there / "status.json")["state"] == "running"
+    command = read_json(there / "environment.json")["command"].split()[2:]
+    run_in_process([*command, f"run.dir={there}", "run.resume=true"])
+    assert read_json(there / "status.json")["state"] == "completed"
+    assert [row["round"] for row in rows(there)] == [1, 2]
+
+
+@pytest.mark.case(39)
+def test_a_store_whose_root_is_gone_makes_no_new_one(tmp_path):
+    root = tmp_path / "run" / "clients"
+    store = DirectoryStore(root, "3", "e")
+    with pytest.raises(RunError, match="cannot be written: No such file"):
+        store.locked()
+    with pytest.raises(RunError, match="cannot be written: No such file"):
+        store.save(ClientState(1, {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+@pytest.mark.case(39)
+@pytest.mark.parametrize("act", [deleted, moved])
+def test_flwr_run_ends_with_an_error_when_its_directory_is_gone(tmp_path, act):
+    run = tmp_path / "run"
+    words = ["experiment=smoke", "federation.rounds=999", f"run.dir={run}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fedsa_lora.cli", "run", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(fedsa_lora.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        while not (run / "rounds.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        if act is deleted:
+            while run.exists():  # the run writes meanwhile
+                shutil.rmtree(run, ignore_errors=True)
+        else:
+            act(run)
+        told = process.stderr.read()
+        assert process.wait() == cli.EXIT_FAILED
+    assert GONE in told
+    assert "Traceback" not in told
+    assert not run.exists()
