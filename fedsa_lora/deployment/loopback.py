@@ -107,10 +107,11 @@ class Loopback:
         *words: str,
         resident: bool = True,
         connection: Connection | None = None,
+        says: str | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start the node of a client. ``config`` is added to its node config, ``words`` to its command line;
         without ``resident`` Flower starts a process for each message. ``connection``: another one than it
-        should take."""
+        should take. ``says``: another client-id than its name, which its key and its store have."""
         connection = connection or self.connection
         words += ("--superlink", connection.address)
         words += ("--insecure",) if connection.insecure else ()
@@ -118,7 +119,7 @@ class Loopback:
             words += ("--root-certificates", str(connection.root_certificates))
         if (key := self.keys / f"{name}.key").is_file():
             words += ("--auth-supernode-private-key", str(key))
-        words += ("--node-config", f'client-id="{name}" store="{self.store(name)}" {config}')
+        words += ("--node-config", f'client-id="{says or name}" store="{self.store(name)}" {config}')
         if resident:
             return self.start(f"node-{name}", [*CLI, "node", *words])
         supernode = flower_command("flower-supernode", self.env)
