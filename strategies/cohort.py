@@ -100,11 +100,15 @@ class Cohort:
             all_answered = len(nodes) - len(there.refused) >= target and not there.pending
             now = time.monotonic()
             if len(there.clients) >= target or all_answered or there.twice or self._is_over(now - began):
-                return there
+                break
             if now - told >= TOLD_SECONDS:
                 self._tell_waiting(len(there.clients), now - began)
                 told = now
             time.sleep(POLL_SECONDS)
+        if told > began:
+            count = len(there.clients)
+            log.warning("%d of %d clients are there after %.0f s", count, self.expected, now - began)
+        return there
 
     def _is_over(self, waited: float) -> bool:
         """Whether a wait has an end now: at its deadline or, in a simulation, with the main thread of this

@@ -253,6 +253,7 @@ def test_simulated_clients_are_waited_for_however_long_it_takes_and_the_log_says
     who = Cohort(0, 2, None)
     assert clients(who, Starting(clock, 3000)) == {"0": "1", "1": "2"}
     assert "still starting Ray: 0 of 2 clients after 60 s" in caplog.text
+    assert "2 of 2 clients are there after 30" in caplog.text
     assert len(caplog.records) == pytest.approx(50, abs=2)
 
 
