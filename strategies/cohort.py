@@ -98,8 +98,9 @@ class Cohort:
             nodes = dict(manager.all())
             there = self._naming.look(nodes)
             all_answered = len(nodes) - len(there.refused) >= target and not there.pending
+            hopeless = self._present is None and there.twice
             now = time.monotonic()
-            if len(there.clients) >= target or all_answered or there.twice or self._is_over(now - began):
+            if len(there.clients) >= target or all_answered or hopeless or self._is_over(now - began):
                 break
             if now - told >= TOLD_SECONDS:
                 self._tell_waiting(len(there.clients), now - began)

@@ -19,12 +19,12 @@ from flwr.supercore.version import package_version
 
 from fedsa_lora.doctor.certificates import lifetime
 from fedsa_lora.doctor.machine import Check
+from fedsa_lora.runs.connection import wants_key
 
 NAME, SECONDS = "SuperLink", 10.0
 TITLE = "SuperLink API"  # of the description that every SuperLink gives of itself
 OUR_APP = "fedsa-lora/"
 NODE_KEYS, SUBMITTING = "keys of nodes", "who can submit"
-ENDPOINT = "/v1/fleet/get-run"  # of nodes: where it wants no key, nodes are not authenticated
 PROXY = "put the proxy of deploy/nginx.conf before the SuperLink (docs/deployment.md)"
 ELSEWHERE = "choose another port for the SuperLink, or end what listens there"
 
@@ -92,10 +92,7 @@ def _passes_nodes_alone(address: str, tls: ssl.SSLContext | None) -> bool:
 
 
 def _wants_keys(address: str, tls: ssl.SSLContext) -> bool:
-    """Whether a request of a node without a key is refused. Raises httpx.HTTPError where none answers."""
-    headers = {"content-type": "application/protobuf"}
-    answer = httpx.post(f"{_base(address, tls)}{ENDPOINT}", headers=headers, verify=tls, timeout=SECONDS)
-    return answer.status_code == httpx.codes.UNAUTHORIZED
+    return wants_key(httpx.Client(base_url=_base(address, tls), verify=tls, timeout=SECONDS))
 
 
 def _node_keys(address: str, tls: ssl.SSLContext) -> Check:
