@@ -7,6 +7,7 @@ from processes import WAIT_SECONDS, finish, fits, rows, said, wait_for
 from remarks import remarks
 
 from fedsa_lora.deployment.certificates import REGISTRY
+from fedsa_lora.runs.report import write_report
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "evaluation.local_only=false", "evaluation.before=false"]
@@ -56,7 +57,7 @@ def test_a_registered_node_that_takes_a_name_is_refused_and_reported_and_the_cli
             assert after["private_before"] == before["private_after"], "it went on from another B"
     for name in ("thief", "stranger"):
         assert not list(federation.store(name).rglob("round-*.safetensors")), "it trained"
-    page = (run_dir / "report.html").read_text()
+    page = write_report(run_dir).read_text()
     assert "and has the key of thief" in page
     assert "has a key that is not in the registry" in page
     assert "A client is the node that has its key" in page
