@@ -91,13 +91,15 @@ class Cohort:
         return [known[name] for name in sorted(known)]
 
     def _gather(self, manager: ClientManager, target: int) -> Present:
-        """Wait until ``target`` clients are known, or as many nodes are there and all have answered."""
+        """Wait until ``target`` clients are known, or as many nodes are there and all have answered. The
+        nodes of a simulation are there before one can answer: when all have, no other will come."""
         began = told = time.monotonic()
         while True:
             # Flower looks for new nodes when it is asked for all, and changes what it returned later
             nodes = dict(manager.all())
             there = self._naming.look(nodes)
-            all_answered = len(nodes) - len(there.refused) >= target and not there.pending
+            enough = 1 if self.wait_seconds is None else target
+            all_answered = len(nodes) - len(there.refused) >= enough and not there.pending
             hopeless = self._present is None and there.twice
             now = time.monotonic()
             if len(there.clients) >= target or all_answered or hopeless or self._is_over(now - began):
@@ -125,9 +127,10 @@ class Cohort:
     def _note(self, there: Present, waited: bool) -> None:
         """Take in which nodes are left out of this phase and why, and log what was not known before. One that
         was asked less than ``wait_seconds`` ago, and was not ``waited`` for, is not called silent yet."""
+        patience = QUERY_SECONDS if self.wait_seconds is None else self.wait_seconds
         silent = []
         for cid, remark in there.pending.items():
-            if waited or self._naming.waited(cid) >= (self.wait_seconds or QUERY_SECONDS):
+            if waited or self._naming.waited(cid) >= patience:
                 silent.append(remark)
         remarks = sorted([*there.refused.values(), *there.failed.values(), *silent], key=str)
         for remark in remarks:
@@ -145,13 +148,18 @@ class Cohort:
         known = len(there.clients)
         if known >= self.least:
             return
-        reason = f"{known} of {self.expected} clients say which they are, {len(self.remarks)} nodes do not"
-        if not self.remarks:
-            reason = f"{known} of {self.expected} clients were there when the simulation ended"
-        if not self.remarks and self.wait_seconds is not None:
+        found = f"{known} of {self.expected} clients"
+        if self.remarks:
+            reason = f"{found} say which they are, {len(self.remarks)} nodes do not"
+        elif self.wait_seconds is None:
             reason = (
-                f"{known} of {self.expected} clients are connected after {self.wait_seconds:g} s: start the "
-                "missing nodes, or lower federation.clients or federation.min_clients"
+                f"{found} are simulated: start the simulation with num-supernodes={self.expected}, or lower "
+                "federation.clients"
+            )
+        else:
+            reason = (
+                f"{found} are connected after {self.wait_seconds:g} s: start the missing nodes, or lower "
+                "federation.clients or federation.min_clients"
             )
         raise RunError("\n".join([reason, *causes(self.remarks)]))
 

@@ -273,5 +273,13 @@ def test_simulated_clients_whose_answer_takes_long_are_waited_for(clock, monkeyp
 
 def test_a_simulation_that_ended_is_not_waited_for(clock, monkeypatch):
     monkeypatch.setattr(threading.main_thread(), "is_alive", lambda: False)
-    with pytest.raises(RunError, match="0 of 2 clients were there when the simulation ended"):
+    with pytest.raises(RunError, match="0 of 2 clients are simulated"):
         Cohort(0, 2, None).everyone(managed())
+
+
+def test_a_simulation_of_fewer_clients_is_told_at_once_how_to_be_started(clock):
+    begin = clock.now
+    with pytest.raises(RunError, match=r"2 of 10 clients are simulated: start .* with num-supernodes=10"):
+        Cohort(0, 10, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))
+    assert clock.now == begin
+    assert len(Cohort(0, 3, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))) == 2
