@@ -74,6 +74,7 @@ def test_the_config_passes_the_endpoints_of_nodes_and_nothing_else():
     assert not re.search(
         r"(?m)^\s*(include|rewrite|return|try_files|error_page|if|alias|root|stream)\b", text
     )
+    assert {"limit_conn addresses 64", "client_max_body_size 32m"} <= {directive for directive, _ in server}
     listening = [directive for directive, _ in inside(server, "listen")]
     assert listening
     assert all(directive.endswith(" ssl") for directive in listening), "without TLS"
@@ -86,18 +87,32 @@ def test_the_config_passes_the_endpoints_of_nodes_and_nothing_else():
     }
 
 
+def installed() -> str:
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    return NGINX
+
+
+@pytest.mark.case(33)
+def test_nginx_takes_the_config_as_it_is_beside_the_keys(tmp_path):
+    make_certificates(tmp_path / "keys")
+    shutil.copy(CONFIG, tmp_path)
+    words = [installed(), "-t", "-p", str(tmp_path), "-c", CONFIG.name]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 class Proxy:
     """The shipped config in front of a federation, on another port of loopback."""
 
     def __init__(self, federation: Loopback) -> None:
-        assert NGINX is not None
         self.port = free_port()
         text = CONFIG.read_text().replace("127.0.0.1:9091", f"127.0.0.1:{federation.port}")
         text = text.replace("listen 8000 ssl", f"listen 127.0.0.1:{self.port} ssl")
         config = federation.private / "nginx.conf"
         config.write_text(text.replace("listen [::]:8000 ssl;", ""))
         words = ["-p", str(federation.private), "-c", "nginx.conf", "-g", "daemon off;"]
-        self.process = federation.start("nginx", [NGINX, *words])
+        self.process = federation.start("nginx", [installed(), *words])
         self.connection = Connection(f"127.0.0.1:{self.port}", federation.keys / "ca.crt")
         self.tls = ssl.create_default_context(cafile=federation.keys / "ca.crt")
 
@@ -114,8 +129,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(federation: Loopback) -> Iterator[Proxy]:
-    if NGINX is None:
-        pytest.skip("nginx is not installed")
+    installed()
     federation.superlink()
     proxy = Proxy(federation)
     deadline = time.monotonic() + WAIT_SECONDS
