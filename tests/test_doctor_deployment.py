@@ -93,7 +93,7 @@ class Stub:
                     status = 403
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(pages.get(self.path, b"<html>"))
+                self.wfile.write(pages[self.path] if status == 200 else b"<html>")
 
             do_POST = do_GET
 
