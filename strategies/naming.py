@@ -79,6 +79,8 @@ class Naming:
     def look(self, proxies: Mapping[str, ClientProxy]) -> Present:
         """Decide who is who among the nodes that are there, by node id."""
         owners = self._owners_of(proxies)
+        if self.registry is not None:  # without those that have left meanwhile
+            proxies = {cid: proxy for cid, proxy in proxies.items() if cid in owners}
         refused = {
             cid: Remark(None, "rejected", f"node {cid} has a key that is not in the registry")
             for cid, owner in owners.items()
@@ -114,7 +116,7 @@ class Naming:
             return {}
         grid = cast(GridClientProxy, next(iter(proxies.values()))).grid
         keys = {str(node.node_id): node.public_key for node in grid.get_nodes()}
-        return {cid: self._owners.get(keys.get(cid, b"")) for cid in proxies}
+        return {cid: self._owners.get(keys[cid]) for cid in proxies if cid in keys}
 
     def _ask(self, proxies: Mapping[str, ClientProxy]) -> None:
         """Send a query to each node that has none open, has said no name that holds, and was not asked in

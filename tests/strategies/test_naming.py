@@ -102,6 +102,17 @@ def test_whoever_says_what_and_in_any_order_a_client_is_a_node_with_its_key(told
         assert len(who.remarks) == len(manager.clients) - len(right)
 
 
+def test_a_node_that_leaves_while_keys_are_looked_up_is_not_called_a_stranger(monkeypatch):
+    manager = managed(node(1, "north"), node(2, "south"))
+    who = Cohort(0, 2, 0, least=0.5, registry=lambda: KEYS)
+    clients(who, manager)
+    grid = manager.clients["1"].grid
+    online = [info for info in grid.get_nodes() if info.node_id != 2]
+    monkeypatch.setattr(grid, "get_nodes", lambda: online)
+    assert clients(who, manager) == {"north": "1"}
+    assert who.remarks == []
+
+
 def test_a_registry_with_faults_ends_a_run_at_its_start_and_later_leaves_the_one_before_in_force(caplog):
     faulty = False
 
