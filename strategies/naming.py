@@ -19,6 +19,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.store import client_fault
 from strategies.admission import Remark
 from strategies.reasons import plain_reason
+from strategies.replies import Replies, UnreadableReply
 
 Registry = Callable[[], Mapping[bytes, str]]  # reads the clients by their nodes' public keys, in PEM
 QUERY_SECONDS = 600.0  # a node's first answer waits for its app to be installed and torch to be imported
@@ -61,6 +62,7 @@ class Naming:
         self._asked: dict[str, int] = {}  # the phase in which a node was asked last
         self._first_asked: dict[str, float] = {}
         self._open: dict[str, GridClientProxy] = {}  # by the id of the query that is not answered yet
+        self._replies = Replies()
         self._misnamed: set[str] = set()  # the nodes whose names did not hold when they were last looked at
 
     def begin(self) -> None:
@@ -143,15 +145,16 @@ class Naming:
 
     def _collect(self) -> None:
         """Take in the answers that are there."""
-        while self._open:
-            grid = next(iter(self._open.values())).grid
-            replies = list(grid.pull_messages(list(self._open)))
-            if not replies:
-                return
-            for reply in replies:
-                node = self._open.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    self._read(node.cid, reply)
+        for message_id, node in list(self._open.items()):
+            try:
+                replies = self._replies.take(node.grid, message_id)
+            except UnreadableReply as error:
+                del self._open[message_id]
+                self._faults[node.cid] = f"does not say which client it is: {error}"
+                continue
+            if replies:
+                del self._open[message_id]
+                self._read(node.cid, replies[0])
 
     def _read(self, cid: str, reply: Message) -> None:
         if reply.has_error():
