@@ -3,8 +3,8 @@
     python deploy/local.py
 
 starts a SuperLink with TLS and node authentication on loopback, registers two SuperNodes, has the doctor look
-at it and the nodes train three rounds on shipped data, and stops all of it, whatever happens. It writes to
-build/deploy-local.
+at it and the nodes, whose names are checked by their keys, train three rounds on shipped data, and stops all
+of it, whatever happens. It writes to build/deploy-local.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def _add_machines(commands: Commands) -> None:
     certificates = commands.add_parser("certificates", help="make a federation's certificates and keys")
     certificates.add_argument("folder", type=Path)
     certificates.add_argument("--host", nargs="+", default=[], help="names and addresses of the SuperLink")
-    certificates.add_argument("--node", nargs="+", default=[], help="names of nodes, for a key each")
+    certificates.add_argument(
+        "--node", nargs="+", default=[], help="nodes, for a key and a line of the registry each"
+    )
     certificates.add_argument(
         "--renew", action="store_true", help="the SuperLink's certificate now, by the same root"
     )

@@ -17,6 +17,7 @@ from flwr.server.strategy import Strategy
 
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.deployment.node_store import NodeStore
+from fedsa_lora.deployment.registry import read_registry
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.split import AdapterSplit
@@ -132,11 +133,13 @@ def node_store(config: RunConfig, node: Node) -> DirectoryStore:
     if node.store is None:
         return store(config, node.client)
     if fault := run_name_fault(config.run_dir.name):
-        raise ConfigError(fault)
+        raise ConfigError(fault, sent="a node cannot name a folder by this directory", key="run.dir")
     if config.run.keep_messages and not node.keep_messages:
         raise ConfigError(
             "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
-            "without"
+            "without",
+            sent="this node keeps no messages",
+            key="run.keep_messages",
         )
     place, experiment = node.store / config.run_dir.name, experiment_digest(config)
     return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
@@ -234,14 +237,20 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
 
 
 def _cohort(config: RunConfig) -> Cohort:
-    federation = config.federation
-    deadline, wait = federation.round_timeout, federation.wait_seconds
+    """Who takes part. Raises ConfigError for a registry with faults; where it is not on this machine, it is
+    read on that of the SuperLink."""
+    federation, registry = config.federation, None
+    if federation.registry is not None:
+        path = Path(federation.registry)
+        registry = partial(read_registry, path)
+        if path.exists():
+            registry()
     return Cohort(
         config.seed,
         federation.clients,
-        wait,
+        None if federation.superlink is None else federation.wait_seconds,
         least=federation.min_clients,
-        answer_seconds=None if deadline is None else max(deadline, wait),
+        registry=registry,
         over_select=federation.over_select,
     )
 

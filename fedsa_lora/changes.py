@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONNECTION = ("federation.superlink", "federation.root_certificates", "federation.insecure")
+CONNECTION = tuple(f"federation.{key}" for key in ("superlink", "root_certificates", "insecure", "registry"))
 # What decides where, with which seed and under which name a run is made, but not what it is.
 _PLAIN = ("experiment", "seed", "title", "name", "description", *CONNECTION)
 _PLACES = ("run.", "machine.")

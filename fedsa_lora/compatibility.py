@@ -56,9 +56,16 @@ def _of_deployment(config: RunConfig) -> Iterator[str]:
             yield "partition=own: simulated clients have no data of their own; choose federation=deployment"
         if federation.insecure or federation.root_certificates:
             yield "federation.insecure, root_certificates: of a connection to federation.superlink, not set"
+        if federation.registry:
+            yield "federation.registry: simulated nodes have no keys; expected registry=null"
         return
     if fault := run_name_fault(config.run_dir.name):
         yield fault
+    if federation.registry and federation.insecure:
+        yield (
+            "federation.registry: without TLS a SuperLink does not authenticate nodes, so their keys are "
+            "claims like their names; expected federation.insecure=false, or registry=null"
+        )
     if federation.own and not isinstance(config.task, TextData):
         yield f"partition=own: {type(config.task).__name__} reads no files; expected a task of texts"
     if federation.own and federation.label_meaning != "common":

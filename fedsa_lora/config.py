@@ -32,7 +32,7 @@ PATHS = {
     "run": ("dir", "store"),
     "task": ("dataset", "files"),
     "model": ("path", "tokenizer"),
-    "federation": ("root_certificates",),
+    "federation": ("root_certificates", "registry"),
 }
 TEXTS = ("title", *(f"task.{key}" for key in ("text", "text_pair", "label", "group", "prompt", "answer")))
 UNREAD_BY_CLIENTS = ("run", "federation")

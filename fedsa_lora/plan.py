@@ -98,7 +98,10 @@ def _trained_on(config: RunConfig) -> torch.device | Connection:
         return assemble.device(config)
     certificates = federation.root_certificates
     return Connection(
-        federation.superlink, None if certificates is None else Path(certificates), federation.insecure
+        federation.superlink,
+        None if certificates is None else Path(certificates),
+        federation.insecure,
+        by_key=federation.registry is not None,
     )
 
 

@@ -61,8 +61,9 @@ class HeadSettings:
 class FederationSettings(PartitionSettings):
     """Who takes part with which data, and for how long.
 
-    ``wait_seconds``: how long to wait for all clients to connect; after that ``min_clients``, a share of
-    them, are enough to start. ``round_timeout``: seconds after which a client that was asked is late, and
+    ``wait_seconds``: how long to wait for all clients to connect and to say who they are; after that
+    ``min_clients``, a share of them, are enough to start; simulated clients are waited for without a limit.
+    ``round_timeout``: seconds after which a client that was asked is late, and
     ignored. ``min_results``: share of the clients that a round needs which must answer well for it to count;
     after ``max_skipped`` rounds in a row that do not, the run ends. ``over_select``: how many times the
     clients that a round needs are sampled. ``retries``: how often a client that failed for a passing reason
@@ -74,7 +75,8 @@ class FederationSettings(PartitionSettings):
     private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
     no longer FedSA. ``superlink``: HOST:PORT of the SuperLink that the nodes of a deployment connect to; its
     certificate is checked with ``root_certificates`` (null: those of the system), unless the connection is
-    ``insecure``; null simulates.
+    ``insecure``; null simulates. ``registry``: a file of the SuperLink's machine with the public key of each
+    client's node (``fedsa_lora.deployment.registry``), by which names are checked; null: a name is a claim.
     """
 
     rounds: int = 12
@@ -93,6 +95,7 @@ class FederationSettings(PartitionSettings):
     superlink: str | None = None
     root_certificates: str | None = None
     insecure: bool = False
+    registry: str | None = None
 
     def client_ranks(self, seed: int) -> dict[str, int]:
         """The rank of each client that has one of its own."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+import time
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 
-from flwr.common import GetPropertiesIns
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
@@ -17,47 +15,47 @@ from flwr.server.criterion import Criterion
 from fedsa_lora.errors import RunError
 from fedsa_lora.seeds import generator
 from strategies.admission import Remark
-from strategies.reasons import causes, plain_reason
+from strategies.naming import QUERY_SECONDS, Naming, Present, Registry
+from strategies.reasons import causes
 
+POLL_SECONDS = 0.25
+TOLD_SECONDS = 60.0  # between two lines that say what a run waits for
 log = logging.getLogger("flwr")
 
 
-@dataclass(frozen=True)
-class Silent:
-    """A node, by its id at Flower, that does not tell which client it is, and why."""
-
-    client: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"node {self.client} {self.reason}"
-
-
 class Cohort:
-    """Learns each node's client id once, and draws cohorts from names, seed and round alone.
+    """Learns which client is behind each node, and draws cohorts from names, seed and round alone.
 
-    At the start it waits ``wait_seconds`` for the ``expected`` clients, and goes on with fewer down to the
-    share ``least`` of them; later it waits, as long, only where fewer than that are there. A node that does
-    not say who it is, within ``answer_seconds`` (None: however long it takes), is left out.
-    ``over_select``: how many times the clients that a round needs are sampled.
+    At the start it waits up to ``wait_seconds`` until the ``expected`` clients are there and have said who
+    they are, and goes on with fewer, down to the share ``least`` of them; later it waits, as long, only where
+    fewer than that are there. So a node that does not answer costs a run one wait: it is left out, and
+    its answer is looked for in every phase, without waiting. ``wait_seconds`` None is a simulation: its
+    clients are waited for as long as the process lives that simulates them.
 
-    Raises RunError when too few are there at the start, or when two nodes are the same client.
+    ``registry`` reads the clients by public key, see ``Naming``. ``over_select``: how many times the clients
+    that a round needs are sampled. ``remarks`` are on the nodes that were left out of the last phase.
+
+    Raises RunError when too few are there at the start, or when two nodes are the same client then;
+    ConfigError for a registry that cannot be read.
     """
 
     def __init__(
         self,
         seed: int,
         expected: int,
-        wait_seconds: int = 120,
+        wait_seconds: float | None = 120,
         *,
         least: float = 1.0,
-        answer_seconds: float | None = None,
+        registry: Registry | None = None,
         over_select: float = 1.0,
     ) -> None:
         self.seed, self.expected, self.wait_seconds = seed, expected, wait_seconds
-        self.answer_seconds, self.over_select = answer_seconds, over_select
+        self.over_select = over_select
         self.least = at_least(least, expected)
-        self._names: dict[str, str] = {}
+        self.remarks: list[Remark] = []
+        valid = None if wait_seconds is None else max(wait_seconds, QUERY_SECONDS)
+        self._naming = Naming(registry, valid)
+        self._names: dict[str, str] = {}  # of the nodes that are clients, by node id
         self._present: int | None = None  # how many there were last
 
     def name(self, proxy: ClientProxy) -> str:
@@ -76,62 +74,99 @@ class Cohort:
         return RoundManager(manager, self.everyone(manager), self, round_, excluded, min_results)
 
     def everyone(self, manager: ClientManager) -> list[ClientProxy]:
-        """All nodes that are there and say who they are, ordered by client id."""
-        manager.all()  # Flower looks for new nodes when it is asked for all, otherwise every five seconds
+        """All nodes that are clients of this run, ordered by client id."""
         begins = self._present is None
-        manager.wait_for(self.expected if begins else self.least, timeout=self.wait_seconds)
-        proxies = manager.all()
-        silent = self._learn([proxy for cid, proxy in proxies.items() if cid not in self._names])
-        known = {name: proxies[cid] for cid, name in self._names.items() if cid in proxies}
-        names = [self._names[cid] for cid in proxies if cid in self._names]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            if begins:
-                raise RunError(f"two nodes have the same client id {twice}: give each its own client-id")
-            log.warning("two nodes are client %s: the one that came last is taken", ", ".join(twice))
-        if begins and len(known) < self.least:
-            reason = (
-                f"{len(known)} of {self.expected} clients are connected after {self.wait_seconds} s: start "
-                "the missing nodes, or lower federation.clients or federation.min_clients"
-            )
-            if silent:
-                reason = (
-                    f"{len(known)} of {self.expected} clients say which they are, {len(silent)} nodes do not"
-                )
-            raise RunError("\n".join([reason, *causes(silent)]))
-        for node in silent:
-            log.warning("%s", node)
+        self._naming.begin()
+        there = self._gather(manager, self.expected if begins else self.least)
+        self._note(there, waited=begins and len(there.clients) < self.expected)
+        if begins:
+            self._check_start(there)
+        known = there.clients
         if len(known) != self._present and (len(known) < self.expected or not begins):
             log.warning("%d of %d clients are there", len(known), self.expected)
         self._present = len(known)
+        self._names |= {proxy.cid: name for name, proxy in known.items()}
+        for cid in there.refused:
+            self._names.pop(cid, None)
         return [known[name] for name in sorted(known)]
 
-    def _learn(self, unknown: list[ClientProxy]) -> list[Silent]:
-        """Ask nodes for their names. Returns those that do not tell it."""
-        if not unknown:
-            return []
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(partial(_ask_name, seconds=self.answer_seconds), unknown))
-        pairs = list(zip(unknown, found, strict=True))
-        self._names |= {proxy.cid: name for proxy, (name, _) in pairs if name is not None}
-        return [Silent(proxy.cid, fault) for proxy, (name, fault) in pairs if name is None]
+    def _gather(self, manager: ClientManager, target: int) -> Present:
+        """Wait until ``target`` clients are known, or as many nodes are there and all have answered. The
+        nodes of a simulation are there before one can answer: when all have, no other will come."""
+        began = told = time.monotonic()
+        while True:
+            # Flower looks for new nodes when it is asked for all, and changes what it returned later
+            nodes = dict(manager.all())
+            there = self._naming.look(nodes)
+            enough = 1 if self.wait_seconds is None else target
+            all_answered = len(nodes) - len(there.refused) >= enough and not there.pending
+            hopeless = self._present is None and there.twice
+            now = time.monotonic()
+            if len(there.clients) >= target or all_answered or hopeless or self._is_over(now - began):
+                break
+            if now - told >= TOLD_SECONDS:
+                self._tell_waiting(len(there.clients), now - began)
+                told = now
+            time.sleep(POLL_SECONDS)
+        if told > began:
+            count = len(there.clients)
+            log.warning("%d of %d clients are there after %.0f s", count, self.expected, now - began)
+        return there
+
+    def _is_over(self, waited: float) -> bool:
+        """Whether a wait has an end now: at its deadline or, in a simulation, with the main thread of this
+        process, which simulates the clients and outlives its own end as long as this thread does."""
+        if self.wait_seconds is None:
+            return not threading.main_thread().is_alive()
+        return waited >= self.wait_seconds
+
+    def _tell_waiting(self, known: int, waited: float) -> None:
+        what = "still starting Ray" if self.wait_seconds is None else "still waiting for nodes"
+        log.warning("%s: %d of %d clients after %.0f s", what, known, self.expected, waited)
+
+    def _note(self, there: Present, waited: bool) -> None:
+        """Take in which nodes are left out of this phase and why, and log what was not known before. One that
+        was asked less than ``wait_seconds`` ago, and was not ``waited`` for, is not called silent yet."""
+        patience = QUERY_SECONDS if self.wait_seconds is None else self.wait_seconds
+        silent = []
+        for cid, remark in there.pending.items():
+            if waited or self._naming.waited(cid) >= patience:
+                silent.append(remark)
+        remarks = sorted([*there.refused.values(), *there.failed.values(), *silent], key=str)
+        for remark in remarks:
+            if remark not in self.remarks:
+                log.warning("%s", remark)
+        self.remarks = remarks
+
+    def _check_start(self, there: Present) -> None:
+        """Raise RunError where a run cannot start with the clients that are there."""
+        if there.twice:
+            raise RunError(
+                f"two nodes have the same client id {there.twice}: give each its own client-id, or bind "
+                "names to keys with federation.registry"
+            )
+        known = len(there.clients)
+        if known >= self.least:
+            return
+        found = f"{known} of {self.expected} clients"
+        if self.remarks:
+            reason = f"{found} say which they are, {len(self.remarks)} nodes do not"
+        elif self.wait_seconds is None:
+            reason = (
+                f"{found} are simulated: start the simulation with num-supernodes={self.expected}, or lower "
+                "federation.clients"
+            )
+        else:
+            reason = (
+                f"{found} are connected after {self.wait_seconds:g} s: start the missing nodes, or lower "
+                "federation.clients or federation.min_clients"
+            )
+        raise RunError("\n".join([reason, *causes(self.remarks)]))
 
 
 def at_least(share: float, of: int) -> int:
     """The smallest whole number, from 1, that is this share of another."""
     return max(1, math.ceil(share * of - 1e-9))  # 1.1 times 10 is a little more than 11
-
-
-def _ask_name(proxy: ClientProxy, seconds: float | None) -> tuple[str | None, str]:
-    """A node's client, or None and what is wrong with it."""
-    try:
-        answer = proxy.get_properties(GetPropertiesIns({}), seconds, None)
-    except ValueError as error:  # Flower's word for a reply that is an error
-        told = Remark.of(None, "error", plain_reason(str(error)))
-        return None, f"failed before it said which client it is: {told}"
-    name = answer.properties.get("client")
-    if not isinstance(name, str):
-        return None, f"does not say which client it is: {answer.status.message}"
-    return name, ""
 
 
 class RoundManager(ClientManager):

@@ -21,8 +21,9 @@ from flwr.compat.common import recorddict_compat as compat
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from strategies.admission import Failure, Kind, Remark, Res, Unanswered, one_line
+from strategies.admission import Failure, Kind, Remark, Res, Unanswered
 from strategies.reasons import plain_reason
+from strategies.replies import Replies, UnreadableReply
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
 POLL_SECONDS = 0.1
@@ -98,6 +99,7 @@ class Collection(Generic[Ins, Res]):
         self._ends = math.inf if seconds is None else time.monotonic() + seconds
         self._waiting: list[Question[Ins]] = []
         self._open: dict[str, Question[Ins]] = {}  # by the id of the message that is not answered yet
+        self._replies = Replies()
         self._results: list[tuple[ClientProxy, Res]] = []
         self._failures: list[Failure[Res]] = []
 
@@ -139,20 +141,26 @@ class Collection(Generic[Ins, Res]):
 
     def _receive(self) -> bool:
         """Take in what has arrived in time, if anything has. A second reply to a message is none."""
-        if not self._open:
-            return False
-        replies = list(next(iter(self._open.values())).proxy.grid.pull_messages(list(self._open)))
-        if self._left() <= 0:  # where clients are called here, a pull lasts as long as a client
-            return False
-        for reply in replies:
-            question = self._open.pop(reply.metadata.reply_to_message_id, None)
-            if question is None:
+        before = len(self._open)
+        for message_id, question in list(self._open.items()):
+            try:
+                replies = self._replies.take(question.proxy.grid, message_id)
+            except UnreadableReply as error:
+                del self._open[message_id]
+                self._fail(question, "rejected", f"its answer cannot be read: {error}")
                 continue
-            if reply.has_error():
-                self._miss(question, reply.error)
-            else:
-                self._read(question, reply.content)
-        return bool(replies)
+            if self._left() <= 0:  # where clients are called here, a pull lasts as long as a client
+                return False
+            if replies:
+                del self._open[message_id]
+                self._take(question, replies[0])
+        return len(self._open) < before
+
+    def _take(self, question: Question[Ins], reply: Message) -> None:
+        if reply.has_error():
+            self._miss(question, reply.error)
+        else:
+            self._read(question, reply.content)
 
     def _read(self, question: Question[Ins], content: RecordDict) -> None:
         try:
@@ -169,9 +177,8 @@ class Collection(Generic[Ins, Res]):
         reason = plain_reason(error.reason or f"error {error.code}")
         if kind == "error" or question.asked > self.retries:
             return self._fail(question, kind, reason)
-        client = self.name_of(question.proxy)
-        told = one_line(reason)
-        log.info("client %s is asked once more: %s", client, told, extra={"client": client})
+        told = Remark.of(self.name_of(question.proxy), kind, reason)
+        log.info("client %s is asked once more: %s", told.client, told.reason, extra={"client": told.client})
         question.due = time.monotonic() + RETRY_SECONDS
         return self._waiting.append(question)
 

@@ -32,7 +32,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy, Turn
-from strategies.admission import Admission, Failure, admit
+from strategies.admission import Admission, Failure, Remark, admit
 from strategies.attendance import Attendance
 from strategies.bounds import Bounds, Rejections, believed, bounded
 from strategies.cohort import Cohort, at_least
@@ -142,6 +142,7 @@ class FedSA(Strategy):
         self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
         self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
         self._needed = 0  # clients that the inner strategy asked for in this round
+        self._left_out: list[Remark] = []  # nodes that could not be asked in this round, and why
         self._attended: dict[str, Any] = {}  # who is there and who is left out, for the row of the round
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
@@ -160,7 +161,7 @@ class FedSA(Strategy):
             parameters=ndarrays_to_parameters([self.shared]),
             client_manager=there,
         )
-        self._needed = there.needed
+        self._needed, self._left_out = there.needed, self.cohort.remarks
         self._attended = {"present": len(there.ordered), "excluded": there.left_out, "asked": len(chosen)}
         everyone = map(self.cohort.name, there.ordered)
         self._round = {client: self.turn(client, server_round) for client in everyone}
@@ -181,7 +182,8 @@ class FedSA(Strategy):
         answered = {answer.header.client for answer in admission.answers}
         self.attendance.note(server_round, self._turns, answered)
         enough = len(answered) >= max(self.fewest, at_least(self.min_results, self._needed))
-        self.ledger.fit(server_round, admission, self._announced() | self._attended | {"skipped": not enough})
+        seen = admission.with_remarks(admission.answers, self._left_out)
+        self.ledger.fit(server_round, seen, self._announced() | self._attended | {"skipped": not enough})
         self.rejections.count(admission)
         if enough:
             self._take(server_round, admission)
@@ -223,7 +225,8 @@ class FedSA(Strategy):
         admission = admit(server_round, results, failures, self.cohort.name, self.evaluated)
         admission = believed(admission, self.bounds)
         warn_of(admission)
-        rows = self.ledger.evaluate(admission)
+        since_training = [remark for remark in self.cohort.remarks if remark not in self._left_out]
+        rows = self.ledger.evaluate(admission.with_remarks(admission.answers, since_training))
         if not rows and server_round == self.evaluation.rounds:
             told = ["no client answered the last evaluation", *causes(admission.failures)]
             raise RunError("\n".join(told))

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from flwr.app import Error, Message
+from flwr.common import MessageTypeLegacy
 from flwr.common.constant import ErrorCode
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.runs import inprocess
-from strategies import collection
+from strategies import cohort, collection, naming
 
 # What a client does when it is asked (phase, client, round, how often before): nothing unusual (None),
 # "raises" what no retry mends, "crashes" and so does not answer this once, is "silent", answers "twice",
@@ -42,14 +43,20 @@ class Clock:
 
 
 class FaultyGrid(inprocess.InProcessGrid):
-    """The clients of a run, which fail as planned; those ``missing`` are never there."""
+    """The clients of a run, which fail as planned; those ``missing`` are never there, and the
+    ``silent`` do not even say who they are."""
 
     def __init__(
-        self, plan: Plan, missing: Collection[str], clients: int, run_config: dict[str, Any]
+        self,
+        plan: Plan,
+        missing: Collection[str],
+        silent: Collection[str],
+        clients: int,
+        run_config: dict[str, Any],
     ) -> None:
         super().__init__(clients, run_config)
         self.plan, self.asked = plan, Counter[tuple[str, str, int]]()
-        self.gone = set(missing)
+        self.gone, self.silent = set(missing), silent
 
     def get_node_ids(self) -> Iterable[int]:
         return [node for node in super().get_node_ids() if str(node - 1) not in self.gone]
@@ -58,6 +65,10 @@ class FaultyGrid(inprocess.InProcessGrid):
         for key in message_ids:
             if (message := self._unanswered.get(key)) is None:
                 continue
+            if message.metadata.message_type == MessageTypeLegacy.GET_PROPERTIES:
+                if str(message.metadata.dst_node_id - 1) in self.silent:
+                    continue
+                return [self._serve(self._unanswered.pop(key))]
             asked = self._of(message)
             act = self.plan(*asked, self.asked[asked])
             if act == "silent":
@@ -80,11 +91,18 @@ class FaultyGrid(inprocess.InProcessGrid):
 
 
 def run_with(
-    patch: pytest.MonkeyPatch, plan: Plan, words: Iterable[str], folder: Path, missing: Collection[str] = ()
+    patch: pytest.MonkeyPatch,
+    plan: Plan,
+    words: Iterable[str],
+    folder: Path,
+    missing: Collection[str] = (),
+    silent: Collection[str] = (),
 ) -> Path:
     """A smoke run whose clients follow a plan, on a clock of its own. Raises what the run raises."""
-    patch.setattr(inprocess, "InProcessGrid", partial(FaultyGrid, plan, missing))
-    patch.setattr(collection, "time", Clock())
+    patch.setattr(inprocess, "InProcessGrid", partial(FaultyGrid, plan, missing, silent))
+    clock = Clock()
+    for module in (collection, cohort, naming):
+        patch.setattr(module, "time", clock)
     quiet = ("evaluation.local_only=false", "evaluation.before=false")
     return inprocess.run_in_process(
         ["experiment=smoke", "run.report=false", *quiet, *words, f"run.dir={folder}"]

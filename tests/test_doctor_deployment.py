@@ -21,6 +21,9 @@ from flwr.supercore.version import package_version
 
 from fedsa_lora.cli import EXIT_FAILED, main
 from fedsa_lora.doctor.deployment import Deployment, examine_deployment
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.connection import Connection
+from fedsa_lora.runs.deployed import RunningSuperLink
 from fedsa_lora.runs.superlink import SuperLink
 
 NOW = datetime.now(UTC)
@@ -66,7 +69,15 @@ def authority(tmp_path):
 class Stub:
     """An HTTP server on loopback that describes itself as it is told, perhaps behind TLS."""
 
-    def __init__(self, title="SuperLink API", version=package_version, apps=(), certificate=None):
+    def __init__(
+        self,
+        title="SuperLink API",
+        version=package_version,
+        apps=(),
+        certificate=None,
+        keys=True,
+        proxy=False,
+    ):
         pages = {"/openapi.json": json.dumps({"info": {"title": title, "version": version}}).encode()}
         runs = ListRunsResponse(run_dict={n: Run(run_id=n, fab_id=app) for n, app in enumerate(apps, 1)})
         pages["/v1/control/list-runs"] = runs.SerializeToString()
@@ -75,9 +86,14 @@ class Stub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 self.rfile.read(int(self.headers.get("content-length") or 0))
-                self.send_response(200 if self.path in pages else 404)
+                status = 200 if self.path in pages else 404
+                if self.path == "/v1/fleet/get-run" and keys:
+                    status = 401
+                elif proxy:
+                    status = 403
+                self.send_response(status)
                 self.end_headers()
-                self.wfile.write(pages.get(self.path, b"<html>"))
+                self.wfile.write(pages[self.path] if status == 200 else b"<html>")
 
             do_POST = do_GET
 
@@ -106,7 +122,8 @@ def examined(**asked):
     checks = examine_deployment(Deployment(**asked))
     for check in checks:
         assert check.found, checks
-        assert check.remedy if not check.ok else check.remedy[:10] in ("", "it expires"), checks
+        warning = check.remedy.startswith(("it expires", "start the SuperLink with", "where nodes come"))
+        assert warning or not check.remedy if check.ok else check.remedy, checks
     assert len({check.name for check in checks}) == len(checks)
     return {check.name: check for check in checks}
 
@@ -287,6 +304,48 @@ def test_a_superlink_behind_tls_is_reached_with_its_root_alone(authority, tmp_pa
         (tmp_path / "bad.crt").write_text("bad")
         bad = examined(superlink=stub.address, certificates=[tmp_path / "bad.crt"])
         assert "cannot be read" in bad["address"].found
+
+
+def test_a_superlink_that_lets_every_node_in_is_told(authority):
+    certificate = authority.server()
+    for keys in (True, False):
+        with Stub(certificate=certificate, keys=keys) as stub:
+            found = examined(superlink=stub.address, certificates=[authority.path])["keys of nodes"]
+        assert found.ok
+        assert ("--enable-supernode-auth" in found.remedy) is not keys
+
+
+@pytest.mark.case(32)
+def test_a_run_whose_names_are_bound_to_keys_is_refused_where_the_superlink_asks_for_none(
+    authority, tmp_path
+):
+    certificate = authority.server()
+    for by_key, keys, good in ((True, True, True), (True, False, False), (False, False, True)):
+        with Stub(certificate=certificate, keys=keys) as stub:
+            connection = Connection(stub.address, authority.path, by_key=by_key)
+            superlink = RunningSuperLink(connection, tmp_path / "log")
+            if good:
+                superlink.start()
+            else:
+                with pytest.raises(RunError, match="lets in nodes without a registered key"):
+                    superlink.start()
+            superlink.close()
+
+
+@pytest.mark.case(33)
+def test_whether_a_run_can_be_started_from_here_is_told(authority):
+    with Stub(certificate=authority.server(), proxy=True) as stub:
+        found = examined(superlink=stub.address, certificates=[authority.path])
+    assert "behind a proxy that passes what nodes ask" in found["SuperLink"].found
+    assert all(check.ok and not check.remedy.startswith("where") for check in found.values())
+    with Stub() as stub:
+        assert "who can submit" not in examined(superlink=stub.address), "it is the SuperLink's own machine"
+        found = examined(superlink=f"0.0.0.0:{stub.server.server_port}")["who can submit"]
+    assert found.ok
+    assert "deploy/nginx.conf" in found.remedy
+    with Stub(certificate=authority.server(), proxy=True, keys=False) as stub:
+        found = examined(superlink=stub.address, certificates=[authority.path])["SuperLink"]
+    assert "a web server that is no SuperLink answers (403)" in found.found
 
 
 def test_a_certificate_for_another_host_and_one_where_there_is_no_tls_are_told(authority):

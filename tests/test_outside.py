@@ -143,7 +143,7 @@ def test_two_runs_of_one_folder_name_do_not_read_each_others_b(machine, monkeypa
         arrays, config = desk.ask("0", 1, run=run)
         content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
         reply = asked(monkeypatch, machine, [*SMOKE, f"run.dir={place}"], content=content)
-        assert ("round-000001.safetensors belongs to run" in str(reply.content)) == (run == "bbbb")
+        assert ("its store holds the state of another run" in str(reply.content)) == (run == "bbbb")
 
 
 @pytest.mark.case(25)

@@ -20,6 +20,8 @@ from fedsa_lora.seeds import generator
 
 KEPT = ("run.keep_generations=9",)
 DEADLINE = "federation.round_timeout=60"
+# Nodes may be missing, as they never are in a simulation
+DEPLOYED = ("federation.superlink=10.0.0.1:8000", "federation.insecure=true", "federation.wait_seconds=300")
 
 
 def failing(*which, act: str = "raises"):
@@ -186,7 +188,7 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     def plan(phase, client, round_, before):
         return "leaves" if (client, round_) == ("0", 2) else None
 
-    words = [*KEPT, "federation.wait_seconds=1", "run.report=true"]
+    words = [*KEPT, *DEPLOYED, "run.report=true"]
     run = run_with(monkeypatch, plan, words, tmp_path / "run", missing="3")
     told = rows(run)
     assert [row["present"] for row in told] == [3, 3, 2]
@@ -197,16 +199,35 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     assert "In round 3, 2 of 4 clients were there." in page
     config = read_config(run)
     assert Exporter(config, RunDirectory(run, config), assemble.skeleton(config)).tensors("3")
-    words = ["federation.min_clients=1", "federation.wait_seconds=1"]
-    with pytest.raises(RunError, match=r"3 of 4 clients are connected after 1 s.*federation\.min_clients"):
+    words = [*DEPLOYED, "federation.min_clients=1"]
+    with pytest.raises(RunError, match=r"3 of 4 clients are connected after 300 s.*federation\.min_clients"):
         run_with(monkeypatch, plan, words, tmp_path / "strict", missing="3")
+
+
+@pytest.mark.case(34)
+def test_a_node_that_does_not_say_who_it_is_is_left_out_and_named_in_every_round_and_in_the_report(
+    monkeypatch, tmp_path
+):
+    words = [*KEPT, *DEPLOYED, "run.report=true"]
+    run = run_with(monkeypatch, lambda *asked: None, words, tmp_path / "run", silent="2")
+    told = "node 3 has not said which client it is: it does not answer"
+    assert [(row["present"], row["fit_clients"], failures_of(row)) for row in rows(run)] == [
+        (3, 3, [told])
+    ] * 3
+    page = (run / "report.html").read_text()
+    assert told in page
+    assert "A client is whoever says its name" in page
+    with pytest.raises(RunError, match=rf"3 of 4 clients say which they are, 1 nodes do not\n{told}"):
+        run_with(
+            monkeypatch, lambda *asked: None, [*words, "federation.min_clients=1"], tmp_path / "x", silent="2"
+        )
 
 
 def test_when_nodes_that_left_make_them_too_few_rounds_are_skipped_and_then_the_run_ends(
     monkeypatch, tmp_path
 ):
     plan = never("1", "2", "3", rounds=[2], act="leaves")
-    words = [*KEPT, "federation.rounds=9", "federation.max_skipped=2", "federation.wait_seconds=1"]
+    words = [*KEPT, *DEPLOYED, "federation.rounds=9", "federation.max_skipped=2"]
     with pytest.raises(RunError, match=r"2 rounds in a row.*0 of 1 clients failed in round 3, .* asks for 2"):
         run_with(monkeypatch, plan, words, tmp_path / "run")
     assert [row["skipped"] for row in rows(tmp_path / "run")] == [False, True]

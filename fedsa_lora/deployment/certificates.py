@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedsa_lora.deployment.registry import add_to_registry
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.files import write_atomically
+from fedsa_lora.store import client_fault
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+REGISTRY = "registry"  # the file with the public key of each node
+RESERVED = ("ca", "server", REGISTRY)  # names of files that are no node's
 LOOPBACK = ("localhost", "127.0.0.1")
 ROOT_DAYS = 3650  # nodes have a copy of it, so it is changed seldom
 SERVER_DAYS = 825  # more is refused by some systems
@@ -27,20 +29,21 @@ def make_certificates(
     folder: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), renew: bool = False
 ) -> list[Path]:
     """Write what is missing of ``ca.crt``, ``ca.key``, ``server.crt``, ``server.key`` and, for each node,
-    ``NAME.key`` and ``NAME.pub``; returns what was written.
+    ``NAME.key``, ``NAME.pub`` and its line in ``registry``; returns what was written.
 
     ``hosts`` are the names and addresses under which nodes reach the SuperLink; loopback is always among
     them. What is there is kept, so that nodes can be added later; only the SuperLink's certificate is
     renewed, by the same root, with a new key and the names that it had: when asked to ``renew`` it, when it
     lacks one of ``hosts``, and when it ends within 60 days and ``ca.key`` is there. All keys are EC P-384,
-    those of nodes in OpenSSH's format, as Flower reads them; no one else can read a private one. Raises
-    ConfigError for a node's name that is no plain file name, or the authority's or the SuperLink's, and
-    where a part of the root is missing that is needed.
+    those of nodes in OpenSSH's format, as Flower reads them; no one else can read a private one. A node whose
+    ``NAME.pub`` is there keeps its key, wherever the private one is; that of a node in ``nodes`` is put into
+    the registry, in place of another of that name. Raises ConfigError for a node's name that is no plain
+    file name, or the authority's or the SuperLink's, and where a part of the root is missing that is needed.
     """
-    if wrong := [name for name in nodes if not _NAME.fullmatch(name) or name in ("ca", "server")]:
+    if wrong := [name for name in nodes if client_fault(name) or name in RESERVED]:
         raise ConfigError(
             f"{', '.join(map(repr, wrong))}: expected a node's name of letters, digits, '.', '_' and '-', "
-            "and neither ca nor server"
+            f"and none of {', '.join(RESERVED)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -50,8 +53,11 @@ def make_certificates(
     if renew or _is_incomplete(folder, hosts, known) or _is_due(folder):
         written += _make_server(folder, [*LOOPBACK, *known, *hosts])
     for name in nodes:
-        if not (folder / f"{name}.key").exists():
+        if not (folder / f"{name}.pub").exists():
             written += _make_node(folder, name)
+    keys = {name: (folder / f"{name}.pub").read_bytes() for name in nodes}
+    if add_to_registry(folder / REGISTRY, keys):
+        written.append(folder / REGISTRY)
     return written
 
 
@@ -131,15 +137,18 @@ def _make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
 
 
 def _make_node(folder: Path, name: str) -> list[Path]:
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return [
-        _write_private(folder / f"{name}.key", private),
-        _write(folder / f"{name}.pub", public + b" " + name.encode() + b"\n"),
-    ]
+    """A node's key, or the public part of the one that is there."""
+    private, public, written = folder / f"{name}.key", folder / f"{name}.pub", []
+    if private.exists():
+        key = _node_key_in(private)
+    else:
+        key = ec.generate_private_key(ec.SECP384R1())
+        content = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        written.append(_write_private(private, content))
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return [*written, _write(public, line + b" " + name.encode() + b"\n")]
 
 
 def _certificate(
@@ -178,6 +187,16 @@ def _private_key_in(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no private key in PEM format: put the right one there") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} is no EC key, as `fedsa-lora certificates` makes them")
+    return key
+
+
+def _node_key_in(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no private key in OpenSSH's format: put the right one there") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path} is no EC key, as `fedsa-lora certificates` makes them")
     return key

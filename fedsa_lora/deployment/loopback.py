@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 import fedsa_lora
-from fedsa_lora.deployment.certificates import make_certificates
+from fedsa_lora.deployment.certificates import REGISTRY, make_certificates
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.superlink import (
@@ -27,6 +27,7 @@ from fedsa_lora.runs.superlink import (
     start_guard,
 )
 
+STARTING_SECONDS = 900  # more than a node needs on a machine that is busy with others
 CLI = [sys.executable, "-m", "fedsa_lora.cli"]
 
 
@@ -106,10 +107,11 @@ class Loopback:
         *words: str,
         resident: bool = True,
         connection: Connection | None = None,
+        says: str | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start the node of a client. ``config`` is added to its node config, ``words`` to its command line;
         without ``resident`` Flower starts a process for each message. ``connection``: another one than it
-        should take."""
+        should take. ``says``: another client-id than its name, which its key and its store have."""
         connection = connection or self.connection
         words += ("--superlink", connection.address)
         words += ("--insecure",) if connection.insecure else ()
@@ -117,7 +119,7 @@ class Loopback:
             words += ("--root-certificates", str(connection.root_certificates))
         if (key := self.keys / f"{name}.key").is_file():
             words += ("--auth-supernode-private-key", str(key))
-        words += ("--node-config", f'client-id="{name}" store="{self.store(name)}" {config}')
+        words += ("--node-config", f'client-id="{says or name}" store="{self.store(name)}" {config}')
         if resident:
             return self.start(f"node-{name}", [*CLI, "node", *words])
         supernode = flower_command("flower-supernode", self.env)
@@ -129,12 +131,15 @@ class Loopback:
 
     @property
     def words(self) -> list[str]:
-        """Overrides that a run on this federation is submitted with."""
+        """Overrides that a run on this federation is submitted with. All nodes are of this machine, so who is
+        not there yet is still starting."""
         connection = self.connection
         words = ["federation=deployment", f"federation.superlink={connection.address}"]
+        words.append(f"federation.wait_seconds={STARTING_SECONDS}")
         words.append(f"federation.insecure={str(connection.insecure).lower()}")
         if connection.root_certificates is not None:
             words.append(f"federation.root_certificates={connection.root_certificates}")
+            words.append(f"federation.registry={self.keys / REGISTRY}")
         return words
 
     def submit(self, *words: str) -> subprocess.Popen[bytes]:

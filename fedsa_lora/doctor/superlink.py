@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -18,10 +19,13 @@ from flwr.supercore.version import package_version
 
 from fedsa_lora.doctor.certificates import lifetime
 from fedsa_lora.doctor.machine import Check
+from fedsa_lora.runs.connection import wants_key
 
 NAME, SECONDS = "SuperLink", 10.0
 TITLE = "SuperLink API"  # of the description that every SuperLink gives of itself
 OUR_APP = "fedsa-lora/"
+NODE_KEYS, SUBMITTING = "keys of nodes", "who can submit"
+PROXY = "put the proxy of deploy/nginx.conf before the SuperLink (docs/deployment.md)"
 ELSEWHERE = "choose another port for the SuperLink, or end what listens there"
 
 
@@ -39,10 +43,19 @@ def superlink_checks(address: str, authority: Path | None) -> list[Check]:
     reached = _reach(parsed[0], parsed[1], tls)
     if not reached[0].ok:
         return reached
+    if _passes_nodes_alone(address, tls):
+        found = "behind a proxy that passes what nodes ask, and asks for their keys"
+        return [*reached, Check(NAME, True, f"{found}; its version and runs are seen on its own machine")]
     there = version_at(address, tls)
     if isinstance(there, Check):
         return [*reached, there]
-    return [*reached, _same_version(there), _whose(address, tls)]
+    checks = [*reached, _same_version(there), _whose(address, tls)]
+    if tls is not None:
+        checks.append(_node_keys(address, tls))
+    if not _is_loopback(parsed[0]):
+        found = "from here runs can be started, and a run brings code that all nodes execute"
+        checks.append(Check(SUBMITTING, True, found, f"where nodes come from here: {PROXY}"))
+    return checks
 
 
 def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
@@ -64,6 +77,39 @@ def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
     except (ValueError, KeyError, TypeError):
         found = f"a web server that is no SuperLink answers ({answer.status_code})"
     return Check(NAME, False, found, ELSEWHERE)
+
+
+def _passes_nodes_alone(address: str, tls: ssl.SSLContext | None) -> bool:
+    """Whether a proxy refuses the description that every SuperLink gives, and lets a node without a key
+    through to be refused by the SuperLink."""
+    if tls is None:
+        return False
+    try:
+        described = httpx.get(f"{_base(address, tls)}/openapi.json", verify=tls, timeout=SECONDS)
+        return described.status_code == httpx.codes.FORBIDDEN and _wants_keys(address, tls)
+    except httpx.HTTPError:
+        return False
+
+
+def _wants_keys(address: str, tls: ssl.SSLContext) -> bool:
+    return wants_key(httpx.Client(base_url=_base(address, tls), verify=tls, timeout=SECONDS))
+
+
+def _node_keys(address: str, tls: ssl.SSLContext) -> Check:
+    try:
+        if _wants_keys(address, tls):
+            return Check(NODE_KEYS, True, "a node without a registered key is refused")
+    except httpx.HTTPError as error:
+        return Check(NODE_KEYS, False, f"no answer: {error}", "look into the SuperLink's log; start it again")
+    found = "every node is let in, so client names are claims"
+    return Check(NODE_KEYS, True, found, "start the SuperLink with --enable-supernode-auth")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _base(address: str, tls: ssl.SSLContext | None) -> str:

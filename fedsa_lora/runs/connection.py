@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +12,23 @@ from typing import TYPE_CHECKING
 from fedsa_lora.errors import ConfigError
 
 if TYPE_CHECKING:
+    import httpx
     from flwr.supercore.control import ControlHttpClient
 
+NODES_ENDPOINT = "/v1/fleet/get-run"
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):\d{1,5}")
 
 
 @dataclass(frozen=True)
 class Connection:
     """``address`` is HOST:PORT. Without ``root_certificates``, a PEM file, the system's are trusted;
-    ``insecure`` is plain HTTP. Raises ConfigError with every fault."""
+    ``insecure`` is plain HTTP. ``by_key``: clients are known by the keys of their nodes, so the SuperLink
+    must ask for them. Raises ConfigError with every fault."""
 
     address: str
     root_certificates: Path | None = None
     insecure: bool = False
+    by_key: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -50,6 +55,15 @@ class Connection:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
 
+    def asks_for_keys(self) -> bool:
+        """Whether the SuperLink refuses a node without a key, which it does where it authenticates nodes.
+        Raises httpx.HTTPError when it does not answer."""
+        import httpx
+
+        certificates = self.root_certificates
+        trusted = ssl.create_default_context(cafile=certificates)
+        return wants_key(httpx.Client(base_url=f"https://{self.address}", verify=trusted))
+
     def toml(self, name: str) -> str:
         """The connection as the default one of Flower's ``config.toml``."""
         lines = ["[superlink]", f'default = "{name}"', f"[superlink.{name}]"]
@@ -59,6 +73,14 @@ class Connection:
         if self.root_certificates is not None:
             lines.append(f"root-certificates = {toml_string(str(self.root_certificates.resolve()))}")
         return "\n".join(lines) + "\n"
+
+
+def wants_key(client: httpx.Client) -> bool:
+    """Whether a SuperLink refuses what a node asks without a key. Raises httpx.HTTPError when it does not
+    answer."""
+    with client:
+        answer = client.post(NODES_ENDPOINT, headers={"content-type": "application/protobuf"})
+    return answer.status_code == 401
 
 
 def toml_string(text: str) -> str:

@@ -24,10 +24,12 @@ class RunningSuperLink:
         self.private: Path | None = None
 
     def start(self) -> Path:
-        """Return the private folder once the SuperLink has answered; RunError when it does not."""
+        """Return the private folder once the SuperLink has answered; RunError when it does not, or when
+        names are bound to keys that it does not ask for."""
         client = self.connection.client()
         try:
             client.ListRuns(ListRunsRequest(limit=1))
+            authenticated = not self.connection.by_key or self.connection.asks_for_keys()
         except HTTPError as error:
             raise RunError(
                 f"no SuperLink answers at {self.connection.address}: {error}; check federation.superlink, "
@@ -35,6 +37,11 @@ class RunningSuperLink:
             ) from error
         finally:
             client.close()
+        if not authenticated:
+            raise RunError(
+                f"the SuperLink at {self.connection.address} lets in nodes without a registered key, so "
+                "federation.registry would bind no name: start it with --enable-supernode-auth"
+            )
         with writing(Path(tempfile.gettempdir())):
             self.private = Path(tempfile.mkdtemp(prefix="fsl-")).resolve()
         self.env = flower_environment() | {"FLWR_HOME": str(self.private / "flwr")}

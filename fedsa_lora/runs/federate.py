@@ -18,7 +18,7 @@ from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import writing
 from fedsa_lora.runs.connection import Connection
-from fedsa_lora.runs.flower_log import rounds_begun, said_complete
+from fedsa_lora.runs.flower_log import rounds_begun, said_complete, still_starting
 from fedsa_lora.runs.interrupted import close, last_whole_round, stopped_after
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
@@ -174,14 +174,17 @@ class RunView:
             total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
             facts = f"accuracy {percent(metrics.measured.get('accuracy'))}   sent {amount(total)}"
             self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
-        elif begun := self._begun():
-            self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
+        elif self._grew():
+            if waiting := still_starting(self.log):
+                self.progress.update(self.bar, description=waiting)
+            elif begun := rounds_begun(self.log):
+                self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
 
-    def _begun(self) -> int:
-        """The rounds that the log tells of, where it has grown."""
+    def _grew(self) -> bool:
+        """Whether the log has more than when it was last looked at."""
         size = self.log.stat().st_size if self.log.is_file() else 0
-        grown, self._size = size != self._size, size
-        return rounds_begun(self.log) if grown else 0
+        grew, self._size = size != self._size, size
+        return grew
 
 
 def progress_line(console: Console, window: float = 30.0) -> Progress:

@@ -8,6 +8,7 @@ LOG_TAIL_BYTES = 1 << 20
 
 COMPLETE = "the run is complete"  # what the ServerApp says when everything is written
 _COMPLETE_LINE = re.compile(rf"^INFO [-\d :,]*: +{COMPLETE}: ", re.MULTILINE)
+_STARTING = re.compile(r"(still starting Ray: \d+ of \d+ clients after \d+ s)|clients are there")
 _ROUND = re.compile(r"\[ROUND (\d+)\]")
 _RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 _RAISED = "Simulation failed with exception: "
@@ -29,6 +30,11 @@ def tail(log: Path, begin: int = 0) -> str:
 def rounds_begun(log: Path) -> int:
     """Return the number of the last round that the ServerApp began, 0 before the first."""
     return max(map(int, _ROUND.findall(tail(log))), default=0)
+
+
+def still_starting(log: Path) -> str:
+    """Return what the ServerApp last said that it waits for, as long as it does; else nothing."""
+    return next(reversed(_STARTING.findall(tail(log))), "")
 
 
 def said_complete(log: Path, begin: int = 0) -> bool:

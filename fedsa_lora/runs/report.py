@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -23,6 +24,7 @@ from fedsa_lora.runs.wording import (
     duration,
     left_out,
     moment,
+    naming,
     number,
     of_clients,
     percent,
@@ -114,6 +116,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "rounds": _rounds_table(record.rounds),
         "notes": [
             *record.partition.get("notes", []),
+            *naming(_federation(record.config)),
             *absences(record.rounds, len(record.partition.get("clients", {}))),
         ],
         "remarks": _remarks_table(record),
@@ -122,6 +125,16 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "command": record.environment.get("command"),
         "directory": record.directory.resolve().name,
     }
+
+
+def _federation(config: str) -> Row:
+    """The federation's settings of a config as it was written; nothing of one that was cut off."""
+    try:
+        settings = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return {}
+    found = settings.get("federation") if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _meta(record: RunRecord) -> str:

@@ -17,7 +17,7 @@ from fedsa_lora.settings import RunConfig
 CHANGEABLE = (
     "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
     "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_",
-    "federation.superlink", "federation.root_certificates", "federation.insecure",
+    "federation.superlink", "federation.root_certificates", "federation.insecure", "federation.registry",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
 OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of the run, wherever it is made

@@ -152,6 +152,18 @@ def absences(rounds: list[Row], clients: int) -> list[str]:
     return lines
 
 
+def naming(federation: Row) -> list[str]:
+    """How far the names of a deployed run's clients can be trusted; nothing of a simulation."""
+    if not federation.get("superlink"):
+        return []
+    if federation.get("registry"):
+        return ["A client is the node that has its key: names were checked by the registry in every round."]
+    return [
+        "A client is whoever says its name first: without federation.registry no key was asked for, so names "
+        "are claims of the nodes."
+    ]
+
+
 def roles(summary: Row, treatment: str) -> list[str]:
     """The names of the roles that the run's split treats as shared, local or frozen."""
     split: Row = summary.get("split") or {}

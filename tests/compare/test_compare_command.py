@@ -198,7 +198,7 @@ def test_a_stopped_comparison_leaves_no_worker_and_no_folder_and_says_how_to_go_
         process.send_signal(number)
         assert process.wait() == code
         said = process.stderr.read() if number != signal.SIGKILL else ""
-    assert not psutil.wait_procs(started, timeout=60)[1], "nothing that it started goes on"
+    assert not psutil.wait_procs(started, timeout=600)[1], "nothing that it started goes on"
     deadline = time.monotonic() + 60
     while list(scratch.glob("fedsa-compare-*")):
         assert time.monotonic() < deadline

@@ -110,3 +110,44 @@ def test_every_node_of_the_compose_file_keeps_its_state_on_a_volume_of_its_own()
     assert set(stores.values()) | {"runs", "superlink-state"} == set(content["volumes"])
     (gpu,) = documents(ROOT / "deploy" / "compose.gpu.yaml")
     assert gpu["services"].keys() == stores.keys()
+
+
+def by_kind(path: Path) -> dict[str, Any]:
+    return {document["kind"]: document for document in documents(path)}
+
+
+@pytest.mark.case(33)
+def test_in_containers_nodes_reach_the_proxy_with_the_shipped_config_and_never_the_superlink():
+    (compose,) = documents(ROOT / "deploy" / "compose.yaml")
+    services = compose["services"]
+    nodes = {name for name, service in services.items() if service["command"][:2] == ["fedsa-lora", "node"]}
+    reached = {name for name in services if "federation" in services[name]["networks"]}
+    assert reached == nodes | {"proxy"}
+    assert services["superlink"]["networks"] == ["control"]
+    assert not any("ports" in service or "network_mode" in service for service in services.values())
+    assert "./nginx.conf:/deploy/nginx.conf:ro" in services["proxy"]["volumes"]
+
+    found = by_kind(ROOT / "deploy" / "kubernetes" / "superlink.yaml")
+    superlink, proxy = found["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert {"--host=127.0.0.1", "--port=9091"} <= set(superlink["command"])
+    assert "ports" not in superlink
+    assert [port["containerPort"] for port in proxy["ports"]] == [8000]
+    assert [port["port"] for port in found["Service"]["spec"]["ports"]] == [8000]
+    assert "/etc/nginx/nginx.conf" in proxy["command"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_superlink_authenticates_nodes_and_every_run_checks_their_names(path):
+    for words in commands(path):
+        if words[0] == "flower-superlink":
+            assert "--enable-supernode-auth" in words
+        elif words[:2] == ["fedsa-lora", "run"]:
+            assert any(word.startswith("federation.registry=") for word in words), words
+
+
+@pytest.mark.case(33)
+def test_the_superlink_of_the_page_listens_to_loopback_alone():
+    started = [words for words in commands(PAGE) if words[0] == "flower-superlink"]
+    assert len(started) == 2
+    for words in started:
+        assert words[words.index("--host") + 1] == "127.0.0.1"

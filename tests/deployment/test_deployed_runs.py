@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 from flwr.proto.control_pb2 import ListNodesRequest
+from processes import WAIT_SECONDS, finish, fits, rows, said, wait_for
 from remarks import failures_of
 from safetensors.numpy import load_file
 from test_methods import checkpoint
@@ -19,18 +20,10 @@ from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.tasks.sources import shipped_folder
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "run.keep_generations=9"]
-WAIT_SECONDS = 900.0
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Loopback]:
-    with Loopback(tmp_path / "logs") as federation:
-        yield federation
 
 
 @pytest.fixture
@@ -38,21 +31,6 @@ def plain_federation(tmp_path: Path) -> Iterator[Loopback]:
     """Without TLS, and open to every node."""
     with Loopback(tmp_path / "logs", secure=False) as federation:
         yield federation
-
-
-def said(federation: Loopback, name: str) -> str:
-    """What a process printed."""
-    log = federation.logs / f"{name}.log"
-    return log.read_text() if log.exists() else ""
-
-
-def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Wait until something holds, while a process lives."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not what():
-        assert process.poll() is None, f"ended with {process.returncode}: {process.args}"
-        assert time.monotonic() < deadline, f"waited in vain for {process.args}"
-        time.sleep(0.2)
 
 
 def alive(pid: str) -> bool:
@@ -90,17 +68,6 @@ def start_again(federation: Loopback, name: str) -> None:
                 return
             time.sleep(0.2)
     raise AssertionError(said(federation, f"node-{name}"))
-
-
-def finish(federation: Loopback, *words: str) -> None:
-    """Run a command of the command line to its good end."""
-    code = federation.submit(*words).wait(WAIT_SECONDS)
-    assert code == 0, said(federation, "submit")
-
-
-def fits(run_dir: Path) -> dict[tuple[str, int], dict]:
-    rows = read_jsonl(run_dir / "clients.jsonl")
-    return {(row["client"], row["round"]): row for row in rows if row["phase"] == "fit"}
 
 
 @pytest.mark.case(21)
@@ -146,9 +113,9 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     plain_federation, tmp_path
 ):
     federation = plain_federation
-    rows = pd.read_parquet(shipped_folder("snips") / "train.parquet")
-    classes = sorted(rows["label"].unique())
-    parts = {name: rows.iloc[i::100].reset_index(drop=True) for i, name in enumerate(("a", "b", "late"))}
+    table = pd.read_parquet(shipped_folder("snips") / "train.parquet")
+    classes = sorted(table["label"].unique())
+    parts = {name: table.iloc[i::100].reset_index(drop=True) for i, name in enumerate(("a", "b", "late"))}
     parts["a"].to_csv(tmp_path / "a.csv", index=False)
     parts["b"].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
     (tmp_path / "late").mkdir()
@@ -177,7 +144,7 @@ def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leave
     assert ("b", 8) in found
     assert ("a", 8) not in found
     assert json.loads((run_dir / "partition.json").read_text())["clients"] == {}
-    assert [row["round"] for row in read_jsonl(run_dir / "rounds.jsonl")] == list(range(1, 9))
+    assert [row["round"] for row in rows(run_dir)] == list(range(1, 9))
 
 
 @pytest.mark.case(3)
@@ -195,8 +162,7 @@ def test_a_straggler_costs_a_deadline_and_where_nobody_answers_the_run_ends_with
     )  # fmt: skip
 
     def rounds() -> list[dict]:
-        path = run_dir / "rounds.jsonl"
-        return read_jsonl(path) if path.exists() else []
+        return rows(run_dir)
 
     wait_for(rounds, run)
     halt(nodes[1])

@@ -148,9 +148,9 @@ def test_a_round_is_evaluated_as_often_as_the_node_allows(machine, monkeypatch):
         )
 
     assert [evaluate(1).error, evaluate(1).error] == ["", ""]
-    assert "round 1 was evaluated 2 times, as often as this node allows (evaluations=2" in evaluate(1).error
+    assert "the round was evaluated as often as this node allows" in evaluate(1).error
     assert not evaluate(2).error
-    assert "round 1 is evaluated too late: round 2 was since" in evaluate(1).error
+    assert "the round is evaluated too late: a later one was since" in evaluate(1).error
     assert not evaluate(1, resumed="1").error, "a run that was resumed goes back"
 
 
@@ -160,7 +160,7 @@ def test_a_count_that_was_cut_off_begins_anew(tmp_path, left):
     store.count_evaluation(3)
     (tmp_path / "7" / EVALUATED).write_bytes(left)
     store.count_evaluation(3)
-    with pytest.raises(StoreError, match="evaluated 1 times"):
+    with pytest.raises(StoreError, match="evaluated 1 times, as often as this node allows"):
         store.count_evaluation(3)
 
 
@@ -169,10 +169,11 @@ def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(mach
     asked(monkeypatch, machine, SMOKE, content=fit_message(desk, "0", 1))
     held = sum(path.stat().st_size for path in (machine / "kept").rglob("*") if path.is_file())
     before = modes(machine / "kept")
+    with pytest.raises(StoreError, match="delete the folders of runs that are over"):
+        check_room(machine / "kept", held / 1e9)
     for words in (SMOKE, [*SMOKE, "run.dir=/runs/another"]):
         reply = asked(monkeypatch, machine, words, node={"store-limit": held / 1e9})
-        assert "and this node allows" in refusal(reply)
-        assert "delete the folders of runs that are over" in refusal(reply)
+        assert "its store holds as much as its node config allows" in refusal(reply)
     assert modes(machine / "kept") == before
     assert asked(monkeypatch, machine, SMOKE, node={"store-limit": (held + 9) / 1e9}).has_content()
 
@@ -188,7 +189,7 @@ def test_the_room_of_a_store_is_counted_over_all_its_runs(tmp_path):
 
 def test_messages_are_kept_only_where_the_node_says_so(machine, monkeypatch):
     words = [*SMOKE, "run.keep_messages=true"]
-    assert "run.keep_messages: this node keeps no messages" in refusal(asked(monkeypatch, machine, words))
+    assert "this node keeps no messages (run.keep_messages)" in refusal(asked(monkeypatch, machine, words))
     assert not (machine / "kept").exists()
 
 

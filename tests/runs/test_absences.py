@@ -8,7 +8,7 @@ from synthetic_run import write_run
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import read_run
 from fedsa_lora.runs.report import render
-from fedsa_lora.runs.wording import absences, rounds_of
+from fedsa_lora.runs.wording import absences, naming, rounds_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,21 @@ def lost(client):
 def test_nothing_is_told_of_a_run_in_which_everybody_was_there():
     rounds = [{"round": n, "present": 4, "excluded": [], "skipped": False} for n in (1, 2)]
     assert absences(rounds, 4) == absences([{"round": 1}], 4) == []
+
+
+@pytest.mark.case(32)
+def test_how_far_names_can_be_trusted_is_told_of_deployed_runs():
+    assert naming({"superlink": None}) == naming({}) == []
+    (claimed,), (bound,) = naming({"superlink": "a:1"}), naming({"superlink": "a:1", "registry": "/keys"})
+    assert "names are claims" in claimed
+    assert "the node that has its key" in bound
+
+
+def test_a_report_is_written_of_a_config_that_was_cut_off(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for text in ("federation: [", "federation: 7", "- a", "federation: {superlink: 'hub:1'}"):
+        (folder / "config.yaml").write_text(text)
+        assert ("names are claims" in render(read_run(folder))) == ("hub" in text)
 
 
 def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsa_lora.runs.flower_log import failure_reason, tail
+from fedsa_lora.runs.flower_log import failure_reason, still_starting, tail
 
 TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    raise it\n"
 
@@ -40,3 +40,15 @@ def test_tail_reads_only_this_run_and_no_colours(tmp_path: Path) -> None:
     assert tail(log) == ""
     log.write_text("old\n\x1b[92mINFO \x1b[0m: new")
     assert tail(log, begin=4) == "INFO : new"
+
+
+def test_what_a_simulation_waits_for_is_told_until_its_clients_are_there(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert still_starting(log) == ""
+    said = "WARNING :   still starting Ray: 0 of 6 clients after {} s\n"
+    log.write_text("INFO :      [ROUND 1]\n" + said.format(60) + said.format(120))
+    assert still_starting(log) == "still starting Ray: 0 of 6 clients after 120 s"
+    log.write_text(log.read_text() + "WARNING :   6 of 6 clients are there after 130 s\n")
+    assert still_starting(log) == ""
+    log.write_text("INFO :      [ROUND 1]\n")
+    assert still_starting(log) == ""

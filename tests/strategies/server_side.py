@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.common import Code, EvaluateIns, FitIns, FitRes, GetPropertiesRes, Status, ndarrays_to_parameters
+from flwr.common import Code, EvaluateIns, FitIns, FitRes, Status, ndarrays_to_parameters
 from flwr.server import SimpleClientManager
-from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
+from named_nodes import Named
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
@@ -24,20 +24,12 @@ SHARE_AB = RoleSplit(A="shared", B="shared", allow=("A", "B"))
 EVERYONE = {"min_fit_clients": 1, "min_available_clients": 1, "min_evaluate_clients": 1}
 
 
-class Node(ClientProxy):
+class Node(Named):
     """A node that only knows its client's name."""
 
     def __init__(self, cid: str, client: str) -> None:
-        super().__init__(cid)
+        super().__init__(cid, {"client": client})
         self.client = client
-
-    def get_properties(self, ins, timeout, group_id):
-        return GetPropertiesRes(OK, {"client": self.client})
-
-    def get_parameters(self, ins, timeout, group_id):
-        raise AssertionError("the server must not ask a client for parameters")
-
-    fit = evaluate = reconnect = get_parameters
 
 
 class Notes:

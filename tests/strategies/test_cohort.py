@@ -3,34 +3,16 @@
 import random
 
 import pytest
-from flwr.common import Code, GetPropertiesRes, Status
 from flwr.server import SimpleClientManager
-from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named_nodes import Named
 
 from fedsa_lora.errors import RunError
 from strategies import Cohort
 
 NAMES = st.lists(st.text("abcxyz0189", min_size=1, max_size=4), min_size=1, max_size=12, unique=True)
-
-
-class Named(ClientProxy):
-    """A node that answers who it is, and counts how often it was asked."""
-
-    def __init__(self, cid: str, properties: dict) -> None:
-        super().__init__(cid)
-        self.answer, self.asked = properties, 0
-
-    def get_properties(self, ins, timeout, group_id):
-        self.asked += 1
-        return GetPropertiesRes(Status(Code.OK, "no such client here"), self.answer)
-
-    def get_parameters(self, ins, timeout, group_id):
-        raise AssertionError("only its properties are asked for")
-
-    fit = evaluate = reconnect = get_parameters
 
 
 def connected(names, order: random.Random) -> SimpleClientManager:
@@ -190,16 +172,6 @@ def test_a_node_that_says_no_name_is_left_out_where_enough_others_do_and_asked_a
     assert "node 42 does not say which client it is" in caplog.text
     silent.answer = {"client": "c"}
     assert [cohort.name(proxy) for proxy in cohort.everyone(manager)] == ["a", "b", "c"]
-
-
-def test_of_two_nodes_with_one_name_the_one_that_came_during_the_run_is_taken():
-    """A node that restarts has a new id at once, and its old one until Flower misses it."""
-    manager = connected("ab", random.Random(0))
-    cohort = Cohort(0, 2, 0)
-    cohort.everyone(manager)
-    again = Named("again", {"client": "a"})
-    manager.register(again)
-    assert [proxy.cid for proxy in cohort.everyone(manager) if cohort.name(proxy) == "a"] == ["again"]
 
 
 @given(st.integers(1, 10), st.floats(1, 4), st.data())

@@ -143,3 +143,22 @@ def test_one_at_a_time_they_are_asked_in_their_order_each_after_the_answer_befor
     assert [m.metadata.dst_node_id for m in nodes.sent] == [3, 1, 2]
     assert values == {1: 1, 2: 2, 3: 3}
     assert 15 <= seconds < 17
+
+
+@pytest.mark.case(14)
+def test_a_reply_that_flower_raises_for_is_its_own_client_s_and_those_of_the_others_are_taken(
+    asks, monkeypatch
+):
+    pull = Nodes.pull_messages
+
+    def raises(self, ids):
+        there = pull(self, ids)
+        if any(message.metadata.src_node_id == 2 for message in there):
+            raise ValueError("object head")
+        return there
+
+    monkeypatch.setattr(Nodes, "pull_messages", raises)
+    values, told, _, nodes = asks({node: [(1, answer(node))] for node in (1, 2, 3)}, retries=1)
+    assert values == {1: 1, 3: 3}
+    assert told == ["client c2: its answer cannot be read: ValueError: object head"]
+    assert nodes.kinds == {"c2": "rejected"}

@@ -154,8 +154,8 @@ def honest(server: Server, client: str, phase: str, round_: int) -> FitRes | Eva
 
 
 def play(directory: RunDirectory, alter: Alter, hostile: int, sort: str) -> None:
-    """A run in which the hostile clients answer every message with an altered header, and three nodes fail in
-    words of their own."""
+    """A run in which the hostile clients answer every message with an altered header; in each phase the node
+    of client 0 and one that nobody knows also fail in words of their own."""
     server = Server(
         clients=len(HONEST) + hostile, every=1, rounds=ROUNDS, recorder=directory, min_results=1e-9,
         **{"bounds": Bounds(max_rejections=None)} | SORTS[sort](),

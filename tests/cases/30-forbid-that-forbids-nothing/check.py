@@ -11,7 +11,7 @@ Path("file").write_text("no folder")
 def node(config: str) -> str:
     """What a node with this config says when it is refused; the port has no SuperLink."""
     words = ("--superlink", "127.0.0.1:1", "--insecure", "--max-retries", "1", "--max-wait-time", "2")
-    done = fedsa("node", *words, "--node-config", config, seconds=120)
+    done = fedsa("node", *words, "--node-config", config)
     assert done.returncode not in (0, None), f"{config}: the node was started"
     told = said(done)
     assert "ConfigError" in told, f"{config}: {told}"

@@ -1,0 +1,72 @@
+"""Takes in replies one by one: what one node sends neither spoils nor holds up those of others."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+from flwr.app import Message
+from flwr.serverapp.grid import Grid
+from flwr.supercore.run import RunNotRunningException
+from flwr.superlink.grid import HttpGrid
+
+PATIENCE_SECONDS = 2.0
+# What is not of one reply: the SuperLink does not answer, or the run was stopped
+OF_ALL = (httpx.HTTPError, RunNotRunningException)
+
+
+class UnreadableReply(Exception):
+    """A reply that Flower has, and cannot read."""
+
+
+class Replies:
+    """Asks for the reply to one message at a time.
+
+    Flower forgets a reply when it is asked for, raises whatever its parts make it raise, and waits for parts
+    that the node has not sent yet, for up to two hours. In one request for all messages a single reply would
+    take those of all others along. Here each is asked for alone, and beyond ``patience`` seconds in the
+    background.
+    """
+
+    def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
+        self.patience = patience
+        self._pulls: dict[str, _Pull] = {}  # by the id of the message, those that take longer
+
+    def take(self, grid: Grid, message_id: str) -> list[Message]:
+        """The reply to a message; none while there is none, or not all of it. Raises UnreadableReply, and
+        httpx.HTTPError or RunNotRunningException where no reply can be had."""
+        pull = self._pulls.pop(message_id, None)
+        if pull is None:
+            pull = _Pull(grid, message_id)
+            if not isinstance(grid, HttpGrid):  # where clients are called here, in the thread that they know
+                pull.run()
+                return pull.result()
+            pull.start()
+            pull.join(self.patience)
+        if pull.is_alive():
+            self._pulls[message_id] = pull
+            return []
+        return pull.result()
+
+
+class _Pull(threading.Thread):
+    """One request for one reply; it may be left alone when nobody waits for it any more."""
+
+    def __init__(self, grid: Grid, message_id: str) -> None:
+        super().__init__(name=f"reply to {message_id}", daemon=True)
+        self.grid, self.message_id = grid, message_id
+        self._replies: list[Message] = []
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._replies = list(self.grid.pull_messages([self.message_id]))
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> list[Message]:
+        if self._error is None:
+            return self._replies
+        if isinstance(self._error, OF_ALL):
+            raise self._error
+        raise UnreadableReply(f"{type(self._error).__name__}: {self._error}") from self._error
