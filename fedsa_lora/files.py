@@ -16,7 +16,6 @@ log = logging.getLogger("flwr")
 # How safetensors, tokenizers (Rust) and shutil quote the number of a system's error in their own.
 _QUOTED_ERRNO = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[Errno (\d+)\]")
 REMEDY = "check space and permissions and try again"
-SENT = "a file cannot be written: check space and permissions on its machine"  # what a client says of it
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
@@ -44,7 +43,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
             f"{REMEDY}",
-            sent=SENT,
+            sent="a file cannot be written: check space and permissions on its machine",
         ) from error
     return path
 
@@ -59,7 +58,10 @@ def writing(place: Path, remedy: str = REMEDY) -> Iterator[None]:
         raise
     except Exception as error:
         if fault := disk_fault(error):
-            raise RunError(f"{place} cannot be written: {fault}; {remedy}", sent=SENT) from error
+            raise RunError(
+                f"{place} cannot be written: {fault}; {remedy}",
+                sent="a file cannot be written: check space and permissions on its machine",
+            ) from error
         raise
 
 

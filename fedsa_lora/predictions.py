@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import write_atomically, writing
 
 FILE = "predictions.safetensors"
 
@@ -48,6 +48,8 @@ def write(folder: Path, predictions: Predictions) -> Path:
     arrays = {name: getattr(predictions, name) for name in ("labels", "predicted", "probability")}
     # one key: safetensors writes several in any order, and a file would not come out the same again
     about = json.dumps({"round": predictions.round, "names": predictions.names})
+    with writing(folder):
+        folder.mkdir(exist_ok=True)  # of a client that never trained
     return write_atomically(folder / FILE, save(arrays, {"about": about}))
 
 

@@ -129,6 +129,7 @@ class DirectoryStore:
                 )
 
     def _make(self) -> None:
+        """The client's folder, in a root that is there."""
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
 

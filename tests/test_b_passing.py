@@ -122,6 +122,7 @@ def test_what_cannot_be_passed_on_is_refused(words, said):
 
 
 def test_memory_is_not_passed_on(tmp_path):
+    (tmp_path / "clients").mkdir()
     one, two = (PassedStore(tmp_path / "clients", c, "e", 3, tmp_path / "passed") for c in "01")
     assert one.load() is None
     residual = np.ones(2, np.float32)

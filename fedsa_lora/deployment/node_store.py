@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_IRWXG, S_IRWXO
 
 from fedsa_lora.errors import StoreError
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.store import DirectoryStore
 
 SECRET, SECRET_BYTES = "secret", 32
@@ -58,12 +58,19 @@ class NodeStore(DirectoryStore):
                 sent="the round was evaluated as often as this node allows",
             )
         row = {"run": run, "resumed": stretch, "round": round_, "answers": answers + 1}
+        self._make()
         write_atomically(path, json.dumps(row).encode(), durable=False)
+
+    def _make(self) -> None:
+        """The client's folder, wherever the node's user wants it."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _secret(self) -> bytes:
         path = self.folder / SECRET
         if not path.exists():
             with unreadable_by_others():
+                self._make()
                 write_atomically(path, os.urandom(SECRET_BYTES))
         secret = path.read_bytes()
         if len(secret) != SECRET_BYTES:
