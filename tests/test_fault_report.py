@@ -99,7 +99,7 @@ def test_what_comes_later_says_so_until_it_has_tests_and_is_judged_as_any_other_
 
 def test_the_matrix_has_every_case_once_and_every_marked_test_a_case_of_it():
     matrix = yaml.safe_load(MATRIX.read_text())
-    assert [row["case"] for row in matrix] == list(range(1, 31))
+    assert [row["case"] for row in matrix] == list(range(1, 41))
     assert [row["case"] for row in matrix if row.get("later")] == [28, 29]
     assert all(row["what"] and row["expected"] for row in matrix)
     lines = table(matrix, {}, "today")
