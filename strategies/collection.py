@@ -26,7 +26,8 @@ from strategies.reasons import plain_reason
 from strategies.replies import Replies, UnreadableReply
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
-POLL_SECONDS = 0.1
+POLL_SECONDS, LONGEST_PAUSE = 0.1, 1.0
+BUSY = 4  # pauses last so many times as long as asking for all replies, so that many nodes cost little
 RETRY_SECONDS = 2.0  # before a client is asked again: a node that restarts is not there at once
 GRACE_SECONDS = 1.0  # a message outlives the deadline by this much, so that it is us who tell the late
 # A node was gone, its reply lost or its process killed. What a client says itself, or its app raises,
@@ -110,8 +111,10 @@ class Collection(Generic[Ins, Res]):
         self._waiting = [Question(cast(GridClientProxy, proxy), ins) for proxy, ins in asked]
         while (self._waiting or self._open) and self._left() > 0:
             self._send()
+            began = time.monotonic()
             if not self._receive():
-                time.sleep(min(POLL_SECONDS, max(self._left(), 0)))
+                pause = max(POLL_SECONDS, min(BUSY * (time.monotonic() - began), LONGEST_PAUSE))
+                time.sleep(min(pause, max(self._left(), 0)))
         self._waiting.extend(self._open.values())
         for question in self._waiting:
             self._fail(question, "lost", f"late: no answer within {self.seconds:g} s")
