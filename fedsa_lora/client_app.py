@@ -45,9 +45,7 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
         )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
     config, bench = _resident(overrides, context.run_id, node.data, folders)
-    store = assemble.node_store(config, node)
-    _make_folder(store.folder, config.run_dir)
-    return node, config, bench, store
+    return node, config, bench, assemble.node_store(config, node)
 
 
 def _make_folder(folder: Path, run_dir: Path) -> None:
@@ -79,12 +77,14 @@ def egress(message: Message, context: Context, call_next: ClientAppCallable) -> 
 
 def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Whatever a node writes down is its user's alone, and nothing where its store is full."""
-    node, _, _, store = _serve(context)
+    node, config, _, store = _serve(context)
     if node.store is None or not isinstance(store, NodeStore):
+        _make_folder(store.folder, config.run_dir)
         return call_next(message, context)
     check_room(node.store, node.store_limit)
     store.close_to_others()
     with unreadable_by_others():
+        _make_folder(store.folder, config.run_dir)
         return call_next(message, context)
 
 

@@ -151,7 +151,7 @@ def test_a_round_is_evaluated_as_often_as_the_node_allows(machine, monkeypatch):
     assert "the round was evaluated as often as this node allows" in evaluate(1).error
     assert not evaluate(2).error
     assert "the round is evaluated too late: a later one was since" in evaluate(1).error
-    assert not evaluate(1, resumed="1").error, "a run that was resumed goes back"
+    assert not evaluate(1, resumed="0001").error, "a run that was resumed goes back"
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"{", b"\xff"])
