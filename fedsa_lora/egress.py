@@ -21,10 +21,11 @@ from fedsa_lora.journal import MAX_BYTES, OLDER, current, record_error
 from fedsa_lora.store import DirectoryStore
 
 SEARCHES = "egress.jsonl"
+STOPS = (KeyboardInterrupt, SystemExit)  # end a process; any other, as a panic of a tokenizer, is a failure
 log = logging.getLogger("flwr")
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What the server is told of a failure: its kind, and what may leave this machine of it. The client's own
     log has all of it, under the round and the phase that this text refers to."""
     text = f"{type(error).__name__}: {error}"
@@ -47,7 +48,7 @@ def _where() -> str:
     return f" ({', '.join(facts)})" if facts else ""
 
 
-def refusal(message: Message, error: Exception) -> Message:
+def refusal(message: Message, error: BaseException) -> Message:
     """The answer to a message that an error keeps from being answered."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
 
@@ -57,7 +58,9 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
     and Ray goes to the server in their wrappers, with its text, traceback and addresses."""
     try:
         return call_next(message, context)
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, STOPS):
+            raise
         return refusal(message, error)
 
 

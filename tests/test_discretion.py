@@ -54,20 +54,28 @@ class Canaries:
     def found(self, content: bytes) -> list[str]:
         """The parts of words that stand in bytes as they are, escaped, in hex or in base64."""
         text = content.decode("latin-1")
-        return [part for word in self.words for part in parts_of(word) if any(f in text for f in forms(part))]
+        plain = [part for word in self.words for part in parts_of(word, WINDOW)]
+        coded = [part for word in self.words for part in parts_of(word, WINDOW + 3)]
+        found = [part for part in plain if any(form in text for form in forms(part))]
+        return found + [part for part in coded if any(form in text for form in in_base64(part))]
 
 
-def parts_of(word: str) -> list[str]:
-    return [word[at : at + WINDOW] for at in range(len(word) - WINDOW + 1)]
+def parts_of(word: str, length: int) -> list[str]:
+    return [word[at : at + length] for at in range(len(word) - length + 1)]
+
+
+def in_base64(part: str) -> list[str]:
+    """A text in base64, at any of three offsets, without the ends that depend on what is beside it."""
+    coders = (base64.b64encode, base64.urlsafe_b64encode)
+    padded = [(bytes(offset) + part.encode(), offset) for offset in range(3)]
+    return [coder(data).decode()[4 if offset else 0 : -4] for coder in coders for data, offset in padded]
 
 
 def forms(part: str) -> list[str]:
-    """A text in the forms in which it could travel; base64 at any of three offsets, without its ends."""
+    """A text in the other forms in which it could travel."""
     data = part.encode()
-    coded = [base64.b64encode(bytes(offset) + data).decode()[4 if offset else 0 : -4] for offset in range(3)]
-    unpadded = [base64.urlsafe_b64encode(bytes(o) + data).decode()[4 if o else 0 : -4] for o in range(3)]
     escaped = "".join(f"\\x{byte:02x}" for byte in data), "".join(f"\\u{ord(letter):04x}" for letter in part)
-    return [data.decode("latin-1"), data.hex(), data.hex().upper(), quote(part), *escaped, *coded, *unpadded]
+    return [data.decode("latin-1"), data.hex(), data.hex().upper(), quote(part), *escaped]
 
 
 @pytest.mark.parametrize(
@@ -91,10 +99,10 @@ def test_the_search_finds_a_word_in_every_form_and_none_where_there_is_none(writ
 class Machine:
     """A deployed node with the real ClientApp, and messages as a server would send them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *overrides: str) -> None:
         self.folder = folder
         client_app._resident.cache_clear()
-        arrays, config = Desk(folder / "server").ask("0", 1, run="abcd")
+        arrays, config = Desk(folder / "server", *overrides).ask("0", 1, run="abcd")
         parameters = ndarrays_to_parameters(arrays)
         self.content = {
             "get_properties": compat.getpropertiesins_to_recorddict(GetPropertiesIns({})),
@@ -102,8 +110,8 @@ class Machine:
             "evaluate": compat.evaluateins_to_recorddict(EvaluateIns(parameters, config), keep_input=True),
         }
 
-    def ask(self, kind: str, words: list[str], data: Path | None) -> Message:
-        node = {"client-id": "0", "store": str(self.folder / "kept"), "paths": str(self.folder)}
+    def ask(self, kind: str, words: list[str], data: Path | None, **more: object) -> Message:
+        node = {"client-id": "0", "store": str(self.folder / "kept"), "paths": str(self.folder), **more}
         if data is not None:
             node["data.path"] = str(data)
         context = Context(1, 7, node, RecordDict(), {"overrides": shlex.join(words)})
@@ -353,6 +361,53 @@ def test_what_nobody_expected_is_sent_by_its_name_alone(machine, monkeypatch, pl
         assert canaries.found(message_to_proto(reply).SerializeToString()) == []
     assert any(kind.__name__ in str(reply) for reply in replies)
     assert word in machine.logs() or place == "build_model"
+
+
+@pytest.mark.case(31)
+def test_a_panic_that_is_no_exception_is_an_answer_too_and_the_end_of_the_process_is_none(
+    machine, monkeypatch
+):
+    class PanicException(BaseException):
+        """As those of libraries in Rust."""
+
+    data = machine.folder / "sound.csv"
+    write(data, as_csv(table(Canaries("panic"))))
+    for error, place in ((PanicException, "build_model"), (PanicException, "encode"), (SystemExit, "encode")):
+        client_app._resident.cache_clear()
+
+        def broken(*args: object, error: type = error, **kwargs: object) -> None:
+            raise error("length 0 at /srv/vocabulary")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(text.TextTask, place, broken)
+            words = [*OWN, "task.class_names=[no,yes]"]
+            if error is SystemExit:
+                with pytest.raises(SystemExit):
+                    machine.ask("train", words, data)
+                continue
+            reason = machine.ask("train", words, data).error.reason
+        assert reason.startswith("PanicException: an error that was not expected; ")
+
+
+@pytest.mark.case(31)
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["lora.target_modules=[word_embeddings]"], "bert.embeddings.word_embeddings.lora_embedding_A"),
+        (["lora=none", "split=full"], "bert.embeddings.word_embeddings.weight"),
+        (["lora=none", "split=full"], "bert.embeddings.position_embeddings.weight"),
+    ],
+)
+def test_what_has_a_value_for_each_token_leaves_a_node_only_where_it_says_so(tmp_path, words, name):
+    data = tmp_path / "sound.csv"
+    write(data, as_csv(table(Canaries("tokens"))))
+    machine = Machine(tmp_path, *words)
+    run = [*OWN, "task.class_names=[no,yes]", *words]
+    refused = machine.ask("train", run, data)
+    assert "SplitError: the server asks for" in str(refused.content)
+    assert name in str(refused.content)
+    reply = machine.ask("train", run, data, **{"share-tokens": True})
+    assert '"error":""' in str(reply.content)
 
 
 def raised() -> list:

@@ -17,7 +17,7 @@ from fedsa_lora.suggest import listing, nearest
 
 KEYS = (
     "client-id", "partition-id", "num-partitions", "data.path", "store", "paths", "forbid",
-    "store-limit", "keep-messages", "evaluations",
+    "store-limit", "keep-messages", "evaluations", "share-tokens",
 )  # fmt: skip
 _SEPARATORS = re.compile(r"[,\s]+")  # of the words of forbid
 _OF_A_PATTERN = re.compile(r"[.*?\[]")  # the names of tensors have dots
@@ -31,7 +31,8 @@ class Node:
     changes. ``data`` is a parquet, CSV, TSV or JSON Lines file of its own, or a folder with one for each
     split; None for a part of the run's data set. ``store`` is the root of what it keeps between rounds, None
     in simulation. ``paths`` are the folders that a run may name other data and models in. ``forbid`` are
-    roles and patterns of tensor names that it does not let out.
+    roles and patterns of tensor names that it does not let out. ``share_tokens`` (``share-tokens``): also
+    tensors with values for each token may leave, by which a single answer tells the words of its data.
 
     What runs may cost it: ``store_limit`` (``store-limit``) is how many GB the store may hold, all its runs
     together, before nothing more is answered; ``keep_messages`` (``keep-messages``): a run may have every
@@ -43,6 +44,7 @@ class Node:
     store: Path | None = None
     paths: tuple[Path, ...] = ()
     forbid: tuple[str, ...] = ()
+    share_tokens: bool = False
     store_limit: float = 20.0
     keep_messages: bool = False
     evaluations: int = 10
@@ -85,6 +87,7 @@ def _node(config: Mapping[str, Any]) -> Node:
         forbid=_forbidden(config),
         store_limit=config.get("store-limit", Node.store_limit),
         keep_messages=config.get("keep-messages", Node.keep_messages),
+        share_tokens=config.get("share-tokens", Node.share_tokens),
         evaluations=config.get("evaluations", Node.evaluations),
     )
 
@@ -122,8 +125,9 @@ def _limit_faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"store-limit: {limit!r} is no number of GB; expected for example store-limit=20"
     if isinstance(times, bool) or not isinstance(times, int) or times < 1:
         yield f"evaluations: {times!r} is no number of answers; expected for example evaluations=10"
-    if not isinstance(kept := config.get("keep-messages", False), bool):
-        yield f"keep-messages: {kept!r} is neither true nor false"
+    for key in ("keep-messages", "share-tokens"):
+        if not isinstance(given := config.get(key, False), bool):
+            yield f"{key}: {given!r} is neither true nor false"
 
 
 def _store_faults(store: Path | None) -> Iterator[str]:

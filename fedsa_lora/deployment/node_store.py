@@ -16,7 +16,7 @@ from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.store import DirectoryStore
 
 SECRET, SECRET_BYTES = "secret", 32
-EVALUATED = "evaluated.json"
+EVALUATED, COUNTED = "evaluated.json", 1000  # evaluations by round, of the newest rounds
 GB = 1_000_000_000
 _OTHERS = S_IRWXG | S_IRWXO
 
@@ -24,7 +24,8 @@ _OTHERS = S_IRWXG | S_IRWXO
 class NodeStore(DirectoryStore):
     """``DirectoryStore`` of a node that serves runs of other people.
 
-    ``evaluations``: answers to the evaluate messages of one round; a further one raises StoreError.
+    ``evaluations``: answers to the evaluate messages of one round, also when the run is resumed in between; a
+    further one raises StoreError.
     """
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int, evaluations: int) -> None:
@@ -37,29 +38,28 @@ class NodeStore(DirectoryStore):
         return hmac.new(self._secret(), digest.encode(), sha256).hexdigest()[: len(digest)]
 
     def count_evaluation(self, round_: int) -> None:
-        run, stretch = self._metadata.get("run", ""), self._resumed
         path = self.folder / EVALUATED
         try:
-            last = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # none yet, or cut off by a power failure
-            last = {}
-        answers = 0
-        if (last.get("run"), last.get("resumed")) == (run, stretch):
-            if round_ < last["round"]:
-                raise StoreError(
-                    f"round {round_} is evaluated too late: round {last['round']} was since",
-                    sent="the round is evaluated too late: a later one was since",
-                )
-            answers = last["answers"] if round_ == last["round"] else 0
-        if answers >= self.evaluations:
+            answers = {int(known): int(count) for known, count in json.loads(path.read_bytes()).items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or cut off by a power failure
+            answers = {}
+        given = answers.get(round_, 0)
+        if given >= self.evaluations:
             raise StoreError(
-                f"round {round_} was evaluated {answers} times, as often as this node allows (evaluations="
+                f"round {round_} was evaluated {given} times, as often as this node allows (evaluations="
                 f"{self.evaluations} in its node config)",
                 sent="the round was evaluated as often as this node allows",
             )
-        row = {"run": run, "resumed": stretch, "round": round_, "answers": answers + 1}
+        answers[round_] = given + 1
+        newest = sorted(answers)[-COUNTED:]
+        if round_ not in newest:
+            raise StoreError(
+                f"round {round_} is evaluated too late: round {newest[-1]} was since",
+                sent="the round is evaluated too late: a later one was since",
+            )
         self._make()
-        write_atomically(path, json.dumps(row).encode(), durable=False)
+        content = json.dumps({known: answers[known] for known in newest})
+        write_atomically(path, content.encode(), durable=False)
 
     def _make(self) -> None:
         """The client's folder, wherever the node's user wants it."""

@@ -119,7 +119,10 @@ def epoch_batches(
 def round_batches(
     lengths: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """The batches of one round, epoch after epoch until steps or epochs are reached."""
+    """The batches of one round, epoch after epoch until steps or epochs are reached. Raises TrainingError
+    where there are no examples."""
+    if not len(lengths):
+        raise TrainingError("there is no example to train on: this client needs rows beside its test part")
     batches: list[NDArray[np.int64]] = []
     epochs = 0
     while len(batches) < settings.steps if settings.steps is not None else epochs < (settings.epochs or 1):

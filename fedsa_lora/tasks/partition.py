@@ -200,9 +200,9 @@ def label_permutations(classes: int, clients: int, seed: int) -> list[Indices]:
 def _carve_test(
     settings: PartitionSettings, seed: int, client: int | str, part: Indices, labels: NDArray[Any]
 ) -> Indices:
-    count = max(round(len(part) * settings.test_fraction), 1)
-    # The only example of a client is kept for training; its empty test part is then reported.
-    return stratified_sample(part, labels, count if len(part) > 1 else 0, generator(seed, "carve", client))
+    # One example at least is kept for training; where it is the only one, the test part is empty.
+    count = max(min(max(round(len(part) * settings.test_fraction), 1), len(part) - 1), 0)
+    return stratified_sample(part, labels, count, generator(seed, "carve", client))
 
 
 def _client_rows(

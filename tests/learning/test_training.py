@@ -218,3 +218,9 @@ def test_a_gpu_trains_to_the_same_state_as_the_cpu(bench):
     gpu, _ = trained(bench, SETTINGS)
     bench.model.module.to("cpu")
     assert difference(cpu, gpu) < 1e-3
+
+
+@pytest.mark.parametrize("length", [{"steps": 4}, {"steps": None, "epochs": 2}])
+def test_without_an_example_there_is_an_error_and_no_end_of_waiting(length):
+    with pytest.raises(TrainingError, match="no example to train on"):
+        round_batches(np.zeros(0, np.int64), replace(SETTINGS, **length), generator(0, "batches", "0", 1))

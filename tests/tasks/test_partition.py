@@ -11,6 +11,7 @@ from fedsa_lora.tasks.partition import (
     PartitionSettings,
     deal,
     label_permutations,
+    own_rows,
     split_federation,
     stratified_sample,
 )
@@ -265,3 +266,13 @@ def test_permutations_repeat_evenly_when_there_are_fewer_than_clients():
 def test_permutations_do_not_depend_on_how_many_clients_follow():
     for few, many in zip(label_permutations(7, 3, 1), label_permutations(7, 9, 1), strict=False):
         np.testing.assert_array_equal(few, many)
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8, 0.9])
+def test_a_node_with_few_rows_of_its_own_trains_on_one_at_least(rows, fraction):
+    settings = PartitionSettings(None, clients=1, test_fraction=fraction)
+    found = own_rows(settings, 0, "north", np.arange(rows) % 2)
+    assert len(found.train) >= 1
+    assert len(found.train) + len(found.test) == rows
+    assert len(found.test) >= (rows > 1)
