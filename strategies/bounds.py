@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from strategies.admission import Admission, Remark, Res
 from strategies.reasons import causes
 from strategies.updates import Update
 
+OUTLYING = 30.0  # medians of a round from which on an update is named where a run goes wrong
 REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by client, and of all
 
 
@@ -66,6 +68,21 @@ def believed(admission: Admission[Res], bounds: Bounds) -> Admission[Res]:
             told = f"was measured on {header.measured} examples, expected 0 to {bounds.max_examples}"
             remarks.append(Remark(header.client, "rejected", told))
     return _without(admission, remarks)
+
+
+def outlier(layout: Layout, updates: Sequence[Update]) -> str:
+    """A sentence on the largest update of a round where it is far from the others; else nothing."""
+    norms = [math.sqrt(math.fsum(_squares(layout, update))) for update in updates]
+    if len(norms) < 3 or not (median := float(np.median(norms))):
+        return ""
+    at = int(np.argmax(norms))
+    ratio = norms[at] / median
+    if ratio < OUTLYING:
+        return ""
+    return (
+        f"the update of client {updates[at].client} has a norm of {norms[at]:.3g}, {ratio:.3g} times the "
+        "median of its round: bounds=median rejects or clips such"
+    )
 
 
 def _within_norm(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:

@@ -44,6 +44,7 @@ class Decoder:
         wire.check_digest(header, payload)
         sent = self.codec.decode(payload, part.size)
         wire.check_vector(sent.values, sent.values.size)
+        wire.check_size(sent.values)
         index, positions = self.layout.index(part), sent.positions
         if index is not None:
             positions = index if positions is None else index[positions]

@@ -34,14 +34,14 @@ from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_trai
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, Remark, admit
 from strategies.attendance import Attendance
-from strategies.bounds import Bounds, Rejections, believed, bounded
+from strategies.bounds import Bounds, Rejections, believed, bounded, outlier
 from strategies.cohort import Cohort, at_least
 from strategies.decoding import Decoder
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
 from strategies.reasons import causes
-from strategies.rules import fewest_results, recall, remembered, rule_for
+from strategies.rules import fewest_results, recall, remembered, rule_for, sound_step
 from strategies.traffic import message_bytes
 from strategies.updates import Update
 
@@ -141,6 +141,7 @@ class FedSA(Strategy):
         self._common: dict[int, Turn] = {}  # what all clients are asked for in a round, found once
         self._round: dict[str, Turn] = {}  # what each client shares this round, if it is sampled
         self._turns: dict[str, Turn] = {}  # what each client of the present phase is asked for
+        self._outlier = ""  # what was odd in the last round that counted, for the error of a run that ends
         self._needed = 0  # clients that the inner strategy asked for in this round
         self._left_out: list[Remark] = []  # nodes that could not be asked in this round, and why
         self._attended: dict[str, Any] = {}  # who is there and who is left out, for the row of the round
@@ -259,7 +260,11 @@ class FedSA(Strategy):
         self, round_: int, downlink: Downlink, vector: Vector, updates: Sequence[Update]
     ) -> tuple[Vector, float | None]:
         """What the rule makes of a vector and the updates to it, published; and the aggregation error."""
-        step = self.rule(round_, vector, updates)
+        try:
+            step = sound_step(self.rule, self.inner, round_, vector, updates)
+        except RunError as fault:
+            words = [str(fault), outlier(self.layout, updates)]
+            raise RunError("; ".join(filter(None, words))) from fault
         error = aggregation_error(self.split, self.layout, self.frozen, vector, updates)
         downlink.publish(round_, step.vector, step.merge, [update.client for update in updates])
         return step.vector, error
@@ -346,6 +351,7 @@ class FedSA(Strategy):
         self.learn(round_, admission, updates)
         self._examples = {u.client: u.examples for u in updates} if self.tell_total else {}
         self.attendance.skipped = 0
+        self._outlier = outlier(self.layout, updates)
 
     def _skip(self, round_: int, admission: Admission[FitRes]) -> None:
         """A round with too few results: nothing that is common changes, but clients went on from it. So
@@ -354,6 +360,8 @@ class FedSA(Strategy):
         told = f"federation.min_results={self.min_results:g} asks for {least} results"
         if self.fewest > least:
             told = f"{type(self.inner).__name__} holds with {self.fewest} results or more"
+        if self._outlier:
+            told += f"; in the last round that counted {self._outlier}"
         self.attendance.skip(round_, len(self._turns), admission, told)
         self.downlink.forget()
         self._examples = {}

@@ -80,6 +80,20 @@ def rule_for(inner: Strategy, layout: Layout) -> Rule:
     return OfMean(inner, layout) if type(inner) in LINEAR else OfEach(inner, layout)
 
 
+def sound_step(rule: Rule, inner: Strategy, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
+    """The step of a rule. Raises RunError where a decomposition does not converge, or the step or what the
+    strategy remembers is not finite, so that neither is sent or kept."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = rule(round_, vector, updates)
+    except np.linalg.LinAlgError as error:
+        raise RunError(f"strategy {type(inner).__name__} cannot decompose the updates: {error}") from error
+    merged = [value for factors in step.merge.values() for value in (factors.A, factors.B)]
+    if not all(np.isfinite(value).all() for value in [step.vector, *merged, *remembered(inner).values()]):
+        raise RunError(f"strategy {type(inner).__name__} made values that are NaN or infinite")
+    return step
+
+
 class OfMean:
     """The inner strategy is given the weighted mean as the result of one client.
 

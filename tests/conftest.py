@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedsa_lora.runs.inprocess import run_in_process
 
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # bits depend on the order of sums
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _task() -> None:
+    """Messages are made outside of a process of Flower's, which would say whose they are."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        setattr(TaskIdentity, name, 1)
 
 
 @pytest.fixture(scope="session")

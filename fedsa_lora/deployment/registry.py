@@ -38,7 +38,7 @@ def add_to_registry(path: Path, keys: Mapping[str, bytes]) -> bool:
     """Give clients these public keys, lines of OpenSSH's format, in place of those that they had. Other lines
     stay as they are. Returns whether the file had to be written. Raises ConfigError for a registry with
     faults, and for a key that is another client's."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().rstrip("\n").split("\n") if path.exists() else []
     if any(_is_entry(line) for line in lines):
         read_registry(path)
     wanted = {name: f"{b' '.join(key.split()[:2]).decode()} {name}" for name, key in keys.items()}
@@ -57,7 +57,7 @@ def add_to_registry(path: Path, keys: Mapping[str, bytes]) -> bool:
 def _parsed(path: Path) -> tuple[list[tuple[int, bytes, str]], list[str]]:
     """(number, key, name) of each line that has no fault, and the faults of the others."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         reason = error.strerror or str(error)
         return [], [

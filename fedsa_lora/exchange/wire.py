@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ROUND = 10**9
 MAX_ARRAY_HEADER = 1024
+MAX_VALUE = 1e12  # of an update: no training changes a value by more, and no rule overflows in float32
 # What the texts of a header may be, but for the client's id, which the server compares with the one it
 # knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/admission.py)
 _DIGEST, _MASK = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?"), re.compile(r"[0-9a-f]*")
@@ -242,6 +243,13 @@ def check_vector(array: NDArray[Any], size: int) -> Vector:
     if not np.isfinite(array).all():
         raise WireError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
     return array
+
+
+def check_size(values: NDArray[Any]) -> None:
+    """Raise WireError where a finite value of an update is larger than any that is trained."""
+    largest = float(np.abs(values).max(initial=0))
+    if largest > MAX_VALUE:
+        raise WireError(f"changes a value by {largest:.3g}, expected at most {MAX_VALUE:g}: lower train.lr")
 
 
 def check_layout(header: BroadcastHeader | UploadHeader, layout: Layout) -> None:

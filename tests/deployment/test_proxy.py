@@ -65,9 +65,9 @@ def test_the_config_passes_the_endpoints_of_nodes_and_nothing_else():
     ((upstream, addresses),) = inside(served, "upstream")
     assert addresses == [("server 127.0.0.1:9091", [])], "the SuperLink can be reached by others"
     locations = dict(inside(server, "location"))
-    assert list(locations) == ["location ~ ^/v1/fleet/[a-z-]+$", "location /"]
+    assert list(locations) == ["location ~ ^/v1/fleet/[a-z-]+\\z", "location /"]
     assert locations["location /"] == [("deny all", [])]
-    passed = [directive for directive, _ in locations["location ~ ^/v1/fleet/[a-z-]+$"]]
+    passed = [directive for directive, _ in locations["location ~ ^/v1/fleet/[a-z-]+\\z"]]
     assert f"proxy_pass https://{upstream.split()[1]}$uri" in passed
     assert {"proxy_ssl_verify on", "proxy_ssl_name localhost", "limit_except POST"} <= set(passed)
     assert text.count("proxy_pass") == 1
@@ -81,7 +81,7 @@ def test_the_config_passes_the_endpoints_of_nodes_and_nothing_else():
     assert {name.split()[0] for name, _ in everything} == {
         "pid",
         "error_log",
-        "worker_processes",
+        "worker_processes", "worker_rlimit_nofile",
         "events",
         "http",
     }

@@ -271,7 +271,7 @@ def test_permutations_do_not_depend_on_how_many_clients_follow():
 @pytest.mark.parametrize("rows", range(1, 9))
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8, 0.9])
 def test_a_node_with_few_rows_of_its_own_trains_on_one_at_least(rows, fraction):
-    settings = PartitionSettings(None, clients=1, test_fraction=fraction)
+    settings = PartitionSettings(clients=1, test_fraction=fraction)
     found = own_rows(settings, 0, "north", np.arange(rows) % 2)
     assert len(found.train) >= 1
     assert len(found.train) + len(found.test) == rows
