@@ -17,7 +17,6 @@ from flwr.clientapp import ClientApp
 from flwr.common import EvaluateIns, FitIns, GetPropertiesIns, RecordDict, ndarrays_to_parameters
 from flwr.common.serde import message_to_proto
 from flwr.compat.common import recorddict_compat as compat
-from flwr.supercore.task_identity import TaskIdentity
 from test_client import Desk
 
 import fedsa_lora
@@ -119,12 +118,6 @@ class Machine:
 
     def logs(self) -> str:
         return "".join(path.read_text() for path in (self.folder / "kept").rglob("log.jsonl"))
-
-
-@pytest.fixture(autouse=True)
-def _task(monkeypatch):
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 @pytest.fixture
