@@ -20,6 +20,7 @@ from fedsa_lora.deployment.node_store import NodeStore
 from fedsa_lora.deployment.registry import read_registry
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.outside import run_name_fault
@@ -224,7 +225,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
-        measures=config.task.measures,
+        measures={**config.task.measures, **(ATTACKED if config.attack else {})},
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),

@@ -129,7 +129,7 @@ class FedSA(Strategy):
         self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
         self.run, self.resumed = run, resumed
         self.bounds = bounds or Bounds()
-        self.trained, self.evaluated = of_training(measures), of_evaluation(measures)
+        self.measures = measures
         self.rejections = Rejections(self.bounds.max_rejections)
         self.attendance = attendance or Attendance()
         self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
@@ -177,7 +177,8 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
-        admission = admit(server_round, results, failures, self.cohort.name, self.trained, decode=self.decode)
+        numbers = of_training(self.measures)
+        admission = admit(server_round, results, failures, self.cohort.name, numbers, decode=self.decode)
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)
         answered = {answer.header.client for answer in admission.answers}
@@ -223,7 +224,8 @@ class FedSA(Strategy):
         worst. Raises RunError where none answers in the last round: the run has no result."""
         if not self._measures(server_round):
             return None, {}
-        admission = admit(server_round, results, failures, self.cohort.name, self.evaluated)
+        numbers = of_evaluation(self.measures, self.evaluation.trains_alone(server_round))
+        admission = admit(server_round, results, failures, self.cohort.name, numbers)
         admission = believed(admission, self.bounds)
         warn_of(admission)
         since_training = [remark for remark in self.cohort.remarks if remark not in self._left_out]

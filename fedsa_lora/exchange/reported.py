@@ -32,9 +32,8 @@ TRAINING: Mapping[str, Range] = {  # beside the loss
     "padded_tokens": (0.0, 1e15),
     "seconds": (0.0, 1e9),
 }
-REFERENCES: Mapping[str, Range] = dict.fromkeys(
-    ("attack_success", "global_accuracy", "local_only", "majority"), SHARE
-)
+REFERENCES: Mapping[str, Range] = {"global_accuracy": SHARE, "majority": SHARE}
+ATTACKED: Mapping[str, Range] = {"attack_success": SHARE}  # beside the measures of a task that is attacked
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,8 @@ def of_training(measures: Mapping[str, Range]) -> Numbers:
     return Numbers(always, {"accuracy_before": measures["accuracy"]}, needed=("loss",))
 
 
-def of_evaluation(measures: Mapping[str, Range]) -> Numbers:
-    """The same of an evaluation: of a client without examples to be measured on, nothing."""
-    return Numbers(measured={**measures, **REFERENCES}, needed=("loss", "accuracy"))
+def of_evaluation(measures: Mapping[str, Range], alone: bool) -> Numbers:
+    """The same of an evaluation: of a client without examples to be measured on, nothing. ``alone``: what a
+    client reaches alone was asked."""
+    asked = {"local_only": SHARE} if alone else {}
+    return Numbers(measured={**measures, **REFERENCES, **asked}, needed=("loss", "accuracy"))

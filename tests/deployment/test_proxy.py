@@ -81,7 +81,8 @@ def test_the_config_passes_the_endpoints_of_nodes_and_nothing_else():
     assert {name.split()[0] for name, _ in everything} == {
         "pid",
         "error_log",
-        "worker_processes", "worker_rlimit_nofile",
+        "worker_processes",
+        "worker_rlimit_nofile",
         "events",
         "http",
     }

@@ -50,7 +50,7 @@ REPORTING = replace(UPLOAD, counts=(30, 0, 30), scores=(0.25, 1, 0.0))
 HEADERS = [BROADCAST, CHANGE, UPLOAD, REPORTING]
 BOTH = pytest.mark.parametrize("header", [CHANGE, REPORTING], ids=["broadcast", "upload"])
 WRONG = [None, True, 1, 1.5, "text", [], {}, {"loss": "low"}, {"loss": None}, {"loss": True}]
-TRAINED, EVALUATED = of_training(MEASURES), of_evaluation(MEASURES)
+TRAINED, EVALUATED = of_training(MEASURES), of_evaluation(MEASURES, True)
 LISTS = ("merge", "counts", "scores")
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**9), 10**9)
 BYTES = VECTOR.nbytes
@@ -507,7 +507,7 @@ def test_a_task_of_ones_own_declares_what_its_clients_may_report():
     report = {"loss": -3.5, "accuracy": 0.5, "bleu": 31.0}
     upload = replace(UPLOAD, measured=7, report=report)
     own = {"accuracy": (0.0, 1.0), "loss": (-10.0, 10.0), "bleu": (0.0, 100.0)}
-    wire.check_upload(upload, 3, of_evaluation(own))
+    wire.check_upload(upload, 3, of_evaluation(own, False))
     with pytest.raises(WireError, match=r"'loss' of -3\.5, expected 0 to"):
         wire.check_upload(upload, 3, EVALUATED)
 
