@@ -28,6 +28,7 @@ def machine(tmp_path):
     for name in ("allowed", "private", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "allowed" / "rows.csv").write_text(ROWS)
+    (tmp_path / "allowed" / "empty").mkdir()
     (tmp_path / "private" / "rows.csv").write_text(f"{SECRET},label\n")
     (tmp_path / "private" / "config.json").write_text("{}")
     (tmp_path / "allowed" / "link.csv").symlink_to(tmp_path / "private" / "rows.csv")
@@ -265,7 +266,7 @@ def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine, m
     [
         (["task=text", "task.dataset={allowed}/absent.csv"], "no data at the place that the run names"),
         (["task=text", "task.dataset={private}/rows.csv"], "ConfigError: "),
-        (["model.path={allowed}", "model.pretrained=true"], "cannot be loaded here (model.path)"),
+        (["model.path={allowed}/empty", "model.pretrained=true"], "cannot be loaded here (model.path)"),
     ],
 )
 def test_what_a_machine_says_of_its_failures_has_no_place_in_it_and_its_log_has_all(
