@@ -44,9 +44,10 @@ log = logging.getLogger("fedsa_lora")
 log.addHandler(logging.NullHandler())
 log.setLevel(logging.INFO)
 log.propagate = False
-LOGGERS = (log, logging.getLogger("flwr"))  # what this app writes down, and what Flower does of its failures
-for _logger in LOGGERS:
-    _logger.addFilter(_made_printable)
+_flower = logging.getLogger(
+    "flwr"
+)  # which is shown; the app's own goes to files of JSON alone, which escapes
+_flower.addFilter(_made_printable)
 _about: ContextVar[dict[str, Any]] = ContextVar("about", default={})  # noqa: B039 (it is replaced, never changed)
 
 
@@ -79,15 +80,22 @@ def about(**fields: Any) -> Iterator[None]:
 def journal(path: Path, side: Literal["server", "client"], client: str | None = None) -> Iterator[None]:
     """While it lasts, what this side logs (of a client: what it logs itself) goes to a file as well."""
     handler = _Journal(path, side, client)
-    for logger in LOGGERS:
+    loggers = (log, _flower)
+    for logger in loggers:
         logger.addHandler(handler)
     try:
         with about(side=side, client=client):
             yield
     finally:
-        for logger in LOGGERS:
+        for logger in loggers:
             logger.removeHandler(handler)
         handler.close()
+
+
+def show_printable(library: str) -> None:
+    """Make what a library shows of its log printable, such as words of a model's config that it warns of."""
+    for handler in logging.getLogger(library).handlers:
+        handler.addFilter(_made_printable)
 
 
 class _JsonLine(logging.Formatter):

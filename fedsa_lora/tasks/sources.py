@@ -19,11 +19,13 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import cut, listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
 from fedsa_lora.tasks.hub import is_hub_id
 from fedsa_lora.tasks.tables import Part, Table
 
+show_printable("datasets")
 SHIPPED = ("banking77", "clinc150", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
