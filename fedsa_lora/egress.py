@@ -15,7 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
-from fedsa_lora.errors import FedSAError, LeakError, StoreError
+from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
 from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.journal import MAX_BYTES, OLDER, current, record_error
 from fedsa_lora.store import DirectoryStore
@@ -27,8 +27,9 @@ log = logging.getLogger("flwr")
 
 def told(error: BaseException) -> str:
     """What the server is told of a failure: its kind, and what may leave this machine of it. The client's own
-    log has all of it, under the round and the phase that this text refers to."""
-    text = f"{type(error).__name__}: {error}"
+    log has all of it, under the round and the phase that this text refers to; where it has none yet, the
+    log of its node has."""
+    text = printable(f"{type(error).__name__}: {error}", "\n")
     record_error("error", text)
     log.error("%s", text)
     if not isinstance(error, FedSAError):
@@ -37,15 +38,17 @@ def told(error: BaseException) -> str:
         return text
     else:
         sent = error.sendable
-    return f"{type(error).__name__}: {sent}; all of it is in the log of this client{_where()}"
+    return f"{type(error).__name__}: {sent}; all of it is in {_where()}"
 
 
 def _where() -> str:
-    """The entries of the log that are about the message at hand."""
+    """The log that is being written, and its entries that are about the message at hand."""
     at = current()
+    if at.get("client") is None:
+        return "the log of its node"
     facts = [f"round {at['round']}"] if at.get("round") is not None else []
     facts += [at["phase"]] if at.get("phase") else []
-    return f" ({', '.join(facts)})" if facts else ""
+    return "the log of this client" + (f" ({', '.join(facts)})" if facts else "")
 
 
 def refusal(message: Message, error: BaseException) -> Message:

@@ -8,10 +8,19 @@ from typing import ClassVar
 _KEY = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 
 
+def printable(text: str, but: str = "") -> str:
+    """A text that somebody else may have written, without what would command a terminal or turn the direction
+    of what it writes: a blank in the place of each character that is neither printable nor one of ``but``."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in but else " " for letter in text)
+
+
 class FedSAError(Exception):
     """Base of every error that this package raises on purpose.
 
-    The message is for the machine where it is raised, and may quote a client's data there. A client sends
+    The message is for the machine where it is raised, and may quote a client's data there; it is made
+    ``printable``, as it may also quote what a stranger wrote. A client sends
     ``sendable`` in its place, which is made of nothing but ``sent``, a sentence that stands in the source,
     ``key``, the key of the config at fault, and ``counts``, numbers by what they count. Raises TypeError for
     a count that is no whole number, and ValueError for what is no key.
@@ -21,7 +30,7 @@ class FedSAError(Exception):
     is_open: ClassVar[bool] = False  # whether its message quotes messages, tensors and settings alone
 
     def __init__(self, message: str, *, sent: str = "", key: str = "", **counts: int) -> None:
-        super().__init__(message)
+        super().__init__(printable(message, "\n"))
         if key and not _KEY.fullmatch(key):
             raise ValueError(f"{key!r} is no key of a config")
         if wrong := [name for name, count in counts.items() if type(count) is not int]:

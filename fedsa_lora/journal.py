@@ -18,15 +18,36 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
+from fedsa_lora.errors import printable
+
 FIELDS = ("side", "client", "round", "phase", "event", "seconds", "bytes")
 MAX_BYTES, OLDER = 5_000_000, 3  # of a file; full ones kept beside it. A deployed client runs for months
 MAX_MESSAGE = 20_000  # characters of a message, so that none pushes all others out of the files
 SERVER_LOG, CLIENT_LOG = "logs/server.jsonl", "log.jsonl"  # in a run directory; in a client's own folder
 
+
+def _made_printable(record: logging.LogRecord) -> bool:
+    """Keeps what an error or a message quotes of others from commanding the terminal that it is shown on."""
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError, KeyError):  # a wrong call, which logging reports where it writes
+        return True
+    if (plain := printable(text, "\n\t")) != text:
+        record.msg, record.args = plain, ()
+    if record.exc_info:
+        record.exc_text = printable(_FORMATTER.formatException(record.exc_info), "\n\t")
+    return True
+
+
+_FORMATTER = logging.Formatter()
 log = logging.getLogger("fedsa_lora")
 log.addHandler(logging.NullHandler())
 log.setLevel(logging.INFO)
 log.propagate = False
+_flower = logging.getLogger(
+    "flwr"
+)  # which is shown; the app's own goes to files of JSON alone, which escapes
+_flower.addFilter(_made_printable)
 _about: ContextVar[dict[str, Any]] = ContextVar("about", default={})  # noqa: B039 (it is replaced, never changed)
 
 
@@ -59,7 +80,7 @@ def about(**fields: Any) -> Iterator[None]:
 def journal(path: Path, side: Literal["server", "client"], client: str | None = None) -> Iterator[None]:
     """While it lasts, what this side logs (of a client: what it logs itself) goes to a file as well."""
     handler = _Journal(path, side, client)
-    loggers = (log, logging.getLogger("flwr"))
+    loggers = (log, _flower)
     for logger in loggers:
         logger.addHandler(handler)
     try:
@@ -69,6 +90,12 @@ def journal(path: Path, side: Literal["server", "client"], client: str | None = 
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()
+
+
+def show_printable(library: str) -> None:
+    """Make what a library shows of its log printable, such as words of a model's config that it warns of."""
+    for handler in logging.getLogger(library).handlers:
+        handler.addFilter(_made_printable)
 
 
 class _JsonLine(logging.Formatter):
@@ -81,7 +108,7 @@ class _JsonLine(logging.Formatter):
         row |= {name: getattr(record, name, context.get(name)) for name in FIELDS}
         row["message"] = record.getMessage().strip()[:MAX_MESSAGE]
         if record.exc_info:
-            row["traceback"] = self.formatException(record.exc_info)[-MAX_MESSAGE:]
+            row["traceback"] = (record.exc_text or self.formatException(record.exc_info))[-MAX_MESSAGE:]
         return json.dumps(row, default=str)
 
 

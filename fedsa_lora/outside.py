@@ -6,8 +6,10 @@ node config says which folders such a config may name; of its environment it lea
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from fedsa_lora.tasks.backbone import PACKAGE_SCHEME
@@ -27,23 +29,60 @@ def foreign_words(words: Iterable[str]) -> Iterator[str]:
 
 def foreign_paths(paths: Iterable[tuple[str, str, str]], folders: Sequence[Path]) -> Iterator[str]:
     """A fault for each (section, key, value) that is neither a hub id, nor a folder of an installed package,
-    nor lies in one of ``folders`` once its links are followed."""
+    nor lies in one of ``folders`` once its links are followed, those within a folder included."""
     for section, key, value in paths:
-        if not _is_inside(value, folders):
+        path = Path(value)
+        if not _is_allowed(value, folders):
             yield (
                 f"{section}.{key}: {value!r} is not allowed on this machine; expected a hub id (NAME or "
                 "OWNER/NAME), or what lies in a folder that its node config allows (paths=FOLDER:FOLDER)"
             )
+        elif path.is_absolute() and (link := _link_out(path, folders)):
+            yield (
+                f"{section}.{key}: {value!r} is not allowed on this machine, as the link {str(link)!r} "
+                "leads out of the folders that its node config allows; remove the link, or allow its target"
+            )
 
 
-def _is_inside(value: str, folders: Sequence[Path]) -> bool:
+def _is_allowed(value: str, folders: Sequence[Path]) -> bool:
     if value.startswith(PACKAGE_SCHEME):
         _, _, inner = value.removeprefix(PACKAGE_SCHEME).partition("/")
         return not inner.startswith("/") and ".." not in PurePosixPath(inner).parts
     path = Path(value)
     if not path.is_absolute():  # nor a home folder: "~" begins no hub id
         return is_hub_id(value) and not path.exists()
-    return any(path.resolve().is_relative_to(folder) for folder in folders)
+    return _is_inside(path, folders)
+
+
+def _is_inside(path: Path, folders: Sequence[Path]) -> bool:
+    """True for a path that lies in one of the folders once its links are followed; a circle of links leads
+    nowhere."""
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError):
+        return False
+    return any(place.is_relative_to(folder) for folder in folders)
+
+
+def _link_out(folder: Path, folders: Sequence[Path]) -> Path | None:
+    """A link within a folder that leads out of ``folders``. Folders that links lead to are searched as well;
+    one that cannot be searched cannot be read either."""
+    waiting, seen = [str(folder.resolve())], set()
+    while waiting:
+        place = waiting.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                if not entry.is_symlink():
+                    if entry.is_dir():
+                        waiting.append(entry.path)
+                elif not _is_inside(path := Path(entry.path), folders):
+                    return path
+                elif os.path.isdir(path):  # a Path would raise for a target that cannot be looked at
+                    waiting.append(str(path.resolve()))
+    return None
 
 
 def run_name_fault(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from flwr.common import EvaluateRes, FitRes
 from flwr.server.client_proxy import ClientProxy
 
-from fedsa_lora.errors import WireError
+from fedsa_lora.errors import WireError, printable
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.reported import Numbers
 from fedsa_lora.store import client_fault
@@ -26,7 +26,7 @@ MAX_NAME = 64  # of the name of a client, or of the number of a node that has no
 def one_line(text: str, most: int = MAX_REASON) -> str:
     """The text of a client or of its node on one line that cannot fill a disk, command a terminal or turn
     the direction of what is written; what is cut off of it is counted."""
-    line = "".join(c if c.isprintable() else " " for c in text[:most])
+    line = printable(text[:most])
     cut = len(text) - most
     return f"{line} ({cut:,} more characters)" if cut > 0 else line
 

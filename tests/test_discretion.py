@@ -23,6 +23,7 @@ import fedsa_lora
 from fedsa_lora import client_app, errors
 from fedsa_lora.egress import discreet, told
 from fedsa_lora.errors import DataError, FedSAError, StoreError
+from fedsa_lora.journal import about
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks import text
 
@@ -458,7 +459,19 @@ def test_an_error_says_what_it_is_of_and_no_word_of_its_message(name):
     arguments = {"code": 130} if name == "StoppedError" else {}
     error = kind(f"{canaries()} in /srv/{canaries()}: row 3", **arguments)
     assert canaries.found(told(error).encode()) == []
-    assert told(error) == f"{name}: {kind.meaning}; all of it is in the log of this client"
+    assert told(error) == f"{name}: {kind.meaning}; all of it is in the log of its node"
+    with about(client="7", round=3, phase="fit"):
+        log = "the log of this client (round 3, fit)"
+        assert told(error) == f"{name}: {kind.meaning}; all of it is in {log}"
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize("name", sorted(ERRORS))
+def test_an_error_holds_printable_characters_and_line_breaks_only(name):
+    arguments = {"code": 130} if name == "StoppedError" else {}
+    error = ERRORS[name]("one\n\x1b]0;x\x07two\r\u202ethree", **arguments)
+    assert str(error) == "one\n ]0;x two  three"
+    assert "\x1b" not in told(error)
 
 
 def test_what_is_added_to_a_sentence_is_a_key_and_counts():
@@ -472,7 +485,7 @@ def test_what_is_added_to_a_sentence_is_a_key_and_counts():
 
 @pytest.mark.case(31)
 @pytest.mark.parametrize("error", [ValueError, StoreError])
-def test_what_a_client_raises_before_it_has_a_log_is_its_answer_without_its_words(error):
+def test_what_a_client_raises_before_it_has_a_log_is_its_answer_without_its_words(caplog, error):
     def broken(context: Context) -> Client:
         raise error("no room on /var/lib/clients/7/state.bin: make some")
 
@@ -482,7 +495,8 @@ def test_what_a_client_raises_before_it_has_a_log_is_its_answer_without_its_word
     reply = app(message, Context(1, 7, {}, RecordDict(), {}))
     assert reply.has_error()
     assert reply.error.reason.startswith(f"{error.__name__}: ")
-    assert reply.error.reason.endswith("; all of it is in the log of this client")
+    assert reply.error.reason.endswith("; all of it is in the log of its node")
+    assert "no room on /var/lib/clients/7/state.bin" in caplog.text
     assert "state" not in reply.error.reason
 
 

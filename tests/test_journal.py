@@ -1,5 +1,6 @@
 """The log: each line is whole JSON with who, when and in which phase, and each side has its own file."""
 
+import io
 import json
 import logging
 import threading
@@ -41,7 +42,7 @@ def test_an_event_is_one_line_with_every_field_whatever_it_says(tmp_path):
 def test_no_message_is_so_long_that_it_pushes_the_others_out(tmp_path):
     with journal(tmp_path / "log", "server"):
         FLOWER.warning("kept")
-        FLOWER.warning("%s", "\x1b" * 10**7)
+        FLOWER.warning("%s", "é" * 10**7)
     kept, cut = rows(tmp_path / "log")
     assert kept["message"] == "kept"
     assert len(cut["message"]) == journal_module.MAX_MESSAGE
@@ -57,6 +58,22 @@ def test_an_exception_is_one_line_with_its_traceback(tmp_path):
     assert (row["level"], row["event"], row["message"]) == ("ERROR", "failed", "no space")
     assert row["traceback"].startswith("Traceback (most recent call last)")
     assert row["traceback"].endswith("RunError: no space")
+
+
+@pytest.mark.case(37)
+def test_what_the_app_and_flower_log_of_others_cannot_command_a_terminal():
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    FLOWER.addHandler(handler)
+    try:
+        raise ValueError("\x1b[2Jof others")
+    except ValueError as error:
+        FLOWER.error("it failed: %s\n\tan indented line", error, exc_info=True)
+    finally:
+        FLOWER.removeHandler(handler)
+    assert "it failed:  [2Jof others\n\tan indented line\nTraceback" in shown.getvalue()
+    assert "ValueError:  [2Jof others" in shown.getvalue()
+    assert "\x1b" not in shown.getvalue()
 
 
 def test_what_flower_logs_is_in_the_file_but_for_its_empty_lines(tmp_path):

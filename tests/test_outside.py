@@ -1,7 +1,9 @@
 """Who starts a run on other people's machines: what their config may not name there, and what is not told."""
 
 import logging
+import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ def machine(tmp_path):
     for name in ("allowed", "private", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "allowed" / "rows.csv").write_text(ROWS)
+    (tmp_path / "allowed" / "empty").mkdir()
     (tmp_path / "private" / "rows.csv").write_text(f"{SECRET},label\n")
     (tmp_path / "private" / "config.json").write_text("{}")
     (tmp_path / "allowed" / "link.csv").symlink_to(tmp_path / "private" / "rows.csv")
@@ -116,6 +119,77 @@ def test_a_link_to_an_allowed_folder_is_as_good_as_the_folder_and_a_home_below_i
     monkeypatch.setenv("HOME", str(machine / "private"))
     with pytest.raises(ConfigError, match=r"'~/rows\.csv' is not allowed"):
         load([*SMOKE, "task=text", "task.dataset='~/rows.csv'"], folders=[machine / "allowed"])
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize("key", ["task.dataset", "model.path", "model.tokenizer"])
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train.csv", "private/rows.csv"),
+        ("data/train.csv", "private/rows.csv"),
+        ("data", "private"),
+        ("absent.csv", "private/not-there-yet.csv"),
+        ("circle", "allowed/set/circle"),
+        ("other", "allowed/other"),
+    ],
+)
+def test_a_link_within_an_allowed_folder_leads_nowhere_else(machine, key, link, target):
+    (machine / "allowed" / "other" / "deep").mkdir(parents=True)
+    (machine / "allowed" / "other" / "deep" / "data").symlink_to(machine / "private")
+    place = machine / "allowed" / "set" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(machine / target)
+    words = [*SMOKE, "task=text", f"{key}={machine}/allowed/set"]
+    with pytest.raises(
+        ConfigError, match=r"is not allowed on this machine, as the link '.*' leads out"
+    ) as caught:
+        load(words, folders=[machine / "allowed"])
+    assert SECRET not in str(caught.value)
+    assert caught.value.sendable.startswith("its config names data or a model that this node does not allow")
+
+
+@pytest.mark.case(37)
+def test_links_between_allowed_folders_are_followed_and_those_to_a_parent_end(machine):
+    folder = machine / "allowed" / "set"
+    folder.mkdir()
+    (folder / "train.csv").symlink_to(machine / "elsewhere" / "rows.csv")
+    (folder / "up").symlink_to(folder)
+    (machine / "elsewhere" / "rows.csv").write_text(ROWS)
+    allowed = [machine / "allowed" / "set", machine / "elsewhere"]
+    words = [*SMOKE, "task=text", f"task.dataset={folder}"]
+    assert load(words, folders=allowed).task.dataset == str(folder)
+
+
+@pytest.mark.case(37)
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_link_that_cannot_be_looked_at_does_not_end_the_search_for_others(machine):
+    folder = machine / "allowed" / "set"
+    (machine / "allowed" / "closed" / "inner").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "a").symlink_to(machine / "allowed" / "closed" / "inner")
+    (folder / "b").symlink_to(machine / "private")
+    (machine / "allowed" / "closed").chmod(0)
+    try:
+        with pytest.raises(ConfigError, match="leads out"):
+            load([*SMOKE, "task=text", f"task.dataset={folder}"], folders=[machine / "allowed"])
+    finally:
+        (machine / "allowed" / "closed").chmod(0o700)
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize(
+    "word",
+    ['model.config={{a: 1, "{e}": 1}}', "++x{e}=1", 'train.lr="{e}"', "{e}", "task=te{e}xt", 'name="{e}'],
+)
+def test_who_starts_a_run_cannot_command_the_terminal_of_a_node(machine, monkeypatch, caplog, word):
+    words = [*SMOKE, shlex.quote(word.format(e="\x1b]0;owned\x07\x1b[2J\u202e"))]
+    with caplog.at_level(logging.ERROR, "flwr"):
+        reply = asked(monkeypatch, machine, words)
+    assert "ConfigError" in caplog.text
+    assert refusal(reply).isprintable()
+    for record in caplog.records:
+        assert record.getMessage().replace("\n", "").replace("\t", "").isprintable()
 
 
 @pytest.mark.case(37)
@@ -265,7 +339,7 @@ def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine, m
     [
         (["task=text", "task.dataset={allowed}/absent.csv"], "no data at the place that the run names"),
         (["task=text", "task.dataset={private}/rows.csv"], "ConfigError: "),
-        (["model.path={allowed}", "model.pretrained=true"], "cannot be loaded here (model.path)"),
+        (["model.path={allowed}/empty", "model.pretrained=true"], "cannot be loaded here (model.path)"),
     ],
 )
 def test_what_a_machine_says_of_its_failures_has_no_place_in_it_and_its_log_has_all(

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedsa_lora.config import to_yaml
-from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError
+from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, printable
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
@@ -25,7 +25,7 @@ from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, now, stopped_after
 from fedsa_lora.runs.metrics import FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
-from fedsa_lora.runs.wording import percent, plain
+from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -309,7 +309,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def _inert(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
-    text = plain(cell)
+    text = printable(cell)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 

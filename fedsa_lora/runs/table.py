@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsa_lora.errors import printable
 from fedsa_lora.runs.outcomes import FAILURES, remarks
 from fedsa_lora.runs.reading import Row, RunRecord, holds_run, read_json, read_run
 from fedsa_lora.runs.wording import (
@@ -16,7 +17,6 @@ from fedsa_lora.runs.wording import (
     left_out,
     listed,
     of_clients,
-    plain,
     under_attack,
     verdict,
 )
@@ -98,5 +98,5 @@ def _cost(summary: Row) -> str:
 def _line(console: Console, text: str, style: str = "") -> None:
     """Print text as it is, line by line: no markup in names from data sets, nothing that steers the terminal,
     no line break within a path."""
-    lines = "\n".join(map(plain, text.split("\n")))
+    lines = printable(text, "\n")
     console.print(Text(lines, style=style), soft_wrap=True, highlight=False)

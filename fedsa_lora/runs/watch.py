@@ -14,11 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedsa_lora.errors import printable
 from fedsa_lora.runs.metrics import FINISHING
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.progress import STARTING, ClientSeen, RunProgress
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent, plain
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
 
 POLL_SECONDS = 1.0
 FEWEST, OTHER_LINES = 3, 11  # rows of a table at least; lines of the screen that are in no table
@@ -105,7 +106,7 @@ def _clients(progress: RunProgress, rows: int) -> Table:
     for name, seen in known[:rows]:
         ago = _ago(seen.time) if progress.state == "running" else ""
         table.add_row(
-            Text(plain(name)),
+            Text(printable(name)),
             percent(seen.accuracy),
             str(seen.answers),
             str(seen.failures),
@@ -147,4 +148,4 @@ def _clock(iso: str | None) -> str:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")

@@ -50,11 +50,6 @@ class Verdict:
     tone: str
 
 
-def plain(text: str) -> str:
-    """Text of others without what would steer a terminal or turn the direction of what it writes."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
 def percent(fraction: float | None) -> str:
     """0.6132 -> '61.3%'."""
     return f"{fraction:.1%}" if _known(fraction) else NOT_MEASURED

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, stored_file
-from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
+from fedsa_lora.tasks.foreign_code import check_tokenizer, check_versions, names_code, no_plain_values
 from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
 from fedsa_lora.tasks.hub import is_hub_id, is_revision
 from fedsa_lora.tasks.pooling import (
@@ -215,11 +215,15 @@ def _kept(
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer of ``settings.tokenizer``, else of ``settings.path``, able to pad."""
+    """The tokenizer of ``settings.tokenizer``, else of ``settings.path``, able to pad.
+
+    Raises ModelError where it cannot be loaded or would read files outside of its folder.
+    """
     path = settings.tokenizer or settings.path
     with _explained("tokenizer", path):
-        revision = None if settings.tokenizer else settings.revision
-        tokenizer = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=False)
+        place = resolve(path)
+        revision = check_tokenizer(place, None if settings.tokenizer else settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         # Decoders such as GPT-2 have no padding token; the mask hides whatever is used instead.
         tokenizer.pad_token = tokenizer.eos_token
@@ -253,6 +257,7 @@ def _stored_config(settings: ModelSettings) -> Any:
     keywords.
     """
     path, revision = resolve(settings.path), settings.revision
+    check_versions(path, revision)
     stored, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     if kernels := [key for key in names_code(stored) if "implementation" in key]:
         raise ModelError(

@@ -23,9 +23,12 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import listing
 
 Shape = tuple[int, ...]
+for _library in ("transformers", "huggingface_hub"):
+    show_printable(_library)
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 

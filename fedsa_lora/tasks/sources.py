@@ -19,11 +19,13 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import cut, listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
 from fedsa_lora.tasks.hub import is_hub_id
 from fedsa_lora.tasks.tables import Part, Table
 
+show_printable("datasets")
 SHIPPED = ("banking77", "clinc150", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
@@ -200,6 +202,7 @@ def _saved_split(folder: Path, split: str) -> Path:
 
 def _read_saved(folder: Path) -> Part:
     try:
+        _refuse_elsewhere_saved(folder)
         with _without_progress():
             return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
     except (*_READ_ERRORS, KeyError, TypeError) as error:
@@ -208,6 +211,19 @@ def _read_saved(folder: Path) -> Part:
             "anew with to_parquet('train.parquet')",
             sent="a folder of datasets.save_to_disk cannot be read",
         ) from error
+
+
+def _refuse_elsewhere_saved(folder: Path) -> None:
+    """Raise DataError where a folder of ``save_to_disk`` names files that do not lie in it."""
+    state = json.loads((folder / SAVED).read_text(encoding="utf-8"))
+    for name in (str(file["filename"]) for file in state["_data_files"]):
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise DataError(
+                f"{folder / SAVED} would have {name!r} read, which is no file of its folder: write the data "
+                "anew with to_parquet('train.parquet')",
+                sent="a folder of datasets.save_to_disk names files outside of it",
+                key="task.dataset",
+            )
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Rows are found and read wherever they lie, and what is missing is named."""
 
+import json
 import os
 import subprocess
 import sys
@@ -230,6 +231,37 @@ def test_a_damaged_folder_of_save_to_disk_is_told_without_what_it_holds(tmp_path
     with pytest.raises(DataError, match=r"cannot read .*data-00000-of-00001") as caught:
         labels_of(tmp_path / "saved")
     assert "data-00000" not in caught.value.sendable
+
+
+@pytest.mark.case(37)
+@pytest.mark.parametrize(
+    "name", ["{private}/data-00000-of-00001.arrow", "../private/data-00000-of-00001.arrow"]
+)
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_of_save_to_disk_that_names_files_outside_of_it_is_refused(tmp_path, name, splits):
+    SAVED.save_to_disk(str(tmp_path / "private"))
+    folder = tmp_path / "saved"
+    if splits:
+        datasets.DatasetDict({"train": SAVED}).save_to_disk(str(folder))
+    else:
+        SAVED.save_to_disk(str(folder))
+    place = folder / "train" if splits else folder
+    state = json.loads((place / "state.json").read_text())
+    state["_data_files"] = [{"filename": name.format(private=tmp_path / "private")}]
+    (place / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match="which is no file of its folder") as caught:
+        labels_of(folder)
+    assert "private" not in caught.value.sendable
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "{}", '{"_data_files": 3}', '{"_data_files": [{}]}', '{"_data_files": ["x"]}']
+)
+def test_a_state_of_save_to_disk_that_is_none_is_a_damaged_folder(tmp_path, state):
+    SAVED.save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "state.json").write_text(state)
+    with pytest.raises(DataError, match=r"cannot read .*, a folder of datasets\.save_to_disk"):
+        labels_of(tmp_path / "saved")
 
 
 def test_a_clone_of_the_hub_is_read(tmp_path):
