@@ -4,6 +4,7 @@
 import json
 import multiprocessing
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from test_resume import assert_same_run, broken
 from fedsa_lora import cli
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import Held
 from fedsa_lora.runs import finish as finishing
 from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.federate import stopped
@@ -193,7 +195,8 @@ def test_a_run_of_which_no_client_is_here_is_not_evaluated_as_if_that_were_a_res
 
 
 def test_a_run_that_is_stopped_after_its_end_stays_completed(finished):
-    assert "was complete already" in stopped(finished, [])
+    with closing(Held(finished)) as begun:
+        assert "was complete already" in stopped(begun, [])
     assert state(finished) == "completed"
 
 
