@@ -100,7 +100,7 @@ def test_a_disk_without_a_free_block_still_gets_to_know_that_the_run_failed(moun
     running = {"state": "running", "reason": None, "rounds": 2}
     write_status(mounted, running)
     with pytest.raises(RunError, match="rows cannot be written"):
-        while True:
+        for _ in range(16):
             append(mounted / "rows", "x" * 4096)
     for reason in ("no space" * 2000, "short"):
         write_status(mounted, running | {"state": "failed", "reason": reason})

@@ -66,7 +66,10 @@ QUOTED = [
 @pytest.mark.parametrize("line", QUOTED)
 def test_what_a_client_says_moves_no_progress_line(tmp_path: Path, line: str) -> None:
     log = tmp_path / "log"
-    own = "INFO 2026-11-29 18:00:00,123:      [ROUND 2]\nWARNING :   still starting Ray: 0 of 6 clients after 60 s\n"
+    own = (
+        "INFO 2026-11-29 18:00:00,123:      [ROUND 2]\n"
+        "WARNING :   still starting Ray: 0 of 6 clients after 60 s\n"
+    )
     said = ["[ROUND " + "9" * 400 + "]", "[ROUND 77]", "6 of 6 clients are there"]
     log.write_text(own + "".join(line.format(text) for text in said))
     assert rounds_begun(log) == 2
