@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def used(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
+def fill_up(path: Path) -> None:
+    """Let a file grow until its disk has no block left."""
+    with suppress(RunError):
+        while True:
+            append(path, "x" * 4096)
+
+
 def fill(mounted: Path, share: float, whole: Path) -> None:
     """Run on a disk with room for a share of a whole run: it fails; with more room it is resumed."""
     size = used(whole)
@@ -99,9 +107,9 @@ def test_a_disk_without_a_free_block_still_gets_to_know_that_the_run_failed(moun
     disk = SmallDisk(mounted, 1 << 16)
     running = {"state": "running", "reason": None, "rounds": 2}
     write_status(mounted, running)
+    fill_up(mounted / "rows")
     with pytest.raises(RunError, match="rows cannot be written"):
-        for _ in range(16):
-            append(mounted / "rows", "x" * 4096)
+        append(mounted / "rows", "x")
     for reason in ("no space" * 2000, "short"):
         write_status(mounted, running | {"state": "failed", "reason": reason})
         told = read_json(mounted / "status.json")
