@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,6 +131,7 @@ def _advise(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from fedsa_lora.files import Held
     from fedsa_lora.plan import make_plan
     from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.runs.federate import stopped
@@ -141,7 +143,7 @@ def _resume(options: argparse.Namespace) -> int:
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
     words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
     config = replace(config, run=replace(config.run, allow_changed_data=options.allow_changed_data))
-    with stoppable(lambda: stopped(config.run_dir, words)):
+    with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words)):
         if finish_interrupted(config, words):  # without Flower: no client is asked
             print_summary(config.run_dir, console)
             return 0

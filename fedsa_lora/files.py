@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -16,6 +17,7 @@ log = logging.getLogger("flwr")
 # How safetensors, tokenizers (Rust) and shutil quote the number of a system's error in their own.
 _QUOTED_ERRNO = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[Errno (\d+)\]")
 REMEDY = "check space and permissions and try again"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
@@ -46,6 +48,35 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
             sent="a file cannot be written: check space and permissions on its machine",
         ) from error
     return path
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write other content into the blocks that a file has already, where a full disk has none for a new one.
+    Spaces before the end pad it to the size of what it replaces, so that one write does it.
+
+    Raises OSError where there is no such file, or it has no room for that.
+    """
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        if len(content) > room_in(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        size = os.fstat(descriptor).st_size
+        os.pwrite(descriptor, content.removesuffix(b"\n").ljust(size - 1) + b"\n", 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def room_in(path: Path) -> int:
+    """Bytes that a file can hold in the blocks that it has. Raises OSError where there is none."""
+    found = path.stat()
+    return max(found.st_size, 512 * found.st_blocks)
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota that is full caused an error."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _NO_SPACE
 
 
 @contextmanager
@@ -135,6 +166,33 @@ def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]
         except OSError as error:
             log.warning("%s cannot be locked (%s): let only one run at a time use it", folder, error.strerror)
         yield
+
+
+class Held:
+    """A folder that is known again: another that stands at its path later is not the same. It is held open
+    meanwhile, as its inode could be given to the other otherwise.
+
+    Raises RunError where there is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._descriptor = os.open(path, os.O_RDONLY)
+
+    def in_place(self) -> bool:
+        """Whether it is still at its path."""
+        try:
+            found, own = self.path.stat(), os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return os.path.samestat(found, own)
+
+    def close(self) -> None:
+        """Let it go. Harmless when called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _holder(folder: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+WRITES = os.O_CREAT  # a file that is only overwritten where it is takes no space
 _watched: list[Watched] = []
 
 

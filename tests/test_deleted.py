@@ -6,7 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import ClassVar, Self
 
 import pytest
 from test_methods import rows
@@ -14,8 +17,11 @@ from test_methods import rows
 import fedsa_lora
 from fedsa_lora import cli
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import Held
 from fedsa_lora.runs import finish as finishing
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.interrupted import close
+from fedsa_lora.runs.launch import Outcome
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.fedsa import FedSA
@@ -90,6 +96,91 @@ def test_a_run_whose_directory_is_gone_fails_and_writes_nothing_in_its_place(
         run_in_process([*WORDS, "run.report=true", f"run.dir={run}"])
     assert tree(run) == left
     assert act not in (deleted, moved) or not run.exists()
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory) -> Path:
+    words = [*WORDS, "federation.rounds=1", "run.report=true"]
+    return run_in_process([*words, f"run.dir={tmp_path_factory.mktemp('completed') / 'run'}"])
+
+
+class Replaced:
+    """A Flower during which a completed run is put in the place of the run directory."""
+
+    completed: Path
+    left: ClassVar[dict[Path, bytes]] = {}
+    ends: Outcome | BaseException
+
+    def __init__(self, app: Path, *arguments: object) -> None:
+        self.run = app.parent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def follow(self, poll: Callable[[], None]) -> Outcome:
+        moved(self.run)
+        shutil.copytree(self.completed, self.run)
+        self.left.clear()
+        self.left.update(tree(self.run))
+        poll()
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return self.ends
+
+
+ENDS = {
+    "failed": Outcome("failed", "boom"),
+    "completed": Outcome("completed", ""),
+    "stopped": Outcome("stopped", ""),
+    "an error": RunError("the SuperLink does not answer"),
+    "a signal": KeyboardInterrupt(),
+}
+
+
+@pytest.mark.case(39)
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
+def test_a_completed_run_in_the_place_of_one_that_ends_is_left_as_it_is(
+    tmp_path, monkeypatch, capsys, completed, ends, resumes
+):
+    monkeypatch.setattr(Replaced, "completed", completed, raising=False)
+    monkeypatch.setattr(Replaced, "ends", ends, raising=False)
+    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", Replaced)
+    run = tmp_path / "run"
+    arguments = ["run", *WORDS, f"run.dir={run}"]
+    if resumes:
+        shutil.copytree(completed, run)
+        arguments = ["resume", str(run), "federation.rounds=3", "--allow-changes"]
+    assert cli.main(arguments) not in (0, None)
+    assert tree(run) == Replaced.left
+    told = capsys.readouterr().err
+    assert f"logs are in {run}" not in told
+    assert isinstance(ends, RunError) or GONE in told
+
+
+@pytest.mark.case(39)
+def test_no_end_is_recorded_over_a_completed_run(tmp_path, completed):
+    run = shutil.copytree(completed, tmp_path / "run")
+    before = tree(run)
+    assert not close(run, "failed", "of another run")
+    assert tree(run) == before
+
+
+@pytest.mark.case(39)
+def test_a_folder_is_not_the_same_as_one_that_was_put_in_its_place(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with closing(Held(run)) as held:
+        assert held.in_place()
+        run.rmdir()
+        assert not held.in_place()
+        run.mkdir()  # perhaps with the inode of the first, were that not held open
+        assert not held.in_place()
+    with pytest.raises(RunError, match="cannot be written: No such file"):
+        Held(tmp_path / "nothing")
 
 
 @pytest.mark.case(39)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from fedsa_lora.files import append
 from fedsa_lora.runs import federate as federating
 from fedsa_lora.runs.federate import stage_app
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.interrupted import last_whole_round
+from fedsa_lora.runs.interrupted import last_whole_round, write_status
 from fedsa_lora.runs.reading import read_json
 
 WORDS = (
@@ -70,6 +71,13 @@ def used(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
+def fill_up(path: Path) -> None:
+    """Let a file grow until its disk has no block left."""
+    with suppress(RunError):
+        while True:
+            append(path, "x" * 4096)
+
+
 def fill(mounted: Path, share: float, whole: Path) -> None:
     """Run on a disk with room for a share of a whole run: it fails; with more room it is resumed."""
     size = used(whole)
@@ -77,7 +85,7 @@ def fill(mounted: Path, share: float, whole: Path) -> None:
     with pytest.raises(FedSAError, match=CHECK):
         run_in_process([*WORDS, f"run.dir={run}"])
     status = run / "status.json"
-    assert not status.exists() or read_json(status)["state"] in ("running", "failed")
+    assert not status.exists() or read_json(status)["state"] == "failed"
     disk.grow(4 * size)
     if last_whole_round(run):
         words = read_json(run / "environment.json")["command"].split()[2:]
@@ -92,6 +100,31 @@ def fill(mounted: Path, share: float, whole: Path) -> None:
 @pytest.mark.case(40)
 def test_a_small_disk_is_an_error_and_with_more_room_the_run_is_resumed(mounted, whole):
     fill(mounted, 0.5, whole)
+
+
+@pytest.mark.case(40)
+def test_a_disk_without_a_free_block_still_gets_to_know_that_the_run_failed(mounted):
+    disk = SmallDisk(mounted, 1 << 16)
+    running = {"state": "running", "reason": None, "rounds": 2}
+    write_status(mounted, running)
+    fill_up(mounted / "rows")
+    with pytest.raises(RunError, match="rows cannot be written"):
+        append(mounted / "rows", "x")
+    for reason in ("no space" * 2000, "short"):
+        write_status(mounted, running | {"state": "failed", "reason": reason})
+        told = read_json(mounted / "status.json")
+        assert told["state"] == "failed"
+        assert reason.startswith(told["reason"])
+        assert len(told["reason"]) > 4
+        assert (mounted / "status.json").stat().st_size <= 4096
+    assert sorted(path.name for path in mounted.iterdir()) == ["rows", "status.json"]
+    (mounted / "status.json").unlink()
+    append(mounted / "rest", "x" * 4096)
+    with pytest.raises(RunError, match=f"status.json cannot be written: {NO_SPACE}"):
+        write_status(mounted, running)
+    disk.grow(1 << 20)
+    write_status(mounted, running)
+    assert read_json(mounted / "status.json") == running
 
 
 @pytest.mark.faults
@@ -116,7 +149,7 @@ def fails_once(folder: Path, number: int) -> int:
             return len(watched.seen)
     if len(watched.seen) >= number:
         lost = watched.seen[number - 1]
-        mere_log = any(name in lost.name for name in MAY_BE_LOST) or lost.name == "logs"
+        mere_log = any(name in lost.name for name in (*MAY_BE_LOST, "status.json")) or lost.name == "logs"
         (row,) = rows(run)
         without = row["remarks"] or row["fit_clients"] < 2  # a client whose disk was full took no part
         assert mere_log or (lost.is_relative_to(run / "clients") and without), lost

@@ -5,17 +5,21 @@ import json
 import os
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disk import full, watching
 from test_methods import checkpoint, rows, states
 
+from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_run
-from fedsa_lora.runs.resuming import differences, to_resume
+from fedsa_lora.runs.resuming import differences, is_complete, to_resume
+from fedsa_lora.runs.rundir import RunDirectory
 from strategies.fedsa import FedSA
 
 WORDS = ("run.report=false", "federation.rounds=4", "federation.clients=3", "run.keep_generations=9")
@@ -224,3 +228,39 @@ def test_a_config_differs_from_itself_in_nothing_and_in_nested_keys_by_their_pat
     assert list(differences(one, one | {"title": "b"})) == []
     other = {"title": "a", "train": {"lr": 2, "steps": 2}, "lora": {"r": 8}}
     assert list(differences(one, other)) == ["lora: None -> {'r': 8}", "train.lr: 1 -> 2"]
+
+
+@pytest.mark.case(20)
+@pytest.mark.case(40)
+def test_a_longer_run_that_is_interrupted_at_any_write_of_its_beginning_is_not_called_complete(
+    finished, tmp_path
+):
+    number, longer = 0, ["federation.rounds=3"]
+    while True:
+        number += 1
+        copy = tmp_path / f"run{number}"
+        shutil.copytree(finished, copy)
+        config, _ = to_resume(copy, longer, allow=True)
+        with watching(copy, full(number)) as watched, suppress(RunError):
+            RunDirectory.resume(config, "fedsa-lora run experiment=smoke federation.rounds=3").close()
+        if len(watched.seen) < number:
+            break
+        assert ".status.json" in watched.seen[0].name, "before all else"
+        status = json.loads((copy / "status.json").read_text())
+        assert status["state"] == "failed"
+        assert "No space left on device" in status["reason"]
+        assert not is_complete(copy)
+        assert to_resume(copy, longer, allow=True)[0].federation.rounds == 3
+    assert number > 6
+
+
+@pytest.mark.case(36)
+def test_a_run_that_says_completed_with_fewer_rounds_than_its_config_asks_for_is_resumed(finished, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    assert is_complete(copy)
+    assert not is_complete(copy, rounds=3), "what was asked for now"
+    config, _ = to_resume(copy, ["federation.rounds=3"], allow=True)
+    (copy / "config.yaml").write_text(to_yaml(config))
+    assert not is_complete(copy)
+    assert to_resume(copy, ["federation.rounds=3"], allow=True)[0].federation.rounds == 3

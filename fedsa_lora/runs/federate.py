@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -16,16 +16,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config import CONF, PACKAGE, places
 from fedsa_lora.errors import RunError, StoppedError
-from fedsa_lora.files import writing
+from fedsa_lora.files import Held, writing
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.flower_log import rounds_begun, said_complete, still_starting
-from fedsa_lora.runs.interrupted import close, last_whole_round, stopped_after
+from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
 from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.resuming import is_complete, last_file
-from fedsa_lora.runs.rundir import RunDirectory, refuse_used
+from fedsa_lora.runs.rundir import RunDirectory, make, refuse_used
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -70,39 +70,61 @@ def federate(
         refuse_used(run_dir)
         if here:
             RunDirectory.announce(config)
-    logs = run_dir / "logs"
+        else:
+            make(run_dir)
+    with closing(Held(run_dir)) as begun:
+        try:
+            outcome = _follow(config, overrides, place, console, begun)
+        except StoppedError:
+            raise
+        except BaseException as error:
+            end(begun, "failed", f"{type(error).__name__}: {error}")
+            raise
+        if outcome.state == "stopped":
+            raise StoppedError(stopped(begun, overrides), TERMINATED)
+        if not begun.in_place():
+            raise RunError(_lost(run_dir, here))
+        rounds = config.federation.rounds
+        if reason := failure(run_dir, outcome, last_file(config), here, rounds):
+            end(begun, "failed", reason)
+            raise RunError(_failed(config, reason))
+    return (run_dir / "status.json").is_file()
+
+
+def _follow(
+    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console, begun: Held
+) -> Outcome:
+    """Start a run in the directory that has begun, and show how it goes on until it ends."""
+    run_dir, logs = config.run_dir, config.run_dir / "logs"
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
-    try:
-        with writing(logs):
-            logs.mkdir(parents=not config.run.resume, exist_ok=True)
-        app = stage_app(run_dir / "app")
-        with (
-            stoppable(lambda: stopped(run_dir, overrides)),
-            progress_line(console) as progress,
-            FlowerRun(app, text, place, logs, env) as run,
-        ):
-            view = RunView(run_dir, config.federation.rounds, progress)
-            outcome = run.follow(view.update)
-            view.update()
-    except StoppedError:
-        raise
-    except BaseException as error:
-        end(run_dir, "failed", f"{type(error).__name__}: {error}")
-        raise
-    if outcome.state == "stopped":
-        raise StoppedError(stopped(run_dir, overrides), TERMINATED)
-    if reason := failure(run_dir, outcome, last_file(config), here):
-        end(run_dir, "failed", reason)
-        raise RunError(_failed(config, reason))
-    return (run_dir / "status.json").is_file()
+    with writing(logs):
+        logs.mkdir(exist_ok=True)
+    app = stage_app(run_dir / "app")
+    with (
+        stoppable(lambda: stopped(begun, overrides)),
+        progress_line(console) as progress,
+        FlowerRun(app, text, place, logs, env) as run,
+    ):
+        view = RunView(begun, config.federation.rounds, progress)
+        outcome = run.follow(view.update)
+        view.update()
+    return outcome
+
+
+def _lost(run_dir: Path, here: bool) -> str:
+    """The last words on a run whose directory is not in its place: nothing there is of that run."""
+    if here:
+        return f"the run failed, and its logs are gone from there\n{gone(run_dir)}"
+    return (
+        f"{run_dir} was deleted, moved or replaced, and with it the log of the run: its run directory on the "
+        "SuperLink's machine tells how it ended"
+    )
 
 
 def _failed(config: RunConfig, reason: str) -> str:
     """The last words on a run that failed: where its logs are, why it failed, and what goes on with it."""
     run_dir, reason = config.run_dir, reason.removeprefix("RunError: ")
-    if not run_dir.is_dir():
-        return f"the run failed, and its logs are gone\n{reason}"
     lines = [f"the run failed; its logs are in {run_dir / 'logs'}", reason]
     if last_whole_round(run_dir) >= config.federation.rounds:
         lines.append(
@@ -111,15 +133,18 @@ def _failed(config: RunConfig, reason: str) -> str:
     return "\n".join(lines)
 
 
-def stopped(run_dir: Path, overrides: Sequence[str]) -> str:
-    """Close a run that was stopped. Returns how far it came and the command that goes on with it, or that
-    starts it again."""
+def stopped(begun: Held, overrides: Sequence[str]) -> str:
+    """Close a run that was stopped, in the directory that it has begun in. Returns how far it came and the
+    command that goes on with it, or that starts it again."""
+    run_dir = begun.path
+    if not begun.in_place():
+        return f"stopped; {gone(run_dir)}"
     if is_complete(run_dir):
         return f"stopped, but the run in {run_dir} was complete already"
     if not (run_dir / "status.json").is_file():
         return "stopped; if it had begun, its run directory is on the SuperLink's machine"
     reason = stopped_after(run_dir)
-    end(run_dir, "stopped", reason)
+    end(begun, "stopped", reason)
     if last_whole_round(run_dir):
         return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
     if not holds_run(run_dir):
@@ -127,30 +152,29 @@ def stopped(run_dir: Path, overrides: Sequence[str]) -> str:
     return f"{reason}: start it anew, with another run.dir than {run_dir}"
 
 
-def end(run_dir: Path, state: Literal["failed", "stopped"], reason: str) -> None:
-    """Record how a run ended that could not do so itself, in its report as well."""
-    if close(run_dir, state, reason):
+def end(begun: Held, state: Literal["failed", "stopped"], reason: str) -> None:
+    """Record how a run ended that could not do so itself, in its report as well; nothing in a directory that
+    was put in the place of the one that it has begun in."""
+    if begun.in_place() and close(begun.path, state, reason):
         with suppress(RunError):  # of rows that cannot be read; the reason at hand matters more
-            write_report(run_dir)
+            write_report(begun.path)
 
 
-def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False) -> str:
+def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, rounds: int = 0) -> str:
     """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
-    completed that called ``sys.exit``, so the run's own word and the ``last`` file that it writes before that
-    are asked for as well; its last word in the log, where they are on another machine and not ``here``."""
+    completed that called ``sys.exit``, so the run's own word, its ``rounds`` and the ``last`` file that it
+    writes before that are asked for as well; its last word in the log, where they are on another machine and
+    not ``here``."""
     status = run_dir / "status.json"
     if status.is_file():
-        if outcome.state == "completed" and is_complete(run_dir, last):
+        if outcome.state == "completed" and is_complete(run_dir, last, rounds):
             return ""
         state = read_json(status, ["state"])
         return (
             state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
         )
     if here:
-        gone = (
-            f"{run_dir} was deleted, moved or replaced while its run was under way: put it back and resume "
-        )
-        return outcome.details or gone + "the run, or run it anew"
+        return outcome.details or gone(run_dir)
     if outcome.state == "completed" and said_complete(run_dir / FLOWER_LOG, outcome.log_begin):
         return ""
     return outcome.details or f"flwr says {outcome.state}, the run not begun"
@@ -160,13 +184,17 @@ class RunView:
     """The progress line of a run, from the rows that the server writes; where they are on another machine,
     from its log."""
 
-    def __init__(self, run_dir: Path, rounds: int, progress: Progress) -> None:
-        self.run, self.log, self.progress = RunProgress(run_dir), run_dir / FLOWER_LOG, progress
+    def __init__(self, begun: Held, rounds: int, progress: Progress) -> None:
+        self.begun, self.rounds, self.progress = begun, rounds, progress
+        self.run, self.log = RunProgress(begun.path), begun.path / FLOWER_LOG
         self.bar = progress.add_task("starting Flower", total=rounds, facts="")
         self._size = 0
 
     def update(self) -> None:
-        """Show what was written since the last time, if it can be read: a view ends no run."""
+        """Show what was written since the last time, if it can be read: a view ends no run, and shows none
+        that was put in its place."""
+        if not self.begun.in_place():
+            return
         with suppress(RunError):
             self.run.update()
         if done := self.run.done:
@@ -177,8 +205,8 @@ class RunView:
         elif self._grew():
             if waiting := still_starting(self.log):
                 self.progress.update(self.bar, description=waiting)
-            elif begun := rounds_begun(self.log):
-                self.progress.update(self.bar, completed=begun - 1, description=f"round {begun}")
+            elif round_ := min(rounds_begun(self.log), self.rounds):
+                self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
 
     def _grew(self) -> bool:
         """Whether the log has more than when it was last looked at."""

@@ -7,9 +7,15 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL_BYTES = 1 << 20
 
 COMPLETE = "the run is complete"  # what the ServerApp says when everything is written
-_COMPLETE_LINE = re.compile(rf"^INFO [-\d :,]*: +{COMPLETE}: ", re.MULTILINE)
-_STARTING = re.compile(r"(still starting Ray: \d+ of \d+ clients after \d+ s)|clients are there")
-_ROUND = re.compile(r"\[ROUND (\d+)\]")
+# Lines of the server's own, whole: what it quotes of a client stands behind other words, on one line.
+_INFO, _WARNING = (rf"^{level} [-\d :,]*: +" for level in ("INFO", "WARNING"))
+_COMPLETE_LINE = re.compile(rf"{_INFO}{COMPLETE}: ", re.MULTILINE)
+_STARTING = re.compile(
+    rf"{_WARNING}(?:(still starting Ray: \d{{1,9}} of \d{{1,9}} clients after \d{{1,9}} s)"
+    r"|\d+ of \d+ clients are there\b[^\n:]*)$",
+    re.MULTILINE,
+)
+_ROUND = re.compile(rf"{_INFO}\[ROUND (\d{{1,9}})\]$", re.MULTILINE)
 _RAY_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ")
 _RAISED = "Simulation failed with exception: "
 _FLOWERS_WRAPPERS = (

@@ -100,7 +100,7 @@ def run_in_process(overrides: Sequence[str]) -> Path:
         server_app(InProcessGrid(config.federation.clients, {"overrides": text}), context)
     finally:
         os.environ.pop(SIMULATION)
-    if not is_complete(config.run_dir, last_file(config)):
+    if not is_complete(config.run_dir, last_file(config), config.federation.rounds):
         raise RunError(
             f"the ServerApp ended, but the run in {config.run_dir} does not say that it is complete"
         )

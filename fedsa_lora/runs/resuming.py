@@ -9,8 +9,8 @@ from typing import Any
 
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
-from fedsa_lora.runs.interrupted import alone
-from fedsa_lora.runs.reading import read_json
+from fedsa_lora.runs.interrupted import alone, recorded_rounds
+from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
 
 # What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
@@ -48,7 +48,7 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
         raise ConfigError(
             "these can change, if --allow-changes says so:\n" + "\n".join(f"  - {line}" for line in lines)
         )
-    if is_complete(run_dir, last_file(config)) and config.federation.rounds <= before.federation.rounds:
+    if is_complete(run_dir, last_file(config), config.federation.rounds):
         raise RunError(
             f"{run_dir} is complete: to train longer, add federation.rounds=N --allow-changes with N above "
             f"{before.federation.rounds}"
@@ -56,13 +56,17 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
     return config, words
 
 
-def is_complete(run_dir: Path, last: str = "status.json") -> bool:
-    """Whether a run said that it is completed, and the ``last`` file that it writes before that is there as
-    well: runs of earlier versions said so before their results were written."""
+def is_complete(run_dir: Path, last: str = "status.json", rounds: int = 0) -> bool:
+    """Whether a run said that it is completed, and what that means is there as well: the ``last`` file that
+    it writes before, as runs of earlier versions said so before their results were written, and as many
+    ``rounds``, or those that its config asks for, which were more where a longer run was interrupted."""
     status = run_dir / "status.json"
     if not status.is_file() or read_json(status, ["state"])["state"] != "completed":
         return False
-    return (run_dir / last).is_file()
+    if holds_run(run_dir):
+        rounds = max(rounds, read_config(run_dir).federation.rounds)
+    done = max(recorded_rounds(run_dir), default=0)
+    return done >= rounds and (run_dir / last).is_file()
 
 
 def last_file(config: RunConfig) -> str:

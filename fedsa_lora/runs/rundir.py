@@ -8,7 +8,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from fedsa_lora.config import to_yaml
 from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, printable
 from fedsa_lora.exchange.arrays import Layout, Vector
-from fedsa_lora.files import append, sync, write_atomically, writing
+from fedsa_lora.files import Held, append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
 from fedsa_lora.runs.changed_data import DATA, check_data
 from fedsa_lora.runs.environment import environment
-from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, now, stopped_after
-from fedsa_lora.runs.metrics import FINISHING, ROUNDS, RunMetrics
+from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
+from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.wording import percent
 from fedsa_lora.settings import RunConfig
@@ -52,7 +52,7 @@ class RunDirectory:
         self.resumptions = 0
         self._started = now()
         self._lock = ExitStack()
-        self._inode: tuple[int, int] | None = None  # of the directory that is locked
+        self._held: Held | None = None  # the directory that is locked
 
     @classmethod
     def create(cls, config: RunConfig, command: str) -> RunDirectory:
@@ -66,14 +66,14 @@ class RunDirectory:
         federation = config.task.describe()
         refuse_unmeasured(config, federation)
         directory = cls(path, config)
-        _make(path)
+        make(path)
         directory._open()
         directory.run = secrets.token_hex(8)
         try:
             directory._write("config.yaml", to_yaml(config))
             known = environment() | {"command": command, "run": directory.run}
             directory._write_json("environment.json", known)
-            directory._write_json("status.json", directory._status("running"))
+            directory._write_status("running")
             directory._write_data(federation)
         except BaseException as error:
             directory._broken(error)
@@ -85,8 +85,8 @@ class RunDirectory:
     def announce(cls, config: RunConfig) -> None:
         """Say in ``status.json`` that a run is being started, so that it has an end if it never begins."""
         directory = cls(config.run_dir, config)
-        _make(directory.path)
-        directory._write_json("status.json", directory._status("starting"))
+        make(directory.path)
+        directory._write_status("starting")
 
     @classmethod
     def resume(cls, config: RunConfig, command: str) -> RunDirectory:
@@ -96,39 +96,49 @@ class RunDirectory:
         and the run is only to be finished, that is no resumption to remember.
 
         Raises RunError when there is no round to go on from, or another process is at it, and DataError when
-        the data changed and the config does not allow it.
+        the data changed and the config does not allow it; the directory is then as it was.
         """
         directory = cls(config.run_dir, config)
         directory._open()
         try:
-            directory._go_back(command)
+            remark = check_data(directory.path, config, config.run.allow_changed_data)
+            rounds = directory._whole_rounds()
         except BaseException:
+            directory.close()
+            raise
+        try:
+            directory._go_back(rounds, command, remark)
+        except BaseException as error:
+            directory._broken(error)
             directory.close()
             raise
         return directory
 
-    def _go_back(self, command: str) -> None:
-        """Leave in the directory what it held after its last whole round."""
-        remark = check_data(self.path, self.config, self.config.run.allow_changed_data)
+    def _whole_rounds(self) -> list[Row]:
+        """The rows up to the last whole round, of which ``resumed`` is then the checkpoint."""
         path = self.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
         self.resumed = self._last_sound({row["round"] for row in rounds})
         if not self.done:
             raise RunError(f"{self.path} has no whole round with a sound checkpoint: run it anew")
-        clients = read_jsonl(self.path / "clients.jsonl")
-        for name, rows in (("rounds", rounds), ("clients", clients)):
-            kept = [json.dumps(row) + "\n" for row in rows if row["round"] <= self.done]
-            self._write(f"{name}.jsonl", "".join(kept))
-        for row in rounds:
-            if row["round"] <= self.done:
-                self.metrics.add(row)
+        if self.done >= self.config.federation.rounds:
+            self._started = read_json(self.path / "status.json", ["started"])["started"]
+        return [row for row in rounds if row["round"] <= self.done]
+
+    def _go_back(self, rounds: list[Row], command: str, remark: str) -> None:
+        """Leave in the directory what it held after its last whole round. The first write takes back that the
+        run is completed, where it was: wherever this is interrupted, the run can be resumed."""
+        clients = [row for row in read_jsonl(self.path / CLIENTS) if row["round"] <= self.done]
         known = read_json(self.path / "environment.json")
+        self._write_status("running")
+        for name, rows in ((ROUNDS, rounds), (CLIENTS, clients)):
+            self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+        for row in rounds:
+            self.metrics.add(row)
         self.run = known.get("run", "")
         breaks = known.get("resumed", [])
         if self.done < self.config.federation.rounds:
             breaks = [*breaks, {"after_round": self.done, "time": self._started}]
-        else:
-            self._started = read_json(self.path / "status.json", ["started"])["started"]
         if remark:
             log.warning("%s", remark)
             self._write_data(self.config.task.describe(), f"resumed after round {self.done}: {remark}")
@@ -136,7 +146,6 @@ class RunDirectory:
         told = {"command": command} | ({"resumed": breaks} if breaks else {})
         self._write_json("environment.json", known | environment() | told)
         self._write("config.yaml", to_yaml(self.config))
-        self._write_json("status.json", self._status("running"))
 
     def _last_sound(self, whole: set[int]) -> ClientState | None:
         """The newest checkpoint of a whole round that can be read; None where there is none."""
@@ -159,21 +168,18 @@ class RunDirectory:
     def _open(self) -> None:
         """Take the directory for this process alone, and know it again."""
         self._lock.enter_context(alone(self.path))
-        self._inode = _inode(self.path)
+        self._held = self._lock.enter_context(closing(Held(self.path)))
 
     def close(self) -> None:
         """Let another process resume the run."""
         self._lock.close()
-        self._inode = None
+        self._held = None
 
     def check(self) -> None:
         """Raise RunError where the directory is not the one that the run began in: what would be written
         would be half a run, or go into another one."""
-        if self._inode is not None and _inode(self.path) != self._inode:
-            raise RunError(
-                f"{self.path} was deleted, moved or replaced while its run was under way: put it back and "
-                "resume the run, or run it anew"
-            )
+        if self._held is not None and not self._held.in_place():
+            raise RunError(gone(self.path))
 
     @property
     def done(self) -> int:
@@ -181,7 +187,7 @@ class RunDirectory:
         return 0 if self.resumed is None else self.resumed.round
 
     def client(self, row: dict[str, Any]) -> None:
-        self._append("clients.jsonl", row)
+        self._append(CLIENTS, row)
         known: Row = {name: row.get(name) for name in ("client", "round", "phase", "seconds")}
         record("answer", bytes=row.get("bytes_up"), **known)
 
@@ -223,20 +229,20 @@ class RunDirectory:
 
     def finishing(self) -> None:
         """Say that every round is whole and the results are being written."""
-        self._write_json("status.json", self._status("running") | {"phase": FINISHING})
+        self._write_status("running", phase=FINISHING)
 
     def _complete(self) -> None:
         """The very last write of a run: who reads "completed" finds everything."""
         self.check()
         self.metrics.publish("completed")
-        self._write_json("status.json", self._status("completed"))
+        self._write_status("completed")
 
     def _broken(self, error: BaseException) -> None:
         state, reason = "failed", f"{type(error).__name__}: {error}"
         try:
             if by_signal(error):
                 state, reason = "stopped", stopped_after(self.path)
-            self._write_json("status.json", self._status(state, reason))
+            self._write_status(state, reason)
             self.metrics.publish(state)
         except FedSAError as fault:
             log.error("that the run %s cannot be recorded: %s", state, fault)
@@ -262,6 +268,10 @@ class RunDirectory:
         ended = None if state in ("starting", "running") else now()
         what = {"title": self.config.title, "rounds": self.config.federation.rounds}
         return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
+
+    def _write_status(self, state: str, reason: str | None = None, **more: str) -> None:
+        self.check()
+        write_status(self.path, self._status(state, reason) | more)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self.check()
@@ -313,7 +323,7 @@ def _inert(cell: Any) -> Any:
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
-def _make(path: Path) -> None:
+def make(path: Path) -> None:
     """The directory of a new run. Raises RunError where there can be none."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -321,12 +331,3 @@ def _make(path: Path) -> None:
         raise RunError(
             f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"
         ) from error
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    """What a directory is known by, whatever it is called; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

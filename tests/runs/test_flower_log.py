@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsa_lora.runs.flower_log import failure_reason, still_starting, tail
+from fedsa_lora.runs.flower_log import failure_reason, rounds_begun, still_starting, tail
 
 TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    raise it\n"
 
@@ -52,3 +52,33 @@ def test_what_a_simulation_waits_for_is_told_until_its_clients_are_there(tmp_pat
     assert still_starting(log) == ""
     log.write_text("INFO :      [ROUND 1]\n")
     assert still_starting(log) == ""
+
+
+QUOTED = [
+    "WARNING :   client 3: {}\n",
+    "INFO :      client 3 is asked once more: {}\n",
+    "WARNING :   node 7 {}\n",
+    "(ClientAppActor pid=7) INFO :      {}\n",
+    "ERROR :     {}\n",
+]
+
+
+@pytest.mark.parametrize("line", QUOTED)
+def test_what_a_client_says_moves_no_progress_line(tmp_path: Path, line: str) -> None:
+    log = tmp_path / "log"
+    own = (
+        "INFO 2026-11-29 18:00:00,123:      [ROUND 2]\n"
+        "WARNING :   still starting Ray: 0 of 6 clients after 60 s\n"
+    )
+    said = ["[ROUND " + "9" * 400 + "]", "[ROUND 77]", "6 of 6 clients are there"]
+    log.write_text(own + "".join(line.format(text) for text in said))
+    assert rounds_begun(log) == 2
+    assert still_starting(log) == "still starting Ray: 0 of 6 clients after 60 s"
+    log.write_text(line.format("still starting Ray: 1 of 9 clients after 5 s"))
+    assert (rounds_begun(log), still_starting(log)) == (0, "")
+
+
+def test_a_round_with_more_digits_than_any_run_has_is_none(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("INFO :      [ROUND " + "9" * 5000 + "]\n")
+    assert rounds_begun(log) == 0

@@ -7,6 +7,7 @@ import pytest
 from flwr.common import EvaluateRes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named_nodes import Named
 from remarks import remarks
 from server_side import LAYOUT, OK, Server, some_updates
 
@@ -308,3 +309,17 @@ def test_counts_that_are_restored_decide_as_if_there_had_been_no_break():
         with pytest.raises(RunError, match=r"7 of 20 uploads were rejected \(client 0: 4, client 3: 2"):
             rounds_with(server, [["0", "3", "4"]])
     assert whole.strategy.memory().keys() == resumed.strategy.memory().keys()
+
+
+def test_nodes_that_are_refused_by_their_names_end_no_run_by_its_share_of_rejections():
+    server = limited(0.0)
+    for round_ in (1, 2, 3):
+        server.ask(round_)
+        server.take(uploads(server, some_updates(5)), round_=round_)
+        for number in range(10):  # who come after the first round, with the name of a client that is there
+            server.manager.register(Named(f"{round_}{number}", {"client": "0"}))
+    first, *later = (remarks(row) for row in server.notes.rounds)
+    assert first == []
+    for number, refused in enumerate(later, 1):
+        assert [remark.kind for remark in refused] == ["rejected"] * 10 * number
+    assert len(server.notes.checkpoints) == 3
