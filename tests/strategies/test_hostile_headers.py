@@ -67,7 +67,7 @@ KEYS = (
 )
 ROW = {"round", "client", "examples", "measured", "bytes_up", "bytes_down", "phase"}
 PRIVATE = {"private_before", "private_after"}
-KNOWN = ROW | PRIVATE | {*MEASURES, *REFERENCES, *TRAINING, "accuracy_before"}
+KNOWN = ROW | PRIVATE | {*MEASURES, *REFERENCES, *TRAINING, "accuracy_before", "local_only"}
 
 
 Alter = Callable[[wire.UploadHeader], str]
