@@ -19,7 +19,6 @@ from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_b
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.files import writing
-from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
@@ -70,7 +69,7 @@ def client_fn(context: Context) -> Client:
     node, _, bench, store = _serve(context)
     forbid = node.forbid
     if node.store is not None and not node.share_tokens:
-        forbid += tuple(sorted(token_tensors(bench.model)))
+        forbid += tuple(sorted(bench.of_tokens))
     return FedSAClient(node.client, bench, store, forbid).to_client()
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsa_lora.egress import STOPS, refusal
+from fedsa_lora.egress import discreet
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange.wire import BroadcastHeader, UploadHeader, read_header
 from fedsa_lora.exposition import METRICS, Labels, Metric, publish
@@ -33,12 +33,9 @@ class ClientRecord:
         round_ = None if asked is None else asked.round
         started = time.perf_counter()
         with journal(self.folder / CLIENT_LOG, "client", self.client), about(round=round_, phase=phase):
-            try:
-                reply = call_next(message, context)
-            except BaseException as error:
-                if isinstance(error, STOPS):
-                    raise
-                return refusal(message, error)
+            reply = discreet(message, context, call_next)
+            if reply.has_error():
+                return reply
             answer = _header(reply.content, UploadHeader) if reply.has_content() else None
             self._tell(reply, answer, _since(started))
             if answer is not None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -17,6 +15,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
 from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.files import append_whole
 from fedsa_lora.journal import MAX_BYTES, OLDER, current, record_error
 from fedsa_lora.store import DirectoryStore
 
@@ -51,20 +50,15 @@ def _where() -> str:
     return "the log of this client" + (f" ({', '.join(facts)})" if facts else "")
 
 
-def refusal(message: Message, error: BaseException) -> Message:
-    """The answer to a message that an error keeps from being answered."""
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
-
-
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answers with ``told`` whatever a client raises before it has a log of its own: what is raised to Flower
-    and Ray goes to the server in their wrappers, with its text, traceback and addresses."""
+    """Answers with ``told`` whatever a client raises: what is raised to Flower and Ray goes to the server in
+    their wrappers, with its text, traceback and addresses."""
     try:
         return call_next(message, context)
+    except STOPS:
+        raise
     except BaseException as error:
-        if isinstance(error, STOPS):
-            raise
-        return refusal(message, error)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
 
 
 class Egress:
@@ -125,15 +119,7 @@ def _append(path: Path, line: str) -> None:
             if newer.exists():
                 newer.replace(path.with_name(f"{path.name}.{number}"))
         path.replace(path.with_name(f"{path.name}.1"))
-    with open(path, "ab") as log:
-        start = log.tell()
-        try:
-            log.write(f"{line}\n".encode())
-            log.flush()
-        except OSError:  # on a full disk half of it may be there, to which the next would be added
-            with suppress(OSError):
-                os.truncate(path, start)
-            raise
+    append_whole(path, f"{line}\n")
 
 
 def _keep(folder: Path, kind: str, content: bytes) -> None:

@@ -20,10 +20,10 @@ class FedSAError(Exception):
     """Base of every error that this package raises on purpose.
 
     The message is for the machine where it is raised, and may quote a client's data there; it is made
-    ``printable``, as it may also quote what a stranger wrote. A client sends
-    ``sendable`` in its place, which is made of nothing but ``sent``, a sentence that stands in the source,
-    ``key``, the key of the config at fault, and ``counts``, numbers by what they count. Raises TypeError for
-    a count that is no whole number, and ValueError for what is no key.
+    ``printable``, as it may also quote what a stranger wrote. A client sends ``sendable`` in its place, which
+    is made of nothing but ``sent``, a sentence that stands in the source, ``key``, the key of the config at
+    fault, and ``counts``, numbers by what they count. Raises TypeError for a count that is no whole number,
+    and ValueError for what is no key.
     """
 
     meaning: ClassVar[str] = "it failed"  # what is sent of an error without a sentence of its own

@@ -120,21 +120,26 @@ def append(path: Path, text: str) -> None:
     """Add to the end of a file. Raises RunError where that cannot be done; what was there before is then as
     it was, without a part of the text."""
     try:
-        with open(path, "ab", buffering=0) as file:
-            before = os.fstat(file.fileno()).st_size
-            content = text.encode()
-            try:
-                while content:  # a disk that fills up takes a part of it first
-                    content = content[file.write(content) :]
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(file.fileno(), before)
-                raise
+        append_whole(path, text)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror}; the rows before are kept, so check space and "
             "permissions"
         ) from error
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Add a text to the end of a file, or nothing of it. Raises OSError."""
+    with open(path, "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        content = text.encode()
+        try:
+            while content:  # a disk that fills up takes a part of it first
+                content = content[file.write(content) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), before)
+            raise
 
 
 def sweep(folder: Path, name: str = "*") -> None:

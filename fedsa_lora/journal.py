@@ -44,9 +44,7 @@ log = logging.getLogger("fedsa_lora")
 log.addHandler(logging.NullHandler())
 log.setLevel(logging.INFO)
 log.propagate = False
-_flower = logging.getLogger(
-    "flwr"
-)  # which is shown; the app's own goes to files of JSON alone, which escapes
+_flower = logging.getLogger("flwr")  # is shown; the app's own goes to files of JSON alone, which escapes
 _flower.addFilter(_made_printable)
 _about: ContextVar[dict[str, Any]] = ContextVar("about", default={})  # noqa: B039 (it is replaced, never changed)
 

@@ -16,6 +16,7 @@ from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
 
@@ -70,6 +71,11 @@ class Workbench:
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:
         return initial_state(self.model.layout, self.seed, self.head_row_norm)
+
+    @cached_property
+    def of_tokens(self) -> frozenset[str]:
+        """The tensors with values for each token, see ``token_tensors``."""
+        return token_tensors(self.model)
 
     @cached_property
     def data_digest(self) -> str:

@@ -70,9 +70,9 @@ def believed(admission: Admission[Res], bounds: Bounds) -> Admission[Res]:
     return _without(admission, remarks)
 
 
-def outlier(layout: Layout, updates: Sequence[Update]) -> str:
+def outlier(updates: Sequence[Update]) -> str:
     """A sentence on the largest update of a round where it is far from the others; else nothing."""
-    norms = [math.sqrt(math.fsum(_squares(layout, update))) for update in updates]
+    norms = [_norm(update) for update in updates]
     if len(norms) < 3 or not (median := float(np.median(norms))):
         return ""
     at = int(np.argmax(norms))
@@ -133,6 +133,12 @@ def _squares(layout: Layout, update: Update) -> list[float]:
     """The square sum of each tensor's values, in float64: a finite float32 cannot overflow it."""
     parts = (update.values[update.within(layout.span(name))].astype(np.float64) for name in layout.names)
     return [float(part @ part) for part in parts]
+
+
+def _norm(update: Update) -> float:
+    """The L2 norm of all values, in float64."""
+    values = update.values.astype(np.float64)
+    return math.sqrt(values @ values)
 
 
 def _sizes(layout: Layout, update: Update) -> list[int]:

@@ -265,7 +265,7 @@ class FedSA(Strategy):
         try:
             step = sound_step(self.rule, self.inner, round_, vector, updates)
         except RunError as fault:
-            words = [str(fault), outlier(self.layout, updates)]
+            words = [str(fault), outlier(updates)]
             raise RunError("; ".join(filter(None, words))) from fault
         error = aggregation_error(self.split, self.layout, self.frozen, vector, updates)
         downlink.publish(round_, step.vector, step.merge, [update.client for update in updates])
@@ -353,7 +353,7 @@ class FedSA(Strategy):
         self.learn(round_, admission, updates)
         self._examples = {u.client: u.examples for u in updates} if self.tell_total else {}
         self.attendance.skipped = 0
-        self._outlier = outlier(self.layout, updates)
+        self._outlier = outlier(updates)
 
     def _skip(self, round_: int, admission: Admission[FitRes]) -> None:
         """A round with too few results: nothing that is common changes, but clients went on from it. So

@@ -11,7 +11,6 @@ from flwr.clientapp import ClientApp
 from flwr.common import FitIns, RecordDict, ndarrays_to_parameters
 from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsa_lora.egress import Egress, searches
 from fedsa_lora.errors import LeakError, StoreError
@@ -31,13 +30,6 @@ def store_with(folder: Path, rounds: int = 2) -> DirectoryStore:
     for round_ in range(1, rounds + 1):
         store.save(ClientState(round_, {"x.lora_B.weight": b_of(round_)}))
     return store
-
-
-@pytest.fixture(autouse=True)
-def _in_a_task(monkeypatch):
-    """Flower makes messages within a task only."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def reply_of(egress: Egress, sent: list[np.ndarray], metrics: dict | None = None) -> Message:

@@ -10,7 +10,6 @@ import pytest
 from flwr.app import Context, Message
 from flwr.common import FitIns, GetPropertiesIns, RecordDict, ndarrays_to_parameters
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getpropertiesins_to_recorddict
-from flwr.supercore.task_identity import TaskIdentity
 from test_client import Desk
 
 from fedsa_lora import assemble, client_app
@@ -305,8 +304,6 @@ def test_a_node_of_stock_flower_whose_config_would_keep_nothing_in_answers_nothi
 
 def asked(monkeypatch, machine, overrides, node=None, content=None):
     """The answer of the real ClientApp of a deployed node to a message."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
     client_app._resident.cache_clear()
     content = content or getpropertiesins_to_recorddict(GetPropertiesIns({}))
     kinds = {"fitins": "train", "evaluateins": "evaluate", "getpropertiesins": "get_properties"}

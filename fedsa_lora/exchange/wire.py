@@ -247,7 +247,7 @@ def check_vector(array: NDArray[Any], size: int) -> Vector:
 
 def check_size(values: NDArray[Any]) -> None:
     """Raise WireError where a finite value of an update is larger than any that is trained."""
-    largest = float(np.abs(values).max(initial=0))
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))  # without a copy of them
     if largest > MAX_VALUE:
         raise WireError(f"changes a value by {largest:.3g}, expected at most {MAX_VALUE:g}: lower train.lr")
 

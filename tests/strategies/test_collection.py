@@ -8,7 +8,6 @@ from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, pa
 from flwr.common.constant import ErrorCode
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server.compat.grid_client_proxy import GridClientProxy
-from flwr.supercore.task_identity import TaskIdentity
 
 from strategies import collection
 from strategies.collection import FIT, PASSING, Collection, Unanswered
@@ -54,9 +53,6 @@ def answer(value: float, code: Code = Code.OK) -> RecordDict:
 @pytest.fixture
 def asks(monkeypatch):
     """Play a script: who answered what, why the others did not, how long it took, and the grid."""
-    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
 
     def play(script, **options):
         clock = Clock()
