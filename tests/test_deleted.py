@@ -1,11 +1,7 @@
 """A run directory that is deleted, moved or replaced while its run is under way: an error, and no half of it
 comes back."""
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +9,8 @@ from typing import ClassVar, Self
 
 import pytest
 from test_methods import rows
+from under_way import under_way
 
-import fedsa_lora
 from fedsa_lora import cli
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import Held
@@ -214,17 +210,7 @@ def test_a_store_whose_root_is_gone_makes_no_new_one(tmp_path):
 def test_flwr_run_ends_with_an_error_when_its_directory_is_gone(tmp_path, act):
     run = tmp_path / "run"
     words = ["experiment=smoke", "federation.rounds=999", f"run.dir={run}"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "fedsa_lora.cli", "run", *words],
-        env=os.environ | {"PYTHONPATH": str(Path(fedsa_lora.__file__).parents[1])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        while not (run / "rounds.jsonl").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
+    with under_way(run, words) as process:
         if act is deleted:
             while run.exists():  # the run writes meanwhile
                 shutil.rmtree(run, ignore_errors=True)

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from under_way import under_way
 
-import fedsa_lora
 from fedsa_lora import assemble, cli
 from fedsa_lora.config import read_config
 from fedsa_lora.runs.inprocess import run_in_process
@@ -165,16 +164,7 @@ def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
 def test_a_run_that_a_signal_ends_is_stopped_and_its_last_line_resumes_it(tmp_path, number, code):
     run = tmp_path / "run"
     words = ["experiment=smoke", "federation.rounds=999", f"run.dir={run}"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "fedsa_lora.cli", "run", *words],
-        env=os.environ | {"PYTHONPATH": str(Path(fedsa_lora.__file__).parents[1])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not (run / "rounds.jsonl").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
+    with under_way(run, words) as process:
         process.send_signal(number)
         assert process.wait() == code
         last = process.stderr.read().strip().splitlines()[-1]
