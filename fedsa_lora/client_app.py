@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -12,12 +12,13 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
-from fedsa_lora.client_record import ClientRecord
+from fedsa_lora.client_record import ClientRecord, header_of
 from fedsa_lora.config import load
 from fedsa_lora.deployment.node_config import Node
-from fedsa_lora.deployment.node_store import NodeStore, check_room, unreadable_by_others
+from fedsa_lora.deployment.node_store import check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.exchange.wire import BroadcastHeader
 from fedsa_lora.files import writing
 from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
@@ -48,21 +49,20 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     return node, config, bench, assemble.node_store(config, node)
 
 
-def _make_folder(folder: Path, run_dir: Path) -> None:
-    """The folder of a client. One inside of a run directory is not made where that is gone: a run that was
-    deleted must not come back with half of its files. Raises RunError where there can be no folder."""
-    inside = folder.is_relative_to(run_dir)
-    if inside and not holds_run(run_dir):
+def _make_folder(store: DirectoryStore, run_dir: Path, run: str) -> None:
+    """The folder of a simulated client. One inside of a run directory is not made where that is gone, or
+    another ``run`` is in its place: a run that was deleted must not come back with half of its files. Raises
+    RunError where there can be no folder."""
+    root = store.folder.parent
+    inside = root.is_relative_to(run_dir)
+    if inside and not holds_run(run_dir, run):
         raise RunError(
             f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way",
             sent="the run directory was deleted, moved or replaced while its run was under way",
         )
-    with writing(folder):
-        if inside:
-            folder.parent.mkdir(exist_ok=True)
-            folder.mkdir(exist_ok=True)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        root.mkdir(parents=not inside, exist_ok=True)
+    store.make()
 
 
 def client_fn(context: Context) -> Client:
@@ -73,27 +73,20 @@ def client_fn(context: Context) -> Client:
     return FedSAClient(node.client, bench, store, forbid).to_client()
 
 
-def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    _, config, _, store = _serve(context)
-    return Egress(store, config.run.keep_messages)(message, context, call_next)
-
-
-def unread(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Whatever a node writes down is its user's alone, and nothing where its store is full."""
+def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Searches what is answered for what is the client's own, and records it in the client's folder. What a
+    node writes down is its user's alone, and nothing where its store is full."""
     node, config, _, store = _serve(context)
-    if node.store is None or not isinstance(store, NodeStore):
-        _make_folder(store.folder, config.run_dir)
-        return call_next(message, context)
+    searched = partial(Egress(store, config.run.keep_messages), call_next=call_next)
+    answer = partial(ClientRecord(store.folder), message, context, searched)
+    if node.store is None:
+        asked = header_of(message, BroadcastHeader)
+        _make_folder(store, config.run_dir, "" if asked is None else asked.run)
+        return answer()
     check_room(node.store, node.store_limit)
-    store.close_to_others()
     with unreadable_by_others():
-        _make_folder(store.folder, config.run_dir)
-        return call_next(message, context)
+        store.make()
+        return answer()
 
 
-def written_down(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    *_, store = _serve(context)
-    return ClientRecord(store.folder)(message, context, call_next)
-
-
-app = ClientApp(client_fn=client_fn, mods=[discreet, unread, written_down, egress])
+app = ClientApp(client_fn=client_fn, mods=[discreet, kept])

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora.egress import discreet
@@ -29,14 +29,14 @@ class ClientRecord:
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         phase = PHASES.get(message.metadata.message_type.split(".")[0], message.metadata.message_type)
-        asked = _header(message.content, BroadcastHeader) if message.has_content() else None
+        asked = header_of(message, BroadcastHeader)
         round_ = None if asked is None else asked.round
         started = time.perf_counter()
         with journal(self.folder / CLIENT_LOG, "client", self.client), about(round=round_, phase=phase):
             reply = discreet(message, context, call_next)
             if reply.has_error():
                 return reply
-            answer = _header(reply.content, UploadHeader) if reply.has_content() else None
+            answer = header_of(reply, UploadHeader)
             self._tell(reply, answer, _since(started))
             if answer is not None:
                 self._publish(answer, phase, _since(started))
@@ -70,9 +70,9 @@ def _gauge(name: str, meaning: str, value: float, labels: Labels | None = None) 
     return Metric(f"client_{name}", "gauge", meaning, [(labels or {}, value)])
 
 
-def _header(content: RecordDict, kind: type[Header]) -> Header | None:
+def header_of(message: Message, kind: type[Header]) -> Header | None:
     """What the header of a message says; None where there is none that can be read."""
-    for entries in content.values():
+    for entries in message.content.values() if message.has_content() else ():
         if isinstance(entries, ConfigRecord):
             try:
                 return read_header(entries, kind)

@@ -128,13 +128,13 @@ class DirectoryStore:
                     newest,
                 )
 
-    def _make(self) -> None:
+    def make(self) -> None:
         """The client's folder, in a root that is there."""
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
-        self._make()
+        self.make()
         return locked(
             self.folder,
             lambda holder: StoreError(
@@ -175,7 +175,7 @@ class DirectoryStore:
             DATA: self._data,
         }
         metadata["digest"] = digest(everything)
-        self._make()
+        self.make()
         sweep(self.folder)
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
         tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}

@@ -1,6 +1,7 @@
 """A run directory that is deleted, moved or replaced while its run is under way: an error, and no half of it
 comes back."""
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -48,6 +49,16 @@ def replaced(run: Path) -> None:
     shutil.copytree(run.with_name("elsewhere"), run)
 
 
+def refilled(run: Path) -> None:
+    """By another run, in the same directory."""
+    shutil.copytree(run, run.with_name("elsewhere"))
+    for path in run.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(run.with_name("elsewhere"), run, dirs_exist_ok=True)
+    known = read_json(run / "environment.json")
+    (run / "environment.json").write_text(json.dumps(known | {"run": "another"}))
+
+
 def when(patch: pytest.MonkeyPatch, phase: str, act) -> None:
     """Act once, when the server begins a phase of the second round, or its summary."""
     if phase == "finish":
@@ -77,7 +88,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.case(39)
 @pytest.mark.parametrize("phase", ["configure_fit", "aggregate_fit", "aggregate_evaluate", "finish"])
-@pytest.mark.parametrize("act", [deleted, moved, emptied, replaced])
+@pytest.mark.parametrize("act", [deleted, moved, emptied, replaced, refilled])
 def test_a_run_whose_directory_is_gone_fails_and_writes_nothing_in_its_place(
     tmp_path, monkeypatch, act, phase
 ):

@@ -57,20 +57,26 @@ class NodeStore(DirectoryStore):
                 f"round {round_} is evaluated too late: round {newest[-1]} was since",
                 sent="the round is evaluated too late: a later one was since",
             )
-        self._make()
+        self.make()
         content = json.dumps({known: answers[known] for known in newest})
         write_atomically(path, content.encode(), durable=False)
 
-    def _make(self) -> None:
-        """The client's folder, wherever the node's user wants it."""
+    def make(self) -> None:
+        """The client's folder, wherever the node's user wants it, closed to other users: also what an older
+        version, or a copy, left open to them."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.folder.stat().st_mode & _OTHERS:
+                self.folder.chmod(0o700)
+                for path in self.folder.rglob("*"):
+                    if not path.is_symlink():
+                        path.chmod(path.stat().st_mode & ~_OTHERS)
 
     def _secret(self) -> bytes:
         path = self.folder / SECRET
         if not path.exists():
             with unreadable_by_others():
-                self._make()
+                self.make()
                 write_atomically(path, os.urandom(SECRET_BYTES))
         secret = path.read_bytes()
         if len(secret) != SECRET_BYTES:
@@ -80,14 +86,6 @@ class NodeStore(DirectoryStore):
                 sent="the secret in its store was cut off or altered",
             )
         return secret
-
-    def close_to_others(self) -> None:
-        """Take from other users what an older version, or a copy, left open to them."""
-        if self.folder.exists() and self.folder.stat().st_mode & _OTHERS:
-            self.folder.chmod(0o700)
-            for path in self.folder.rglob("*"):
-                if not path.is_symlink():
-                    path.chmod(path.stat().st_mode & ~_OTHERS)
 
 
 @contextmanager

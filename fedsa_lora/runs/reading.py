@@ -79,9 +79,12 @@ class Growing:
         return self.path.stat() if self.path.is_file() else None
 
 
-def holds_run(path: Path) -> bool:
-    """Whether a run has begun in a directory; one that ended while Flower started has not."""
-    return (path / "config.yaml").exists()
+def holds_run(path: Path, run: str = "") -> bool:
+    """Whether a run has begun in a directory; one that ended while Flower started has not. Where ``run``
+    names one, as clients' stores know it, only that run counts."""
+    if not (path / "config.yaml").exists():
+        return False
+    return not run or _json_if_there(path / "environment.json").get("run") == run
 
 
 def read_run(run_dir: Path) -> RunRecord:

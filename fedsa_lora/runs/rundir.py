@@ -68,11 +68,11 @@ class RunDirectory:
         directory = cls(path, config)
         make(path)
         directory._open()
-        directory.run = secrets.token_hex(8)
         try:
             directory._write("config.yaml", to_yaml(config))
-            known = environment() | {"command": command, "run": directory.run}
-            directory._write_json("environment.json", known)
+            run = secrets.token_hex(8)
+            directory._write_json("environment.json", environment() | {"command": command, "run": run})
+            directory.run = run  # from now on the directory is known by it
             directory._write_status("running")
             directory._write_data(federation)
         except BaseException as error:
@@ -178,7 +178,9 @@ class RunDirectory:
     def check(self) -> None:
         """Raise RunError where the directory is not the one that the run began in: what would be written
         would be half a run, or go into another one."""
-        if self._held is not None and not self._held.in_place():
+        if self._held is None:
+            return
+        if not self._held.in_place() or (self.run and not holds_run(self.path, self.run)):
             raise RunError(gone(self.path))
 
     @property
