@@ -168,7 +168,7 @@ class FedSA(Strategy):
         self._round = {client: self.turn(client, server_round) for client in everyone}
         names = [self.cohort.name(proxy) for proxy, _ in chosen]
         turns = {name: self._round.get(name) or self.turn(name, server_round) for name in names}
-        measure = self.evaluation.before and self.evaluation.due(server_round)
+        measure = self.evaluation.compares_before(server_round)
         configs = [ins.config for _, ins in chosen]
         messages = self._messages(FitIns, turns, configs, server_round, measure_before=measure)
         return list(zip((proxy for proxy, _ in chosen), messages, strict=True))
@@ -177,7 +177,7 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
-        numbers = of_training(self.measures)
+        numbers = of_training(self.measures, self.evaluation.compares_before(server_round))
         admission = admit(server_round, results, failures, self.cohort.name, numbers, decode=self.decode)
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)

@@ -51,6 +51,10 @@ class Evaluation:
     def due(self, round_: int) -> bool:
         return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
 
+    def compares_before(self, round_: int) -> bool:
+        """Whether clients measure their own model before aggregation then."""
+        return self.before and self.due(round_)
+
     def trains_alone(self, round_: int) -> bool:
         """Whether clients also train alone then, for as many rounds as the run has."""
         return self.reference and round_ == self.rounds

@@ -181,10 +181,10 @@ def test_a_link_that_cannot_be_looked_at_does_not_end_the_search_for_others(mach
     "word",
     ['model.config={{a: 1, "{e}": 1}}', "++x{e}=1", 'train.lr="{e}"', "{e}", "task=te{e}xt", 'name="{e}'],
 )
-def test_who_starts_a_run_cannot_command_the_terminal_of_a_node(machine, monkeypatch, caplog, word):
+def test_who_starts_a_run_cannot_command_the_terminal_of_a_node(machine, caplog, word):
     words = [*SMOKE, shlex.quote(word.format(e="\x1b]0;owned\x07\x1b[2J\u202e"))]
     with caplog.at_level(logging.ERROR, "flwr"):
-        reply = asked(monkeypatch, machine, words)
+        reply = asked(machine, words)
     assert "ConfigError" in caplog.text
     assert refusal(reply).isprintable()
     for record in caplog.records:
@@ -210,12 +210,12 @@ def test_the_home_of_nobody_is_a_fault_of_the_config(words):
 
 
 @pytest.mark.case(37)
-def test_two_runs_of_one_folder_name_do_not_read_each_others_b(machine, monkeypatch):
+def test_two_runs_of_one_folder_name_do_not_read_each_others_b(machine):
     desk = Desk(machine / "other")
     for run, place in (("aaaa", "/one/x"), ("bbbb", "/two/x")):
         arrays, config = desk.ask("0", 1, run=run)
         content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
-        reply = asked(monkeypatch, machine, [*SMOKE, f"run.dir={place}"], content=content)
+        reply = asked(machine, [*SMOKE, f"run.dir={place}"], content=content)
         assert ("its store holds the state of another run" in str(reply.content)) == (run == "bbbb")
 
 
@@ -263,18 +263,16 @@ def test_a_run_whose_folder_has_no_plain_name_is_refused_by_its_submitter_and_ev
 
 
 @pytest.mark.case(25)
-def test_a_node_without_a_store_of_its_own_answers_nothing(machine, monkeypatch):
-    reply = asked(monkeypatch, machine, SMOKE, node={"store": None})
+def test_a_node_without_a_store_of_its_own_answers_nothing(machine):
+    reply = asked(machine, SMOKE, node={"store": None})
     assert refusal(reply).startswith("ConfigError: its node config names no store; all of it is in the log")
 
 
 @pytest.mark.case(24)
 @pytest.mark.parametrize("client", ["../../x", "/etc/x", "a\0b"])
-def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_nothing(
-    machine, monkeypatch, caplog, client
-):
+def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_nothing(machine, caplog, client):
     with caplog.at_level(logging.ERROR, "flwr"):
-        reply = asked(monkeypatch, machine, SMOKE, node={"client-id": client})
+        reply = asked(machine, SMOKE, node={"client-id": client})
     assert refusal(reply).startswith("ConfigError: its node config cannot be used")
     assert re.search(r"client id .*: expected 1 to 64 letters", caplog.text)
     assert not (machine / "kept").exists()
@@ -290,19 +288,19 @@ def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_not
     ],
 )
 def test_a_node_of_stock_flower_whose_config_would_keep_nothing_in_answers_nothing_and_trains_nothing(
-    machine, monkeypatch, caplog, node, said
+    machine, caplog, node, said
 ):
     desk = Desk(machine / "other")
     arrays, config = desk.ask("0", 1, run="abcd")
     content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
     with caplog.at_level(logging.ERROR, "flwr"):
-        sent = refusal(asked(monkeypatch, machine, SMOKE, node=node, content=content))
+        sent = refusal(asked(machine, SMOKE, node=node, content=content))
     assert re.match("ConfigError: (its node config cannot be used|a pattern of its node's forbid)", sent)
     assert re.search(said, caplog.text)
     assert not list(machine.glob("kept/**/round-*"))
 
 
-def asked(monkeypatch, machine, overrides, node=None, content=None):
+def asked(machine, overrides, node=None, content=None):
     """The answer of the real ClientApp of a deployed node to a message."""
     client_app._resident.cache_clear()
     content = content or getpropertiesins_to_recorddict(GetPropertiesIns({}))
@@ -321,11 +319,11 @@ def refusal(reply):
     return reply.error.reason
 
 
-def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine, monkeypatch):
+def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine):
     desk = Desk(machine / "other")
     arrays, config = desk.ask("0", 1, run="abcd")
     content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
-    assert asked(monkeypatch, machine, [*SMOKE, "run.store=/proc/nowhere"], content=content).has_content()
+    assert asked(machine, [*SMOKE, "run.store=/proc/nowhere"], content=content).has_content()
     (path,) = (machine / "kept" / "1" / "0").glob("round-*.safetensors")
     assert path.name == "round-000001.safetensors"
 
@@ -340,11 +338,11 @@ def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine, m
     ],
 )
 def test_what_a_machine_says_of_its_failures_has_no_place_in_it_and_its_log_has_all(
-    machine, monkeypatch, caplog, words, said
+    machine, caplog, words, said
 ):
     words = [word.format(allowed=machine / "allowed", private=machine / "private") for word in words]
     with caplog.at_level(logging.ERROR, "flwr"):
-        told = refusal(asked(monkeypatch, machine, [*SMOKE, *words]))
+        told = refusal(asked(machine, [*SMOKE, *words]))
     assert said in told
     assert not PLACE.search(told), told
     assert str(machine) in caplog.text

@@ -65,10 +65,11 @@ class Numbers:
                 raise WireError(f"reports {name!r} of {value:g}, expected {low:g} to {high:g}")
 
 
-def of_training(measures: Mapping[str, Range]) -> Numbers:
-    """What the answer to a training message may report, with a task that has these ``measures``."""
+def of_training(measures: Mapping[str, Range], before: bool) -> Numbers:
+    """What the answer to a training message may report, with a task that has these ``measures``. ``before``:
+    the accuracy of the client's own model before aggregation was asked."""
     always = {**TRAINING, "loss": measures["loss"]}
-    return Numbers(always, {"accuracy_before": measures["accuracy"]}, needed=("loss",))
+    return Numbers(always, {"accuracy_before": measures["accuracy"]} if before else {}, needed=("loss",))
 
 
 def of_evaluation(measures: Mapping[str, Range], alone: bool) -> Numbers:

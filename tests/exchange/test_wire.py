@@ -50,7 +50,7 @@ REPORTING = replace(UPLOAD, counts=(30, 0, 30), scores=(0.25, 1, 0.0))
 HEADERS = [BROADCAST, CHANGE, UPLOAD, REPORTING]
 BOTH = pytest.mark.parametrize("header", [CHANGE, REPORTING], ids=["broadcast", "upload"])
 WRONG = [None, True, 1, 1.5, "text", [], {}, {"loss": "low"}, {"loss": None}, {"loss": True}]
-TRAINED, EVALUATED = of_training(MEASURES), of_evaluation(MEASURES, True)
+TRAINED, EVALUATED = of_training(MEASURES, True), of_evaluation(MEASURES, True)
 LISTS = ("merge", "counts", "scores")
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**9), 10**9)
 BYTES = VECTOR.nbytes
@@ -481,6 +481,17 @@ def test_metrics_are_needed_of_a_client_that_was_measured_and_of_no_other():
         wire.check_upload(replace(UPLOAD, report={"majority": 0.5}), 3, EVALUATED)
     with pytest.raises(WireError, match=r"reports \['accuracy_before'\], measured on no example"):
         wire.check_upload(replace(UPLOAD, report={"loss": 1.0, "accuracy_before": 0.5}), 3, TRAINED)
+
+
+def test_a_number_that_was_not_asked_for_in_a_round_is_refused():
+    trained = replace(UPLOAD, measured=7, report={"loss": 1.0, "accuracy_before": 0.5})
+    evaluated = replace(UPLOAD, measured=7, report={"loss": 1.0, "accuracy": 0.5, "local_only": 0.5})
+    wire.check_upload(trained, 3, TRAINED)
+    wire.check_upload(evaluated, 3, EVALUATED)
+    with pytest.raises(WireError, match="reports 'accuracy_before', and there are: "):
+        wire.check_upload(trained, 3, of_training(MEASURES, False))
+    with pytest.raises(WireError, match="reports 'local_only', and there are: "):
+        wire.check_upload(evaluated, 3, of_evaluation(MEASURES, False))
 
 
 @pytest.mark.parametrize("name", ["", "phase", "client", "\ud800", "x" * 10**5, "local_only", "=1+1"])

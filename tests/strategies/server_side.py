@@ -98,7 +98,7 @@ class Server:
             client=client, round=asked.round, layout=asked.layout, digest=wire.vector_digest(payload),
             examples=examples, measured=10, shared=asked.shared, codec=codec.name,
             private_before="b" * 16, private_after=f"{int(client):016x}",
-            report={"loss": 1.0, "accuracy_before": 0.5},
+            report={"loss": 1.0} | ({"accuracy_before": 0.5} if asked.measure_before else {}),
         )  # fmt: skip
         header = replace(header, **changes)
         return FitRes(OK, ndarrays_to_parameters([payload]), examples, wire.write_header(header))
