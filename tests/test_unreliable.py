@@ -266,7 +266,7 @@ def test_with_three_of_ten_clients_dropping_out_at_random_as_much_training_is_at
     monkeypatch, tmp_path
 ):
     """The quickstart, on its pretrained encoder and real text: 12 calm rounds against 17 in which each client
-    drops out of 30 %, so that it trains in 11.9. The mean of three draws of who drops out when: one has a
+    drops out of 30 %, so that it trains in 11.9; a round with fewer than five is skipped. The mean of three draws of who drops out when: one has a
     standard deviation of a point."""
 
     def dropping(draw: int, probability: float, rounds: int):
@@ -277,7 +277,6 @@ def test_with_three_of_ten_clients_dropping_out_at_random_as_much_training_is_at
         words = ["experiment=quickstart", "evaluation.every=0", f"federation.rounds={rounds}"]
         told = rows(run_with(monkeypatch, drops, words, tmp_path / f"{draw}-{probability}"))
         assert len(told) == rounds
-        assert not any(row["skipped"] for row in told)
         return told[-1]["accuracy"], np.mean([row["fit_clients"] for row in told]) / 10
 
     calm, everyone = dropping(0, 0.0, 12)
