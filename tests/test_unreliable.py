@@ -266,8 +266,8 @@ def test_with_three_of_ten_clients_dropping_out_at_random_as_much_training_is_at
     monkeypatch, tmp_path
 ):
     """The quickstart, on its pretrained encoder and real text: 12 calm rounds against 17 in which each client
-    drops out of 30 %, so that it trains in 11.9; a round with fewer than five is skipped. The mean of three draws of who drops out when: one has a
-    standard deviation of a point."""
+    drops out of 30 %, so that it trains in 11.9; a round with fewer than five is skipped. The mean of three
+    draws of who drops out when: one has a standard deviation of a point."""
 
     def dropping(draw: int, probability: float, rounds: int):
         def drops(phase, client, round_, before):
