@@ -125,9 +125,7 @@ class OneByOne:
         # a backbone is added to its pretrained value and taken off again, which rounds
         exact = job.values.keys() - self.model.relative
         if wrong := sorted(n for n in exact if not np.array_equal(standing[n], job.values[n])):
-            raise TrainingError(
-                f"tensors were not installed as they should be, so nothing was trained: {wrong}"
-            )
+            raise TrainingError(f"these tensors were not installed as they should be: {wrong}")
         return standing
 
 
