@@ -30,17 +30,17 @@ def size_of(whole: RecordDict) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def unpack(whole: RecordDict) -> dict[int, Part]:
-    """Takes a bundle apart, by the place of each client. Raises ValueError for what ``pack`` never makes."""
-    size = size_of(whole)
-    if size is None:
-        raise ValueError("it is no bundle")
+def unpack(whole: RecordDict, size: int) -> dict[int, Part]:
+    """Takes a bundle apart, by the place of each client on a node that has ``size``. Raises ValueError for
+    what ``pack`` never makes."""
+    if size_of(whole) != size:
+        raise ValueError(f"it is no bundle of the messages of {size} clients")
     contents: dict[int, RecordDict] = {}
     for key, record in whole.items():
         if key == SIZE:
             continue
         place, mark, name = str(key).partition("/")
-        if not mark or place not in map(str, range(size)):
+        if not mark or not place.isdecimal() or str(int(place)) != place or int(place) >= size:
             raise ValueError(f"{str(key)[:40]!r} is of no client of a node with {size}")
         contents.setdefault(int(place), RecordDict())[name] = record
     return {place: _part(content) for place, content in contents.items()}

@@ -83,7 +83,7 @@ def each(message: Message, context: Context, call_next: ClientAppCallable) -> Me
         return call_next(message, context)
     configs = of_clients(context.node_config, size)
     answers: dict[int, Part] = {}
-    for place, asked in unpack(message.content).items():
+    for place, asked in unpack(message.content, size).items():
         if isinstance(asked, Error):
             continue  # a server asks for nothing by it
         own = replace(context, node_config=configs[place])

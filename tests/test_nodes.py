@@ -31,7 +31,7 @@ def test_what_is_joined_comes_apart_as_it_was():
     parts = {0: content("zero"), 2: content("two"), 1: Error(7, "no such device")}
     whole = recorddict_from_proto(recorddict_to_proto(pack(parts, 3)))
     assert size_of(whole) == 3
-    apart = unpack(whole)
+    apart = unpack(whole, 3)
     assert apart.keys() == parts.keys()
     assert (apart[1].code, apart[1].reason) == (7, "no such device")
     for place in (0, 2):
@@ -39,12 +39,14 @@ def test_what_is_joined_comes_apart_as_it_was():
     assert size_of(content("zero")) is None
 
 
-@pytest.mark.parametrize("key", ["3/said", "-1/said", "01/said", "said", "/said", "x/said", "0"])
+@pytest.mark.parametrize(
+    "key", ["3/said", "-1/said", "01/said", "٣/said", "9" * 5000 + "/x", "said", "/said", "x/said", "0"]
+)
 def test_what_is_of_no_client_of_the_node_is_refused(key):
     whole = pack({0: content("zero")}, 3)
     whole[key] = ConfigRecord()
-    with pytest.raises(ValueError, match="is of no client of a node with 3"):
-        unpack(whole)
+    with pytest.raises(ValueError, match=r"is of no client of a node with 3|Exceeds the limit"):
+        unpack(whole, 3)
 
 
 @pytest.mark.parametrize("each", [2, 4])
@@ -128,11 +130,13 @@ def test_an_answer_for_one_client_is_none_for_the_other():
     assert second.content["said"]["text"] == "one"
 
 
-@pytest.mark.parametrize("reply", [content("x"), RecordDict({"clients-of-node": ConfigRecord()})])
+@pytest.mark.parametrize(
+    "reply", [content("x"), RecordDict({"clients-of-node": ConfigRecord()}), pack({}, 10**15)]
+)
 def test_an_answer_that_is_no_bundle_is_unreadable_for_each_client(reply):
     grid, ids = asked(reply)
     for one in ids:
-        with pytest.raises(UnreadableReply, match="it is no bundle"):
+        with pytest.raises(UnreadableReply, match="it is no bundle of the messages of 2 clients"):
             grid.pull_messages([one])
 
 

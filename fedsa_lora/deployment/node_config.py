@@ -67,8 +67,8 @@ class Node:
         Raises ConfigError with every fault.
         """
         node, clients = _node(config), _named(config)
-        words = [fault for one in clients for fault in _faults({**config, "client-id": one})]
-        words = list(dict.fromkeys(words or _faults(config)))
+        each = [{**config, "client-id": one} for one in clients] or [config]
+        words = list(dict.fromkeys(fault for one in each for fault in _faults(one)))
         if len(set(clients)) < len(clients):
             words.append(f"client-id: names a client twice: {','.join(clients)}")
         if len(clients) > 1 and node.data is not None:

@@ -113,7 +113,7 @@ class ClientGrid(Grid):
             if replies[0].has_error():
                 answers = dict.fromkeys(self._sent[message_id], replies[0].error)
             else:
-                answers = unpack(replies[0].content)
+                answers = unpack(replies[0].content, self._each)
         except UnreadableReply as error:
             answers = error
         except ValueError as error:
