@@ -29,8 +29,8 @@ class Stage(ABC):
         what is left for the next round (n,), None for nothing. Neither of what is given is changed."""
 
     def undo(self, sent: Any, size: int) -> Any:
-        """Take back on the server what ``apply`` did on the way of a vector (size,). A change of values stays:
-        it was meant. Raises WireError for what ``apply`` cannot have made."""
+        """Take back on the server what ``apply`` did on the way of a vector (size,); a change of values was
+        meant and stays. Raises WireError for what ``apply`` cannot have made."""
         return sent
 
 
