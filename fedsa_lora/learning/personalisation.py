@@ -55,7 +55,11 @@ class LocalRound:
     scoring: Scoring | None = None
 
     def still(self, **changes: Any) -> Job:
-        """A job that trains nothing: the model as the round began, but for fields that are given."""
+        """A job that trains nothing: the model as the round began, but for fields that are given.
+
+        Its outcome has values as they stand in a model, which rounds those that are a difference from
+        pretrained weights.
+        """
         job = Job(
             values=self.values,
             merged=self.merged,
@@ -142,7 +146,8 @@ class Reptile(FineTune):
             return outcome, {}
         start, end = outcome.start, outcome.values
         moved = {n: start[n] + np.float32(self.epsilon) * (end[n] - start[n]) for n in local.anchor}
-        return replace(outcome, values=end | moved), {}
+        standing = yield local.still(values=end | moved)
+        return replace(outcome, values=standing.values), {}
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class PFedMe(Personalisation):
 
     def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
         pace = np.float32(self.eta * self.weight)
-        theta = dict(local.values)
+        theta = (yield local.still()).values
         w = {name: theta[name] for name in local.anchor}
         outcomes: list[Outcome] = []
         for part in range(max(1, len(local.plain().batches) // self.inner)):
@@ -256,7 +261,8 @@ class PFedMe(Personalisation):
             theta = outcome.values
             w = {name: value - pace * (value - theta[name]) for name, value in w.items()}
             outcomes.append(outcome)
-        return replace(sum(outcomes[1:], outcomes[0]), values=theta | w), theta
+        standing = yield local.still(values=theta | w)
+        return replace(sum(outcomes[1:], outcomes[0]), values=standing.values), theta
 
 
 def _check(name: str, value: float, *, low: float, high: float = float("inf"), open_: bool = False) -> None:
