@@ -35,10 +35,10 @@ from strategies import (
     AdaptiveFedSA,
     Attendance,
     ClusteredFedSA,
-    Cohort,
     Evaluation,
     FedSA,
     Recorder,
+    Roster,
     TopKFedSA,
 )
 from strategies.exact import FactorRule, pairs
@@ -215,7 +215,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         tell_total=config.personalisation.mixes,
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
         frozen=None if _beyond_head(empty) else _frozen(empty.layout.select(split.frozen), start),
-        cohort=_cohort(config),
+        roster=_roster(config),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
             every=config.evaluation.every,
@@ -237,7 +237,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
     )
 
 
-def _cohort(config: RunConfig) -> Cohort:
+def _roster(config: RunConfig) -> Roster:
     """Who takes part. Raises ConfigError for a registry with faults; where it is not on this machine, it is
     read on that of the SuperLink."""
     federation, registry = config.federation, None
@@ -246,7 +246,7 @@ def _cohort(config: RunConfig) -> Cohort:
         registry = partial(read_registry, path)
         if path.exists():
             registry()
-    return Cohort(
+    return Roster(
         config.seed,
         federation.clients,
         None if federation.superlink is None else federation.wait_seconds,

@@ -35,7 +35,7 @@ class RecordedServer(Server):
         strategy = assemble.strategy(config, directory, directory.run, directory.resumptions)
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.config, self.directory = config, directory
-        self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name
+        self.evaluation, self.name_of = strategy.evaluation, strategy.roster.name
         if (state := directory.resumed) is not None:
             strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:

@@ -87,7 +87,7 @@ class ClusteredFedSA(FedSA):
         self.downlinks = {int(number): self._starting(held) for number, held in sorted(vectors.items())}
 
     def _starting(self, held: Vector) -> Downlink:
-        return Downlink(self.layout, held, None, self.cohort.seed)
+        return Downlink(self.layout, held, None, self.roster.seed)
 
 
 def ungroupable(inner: type[Strategy], split: SplitPolicy, downlink: Codec | None) -> Iterator[str]:

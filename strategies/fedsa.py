@@ -35,12 +35,12 @@ from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.admission import Admission, Failure, Remark, admit
 from strategies.attendance import Attendance
 from strategies.bounds import Bounds, Rejections, believed, bounded, outlier
-from strategies.cohort import Cohort, at_least
 from strategies.decoding import Decoder
 from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
 from strategies.reasons import causes
+from strategies.roster import Roster, at_least
 from strategies.rules import fewest_results, recall, remembered, rule_for, sound_step
 from strategies.traffic import message_bytes
 from strategies.updates import Update
@@ -75,7 +75,7 @@ class FedSA(Strategy):
     frozen : Frozen
         The factors that all clients hold at the same value and nobody trains, to measure the aggregation
         error with; None where the server does not know them.
-    cohort : Cohort
+    roster : Roster
         Who the clients are, and who takes part in a round.
     evaluation : Evaluation
         When all clients are evaluated, also those that were not sampled.
@@ -106,7 +106,7 @@ class FedSA(Strategy):
         initial: Vector,
         *,
         split: SplitPolicy,
-        cohort: Cohort,
+        roster: Roster,
         evaluation: Evaluation,
         recorder: Recorder,
         codec: Codec | None = None,
@@ -126,7 +126,7 @@ class FedSA(Strategy):
         self.inner, self.layout, self.shared, self.split = inner, layout, initial, split
         self.codec, self.ranks, self.frozen = codec or Dense(), ranks or {}, frozen
         self.classes, self.uniform, self.tell_total = classes, uniform, tell_total
-        self.cohort, self.evaluation, self.min_results = cohort, evaluation, min_results
+        self.roster, self.evaluation, self.min_results = roster, evaluation, min_results
         self.run, self.resumed = run, resumed
         self.bounds = bounds or Bounds()
         self.measures = measures
@@ -135,7 +135,7 @@ class FedSA(Strategy):
         self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
         self.rule = rule_for(inner, layout)
         self.fewest = fewest_results(type(inner), getattr(inner, "num_malicious_clients", 0))
-        self.downlink = Downlink(layout, initial, downlink, cohort.seed)
+        self.downlink = Downlink(layout, initial, downlink, roster.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
         self._examples: dict[str, int] = {}  # by client in the last mean, if they are told the total
         self._common: dict[int, Turn] = {}  # what all clients are asked for in a round, found once
@@ -156,17 +156,17 @@ class FedSA(Strategy):
         """The inner strategy's choice of clients, each sent what it lacks and is asked for its turn."""
         self.ledger.begin()
         excluded = self.attendance.excluded(server_round)
-        there = self.cohort.at(server_round, client_manager, excluded, self.min_results)
+        there = self.roster.at(server_round, client_manager, excluded, self.min_results)
         chosen = self.inner.configure_fit(
             server_round=server_round,
             parameters=ndarrays_to_parameters([self.shared]),
             client_manager=there,
         )
-        self._needed, self._left_out = there.needed, self.cohort.remarks
+        self._needed, self._left_out = there.needed, self.roster.remarks
         self._attended = {"present": len(there.ordered), "excluded": there.left_out, "asked": len(chosen)}
-        everyone = map(self.cohort.name, there.ordered)
+        everyone = map(self.roster.name, there.ordered)
         self._round = {client: self.turn(client, server_round) for client in everyone}
-        names = [self.cohort.name(proxy) for proxy, _ in chosen]
+        names = [self.roster.name(proxy) for proxy, _ in chosen]
         turns = {name: self._round.get(name) or self.turn(name, server_round) for name in names}
         measure = self.evaluation.compares_before(server_round)
         configs = [ins.config for _, ins in chosen]
@@ -178,7 +178,7 @@ class FedSA(Strategy):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
         numbers = of_training(self.measures, self.evaluation.compares_before(server_round))
-        admission = admit(server_round, results, failures, self.cohort.name, numbers, decode=self.decode)
+        admission = admit(server_round, results, failures, self.roster.name, numbers, decode=self.decode)
         admission = bounded(admission, self.layout, self.bounds)
         warn_of(admission)
         answered = {answer.header.client for answer in admission.answers}
@@ -203,10 +203,10 @@ class FedSA(Strategy):
         if not self._measures(server_round):
             return []
         excluded = self.attendance.excluded(server_round)
-        there = self.cohort.everyone(client_manager)
-        everyone = [proxy for proxy in there if self.cohort.name(proxy) not in excluded]
+        there = self.roster.everyone(client_manager)
+        everyone = [proxy for proxy in there if self.roster.name(proxy) not in excluded]
         turns = {}
-        for name in map(self.cohort.name, everyone):  # some perhaps came during the round
+        for name in map(self.roster.name, everyone):  # some perhaps came during the round
             turn = self._round.get(name) or self.turn(name, server_round)
             # what joined in the round that ended has a common value now, unless that round was skipped
             turns[name] = turn if self.attendance.skipped else Turn(turn.shared)
@@ -225,10 +225,10 @@ class FedSA(Strategy):
         if not self._measures(server_round):
             return None, {}
         numbers = of_evaluation(self.measures, self.evaluation.trains_alone(server_round))
-        admission = admit(server_round, results, failures, self.cohort.name, numbers)
+        admission = admit(server_round, results, failures, self.roster.name, numbers)
         admission = believed(admission, self.bounds)
         warn_of(admission)
-        since_training = [remark for remark in self.cohort.remarks if remark not in self._left_out]
+        since_training = [remark for remark in self.roster.remarks if remark not in self._left_out]
         rows = self.ledger.evaluate(admission.with_remarks(admission.answers, since_training))
         if not rows and server_round == self.evaluation.rounds:
             told = ["no client answered the last evaluation", *causes(admission.failures)]

@@ -23,8 +23,8 @@ TOLD_SECONDS = 60.0  # between two lines that say what a run waits for
 log = logging.getLogger("flwr")
 
 
-class Cohort:
-    """Learns which client is behind each node, and draws cohorts from names, seed and round alone.
+class Roster:
+    """Learns which client is behind each node, and draws samples from names, seed and round alone.
 
     At the start it waits up to ``wait_seconds`` until the ``expected`` clients are there and have said who
     they are, and goes on with fewer, down to the share ``least`` of them; later it waits, as long, only where
@@ -177,18 +177,18 @@ class RoundManager(ClientManager):
         self,
         manager: ClientManager,
         ordered: list[ClientProxy],
-        cohort: Cohort,
+        roster: Roster,
         round_: int,
         excluded: Collection[str],
         min_results: float,
     ) -> None:
         self.ordered, self.needed, self.left_out = ordered, 0, list[str]()
-        self._manager, self._cohort = manager, cohort
+        self._manager, self._roster = manager, roster
         self._excluded, self._min_results = excluded, min_results
-        self._rng = generator(cohort.seed, "sample", round_)
+        self._rng = generator(roster.seed, "sample", round_)
 
     def num_available(self) -> int:
-        return max(len(self.ordered), self._cohort.expected)
+        return max(len(self.ordered), self._roster.expected)
 
     def register(self, client: ClientProxy) -> bool:
         return self._manager.register(client)
@@ -212,10 +212,10 @@ class RoundManager(ClientManager):
                 "fraction_fit or min_fit_clients of the strategy"
             )
         self.needed = num_clients
-        taken = [proxy for proxy in eligible if self._cohort.name(proxy) not in self._excluded]
+        taken = [proxy for proxy in eligible if self._roster.name(proxy) not in self._excluded]
         if len(taken) < at_least(self._min_results, num_clients):
             taken = eligible
-        self.left_out = [self._cohort.name(proxy) for proxy in eligible if proxy not in taken]
-        size = min(len(taken), math.ceil(self._cohort.over_select * num_clients - 1e-9))
+        self.left_out = [self._roster.name(proxy) for proxy in eligible if proxy not in taken]
+        size = min(len(taken), math.ceil(self._roster.over_select * num_clients - 1e-9))
         chosen = self._rng.choice(len(taken), size=size, replace=False)
         return [taken[i] for i in sorted(chosen)]
