@@ -31,19 +31,9 @@ from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
-from strategies import (
-    AdaptiveFedSA,
-    Attendance,
-    ClusteredFedSA,
-    Evaluation,
-    FedSA,
-    Recorder,
-    Roster,
-    TopKFedSA,
-)
+from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.exact import FactorRule, pairs
 from strategies.exactness import Frozen
-from strategies.rules import LINEAR
 
 SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
 
@@ -204,7 +194,10 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
     )
     if isinstance(inner, FactorRule):
         _check_factors(inner, layout, empty)
-    return _sort(config, inner)(
+    kind: Callable[..., FedSA] = FedSA
+    if config.clusters is not None:
+        kind = partial(ClusteredFedSA, clusters=config.clusters)
+    return kind(
         inner,
         layout,
         initial,
@@ -254,15 +247,6 @@ def _roster(config: RunConfig) -> Roster:
         registry=registry,
         over_select=federation.over_select,
     )
-
-
-def _sort(config: RunConfig, inner: Strategy) -> Callable[..., FedSA]:
-    """The FedSA that remembers what this config needs remembered."""
-    if config.clusters is not None:
-        return partial(ClusteredFedSA, clusters=config.clusters)
-    if config.split.adaptive:
-        return AdaptiveFedSA
-    return TopKFedSA if config.codec.sparse and type(inner) in LINEAR else FedSA
 
 
 def _counted(config: RunConfig) -> bool:

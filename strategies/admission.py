@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
@@ -21,6 +22,7 @@ Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
 MAX_NAME = 64  # of the name of a client, or of the number of a node that has not told one
+log = logging.getLogger("flwr")
 
 
 def one_line(text: str, most: int = MAX_REASON) -> str:
@@ -84,6 +86,11 @@ class Admission(Generic[Res]):
     @property
     def rejected(self) -> list[Remark]:
         return [remark for remark in self.remarks if remark.kind == "rejected"]
+
+    def warn(self) -> None:
+        """Log who did not answer, and whose answer was not taken as it was."""
+        for remark in self.remarks:
+            log.warning("%s", remark, extra={"client": remark.client})
 
     def with_remarks(self, answers: list[Answer[Res]], remarks: Iterable[Remark]) -> Admission[Res]:
         """What is left of it after a second look."""

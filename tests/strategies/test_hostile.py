@@ -327,7 +327,7 @@ def test_a_second_answer_with_other_values_changes_nothing_and_is_named():
 
 def test_a_client_that_was_not_asked_is_rejected():
     server, answers = server_with()
-    del server.strategy._turns["1"]
+    del server.strategy.round.asked["1"]
     assert rejected(server, answers) == {"1": "was not asked this round"}
 
 
