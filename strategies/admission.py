@@ -1,4 +1,4 @@
-"""Which of the answers of a round are admitted, and who is rejected for what."""
+"""Admits the answers of a round, or rejects them with a reason."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Answer(Generic[Res]):
 
 @dataclass(frozen=True)
 class Remark:
-    """What was wrong with the answer of a client, None where nobody knows whose. ``error``: it told one
+    """A fault in the answer of a client, None where nobody knows whose. ``error``: it told one
     instead; ``lost``: none came; ``rejected`` or ``clipped``: the server did that with it."""
 
     client: str | None
@@ -63,7 +63,7 @@ class Remark:
 
 
 class Unanswered(Exception):
-    """Which client gave no usable answer, and why."""
+    """The client that gave no usable answer, and why."""
 
     def __init__(self, remark: Remark) -> None:
         super().__init__(remark)
@@ -93,7 +93,7 @@ class Admission(Generic[Res]):
             log.warning("%s", remark, extra={"client": remark.client})
 
     def with_remarks(self, answers: list[Answer[Res]], remarks: Iterable[Remark]) -> Admission[Res]:
-        """What is left of it after a second look."""
+        """The rest of it after a second look."""
         return replace(self, answers=answers, remarks=sorted([*self.remarks, *remarks], key=str))
 
 

@@ -30,7 +30,7 @@ class Audience(ABC):
 
     @abstractmethod
     def downlink(self, client: str) -> Downlink:
-        """Where the broadcasts to a client come from."""
+        """The source of the broadcasts to a client."""
 
     def together(self, updates: Sequence[Update]) -> dict[Downlink, list[Update]]:
         """The updates of a round by the downlink whose vector they change, in their order."""

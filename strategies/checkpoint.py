@@ -1,4 +1,4 @@
-"""What a server that stopped after a round would send to any client, read from its checkpoint."""
+"""Reads a checkpoint of the server: the message that any client would be sent after that round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Checkpoint:
     memory: NamedArrays
 
     def turn(self, client: str) -> Turn:
-        """What the client was asked to share when the round was evaluated."""
+        """The tensors that the client was asked to share when the round was evaluated."""
         asked = asked_turn(self.layout, client, self.memory)
         if asked is None:
             return Turn(self.split.in_round(self.layout, self.round))

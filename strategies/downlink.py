@@ -1,4 +1,4 @@
-"""What is sent to which client: everything, or the change since the broadcast that it saw last."""
+"""Sends a client everything, or the change since the broadcast that it saw last."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class FedSA(Strategy):
 
     @property
     def shared(self) -> Vector:
-        """What is common to all clients, (layout.size,) float32; of groups, to those of the largest."""
+        """The vector that is common to all clients, (layout.size,) float32; of groups, to the largest."""
         return self.audience.common
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
@@ -250,9 +250,9 @@ class FedSA(Strategy):
         return
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """What is kept with a checkpoint beside the shared vector, so that ``restore`` can go on from it:
-        what plan, audience and rule remember, who is in the mean with how many examples, and who failed and
-        was rejected how often. Where the split adapts, also what each client is asked to share."""
+        """The state that ``restore`` goes on from, beside the shared vector: that of plan, audience and rule, who
+        is in the mean with how many examples, and who failed and was rejected how often. Where the split
+        adapts, also what each client is asked to share."""
         counts = self.totals.state() | self.attendance.state() | self.rejections.state()
         memory = self.audience.state() | counts | self.rule.state() | self.plan.state()
         if self.split.adaptive:
@@ -268,7 +268,7 @@ class FedSA(Strategy):
             part.restore(memory)
 
     def _measures(self, round_: int) -> bool:
-        """Whether a round is evaluated: when it is due, and changed something or is the last."""
+        """True of a round that is evaluated: it is due, and changed something or is the last."""
         last = round_ == self.evaluation.rounds
         return last or (self.evaluation.due(round_) and not self.attendance.skipped)
 

@@ -61,7 +61,7 @@ class ByImportance:
 
     @property
     def scores(self) -> int:
-        """How many each upload brings: one for each tensor of the pool."""
+        """The number that each upload brings: one for each tensor of the pool."""
         return len(self._bytes)
 
     def learn(self, round_: int, together: Together) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class ByImportance:
         self._known = {key: self._turned(memory) for key, memory in sorted(self._known.items())}
 
     def shared(self, client: str) -> frozenset[str]:
-        """What this client is asked to share in the next round."""
+        """The tensors that this client is asked to share in the next round."""
         memory = self._memory(client)
         side = self._start() if memory is None else memory.side
         levels = np.zeros(len(side)) if memory is None else self._levels(memory.scores)

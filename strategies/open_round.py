@@ -36,7 +36,8 @@ class OpenRound:
     absent: Sequence[Remark] = ()
 
     def row(self, layout: Layout, adaptive: bool) -> dict[str, Any]:
-        """What the row of the round records; with the names that are shared where they are not always all."""
+        """The part of the round's row that is known beforehand; with the names that are shared where that are
+        not always all."""
         shared = {name for turn in self.asked.values() for name in turn.shared}
         row: dict[str, Any] = {"shared": sum(spec.size for spec in layout if spec.name in shared)}
         if adaptive or shared != set(layout.names):

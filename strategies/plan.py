@@ -30,7 +30,7 @@ class Plan(ABC):
 
     @abstractmethod
     def turns(self, round_: int, clients: Iterable[str]) -> dict[str, Turn]:
-        """What each of the clients is asked to share in a round."""
+        """The tensors that each of the clients is asked to share in a round."""
 
     def learn(self, round_: int, together: Together) -> dict[str, Any]:
         """Take in a round, the updates of each mean by themselves. Returns what is new for its row."""
@@ -46,7 +46,7 @@ class Plan(ABC):
 
 
 class FixedPlan(Plan):
-    """What the policy says of a round, for all clients alike."""
+    """Follows a policy that is known beforehand and the same for all clients."""
 
     def __init__(self, policy: SplitPolicy, layout: Layout) -> None:
         self._policy, self._layout = policy, layout
@@ -69,7 +69,7 @@ class Choice(Protocol):
 
 
 class AdaptivePlan(Plan):
-    """What a choice says of the factors; a shared head is always shared.
+    """Follows a choice among the factors; a shared head is always shared.
 
     A tensor that a client had to itself and is asked to share again joins: it starts from the client's own
     value, so that the first mean is that of the clients' values.

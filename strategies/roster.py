@@ -98,11 +98,8 @@ class Roster:
             # Flower looks for new nodes when it is asked for all, and changes what it returned later
             nodes = dict(manager.all())
             there = self._naming.look(nodes)
-            enough = 1 if self.wait_seconds is None else target
-            all_answered = len(nodes) - len(there.refused) >= enough and not there.pending
-            hopeless = self._present is None and there.twice
             now = time.monotonic()
-            if len(there.clients) >= target or all_answered or hopeless or self._is_over(now - began):
+            if self._is_settled(there, len(nodes), target) or self._is_over(now - began):
                 break
             if now - told >= TOLD_SECONDS:
                 self._tell_waiting(len(there.clients), now - began)
@@ -113,8 +110,18 @@ class Roster:
             log.warning("%d of %d clients are there after %.0f s", count, self.expected, now - began)
         return there
 
+    def _is_settled(self, there: Present, nodes: int, target: int) -> bool:
+        """True where nothing is left to wait for: enough clients are known, so many nodes are there and have
+        all answered, or a run cannot start with those that have."""
+        if len(there.clients) >= target:
+            return True
+        if self._present is None and there.twice:
+            return True
+        enough = 1 if self.wait_seconds is None else target
+        return nodes - len(there.refused) >= enough and not there.pending
+
     def _is_over(self, waited: float) -> bool:
-        """Whether a wait has an end now: at its deadline or, in a simulation, with the main thread of this
+        """True at the end of a wait: at its deadline or, in a simulation, with the main thread of this
         process, which simulates the clients and outlives its own end as long as this thread does."""
         if self.wait_seconds is None:
             return not threading.main_thread().is_alive()
@@ -170,7 +177,7 @@ def at_least(share: float, of: int) -> int:
 
 
 class RoundManager(ClientManager):
-    """What an inner strategy sees of the clients in one round: as many as there should be, of whom those
+    """The clients of one round as an inner strategy sees them: as many as there should be, of whom those
     are sampled that are there. ``needed`` is how many it asked for, ``left_out`` who was excluded."""
 
     def __init__(

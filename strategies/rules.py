@@ -79,7 +79,7 @@ class Rule(ABC):
         """The step of a round, of which the rule may remember something."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What is remembered of earlier rounds, as arrays under names of the rule's own."""
+        """The memory of earlier rounds, as arrays under names of the rule's own."""
         return remembered(self.inner)
 
     def restore(self, vector: Vector, memory: NamedArrays) -> None:

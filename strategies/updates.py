@@ -1,4 +1,4 @@
-"""What clients sent, on the server: sparse where it was sent so, and its mean without making it dense."""
+"""Updates on the server: sparse where they were sent so, and their mean without making them dense."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Update:
     scores: Sequence[float] = field(default_factory=tuple)
 
     def within(self, span: slice) -> slice:
-        """Which of the values lie in a stretch of the whole vector."""
+        """The places of those values that lie in a stretch of the whole vector."""
         if self.positions is None:
             return span
         start, stop = np.searchsorted(self.positions, (span.start, span.stop))

@@ -60,7 +60,7 @@ class ByVariance:
         return {}
 
     def shared(self, client: str) -> frozenset[str]:
-        """What every client is asked to share in the next round."""
+        """The tensors that every client is asked to share in the next round."""
         if self._measures(self._next) or self._variance is None:
             return frozenset(self.pool.names)
         order = np.argsort(self._variance, kind="stable")[: self._policy.count]

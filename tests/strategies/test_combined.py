@@ -50,7 +50,7 @@ def answers(server: Server, round_: int, clients=None) -> dict:
 
 
 def play(server: Server, rounds, clients=None) -> list[dict]:
-    """What each client was sent in these rounds: message and header."""
+    """The messages to each client in these rounds, with their headers."""
     found = []
     for round_ in rounds:
         messages = server.ask(round_)
@@ -116,7 +116,7 @@ def test_each_group_is_adaptive_fedsa_among_its_members_where_a_client_alone_dec
 
 
 def test_groups_that_go_opposite_ways_do_not_disagree_within():
-    """What two clients of different groups send is never averaged: it is no reason to share less."""
+    """Updates of clients of different groups are never averaged: they are no reason to share less."""
     split = Importance(ema=0.0, threshold="heterogeneity")
     apart, mixed = grouped(split), adaptive(split)
     for server in (apart, mixed):
