@@ -25,7 +25,7 @@ class Decoder:
     ranks: Mapping[str, int]
     classes: int
     uniform: bool
-    scores: int = 0
+    scores: int
 
     def __call__(self, turns: Mapping[str, Turn], header: wire.UploadHeader, result: FitRes) -> Update:
         """The client's update, sparse where it was sent so; ``turns`` are what each client was asked for.

@@ -250,8 +250,8 @@ class FedSA(Strategy):
         return
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """The state that ``restore`` goes on from, beside the shared vector: that of plan, audience and rule, who
-        is in the mean with how many examples, and who failed and was rejected how often. Where the split
+        """The state that ``restore`` goes on from, beside the shared vector: that of plan, audience and rule,
+        who is in the mean with how many examples, and who failed and was rejected how often. Where the split
         adapts, also what each client is asked to share."""
         counts = self.totals.state() | self.attendance.state() | self.rejections.state()
         memory = self.audience.state() | counts | self.rule.state() | self.plan.state()
