@@ -17,6 +17,7 @@ from fedsa_lora.settings import RunConfig
 CHANGEABLE = (
     "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
     "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_",
+    "federation.clients_per_node",
     "federation.superlink", "federation.root_certificates", "federation.insecure", "federation.registry",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
