@@ -128,6 +128,10 @@ SAME = {
         ("clusters=updates", "clusters.groups=1", "clusters.after=1", "head=shared", "codec=topk"),
         ("head=shared", "codec=topk"),
     ),
+    "one group with a split by importance is importance": (
+        ("split=importance", "clusters=updates", "clusters.groups=1", "clusters.after=1"),
+        ("split=importance",),
+    ),
     "least variance while it measures is FedSA": (
         ("split=least_variance", "split.count=1", "split.measure=3"), FEDSA
     ),
