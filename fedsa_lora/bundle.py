@@ -23,7 +23,7 @@ def pack(parts: Mapping[int, Part], size: int) -> RecordDict:
 
 
 def size_of(whole: RecordDict) -> int | None:
-    """How many clients the node has that a message is for; None where it is no bundle."""
+    """Number of clients of the node that a bundle is for; None of any other message."""
     if SIZE not in whole.config_records:
         return None
     size = whole.config_records[SIZE].get(SIZE)

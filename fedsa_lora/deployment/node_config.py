@@ -1,4 +1,4 @@
-"""What a node says of itself, in its SuperNode's ``--node-config``: facts that no server decides."""
+"""Facts of a node that no server decides, from its SuperNode's ``--node-config``."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _node(config: Mapping[str, Any]) -> Node:
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """What cannot be, whatever machine it is."""
+    """Faults that hold on any machine."""
     for key in config:
         if key not in KEYS:
             yield f"{key!r} is none of {listing(KEYS)}{nearest(key, KEYS)}"
