@@ -20,25 +20,24 @@ class Totals:
     def __init__(self, told: bool) -> None:
         self.told = told
         self._examples: dict[str, int] = {}
+        self._total = 0
 
     def of(self, client: str) -> int:
         """The examples of all clients in the mean, for one of them; 0 for any other."""
-        if client not in self._examples:
-            return 0
-        return sum(self._examples.values())
+        return self._total if client in self._examples else 0
 
     def share(self, client: str) -> float:
         """The weight of a client in the mean; 0 where it has none, or nobody is told."""
-        return self._examples.get(client, 0) / max(1, sum(self._examples.values()))
+        return self._examples.get(client, 0) / max(1, self._total)
 
     def learn(self, updates: Sequence[Update]) -> None:
         """Take in of which updates the mean is."""
         if self.told:
-            self._examples = {update.client: update.examples for update in updates}
+            self._take({update.client: update.examples for update in updates})
 
     def forget(self) -> None:
         """Clients went on from the mean: it is that of what they hold no more."""
-        self._examples = {}
+        self._take({})
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {EXAMPLES + client: np.array([count]) for client, count in self._examples.items()}
@@ -46,4 +45,7 @@ class Totals:
     def restore(self, memory: NamedArrays) -> None:
         """Go on from what ``state`` gave; other arrays of the memory are ignored."""
         found = {name.removeprefix(EXAMPLES): a for name, a in memory.items() if name.startswith(EXAMPLES)}
-        self._examples = {client: int(count[0]) for client, count in found.items()}
+        self._take({client: int(count[0]) for client, count in found.items()})
+
+    def _take(self, examples: dict[str, int]) -> None:
+        self._examples, self._total = examples, sum(examples.values())
