@@ -18,13 +18,15 @@ from strategies.updates import Update
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads uploads of a run; its fields are those of ``FedSA``."""
+    """Reads uploads of a run; its fields are those of ``FedSA``, and how many importance ``scores`` its plan
+    asks for."""
 
     layout: Layout
     codec: Codec
     ranks: Mapping[str, int]
     classes: int
     uniform: bool
+    scores: int
 
     def __call__(self, turns: Mapping[str, Turn], header: wire.UploadHeader, result: FitRes) -> Update:
         """The client's update, sparse where it was sent so; ``turns`` are what each client was asked for.
@@ -33,6 +35,8 @@ class Decoder:
         """
         if header.client not in turns:
             raise WireError("was not asked this round")
+        if len(header.scores) != self.scores:
+            raise WireError(f"brings {len(header.scores)} importance scores, expected {self.scores}")
         rank = self.ranks.get(header.client)
         whole = self.layout.limited(rank)
         wire.check_layout(header, whole)
@@ -58,6 +62,7 @@ class Decoder:
             loss=header.report.get("loss", 0.0),
             rank=rank,
             counts=tuple(header.counts),
+            scores=tuple(header.scores),
         )
 
     def _check(self, header: wire.UploadHeader, turn: Turn, shared: frozenset[str]) -> None:
