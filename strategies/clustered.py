@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
-from fedsa_lora.exchange.codec import Codec
-from fedsa_lora.exchange.split import SplitPolicy
+from strategies.abilities import can
 from strategies.admission import Admission
 from strategies.downlink import HELD, Downlink
 from strategies.fedsa import FedSA
-from strategies.grouping import MEMBER, Clusters, Grouping
-from strategies.rules import STATELESS
+from strategies.grouping import MEMBER, Clusters, Grouping, ungroupable
 from strategies.updates import Update
 
 GROUP = "group/"  # by number in the memory of a checkpoint: what the group shares, (layout.size,)
@@ -40,7 +38,8 @@ class ClusteredFedSA(FedSA):
         self, inner: Strategy, layout: Layout, initial: Vector, *, clusters: Clusters, **arguments: Any
     ) -> None:
         super().__init__(inner, layout, initial, **arguments)
-        if faults := [*ungroupable(type(inner), self.split, self.downlink.codec)]:
+        one_by_one = can(inner, "stateless")
+        if faults := [*ungroupable(type(inner).__name__, one_by_one, self.split, self.downlink.codec)]:
             raise ConfigError("; ".join(faults))
         if not layout.size:
             raise ConfigError("clusters: clients share nothing that groups could share; set clusters=none")
@@ -88,22 +87,6 @@ class ClusteredFedSA(FedSA):
 
     def _starting(self, held: Vector) -> Downlink:
         return Downlink(self.layout, held, None, self.cohort.seed)
-
-
-def ungroupable(inner: type[Strategy], split: SplitPolicy, downlink: Codec | None) -> Iterator[str]:
-    """One line for each choice that cannot be had together with groups."""
-    if inner not in STATELESS:
-        yield (
-            f"clusters: {inner.__name__} cannot be asked for one group after the other: it remembers earlier "
-            "rounds, compares clients or combines factors; expected strategy=fedavg or fedprox"
-        )
-    if split.adaptive:
-        yield (
-            f"clusters: {type(split).__name__} chooses what is shared by comparing all clients; expected a "
-            "split that is known beforehand, such as split=share_a"
-        )
-    if downlink is not None:
-        yield "clusters: clients change groups, so broadcasts cannot be changes: set downlink=whole"
 
 
 def held_by(client: str, memory: Mapping[str, NDArray[np.float32]]) -> Vector | None:

@@ -32,6 +32,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy, Turn
+from strategies.abilities import fewest_results, layers
 from strategies.admission import Admission, Failure, Remark, admit
 from strategies.attendance import Attendance
 from strategies.bounds import Bounds, Rejections, believed, bounded, outlier
@@ -41,7 +42,7 @@ from strategies.downlink import Downlink
 from strategies.exactness import Frozen, aggregation_error
 from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
 from strategies.reasons import causes
-from strategies.rules import fewest_results, recall, remembered, rule_for, sound_step
+from strategies.rules import recall, remembered, rule_for, sound_step
 from strategies.traffic import message_bytes
 from strategies.updates import Update
 
@@ -134,7 +135,9 @@ class FedSA(Strategy):
         self.attendance = attendance or Attendance()
         self.decoder = Decoder(layout, self.codec, self.ranks, classes, uniform)
         self.rule = rule_for(inner, layout)
-        self.fewest = fewest_results(type(inner), getattr(inner, "num_malicious_clients", 0))
+        self.fewest = max(
+            fewest_results(type(layer), getattr(layer, "num_malicious_clients", 0)) for layer in layers(inner)
+        )
         self.downlink = Downlink(layout, initial, downlink, cohort.seed)
         self.ledger, self.recorder = Ledger(recorder), recorder
         self._examples: dict[str, int] = {}  # by client in the last mean, if they are told the total

@@ -21,8 +21,9 @@ from fedsa_lora.deployment.node_store import COUNTED, EVALUATED, SECRET, NodeSto
 from fedsa_lora.errors import ConfigError, StoreError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.group import at_least, ranges
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
-from fedsa_lora.validation import RANGES
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_a_limit_that_is_none_is_a_fault(config, said):
 
 
 def test_how_many_generations_a_run_asks_for_has_a_bound():
-    assert RANGES["run.keep_generations"][:2] == (1, 100)
+    assert ranges(RunConfig)["run.keep_generations"] == at_least(1, 100)
 
 
 def test_evaluations_are_counted_for_the_newest_rounds(tmp_path):
