@@ -111,7 +111,7 @@ class Group:
 
 
 @cache
-def marks(group: type[Any]) -> tuple[tuple[str, Any], ...]:
+def marks(group: type) -> tuple[tuple[str, Any], ...]:
     """The key and the mark of everything that is marked in a group and the groups within it, such as
     ``("federation.rounds", Interval(1))``."""
     found: list[tuple[str, Any]] = []
@@ -126,12 +126,12 @@ def marks(group: type[Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
-def marked(group: type[Any], *wanted: Mark) -> tuple[str, ...]:
+def marked(group: type, *wanted: Mark) -> tuple[str, ...]:
     """The keys that have one of these marks."""
     return tuple(key for key, mark in marks(group) if mark in wanted)
 
 
-def ranges(group: type[Any]) -> dict[str, Interval]:
+def ranges(group: type) -> dict[str, Interval]:
     """The interval of every number that has one, by its key."""
     return {key: mark for key, mark in marks(group) if isinstance(mark, Interval)}
 

@@ -115,7 +115,17 @@ def test_a_key_may_change_by_itself_or_with_its_group(key):
     assert not _is_changeable("seed")
 
 
-DIGESTS: dict[str, str] = {}  # PINNED
+# Made before groups were looped over: stores of those runs hold them.
+DIGESTS = {
+    "experiment=smoke": "ecaaa2839c421557",
+    "experiment=smoke split=share_ab strategy=flora federation.ranks=[2,4]": "78a0349435b0411b",
+    "experiment=smoke federation.b_passing=true": "9b76df9391b22cd8",
+    "experiment=smoke split=importance codec=topk_int8 downlink=int8 head=shared seed=7": "c5761c04a5908959",
+    "experiment=smoke personalisation=ditto attack=backdoor partition=dirichlet": "e54c823f65e9b1e1",
+    "experiment=smoke clusters=updates clusters.after=1 lora=rslora head=soft": "1060755649609679",
+    "task=image model=tiny_vit lora=none split=full head=shared": "41ee023f97bb7546",
+    "experiment=quickstart": "16d11748255c8ded",
+}
 
 
 @pytest.mark.parametrize(("words", "digest"), DIGESTS.items())
@@ -124,7 +134,7 @@ def test_the_digest_of_an_experiment_is_that_of_the_runs_that_are_stored(words, 
 
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-KEY = re.compile(rf"\b({'|'.join(GROUPS)})\.([a-z]\w*)\b(?![/(])")
+KEY = re.compile(rf"\b({'|'.join(GROUPS)})\.(?!md\b|csv\b)([a-z]\w*)\b")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
