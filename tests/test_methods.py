@@ -239,6 +239,15 @@ DP = ("strategy=dp_fixed_clipping", "strategy.noise_multiplier=0")
 GENTLY = ("train.lr=1e-3", "train.head_lr=1e-3")  # at these rates Adam does not blow up a rounding
 
 
+def test_a_plug_ins_subclass_of_fedavg_is_fedavg_also_with_a_head_by_counts(run, tmp_path, monkeypatch):
+    text = "from flwr.server.strategy import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n"
+    (tmp_path / "my_fedavg.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "my_fedavg")
+    for words in (("head=shared",), ("codec=topk",)):
+        assert_same(run(*words), run("strategy._target_=my_fedavg.Mine", *words))
+
+
 def test_clipping_that_binds_nobody_without_noise_is_fedavg_but_for_rounding(run):
     assert_same(run(*GENTLY), run(*DP, "strategy.clipping_norm=1e6", *GENTLY), 1e-6)
 
