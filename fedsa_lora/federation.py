@@ -1,4 +1,4 @@
-"""Who takes part in a run, with which data, for how long and where."""
+"""Participants of a run: who takes part with which data, for how long and where."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import CHANGEABLE, SERVED, at_least, more_than
 from fedsa_lora.outside import run_name_fault
 from fedsa_lora.seeds import generator
@@ -33,10 +34,12 @@ class FederationSettings(PartitionSettings):
     ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
     each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
     private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
-    no longer FedSA. ``superlink``: HOST:PORT of the SuperLink that the nodes of a deployment connect to; its
-    certificate is checked with ``root_certificates`` (null: those of the system), unless the connection is
-    ``insecure``; null simulates. ``registry``: a file of the SuperLink's machine with the public key of each
-    client's node (``fedsa_lora.deployment.registry``), by which names are checked; null: a name is a claim.
+    no longer FedSA. ``clients_per_node``: clients that a node answers for, in one message (node p of a
+    simulation has the clients from ``p * clients_per_node``). ``superlink``: HOST:PORT of the SuperLink that
+    the nodes of a deployment connect to; its certificate is checked with ``root_certificates`` (null: those
+    of the system), unless the connection is ``insecure``; null simulates. ``registry``: a file of the
+    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), by
+    which names are checked; null: a name is a claim.
     """
 
     rounds: Annotated[int, at_least(1), CHANGEABLE] = 12
@@ -52,10 +55,25 @@ class FederationSettings(PartitionSettings):
     ranks: dict[str, int] | list[int] | None = None
     weights: Literal["examples", "uniform"] = "examples"
     b_passing: bool = False
+    clients_per_node: Annotated[int, at_least(1), CHANGEABLE] = 1
     superlink: Annotated[str | None, CHANGEABLE] = None
     root_certificates: Annotated[str | None, CHANGEABLE, SERVED] = None
     insecure: Annotated[bool, CHANGEABLE] = False
     registry: Annotated[str | None, CHANGEABLE, SERVED] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clients_per_node > 1 and self.clients % self.clients_per_node:
+            raise ConfigError(
+                f"clients_per_node is {self.clients_per_node}: expected a divisor of clients, {self.clients}"
+            )
+        if self.clients_per_node > 1 and self.registry is not None:
+            raise ConfigError("a registry binds one client to each node: expected clients_per_node=1")
+
+    @property
+    def nodes(self) -> int:
+        """The nodes that all clients are on."""
+        return self.clients // self.clients_per_node
 
     def client_ranks(self, seed: int) -> dict[str, int]:
         """The rank of each client that has one of its own."""

@@ -65,7 +65,7 @@ class HeadSettings(Group):
 
     @property
     def counted(self) -> bool:
-        """Whether clients report their class counts, by which a shared head is averaged."""
+        """True where clients report their class counts, by which a shared head is averaged."""
         return self.policy in ("shared", "soft") and self.count_weighted
 
 

@@ -1,4 +1,4 @@
-"""What may be asked of an inner strategy, by its class: a subclass of FedAvg is what FedAvg is."""
+"""Abilities of an inner strategy, by its class: a subclass of FedAvg is what FedAvg is."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _KNOWN: dict[type[Strategy], frozenset[Ability]] = {
 
 
 def able(kind: type[Strategy], ability: Ability) -> bool:
-    """Whether a class has an ability: as the nearest class above it declares (``linear = True``), unless its
-    ``aggregate_fit`` is defined nearer than that, which then decides."""
+    """True for a class that has an ability: as it or the nearest class above it declares (``linear = True``),
+    unless its ``aggregate_fit`` is defined nearer than that, which then decides."""
     for cls in kind.__mro__:
         if ability in vars(cls):
             return bool(vars(cls)[ability])
@@ -49,12 +49,12 @@ def layers(strategy: Strategy) -> Iterator[Strategy]:
 
 
 def can(strategy: Strategy, ability: Ability) -> bool:
-    """Whether a strategy has an ability, with all that it wraps."""
+    """True for a strategy that has an ability, with all that it wraps."""
     return all(able(type(layer), ability) for layer in layers(strategy))
 
 
 def fewest_results(kind: type[Strategy], malicious: int) -> int:
-    """With how many results a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
+    """The fewest results with which a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
     (arXiv:1703.02757), 4 f + 3 of Bulyan (arXiv:1802.07927), 1 of any other."""
     factor = 4 if issubclass(kind, Bulyan) else 2 if issubclass(kind, Krum) else 0
     return factor * malicious + 3 if factor else 1

@@ -66,26 +66,26 @@ class Inner(Group):
         return f"{self.kind.__name__}({', '.join(wrapped)})" if wrapped else self.kind.__name__
 
     def can(self, ability: Ability) -> bool:
-        """Whether it has an ability, with all that it wraps."""
+        """True where it has an ability, with all that it wraps."""
         return all(able(layer.kind, ability) for layer in self.layers)
 
     @property
     def needs_factors(self) -> bool:
-        """Whether it combines A with B and must know both of every client."""
+        """True where it combines A with B and must know both of every client."""
         return issubclass(self.kind, FactorRule)
 
     @property
     def mixes_ranks(self) -> bool:
-        """Whether clients may have adapters of different ranks."""
+        """True where clients may have adapters of different ranks."""
         return issubclass(self.kind, FactorRule) and self.kind.mixes_ranks
 
     @property
     def proximal(self) -> bool:
-        """Whether it has clients train with a proximal term."""
+        """True where it has clients train with a proximal term."""
         return any(issubclass(layer.kind, FedProx) for layer in self.layers)
 
     def sampled(self, clients: int) -> int:
-        """How many of so many clients a round has, as Flower counts them."""
+        """The number of clients of a round, of all ``clients``, as Flower counts them."""
         share = int(clients * float(self._argument("fraction_fit", 1.0)))
         return max(share, int(self._argument("min_fit_clients", 2)))
 
@@ -100,7 +100,7 @@ class Inner(Group):
             yield from self._of_whole_vectors(run)
 
     def _of_wrapping(self, run: RunConfig) -> Iterator[str]:
-        """What a strategy around a strategy promises must hold."""
+        """Faults of a strategy around a strategy that could not keep what it promises."""
         for layer in self.layers[1:]:
             if layer.needs_factors:
                 yield (

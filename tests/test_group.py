@@ -92,7 +92,8 @@ CHANGES = {
     "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
     "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_after",
     "federation.exclude_rounds", "federation.superlink", "federation.root_certificates",
-    "federation.insecure", "federation.registry", "bounds.max_rejections", "evaluation", "machine", "run",
+    "federation.clients_per_node", "federation.insecure", "federation.registry",
+    "bounds.max_rejections", "evaluation", "machine", "run",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a broken off run is gone on with: its own config, and the changes that it can bear."""
+"""Config of a resumed run: its own, with the changes that it can bear."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
 
 
 def is_complete(run_dir: Path, last: str = "status.json", rounds: int = 0) -> bool:
-    """Whether a run said that it is completed, and what that means is there as well: the ``last`` file that
+    """True where a run said that it is completed and its results are there as well: the ``last`` file that
     it writes before, as runs of earlier versions said so before their results were written, and as many
     ``rounds``, or those that its config asks for, which were more where a longer run was interrupted."""
     status = run_dir / "status.json"
@@ -90,7 +90,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str =
 
 
 def _is_changeable(key: str) -> bool:
-    """Whether a key may change between the rounds of a run, by itself or with its group."""
+    """True for a key that may change between the rounds of a run, by itself or with its group."""
     parts = key.split(".")
     groups = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
     return not groups.isdisjoint(marked(RunConfig, CHANGEABLE))
