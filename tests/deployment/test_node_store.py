@@ -67,7 +67,7 @@ def modes(folder) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o002])
-def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, monkeypatch, umask, mask):
+def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, umask, mask):
     umask(mask)
     desk, node = Desk(machine / "other"), {"keep-messages": True}
     words = [*SMOKE, "run.keep_messages=true"]
@@ -90,7 +90,7 @@ def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, 
     assert os.umask(mask) == mask, "the process's own umask is as it was"
 
 
-def test_what_an_older_version_left_open_is_closed_at_the_next_message(machine, monkeypatch, umask):
+def test_what_an_older_version_left_open_is_closed_at_the_next_message(machine, umask):
     umask(0o022)
     desk = Desk(machine / "other")
     asked(machine, SMOKE, content=fit_message(desk, "0", 1))
@@ -102,7 +102,7 @@ def test_what_an_older_version_left_open_is_closed_at_the_next_message(machine, 
     assert set(modes(folder).values()) == {0o700, 0o600}
 
 
-def test_a_private_digest_is_salted_and_the_same_from_round_to_round(machine, monkeypatch):
+def test_a_private_digest_is_salted_and_the_same_from_round_to_round(machine):
     desk, headers = Desk(machine / "other"), {}
     for client in ("0", "1"):
         for round_ in (1, 2):
@@ -139,15 +139,13 @@ def test_a_guess_of_b_cannot_be_tested_without_the_secret(tmp_path):
     assert DirectoryStore(tmp_path, "7", "e").salted(guess) == guess, "in a simulation runs can be compared"
 
 
-def test_a_round_is_evaluated_as_often_as_the_node_allows(machine, monkeypatch):
+def test_a_round_is_evaluated_as_often_as_the_node_allows(machine):
     desk, node = Desk(machine / "other"), {"evaluations": 2}
     asked(machine, SMOKE, node=node, content=fit_message(desk, "0", 1))
 
     def evaluate(round_, **changes):
         return header_of(
-            asked(
-                monkeypatch, machine, SMOKE, node=node, content=evaluate_message(desk, "0", round_, **changes)
-            )
+            asked(machine, SMOKE, node=node, content=evaluate_message(desk, "0", round_, **changes))
         )
 
     assert [evaluate(1).error, evaluate(1).error] == ["", ""]
@@ -167,7 +165,7 @@ def test_a_count_that_was_cut_off_begins_anew(tmp_path, left):
         store.count_evaluation(3)
 
 
-def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(machine, monkeypatch):
+def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(machine):
     desk = Desk(machine / "other")
     asked(machine, SMOKE, content=fit_message(desk, "0", 1))
     held = sum(path.stat().st_size for path in (machine / "kept").rglob("*") if path.is_file())
@@ -190,7 +188,7 @@ def test_the_room_of_a_store_is_counted_over_all_its_runs(tmp_path):
     check_room(tmp_path / "absent", 1e-9)
 
 
-def test_messages_are_kept_only_where_the_node_says_so(machine, monkeypatch):
+def test_messages_are_kept_only_where_the_node_says_so(machine):
     words = [*SMOKE, "run.keep_messages=true"]
     assert "this node keeps no messages (run.keep_messages)" in refusal(asked(machine, words))
     assert not (machine / "kept").exists()
