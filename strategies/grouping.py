@@ -16,7 +16,6 @@ from sklearn.cluster import AgglomerativeClustering
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Vector
 from fedsa_lora.exchange.codec import Codec
-from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import Group
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Clusters(Group):
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         strategy, federation = run.strategy, run.federation
-        yield from ungroupable(strategy.name, strategy.can("stateless"), run.split, run.downlink)
+        yield from ungroupable(strategy.name, strategy.can("stateless"), run.downlink)
         if self.groups is not None and self.groups > federation.clients:
             yield f"clusters.groups={self.groups}: there are {federation.clients} clients; expected no more"
         if self.after >= federation.rounds:
@@ -81,18 +80,13 @@ class Clusters(Group):
             )
 
 
-def ungroupable(inner: str, one_by_one: bool, split: SplitPolicy, downlink: Codec | None) -> Iterator[str]:
+def ungroupable(inner: str, one_by_one: bool, downlink: Codec | None) -> Iterator[str]:
     """One line for each choice that cannot be had together with groups. ``one_by_one``: the strategy that is
     called ``inner`` can aggregate one group after the other."""
     if not one_by_one:
         yield (
             f"clusters: {inner} cannot be asked for one group after the other: it remembers earlier "
             "rounds, compares clients or combines factors; expected strategy=fedavg or fedprox"
-        )
-    if split.adaptive:
-        yield (
-            f"clusters: {type(split).__name__} chooses what is shared by comparing all clients; expected a "
-            "split that is known beforehand, such as split=share_a"
         )
     if downlink is not None:
         yield "clusters: clients change groups, so broadcasts cannot be changes: set downlink=whole"
