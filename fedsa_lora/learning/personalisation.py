@@ -8,16 +8,17 @@ after another, and is handed the outcome of each; it holds no model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.group import Group
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Arrays, Job, Outcome
@@ -25,6 +26,9 @@ from fedsa_lora.learning.objectives import Ahead, Taught
 from fedsa_lora.learning.training import TrainSettings, round_batches
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 Lesson = Generator[Job, Outcome, Outcome]
 Training = Generator[Job, Outcome, tuple[Outcome, Arrays]]
@@ -84,7 +88,7 @@ class LocalRound:
 
 
 @dataclass(frozen=True)
-class Personalisation:
+class Personalisation(Group):
     """None: a client trains the common model, and that is its own."""
 
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
@@ -94,6 +98,14 @@ class Personalisation:
     def adapts(self) -> bool:
         """A client trains its model on before it is used, and does not keep that."""
         return False
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if self.beside and run.strategy.needs_factors:
+            yield (
+                f"personalisation: {type(self).__name__} keeps a model beside the common one, and "
+                f"{run.strategy.name} changes the frozen weights or the factors under it; expected "
+                "personalisation=none or finetune"
+            )
 
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
@@ -219,6 +231,11 @@ class Distillation(Beside):
         _check("weight", self.weight, low=0, high=1)
         _check("temperature", self.temperature, low=0, open_=True)
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if not getattr(run.task, "classifies", False):
+            yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
+
     def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
         teacher = yield local.still(asked=(local.examples,))
         logits = torch.from_numpy(teacher.answers[0])
@@ -243,6 +260,16 @@ class PFedMe(Personalisation):
         _check("weight", self.weight, low=0)
         _check("eta", self.eta, low=0)
         _check("inner", self.inner, low=1)
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if run.strategy.proximal:
+            yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+        if run.split.by_importance and self.inner == 1:
+            yield (
+                "personalisation.inner=1: importance is not measured in the first of the inner steps; "
+                "expected at least 2"
+            )
 
     def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
         pace = np.float32(self.eta * self.weight)
