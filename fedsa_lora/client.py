@@ -13,13 +13,14 @@ from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 from numpy.typing import NDArray
 
-from fedsa_lora.client_model import ClientModel, majority_accuracy
+from fedsa_lora.client_model import ClientModel, majority
 from fedsa_lora.egress import told
 from fedsa_lora.errors import FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.codec import compress
+from fedsa_lora.exchange.reported import LOSS
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.personal import (
@@ -98,7 +99,7 @@ class FedSAClient(NumPyClient):
             upload = self._upload(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self._upload(header.round, train, measured=measured, report=report)
-        return report["loss"], measured, dict(wire.write_header(upload))
+        return report.get(LOSS, 0.0), measured, dict(wire.write_header(upload))
 
     def _fit(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], config: dict[str, Scalar]
@@ -123,7 +124,8 @@ class FedSAClient(NumPyClient):
         measured = len(self.model.held_out) if header.measure_before else 0
         if measured:
             model = OwnModel(arrays, own, local.others)
-            numbers["accuracy_before"] = self.model.measure(header.round, model, received.merged)["accuracy"]
+            primary = self.bench.primary
+            numbers[primary.before] = self.model.measure(header.round, model, received.merged)[primary.name]
             check_measured(numbers)
         payload, residual = self._encode(header.round, received, parts, arrays, state)
         private = {name: arrays[name] for name in parts.local}
@@ -238,15 +240,16 @@ class FedSAClient(NumPyClient):
 
     def _report(self, header: wire.BroadcastHeader, received: Received, model: OwnModel) -> dict[str, float]:
         report = self.model.measure(header.round, model, received.merged, record=True)
+        primary = self.bench.primary
         if self.bench.task.labels():
-            report["majority"] = majority_accuracy(self.model.data.train, self.model.held_out)
+            report["majority"] = majority(self.bench.task, self.model.data.train, self.model.held_out)
         if any(spec.role == "head" for spec in self.pool):
             initial = cut(self.bench.initial, self.layout)
             newcomer = OwnModel(personal(self.bench.split, self.layout, received, initial, None))
-            report["global_accuracy"] = (
-                report["accuracy"]  # nothing is this client's own: it was measured already
+            report[primary.of_global] = (
+                report[primary.name]  # nothing is this client's own: it was measured already
                 if not model.beside and digest(newcomer.common) == digest(model.common)
-                else self.model.measure(header.round, newcomer, received.merged)["accuracy"]
+                else self.model.measure(header.round, newcomer, received.merged)[primary.name]
             )
         if header.reference and self.bench.alone is not None:
             report["local_only"] = self.model.train_alone(self.bench.alone)

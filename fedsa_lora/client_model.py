@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
+from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.learning.personalisation import LocalRound
 from fedsa_lora.learning.training import predict
 from fedsa_lora.personal import OwnModel
 from fedsa_lora.predictions import from_logits
 from fedsa_lora.store import ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples
+from fedsa_lora.tasks.task import ClientData, Examples, Task
 from fedsa_lora.workbench import Alone, Workbench
 
 
@@ -79,12 +80,12 @@ class ClientModel:
             return self._metrics(round_ if record else None)
 
     def train_alone(self, alone: Alone) -> float:
-        """Accuracy after the same rounds of the same seeds, from the common start, alone."""
+        """The primary measure after the same rounds of the same seeds, from the common start, alone."""
         self.write(cut(self.bench.initial, self.layout), {})
         trained = alone.split(self.layout).trained
         for round_ in range(1, alone.rounds + 1):
             replace(self.local(round_, trained), settings=alone.settings).train()
-        return self._metrics()["accuracy"]
+        return self._metrics()[self.bench.primary.name]
 
     def _metrics(self, recorded: int | None = None) -> dict[str, float]:
         """Of the model as it stands; its answers are kept as those of a round, where they are classes."""
@@ -95,11 +96,13 @@ class ClientModel:
             self.store.record(from_logits(recorded, names, data.labels, predictions))
             if attacked := self.data.attacked:
                 answers = predict(bench.model, bench.task, attacked, bench.settings)
-                metrics["attack_success"] = bench.task.evaluate(answers, attacked.labels)["accuracy"]
+                metrics[ATTACKED.name] = float((answers.argmax(axis=1) == attacked.labels).mean())
         return metrics
 
 
-def majority_accuracy(train_part: Examples, test_part: Examples) -> float:
-    """Accuracy on the test part of always predicting the most frequent class of the train part."""
-    majority = np.bincount(train_part.labels).argmax()
-    return float((test_part.labels == majority).mean())
+def majority(task: Task, train_part: Examples, test_part: Examples) -> float:
+    """The primary measure, on the test part, of always predicting the most frequent class of the train part;
+    of a task with classes."""
+    logits = np.zeros((len(test_part), len(task.labels())), np.float32)
+    logits[:, np.bincount(train_part.labels).argmax()] = 1
+    return task.evaluate(logits, test_part.labels)[task.measures[0].name]

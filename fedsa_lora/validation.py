@@ -24,6 +24,7 @@ from fedsa_lora.binding import (
 from fedsa_lora.compatibility import clashes
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.exchange.wire import MAX_EXAMPLES
 from fedsa_lora.learning.adapters import LoraSettings
@@ -213,6 +214,9 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     # faults of what is shared are already listed under their own names
     listed = tuple(f"task.{key}" for key in shared)
     faults.extend(f for f in found if not f.startswith(listed))
+    if task is not None:
+        of_task = measure_faults(getattr(task, "measures", ()))
+        faults.extend(f"task._target_: {cls.__name__}.{fault}" for fault in of_task)
     return task
 
 

@@ -54,7 +54,7 @@ def evaluate_run(
 
 
 def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[str, Any]:
-    """Accuracy of each client's personalised model on the held-out examples of all clients together.
+    """The primary measure of each client's own model on the held-out examples of all clients together.
 
     Where label meanings differ, the examples of others are called what the evaluated client calls them: it
     is asked whether its model is right about their inputs, not whether it speaks their language.
@@ -70,27 +70,28 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}
     everything = Examples.joined([*parts.values()])
-    accuracy = {}
+    primary, values = bench.primary.name, {}
     for client in clients:
         served = ClientModel(client, bench, assemble.store(config, client))
         with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
-            logits = predict(bench.model, task, everything, config.train)
+            predictions = predict(bench.model, task, everything, config.train)
         labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
-        accuracy[client] = task.evaluate(logits, np.concatenate(labels))["accuracy"]
-    return {"examples": len(everything), "accuracy": accuracy}
+        values[client] = task.evaluate(predictions, np.concatenate(labels))[primary]
+    return {"examples": len(everything), primary: values}
 
 
 def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps: int) -> dict[str, Any]:
     """Each client as if it joined at the end: it has what is shared and the common start of what is not,
     and trains it for some local steps on its own train part.
 
-    ``accuracy`` is on its own held-out part, of those that have one; ``alone`` the same from the common start
-    of everything, without what the federation learned. ``took_part``: its data had a part in what is shared,
-    so that only the others are newcomers in earnest.
+    The primary measure, under its name, is on its own held-out part, of those that have one; ``alone`` the
+    same from the common start of everything, without what the federation learned. ``took_part``: its data had
+    a part in what is shared, so that only the others are newcomers in earnest.
     """
     if steps < 0:
         raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
-    found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
+    primary = bench.primary.name
+    found: dict[str, Any] = {"steps": steps, primary: {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
         data = config.task.load_client(client)
@@ -101,10 +102,10 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
         shared = padded(exporter.own_model(client, own=False).common, bench.model.layout)
         joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
         alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
-        found["accuracy"][client] = _after(steps, config, bench, client, data, joins)
+        found[primary][client] = _after(steps, config, bench, client, data, joins)
         found["alone"][client] = _after(steps, config, bench, client, data, alone)
         found["took_part"][client] = assemble.store(config, client).load() is not None
-    if not found["accuracy"]:
+    if not found[primary]:
         raise RunError(
             f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
             "a simulation ran"
@@ -126,7 +127,7 @@ class Start:
 def _after(
     steps: int, config: RunConfig, bench: Workbench, client: str, data: ClientData, start: Start
 ) -> float:
-    """Held-out accuracy of a client after some steps from a start."""
+    """Held-out primary measure of a client after some steps from a start."""
     bench.model.merge(start.merged)
     bench.model.write(start.tensors)
     if steps:
@@ -140,8 +141,8 @@ def _after(
             torch_seed=torch_seed(config.seed, "newcomer dropout", client),
         )
     held_out = data.held_out(config.evaluation.part)
-    logits = predict(bench.model, config.task, held_out, config.train)
-    return config.task.evaluate(logits, held_out.labels)["accuracy"]
+    predictions = predict(bench.model, config.task, held_out, config.train)
+    return config.task.evaluate(predictions, held_out.labels)[bench.primary.name]
 
 
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
@@ -154,6 +155,6 @@ def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64
     if len(set(ours)) < len(ours) or set(ours) != set(theirs):
         raise RunError(
             f"classes {sorted(theirs)} of one client cannot be found among {sorted(ours)} of another: "
-            "accuracy on the union of their examples is not defined"
+            "what a model reaches on the union of their examples is not defined"
         )
     return np.array([ours.index(name) for name in theirs], dtype=np.int64)

@@ -5,7 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.suggest import listing
 
@@ -31,7 +33,7 @@ CAUTION = (
 
 
 @dataclass(frozen=True)
-class Accuracies:
+class Reached:
     """What one kind of model reaches over all clients, as text."""
 
     model: str
@@ -61,6 +63,41 @@ def points(difference: float | None) -> str:
         return NOT_MEASURED
     tenths = round(100 * difference, 1) + 0.0  # adding zero turns -0.0 into 0.0
     return f"{tenths:+.1f} points".replace("-", "−") if tenths else "0.0 points"  # noqa: RUF001
+
+
+def shown(value: float | None, measure: Measure) -> str:
+    """A value in the format of its measure."""
+    return percent(value) if measure.format == "percent" else number(value)
+
+
+def shown_gain(gain: float | None, measure: Measure) -> str:
+    """A difference that is better when higher: in points, or '+0.125' of a plain number."""
+    if measure.format == "percent":
+        return points(gain)
+    if gain is None or not _known(gain):
+        return NOT_MEASURED
+    text = number(gain)
+    if float(text) == 0:
+        return text.removeprefix("-")
+    return text.replace("-", "−") if gain < 0 else f"+{text}"  # noqa: RUF001
+
+
+def difference(value: float, measure: Measure, sign: Literal["", "+"] = "") -> str:
+    """A difference without its unit: in points, or to three decimals of a plain number."""
+    return f"{100 * value:{sign}.1f}" if measure.format == "percent" else f"{value:{sign}.3f}"
+
+
+def without_unit(difference: str) -> str:
+    """'+7.1 points' -> '+7.1'."""
+    return difference.removesuffix(" points")
+
+
+def of_measure(measure: Measure) -> str:
+    """The measure with its unit, as an axis has it: 'accuracy on own test examples (%)'."""
+    unit = "%" if measure.format == "percent" else "higher is better"
+    if not measure.higher_is_better:
+        unit = "%, lower is better" if measure.format == "percent" else "lower is better"
+    return f"{measure.words} on own test examples ({unit})"
 
 
 def number(value: float | None) -> str:
@@ -165,7 +202,7 @@ def roles(summary: Row, treatment: str) -> list[str]:
     return [ROLE_NAMES.get(role, role) for role, given in split.items() if given.startswith(treatment)]
 
 
-def verdict(summary: Row) -> Verdict:
+def verdict(summary: Row, measure: Measure) -> Verdict:
     """Compare the personalised models with the same clients trained alone."""
     if not summary:
         return Verdict("No result", "The run wrote no summary, so nothing can be compared.", "unknown")
@@ -178,25 +215,29 @@ def verdict(summary: Row) -> Verdict:
         text = "No reference was trained, so this run cannot say whether federation helped."
         return Verdict("Not measured", text, "unknown")
     ours = summary["personalised"]
-    answer, tone = _answer(summary.get("gain_interval"), _worst_falls(ours, alone))
+    answer, tone = _answer(summary.get("gain_interval"), _worst_falls(ours, alone, measure))
     text = (
-        f"The mean over clients is {percent(ours['mean'])} with federation and {percent(alone['mean'])} "
-        f"alone: {points(gain)} ({between(summary)}). The worst client reaches "
-        f"{percent(ours.get('worst'))} with federation; alone, the worst reaches "
-        f"{percent(alone.get('worst'))}."
+        f"The mean over clients is {shown(ours['mean'], measure)} with federation and "
+        f"{shown(alone['mean'], measure)} alone{_direction(measure)}: {shown_gain(gain, measure)} "
+        f"({between(summary, measure)}). The worst client reaches {shown(ours.get('worst'), measure)} with "
+        f"federation; alone, the worst reaches {shown(alone.get('worst'), measure)}."
     )
     return Verdict(answer, text, tone)
 
 
-def between(summary: Row) -> str:
+def _direction(measure: Measure) -> str:
+    return "" if measure.higher_is_better else ", and lower is better"
+
+
+def between(summary: Row, measure: Measure) -> str:
     """The interval in which the mean gain of clients such as these lies, and how many it was taken from."""
     interval, clients = summary.get("gain_interval"), summary.get("clients_compared")
     if clients is None:
         return "without an interval, which this version did not record"
     if interval is None:
         return f"{counted(clients, 'client')}: too few for an interval"
-    low, high = map(points, interval)
-    return f"95% interval over {counted(clients, 'client')}: {low.removesuffix(' points')} to {high}"
+    low, high = (shown_gain(end, measure) for end in interval)
+    return f"95% interval over {counted(clients, 'client')}: {without_unit(low)} to {high}"
 
 
 def of_clients(summary: Row) -> str:
@@ -206,7 +247,7 @@ def of_clients(summary: Row) -> str:
 
 
 def left_out(summary: Row) -> list[str]:
-    """A line for each reason for which clients are not in the accuracies of the last evaluation."""
+    """A line for each reason for which clients are not in the means of the last evaluation."""
     without, measured = summary.get("unmeasured", []), summary.get("measured")
     if measured is None:
         return []
@@ -221,33 +262,33 @@ def left_out(summary: Row) -> list[str]:
     return lines
 
 
-def accuracies(summary: Row) -> list[Accuracies]:
+def reached(summary: Row, measure: Measure) -> list[Reached]:
     """The models that were measured, the personalised one first."""
-    return [_accuracies(key, summary) for key in MODEL_NAMES if summary.get(key)]
+    return [_reached(key, summary, measure) for key in MODEL_NAMES if summary.get(key)]
 
 
-def _accuracies(key: str, summary: Row) -> Accuracies:
+def _reached(key: str, summary: Row, measure: Measure) -> Reached:
     figures: Row = summary[key]
-    worst, who = percent(figures.get("worst")), figures.get("worst_client")
+    worst, who = shown(figures.get("worst"), measure), figures.get("worst_client")
     model, clients, ours = MODEL_NAMES[key], figures.get("clients"), summary.get("personalised") or {}
     if clients is not None and clients != ours.get("clients"):  # not all trained in the last round
         model += f" ({counted(clients, 'client')})"
-    return Accuracies(
+    return Reached(
         model=model,
-        mean=percent(figures.get("mean")),
-        weighted=percent(figures.get("weighted")),
+        mean=shown(figures.get("mean"), measure),
+        weighted=shown(figures.get("weighted"), measure),
         worst=worst if who is None else f"{worst} (client {who})",
         ours=key == "personalised",
     )
 
 
-def under_attack(attack: Row) -> str:
+def under_attack(attack: Row, measure: Measure) -> str:
     """What an attack achieved at those that had no part in it, beside what they reach without it."""
     return (
         f"With the trigger of clients {listed([str(client) for client in attack['clients']])}, "
         f"{percent(attack['success'])} of the examples of other classes are called class {attack['target']} "
-        f"by the other {counted(attack['honest'], 'client')}; without it their accuracy is "
-        f"{percent(attack['clean'])}."
+        f"by the other {counted(attack['honest'], 'client')}; without it their {measure.words} is "
+        f"{shown(attack['clean'], measure)}."
     )
 
 
@@ -330,9 +371,11 @@ def _answer(interval: Sequence[float] | None, worst_falls: bool) -> tuple[str, s
     return ("On average, but not for the worst client", "even") if worst_falls else ("Yes", "good")
 
 
-def _worst_falls(ours: Row, alone: Row) -> bool:
+def _worst_falls(ours: Row, alone: Row, measure: Measure) -> bool:
     worst, worst_alone = ours.get("worst"), alone.get("worst")
-    return worst is not None and worst_alone is not None and worst < worst_alone
+    if worst is None or worst_alone is None:
+        return False
+    return measure.merit(worst) < measure.merit(worst_alone)
 
 
 def _known(value: float | None) -> bool:
