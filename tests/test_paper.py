@@ -7,6 +7,7 @@ import pytest
 
 from fedsa_lora import assemble
 from fedsa_lora.config import CONF, load
+from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.plan import payload_bytes
 from fedsa_lora.runs.inprocess import run_in_process
@@ -102,9 +103,10 @@ def test_gsm8k_runs_on_a_local_copy(tmp_path):
 
 
 def test_the_best_round_is_the_first_of_the_highest_that_were_evaluated():
+    accuracy = CLASSES[0]
     rows = [{"round": 1}, {"round": 2, "accuracy": 0.5}, {"round": 3, "accuracy": 0.75}]
-    assert best_round([*rows, {"round": 4, "accuracy": 0.75}]) == {"round": 3, "mean": 0.75}
-    assert best_round([{"round": 1, "accuracy": None}]) is None
+    assert best_round([*rows, {"round": 4, "accuracy": 0.75}], accuracy) == {"round": 3, "mean": 0.75}
+    assert best_round([{"round": 1, "accuracy": None}], accuracy) is None
 
 
 def local(name: str) -> Path:
