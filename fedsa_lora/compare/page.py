@@ -17,7 +17,7 @@ HEADS = (
     "MB up / down", "MB to target", "seconds", "error",
 )  # fmt: skip
 NOTE = f"""\
-{{measure}} is that of each client's own model on its own test part.
+{{measure}} is that of each client's own model on its own test part.{{turned}}
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
 - **harmed**: share of clients {{below}} {{reference}} of the same seed; **gain**: mean difference, {{unit}}.
 - **kB** of the training messages of a client and round; **MB** of all of a run, and **to target**: both ways,
@@ -119,10 +119,16 @@ def _note(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> str:
     """How the tables are to be read, in the words of their measures."""
     measures = _measures(by_regime)
     named = " or ".join(measure.words for measure in measures) or "the measure"
-    below = "below" if all(measure.higher_is_better for measure in measures) else "worse than"
-    reference = grid.reference
-    measure = named[0].upper() + named[1:]
-    return NOTE.format(measure=measure, reference=reference, below=below, unit=_unit(measures))
+    below, turned = "below", ""
+    if not all(measure.higher_is_better for measure in measures):
+        below, turned = "worse than", " Lower is better; differences are turned so that more is better."
+    return NOTE.format(
+        measure=named[0].upper() + named[1:],
+        turned=turned,
+        reference=grid.reference,
+        below=below,
+        unit=_unit(measures),
+    )
 
 
 def _measures(by_regime: Mapping[str, Sequence[Score]]) -> list[Measure]:
@@ -132,9 +138,10 @@ def _measures(by_regime: Mapping[str, Sequence[Score]]) -> list[Measure]:
 
 def _unit(measures: Sequence[Measure]) -> str:
     """In which differences are shown."""
-    if all(measure.format == "percent" for measure in measures):
+    formats = {measure.format for measure in measures}
+    if "number" not in formats:
         return "in points"
-    return "as the measure is" if all(m.format == "number" for m in measures) else "in points, of shares"
+    return "in the unit of the measure" if len(formats) == 1 else "in points or the unit of the measure"
 
 
 def _overview_cells(method: str, found: Sequence[Score], measure: Measure) -> list[str]:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.account import absences, cost, naming, what_left
 from fedsa_lora.runs.measure_words import measure_rows
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, remarks
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
@@ -17,21 +18,17 @@ from fedsa_lora.runs.report_figures import embedded_figures
 from fedsa_lora.runs.report_template import PAGE, STYLE
 from fedsa_lora.runs.wording import (
     NOT_MEASURED,
-    absences,
     amount,
-    cost,
     counted,
     duration,
     left_out,
     moment,
-    naming,
     number,
     of_clients,
     reached,
     shown,
     shown_gain,
     verdict,
-    what_left,
     without_unit,
 )
 

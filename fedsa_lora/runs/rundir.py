@@ -20,11 +20,11 @@ from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, print
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import Held, append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
-from fedsa_lora.runs.changed_data import DATA, check_data
+from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
 from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
-from fedsa_lora.runs.reading import PARTITION, Row, holds_run, primary_in, read_json, read_jsonl
+from fedsa_lora.runs.reading import PARTITION, Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.wording import shown
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
@@ -103,7 +103,7 @@ class RunDirectory:
         directory._open()
         try:
             remark = check_data(directory.path, config, config.run.allow_changed_data)
-            directory._check_measure()
+            check_measure(directory.path, config)
             rounds = directory._whole_rounds()
         except BaseException:
             directory.close()
@@ -115,15 +115,6 @@ class RunDirectory:
             directory.close()
             raise
         return directory
-
-    def _check_measure(self) -> None:
-        """Raise RunError where the rows so far are in another measure than those to come would be."""
-        before, now_ = primary_in(self.path), self.metrics.primary
-        if before.name != now_.name:
-            raise RunError(
-                f"{self.path} was measured by {before.name}, and its task is now measured by {now_.name}: "
-                "run it anew, in another run.dir"
-            )
 
     def _whole_rounds(self) -> list[Row]:
         """The rows up to the last whole round, of which ``resumed`` is then the checkpoint."""
