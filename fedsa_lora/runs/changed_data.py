@@ -33,8 +33,8 @@ def check_measure(run_dir: Path, config: RunConfig) -> None:
     then, now = primary_in(run_dir).name, config.task.measures[0].name
     if then != now:
         raise RunError(
-            f"{run_dir} was measured by {then}, and its task is now measured by {now}: run it anew, in another "
-            "run.dir"
+            f"{run_dir} was measured by {then}, and its task is now measured by {now}: run it anew, in "
+            "another run.dir"
         )
 
 
