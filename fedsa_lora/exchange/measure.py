@@ -6,7 +6,6 @@ figures and report carry its name.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,9 +123,10 @@ def _faults_of(measure: Measure) -> list[str]:
 def _is_range(ends: object) -> bool:
     if not isinstance(ends, tuple) or len(ends) != 2:
         return False
-    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+    low, high = ends
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
         return False
-    return -LARGEST <= ends[0] < ends[1] <= LARGEST
+    return -LARGEST <= low < high <= LARGEST
 
 
 def _collisions(measures: Sequence[Measure]) -> list[str]:

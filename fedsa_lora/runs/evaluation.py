@@ -75,7 +75,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         served = ClientModel(client, bench, assemble.store(config, client))
         with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
             predictions = predict(bench.model, task, everything, config.train)
-        labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
+        labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
         values[client] = task.evaluate(predictions, np.concatenate(labels))[primary]
     return {"examples": len(everything), primary: values}
 
@@ -143,6 +143,11 @@ def _after(
     held_out = data.held_out(config.evaluation.part)
     predictions = predict(bench.model, config.task, held_out, config.train)
     return config.task.evaluate(predictions, held_out.labels)[bench.primary.name]
+
+
+def _called(labels: NDArray[np.int64], theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
+    """Labels of one client as another calls them; as they are where both have the same classes, or none."""
+    return labels if theirs == ours else renaming(theirs, ours)[labels]
 
 
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:

@@ -137,7 +137,7 @@ def test_the_metrics_have_a_family_of_its_name(run):
 
 
 def test_a_client_is_exported(run, tmp_path, capsys):
-    assert main(["export", str(run), "0", "--to", str(tmp_path / "0")]) == 0
+    assert main(["export", str(run), "--client", "0", "--to", str(tmp_path / "0")]) == 0
     assert (tmp_path / "0" / "adapter_model.safetensors").is_file()
 
 
