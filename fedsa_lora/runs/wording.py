@@ -1,6 +1,7 @@
 """Numbers and results in words, the same on the screen and in the report."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.suggest import listing
 
+AXIS = 40  # letters along the height of a figure
 NOT_MEASURED = "–"  # noqa: RUF001
 ROLE_NAMES = {
     "A": "the A matrices",
@@ -87,11 +89,14 @@ def without_unit(difference: str) -> str:
 
 
 def of_measure(measure: Measure) -> str:
-    """The measure with its unit, as an axis has it: 'accuracy on own test examples (%)'."""
-    unit = "%" if measure.format == "percent" else "higher is better"
-    if not measure.higher_is_better:
-        unit = "%, lower is better" if measure.format == "percent" else "lower is better"
-    return f"{measure.words} on own test examples ({unit})"
+    """The measure with its unit, as an axis has it: 'accuracy on own test examples (%)'. Lines are short
+    enough for the height of a figure."""
+    better = "higher is better" if measure.higher_is_better else "lower is better"
+    named = f"{measure.words} on own test examples"
+    if measure.format == "number":
+        return f"{textwrap.fill(named, AXIS)}\n({better})"
+    unit = "(%)" if measure.higher_is_better else f"(%, {better})"
+    return textwrap.fill(f"{named} {unit}", AXIS)
 
 
 def number(value: float | None) -> str:
@@ -163,18 +168,15 @@ def verdict(summary: Row, measure: Measure) -> Verdict:
         text = "No reference was trained, so this run cannot say whether federation helped."
         return Verdict("Not measured", text, "unknown")
     ours = summary["personalised"]
+    so = ": " if measure.higher_is_better else "; lower is better, so the gain is "
     answer, tone = _answer(summary.get("gain_interval"), _worst_falls(ours, alone, measure))
     text = (
         f"The mean over clients is {shown(ours['mean'], measure)} with federation and "
-        f"{shown(alone['mean'], measure)} alone{_direction(measure)}: {shown_gain(gain, measure)} "
+        f"{shown(alone['mean'], measure)} alone{so}{shown_gain(gain, measure)} "
         f"({between(summary, measure)}). The worst client reaches {shown(ours.get('worst'), measure)} with "
         f"federation; alone, the worst reaches {shown(alone.get('worst'), measure)}."
     )
     return Verdict(answer, text, tone)
-
-
-def _direction(measure: Measure) -> str:
-    return "" if measure.higher_is_better else ", and lower is better"
 
 
 def between(summary: Row, measure: Measure) -> str:
