@@ -81,7 +81,7 @@ def load(
 
 @lru_cache(maxsize=4)
 def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    """What Hydra makes of the files and overrides: the apps of a run in one process ask for the same."""
+    """Composes files and overrides with Hydra, once for all apps of a run in one process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = OmegaConf.to_container(compose("run", overrides=list(words)), resolve=True)
     assert isinstance(composed, dict)
@@ -177,14 +177,14 @@ def _parsed(word: str) -> Override:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a key holds a path or a name, with whatever characters it has."""
+    """True for a key that holds a path or a name, with whatever characters it has."""
     section, *names = key.lstrip("+").split(".")
     is_path = bool(names) and names[0] in PATHS.get(section, ()) and names != ["files"]
     return is_path or key.lstrip("+") in TEXTS
 
 
 def _is_option(override: Override, faults: list[str]) -> bool:
-    """Whether Hydra can set a group so; a fault is added where it is none of the group's files."""
+    """True where Hydra can set a group so; adds a fault where it is none of the group's files."""
     group, value = override.key_or_group, override.value()
     options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
     if isinstance(value, dict) or value in options:

@@ -49,7 +49,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
 
 
 def evidence_table(evidence: Evidence, advice: Advice) -> Table:
-    """What an advice was measured by."""
+    """Table of the measurements behind an advice."""
     measure = evidence.measure
     unit = ": in points" if measure.format == "percent" else ": better when higher"
     table = Table(title=f"{measure.words} on validation examples; gain over local only, noise{unit}")

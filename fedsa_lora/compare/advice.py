@@ -67,7 +67,7 @@ class Evidence:
         return self.measure.merit(self.probes[name].mean)
 
     def lead(self, one: str, other: str) -> tuple[float, float]:
-        """How much better one is than the other on the mean over clients, and the noise of that."""
+        """Mean lead of one over the other, better when higher, and its noise."""
         mine, theirs = self.probes[one].values, self.probes[other].values
         found = list(gains(mine, theirs, self.measure.higher_is_better).values())
         return fmean(found), standard_error(found)

@@ -116,7 +116,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _note(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> str:
-    """How the tables are to be read, in the words of their measures."""
+    """The legend of the tables, in the words of their measures."""
     measures = _measures(by_regime)
     named = " or ".join(measure.words for measure in measures) or "the measure"
     below, turned = "below", ""
@@ -132,12 +132,12 @@ def _note(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> str:
 
 
 def _measures(by_regime: Mapping[str, Sequence[Score]]) -> list[Measure]:
-    """Those of the regimes of which something is shown, each once."""
+    """Measures of the regimes of which something is shown, each once."""
     return list(dict.fromkeys(found[0].measure for found in by_regime.values() if found))
 
 
 def _unit(measures: Sequence[Measure]) -> str:
-    """In which differences are shown."""
+    """The unit of differences."""
     formats = {measure.format for measure in measures}
     if "number" not in formats:
         return "in points"

@@ -119,7 +119,7 @@ class Record:
 
 
 def _measured(result: Row) -> Measured:
-    """A run from its line, which has the values under the name of the measure: accuracy, in a line of a
+    """The result of a line, which has the values under the name of the measure: accuracy, in a line of a
     version that recorded none."""
     fields = dict(result)
     measure = Measure.read(fields.pop("measure")) if "measure" in fields else CLASSES[0]

@@ -141,7 +141,7 @@ def _to_target(run: Measured, target: float | None) -> float | None:
 
 
 def _behind(ordered: Sequence[Pairs], higher_is_better: bool) -> list[Difference | None]:
-    """How much better the first is than each of the others, over (client, seed), with p adjusted by Holm."""
+    """Lead of the first over each of the others, over (client, seed), with p adjusted by Holm."""
     raw = [paired(_differences(ordered[0], other, higher_is_better)) for other in ordered[1:]]
     adjusted = holm([difference.p for difference in raw])
     told = [Difference(d.mean, d.low, d.high, p) for d, p in zip(raw, adjusted, strict=True)]

@@ -89,7 +89,7 @@ RESERVED = frozenset(
 
 
 def faults(measures: object) -> list[str]:
-    """Everything that keeps what a task declares as its ``measures`` from being of use, a line each."""
+    """Faults of what a task declares as its ``measures``, a line each; none where they are of use."""
     if not isinstance(measures, tuple) or not measures:
         return [
             "measures: none declared; expected a tuple of Measure, the one that clients are compared by first"

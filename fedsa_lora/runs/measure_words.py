@@ -69,7 +69,7 @@ def _plain(value: float | None, measure: Measure) -> str:
 
 
 def _spreads(summary: Row, measure: Measure) -> list[MeasureRow]:
-    """What the spread over clients says, in the format of its measure."""
+    """Rows of the spread over clients, in the format of its measure."""
     deciles = "Deciles (%)" if measure.format == "percent" else "Deciles"
     extreme = "Minimum" if measure.higher_is_better else "Maximum"
     named: list[tuple[str, str, Callable[[Any, Measure], str], str]] = [

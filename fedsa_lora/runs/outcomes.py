@@ -138,7 +138,7 @@ def _outcome(client: str, share: Row, rows: list[Row], failed: int, record: RunR
 
 
 def _better(primary: Measure, value: float | None, reference: float | None) -> float | None:
-    """How much better a value is than a reference; None where one of them was not measured."""
+    """Gain of a value over a reference; None where one of them was not measured."""
     if value is None or reference is None:
         return None
     return primary.merit(value) - primary.merit(reference)

@@ -159,8 +159,8 @@ class RunDirectory:
         return None
 
     def _write_data(self, federation: FederationData, *notes: str) -> None:
-        """Who holds how many examples, and of which rows that was made. ``notes`` are added to those that
-        the user is to see."""
+        """Writes the clients' numbers of examples, and of which rows they were made. ``notes`` are added to
+        those that the user is to see."""
         told = replace(federation, notes=(*federation.notes, *notes))
         measures = [asdict(measure) for measure in self.config.task.measures]
         self._write_json(PARTITION, asdict(told) | {"measures": measures})

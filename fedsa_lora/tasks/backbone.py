@@ -34,7 +34,7 @@ _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which backbone to build.
+    """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
     or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
@@ -105,7 +105,7 @@ def build_backbone(
 def start_of(
     auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None = None
 ) -> Start:
-    """What a model of ``build_backbone`` starts from. Raises ModelError as that does, and where there are no
+    """The start of a model of ``build_backbone``. Raises ModelError as that does, and where there are no
     weights."""
     _, start = _examined(auto_class, settings, labels, pad_token_id)
     if settings.pretrained and start.account is None:
@@ -120,7 +120,7 @@ def start_of(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a model's weights come from. ``config`` is what its checkpoint is loaded with; ``folded``: that
+    """Origin of a model's weights. ``config`` is what its checkpoint is loaded with; ``folded``: that
     one was exported with its mean pooling as a layer; ``mean``: its head reads the mean of the tokens.
     ``pad_token_id`` is its own, None where it has none. ``reason``: why the outputs of the checkpoint's own
     head are drawn anew, if they are."""
