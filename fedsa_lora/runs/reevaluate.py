@@ -56,6 +56,6 @@ def reevaluate(
         client = ClientModel(name, bench, assemble.store(config, name))
         value = None
         if len(client.held_out):
-            model = exporter.own_model(name)
-            value = client.measure(exporter.round, model, exporter.merged, record)[primary]
+            job = client.own(exporter.round, exporter.own_model(name), exporter.merged)
+            value = client.measure(job, exporter.round if record else None)[primary]
         yield Reevaluation(name, len(client.held_out), value, recorded.get(name))
