@@ -210,7 +210,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
-        measures={**config.task.measures, **(ATTACKED if config.attack else {})},
+        measures=(*config.task.measures, *([ATTACKED] if config.attack else [])),
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
 from fedsa_lora.errors import FedSAError
+from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.settings import EXCHANGE, TASKS, HeadSettings, RunConfig
 from fedsa_lora.suggest import listing
@@ -81,6 +82,9 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     # faults of what is shared are already listed under their own names
     listed = tuple(f"task.{key}" for key in shared)
     faults.extend(f for f in found if not f.startswith(listed))
+    if task is not None:
+        of_task = measure_faults(getattr(task, "measures", ()))
+        faults.extend(f"task._target_: {cls.__name__}.{fault}" for fault in of_task)
     return task
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.reported import WORDS, Range
+from fedsa_lora.exchange.measure import ENTROPY, LARGEST, SHARE, Measure
 from fedsa_lora.tasks.rows import Columns
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
@@ -42,7 +41,11 @@ class GenerationTask(TextData):
     max_new_tokens: int = 256
 
     auto_class: ClassVar[Any] = AutoModelForCausalLM
-    measures: ClassVar[Mapping[str, Range]] = WORDS
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("exact_match", SHARE, format="percent"),
+        Measure("loss", ENTROPY, higher_is_better=False),
+        Measure("perplexity", (1.0, LARGEST), higher_is_better=False),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,11 +132,12 @@ class GenerationTask(TextData):
         return [self._text(row) for row in written[:, ids.shape[1] :]]
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """``accuracy``, the share of answers that end in the right number; ``loss`` in nats and
+        """``exact_match``, the share of answers that end in the right number; ``loss`` in nats and
         ``perplexity`` by token of all answers."""
         total, tokens, right = predictions.astype(np.float64).sum(axis=0)
         loss = float(total / tokens)
-        return {"accuracy": float(right / len(predictions)), "loss": loss, "perplexity": float(np.exp(loss))}
+        perplexity = float(np.exp(loss))
+        return {"exact_match": float(right / len(predictions)), "loss": loss, "perplexity": perplexity}
 
     def _text(self, ids: torch.Tensor) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
