@@ -9,12 +9,11 @@ from typing import Any, Literal
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Share, SplitPolicy
-from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.seeds import generator
-from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.backdoor import Backdoor
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies.bounds import Bounds

@@ -26,9 +26,8 @@ from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.exchange.wire import MAX_EXAMPLES
-from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.settings import (
     EvaluationSettings,
     FederationSettings,
@@ -39,8 +38,8 @@ from fedsa_lora.settings import (
     RunSettings,
 )
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import ModelSettings, resolve
 from fedsa_lora.tasks.backdoor import Backdoor
+from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from strategies import FedSA

@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import NamedArrays
-from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.objectives import Ahead, Taught
-from fedsa_lora.learning.training import TrainReport, TrainSettings, predict, round_batches, train
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
+    from fedsa_lora.learning.training import TrainReport
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -65,6 +66,8 @@ class LocalRound:
     ) -> TrainReport:
         """Train the model from where it stands. Every call for the same ``part`` of the round draws the same
         batches and dropout."""
+        from fedsa_lora.learning.training import train
+
         key: tuple[str | int, ...] = (self.client, self.round, *([part] if part else []))
         settings = replace(self.settings, steps=steps, epochs=None) if steps else self.settings
         return train(
@@ -82,6 +85,8 @@ class LocalRound:
     @property
     def steps(self) -> int:
         """Optimizer steps of a round."""
+        from fedsa_lora.learning.training import round_batches
+
         rng = generator(self.seed, "batches", self.client, self.round)
         return len(round_batches(self.examples.lengths, self.settings, rng))
 
@@ -173,6 +178,8 @@ class PerFedAvg(FineTune):
     def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
         if not self.alpha:
             return super().fit(local, personal)
+        from fedsa_lora.learning.objectives import Ahead
+
         rng = generator(local.seed, "ahead", local.client, local.round)
         ahead = partial(Ahead, alpha=self.alpha, trained=local.trained, rng=rng)
         return local.plain(objective=ahead), {}
@@ -232,6 +239,11 @@ class Distillation(Beside):
         _check("temperature", self.temperature, low=0, open_=True)
 
     def lesson(self, local: LocalRound) -> Callable[[], object]:
+        import torch
+
+        from fedsa_lora.learning.objectives import Taught
+        from fedsa_lora.learning.training import predict
+
         logits = torch.from_numpy(predict(local.model, local.task, local.examples, local.settings))
         taught = partial(Taught, teacher=logits, weight=self.weight, temperature=self.temperature)
         return partial(local.train, objective=taught)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,35 +17,10 @@ from torch.nn.utils import clip_grad_norm_
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
 BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
-    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    head_lr: float | None = None
-    steps: int | None = 5
-    epochs: int | None = None
-    batch_size: int = 8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.0
-    clip_norm: float | None = 1.0
-    max_update_norm: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    eval_batch_size: int = 64
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the numbers that are multiplied; what is trained stays float32."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,9 @@ from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
 from fedsa_lora.tasks.tables import Table, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
     Raises DataError for a missing column, an empty text, a missing or an unknown label or group; rows are
     counted from 1, in the order of their file.
     """
+    import datasets
+
     kept = _filtered(table, columns)
     inputs = {name: _texts(kept, column) for name, column in columns.inputs.items()}
     labels, groups = np.zeros(len(kept.rows), dtype=np.int64), None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing, nearest
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class Table:
 
 def class_names(features: datasets.Features) -> dict[str, list[str]]:
     """The names of every column whose numbers stand for classes."""
+    import datasets
+
     return {
         name: list(feature.names)
         for name, feature in features.items()
