@@ -26,7 +26,7 @@ deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes o
 	$(BIN)/python deploy/local.py
 
 test: $(READY)  ## the default tests: offline, no GPU
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
