@@ -41,6 +41,7 @@ from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.tasks.task import Task
 from strategies import FedSA
 from strategies.bounds import Bounds
@@ -236,11 +237,13 @@ def _check_strategy(node: Any, faults: list[str]) -> None:
 
 def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) -> None:
     """Add what is named but not there. The data are read for it, so it is only done where a run is
-    refused anyway; ``make_plan`` looks again before one starts."""
+    refused anyway, and not for a shipped set, which is there; ``make_plan`` looks again before one starts."""
     model = node["model"] if isinstance(node["model"], dict) else {}
     paths = [path for path in (model.get("path"), model.get("tokenizer")) if path and isinstance(path, str)]
     looks: list[Callable[[], object]] = [partial(resolve, path) for path in dict.fromkeys(paths)]
-    if task is not None:
+    if isinstance(node["task"], dict) and node["task"].get("dataset") in SHIPPED:
+        pass
+    elif task is not None:
         looks.append(task.describe)
     elif (alone := _bind_task(node | _SOUND, [])) is not None:
         looks.append(alone.labels)
