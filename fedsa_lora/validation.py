@@ -241,11 +241,10 @@ def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) 
     model = node["model"] if isinstance(node["model"], dict) else {}
     paths = [path for path in (model.get("path"), model.get("tokenizer")) if path and isinstance(path, str)]
     looks: list[Callable[[], object]] = [partial(resolve, path) for path in dict.fromkeys(paths)]
-    if isinstance(node["task"], dict) and node["task"].get("dataset") in SHIPPED:
-        pass
-    elif task is not None:
+    shipped = isinstance(node["task"], dict) and node["task"].get("dataset") in SHIPPED
+    if task is not None and not shipped:
         looks.append(task.describe)
-    elif (alone := _bind_task(node | _SOUND, [])) is not None:
+    elif not shipped and (alone := _bind_task(node | _SOUND, [])) is not None:
         looks.append(alone.labels)
     for look in looks:
         try:

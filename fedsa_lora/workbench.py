@@ -15,7 +15,7 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task

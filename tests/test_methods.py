@@ -263,8 +263,8 @@ CHOICES = {
     "topk": ("codec=topk", "codec.error_feedback=false"),
     "importance": ("split=importance",),
 }
-# One of each kind goes with every choice by default, the others with their updates as they are: a mean, a server
-# optimizer, a rule over whole vectors, one that selects, and an exact one.
+# Those that go with every choice by default: a mean, a server optimizer, a rule over whole vectors, one that
+# selects, and an exact one. All others do in the slow tests.
 KINDS = ("fedavg", "fedadam", "fedmedian", "krum", "fedex")
 TOGETHER = [
     pytest.param(name, choice, marks=[] if choice == "dense" or name in KINDS else pytest.mark.slow)

@@ -19,7 +19,8 @@ from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.files import write_atomically
-from fedsa_lora.learning.training import TrainSettings, predict, train
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.training import predict, train
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import EVALUATION, read_json
