@@ -14,7 +14,7 @@ from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing
 from fedsa_lora.tasks.delimited import read_delimited
 from fedsa_lora.tasks.records import read_records
-from fedsa_lora.tasks.tables import Part, class_names
+from fedsa_lora.tasks.tables import Part, class_names, library
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
@@ -97,9 +97,7 @@ def _parquet(path: Path) -> Part:
 
     classes = {}
     if b"huggingface" in (schema.metadata or {}):
-        import datasets
-
-        classes = class_names(datasets.Features.from_arrow_schema(schema))
+        classes = class_names(library().Features.from_arrow_schema(schema))
     return Part(str(path), schema.names, file.metadata.num_rows, read, classes)
 
 

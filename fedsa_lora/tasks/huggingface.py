@@ -13,14 +13,13 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import cut, listing, nearest
 from fedsa_lora.tasks.formats import SAVED
 from fedsa_lora.tasks.hub import is_hub_id
 from fedsa_lora.tasks.shipped import SHIPPED
-from fedsa_lora.tasks.tables import Part
+from fedsa_lora.tasks.tables import Part, library
 
-show_printable("datasets")
+library()
 _HUB_FILES = "hf://datasets/"
 _READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 

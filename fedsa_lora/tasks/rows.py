@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
-from fedsa_lora.tasks.tables import Table, names
+from fedsa_lora.tasks.tables import Table, library, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
 
 if TYPE_CHECKING:
@@ -109,8 +109,6 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
     Raises DataError for a missing column, an empty text, a missing or an unknown label or group; rows are
     counted from 1, in the order of their file.
     """
-    import datasets
-
     kept = _filtered(table, columns)
     inputs = {name: _texts(kept, column) for name, column in columns.inputs.items()}
     labels, groups = np.zeros(len(kept.rows), dtype=np.int64), None
@@ -132,7 +130,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
         notes += _rewritten(table, columns.group, found)
     left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
     return Rows(
-        datasets.Dataset(pa.table(inputs)),
+        library().Dataset(pa.table(inputs)),
         labels,
         groups,
         {reason: count for reason, count in left_out.items() if count},
