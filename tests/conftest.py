@@ -15,7 +15,10 @@ from fedsa_lora.runs.inprocess import run_in_process
 __all__ = ["pytest_addoption", "trials"]
 
 Runner = Callable[..., Path]
-LONGEST = ("test_flwr_run.py", "test_two_runs.py", "test_launch.py", "test_notebooks.py")  # in CPU seconds
+LONGEST = (
+    "test_flwr_run.py", "test_methods.py", "test_resume.py", "test_notebooks.py", "test_compare_command.py",
+    "test_federation.py", "test_launch.py", "test_personal_runs.py", "test_two_runs.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
