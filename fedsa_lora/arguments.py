@@ -1,4 +1,4 @@
-"""What the commands of ``fedsa-lora`` take."""
+"""Arguments of the commands of ``fedsa-lora``."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def simulated() -> bool:
 
 def composed(run_config: Mapping[str, UserConfigValue]) -> str:
     """The resolved config that a simulation is handed, so that none of its processes composes it again; empty
-    elsewhere. What a stranger resolved would pass the checks by which overrides from outside are composed."""
+    elsewhere: what a stranger resolved would pass the checks by which overrides from outside are composed."""
     return str(run_config.get("composed", "")) if SIMULATION in os.environ else ""
 
 

@@ -153,7 +153,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _remark(text: str) -> None:
-    """What a user should know before it is gone on."""
+    """Print a remark that a user should see first."""
     if text:
         console.print(escape(text), style="yellow", soft_wrap=True)
 

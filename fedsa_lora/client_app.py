@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
+from flwr.app.message import make_message
 from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
+from fedsa_lora.bundle import Part, pack, size_of, unpack
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord, header_of
 from fedsa_lora.config import as_handed
-from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_config import Node, of_clients
 from fedsa_lora.deployment.node_store import check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError, RunError
@@ -74,6 +77,22 @@ def client_fn(context: Context) -> Client:
     return FedSAClient(node.client, bench, store, forbid).to_client()
 
 
+def each(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answers a message to several clients of this node, one after the other, as if each were asked alone."""
+    size = size_of(message.content) if message.has_content() else None
+    if size is None:
+        return call_next(message, context)
+    configs = of_clients(context.node_config, size)
+    answers: dict[int, Part] = {}
+    for place, asked in unpack(message.content, size).items():
+        if isinstance(asked, Error):
+            continue  # a server asks for nothing by it
+        own = replace(context, node_config=configs[place])
+        reply = discreet(make_message(message.metadata, asked), own, call_next)
+        answers[place] = reply.error if reply.has_error() else reply.content
+    return Message(pack(answers, size), reply_to=message)
+
+
 def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Searches what is answered for what is the client's own, and records it in the client's folder. What a
     node writes down is its user's alone, and nothing where its store is full."""
@@ -90,4 +109,4 @@ def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Me
         return answer()
 
 
-app = ClientApp(client_fn=client_fn, mods=[discreet, kept])
+app = ClientApp(client_fn=client_fn, mods=[discreet, each, kept])

@@ -1,4 +1,4 @@
-"""What a client writes down for itself, in its own folder, of the messages it answers: a log and metrics."""
+"""A client's own record of the messages that it answers: a log and metrics in its folder."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _gauge(name: str, meaning: str, value: float, labels: Labels | None = None) 
 
 
 def header_of(message: Message, kind: type[Header]) -> Header | None:
-    """What the header of a message says; None where there is none that can be read."""
+    """Reads the header of a message; None where there is none that can be read."""
     for entries in message.content.values() if message.has_content() else ():
         if isinstance(entries, ConfigRecord):
             try:

@@ -208,14 +208,14 @@ def _parsed(word: str) -> Override:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a key holds a path or a name, with whatever characters it has."""
+    """True for a key that holds a path or a name, with whatever characters it has."""
     section, *names = key.lstrip("+").split(".")
     is_path = bool(names) and names[0] in PATHS.get(section, ()) and names != ["files"]
     return is_path or key.lstrip("+") in TEXTS
 
 
 def _is_option(override: Override, faults: list[str]) -> bool:
-    """Whether Hydra can set a group so; a fault is added where it is none of the group's files."""
+    """True where Hydra can set a group so; adds a fault where it is none of the group's files."""
     group, value = override.key_or_group, override.value()
     options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
     if isinstance(value, dict) or value in options:

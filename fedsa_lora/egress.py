@@ -25,7 +25,7 @@ log = logging.getLogger("flwr")
 
 
 def told(error: BaseException) -> str:
-    """What the server is told of a failure: its kind, and what may leave this machine of it. The client's own
+    """Words a failure for the server: its kind, and what may leave this machine of it. The client's own
     log has all of it, under the round and the phase that this text refers to; where it has none yet, the
     log of its node has."""
     text = printable(f"{type(error).__name__}: {error}", "\n")

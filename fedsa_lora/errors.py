@@ -39,7 +39,7 @@ class FedSAError(Exception):
 
     @property
     def sendable(self) -> str:
-        """What may leave the machine of it."""
+        """The part of it that may leave the machine."""
         if self.is_open:
             return str(self)
         facts = [self.key] if self.key else []

@@ -74,7 +74,7 @@ def room_in(path: Path) -> int:
 
 
 def out_of_space(error: BaseException) -> bool:
-    """Whether a disk or a quota that is full caused an error."""
+    """True where a full disk or quota caused an error."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in _NO_SPACE
 
@@ -186,7 +186,7 @@ class Held:
             self._descriptor = os.open(path, os.O_RDONLY)
 
     def in_place(self) -> bool:
-        """Whether it is still at its path."""
+        """True while it is still at its path."""
         try:
             found, own = self.path.stat(), os.fstat(self._descriptor)
         except OSError:
@@ -201,7 +201,7 @@ class Held:
 
 
 def _holder(folder: Path) -> str:
-    """Who has a folder locked, where the system tells."""
+    """Names the process that has a folder locked, where the system tells."""
     inode = f":{folder.stat().st_ino}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():

@@ -60,13 +60,13 @@ def record_error(event: str, message: str, **fields: Any) -> None:
 
 
 def current() -> dict[str, Any]:
-    """What is being logged at the moment is about: by name, those of FIELDS that are known."""
+    """The known ones of FIELDS, by name, of what is being logged at the moment."""
     return dict(_about.get())
 
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """What is logged inside is about this side, client, round or phase."""
+    """Marks what is logged inside with its side, client, round or phase."""
     token = _about.set(_about.get() | fields)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run config that somebody else wrote may have of this machine.
+"""Limits of a run config that somebody else wrote: the words and the files that it may use here.
 
 In a deployment whoever starts a run writes its config, and every SuperNode composes it. The machine's own
 node config says which folders such a config may name; of its environment it learns nothing.

@@ -113,7 +113,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     machine = config.machine
     cores = usable_cores()
     by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
-    at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.clients)
+    at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.nodes)
     if at_once < 1:
         raise ConfigError(
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
@@ -124,7 +124,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     if share is None or not gpus:
         share = gpus / at_once
     return Simulation(
-        supernodes=config.federation.clients,
+        supernodes=config.federation.nodes,
         cpus_per_client=machine.cpus_per_client,
         gpus_per_client=share,
         cpus=at_once * machine.cpus_per_client,

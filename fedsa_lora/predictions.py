@@ -1,4 +1,4 @@
-"""What a client's model answered on its held-out examples: kept on the client's disk, never sent."""
+"""A client's predictions on its held-out examples: kept on the client's disk, never sent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(folder: Path, predictions: Predictions) -> Path:
 
 
 def read(folder: Path) -> Predictions | None:
-    """What a client's folder holds; None where its model was never measured."""
+    """Reads a client's folder; None where its model was never measured."""
     path = folder / FILE
     if not path.exists():
         return None

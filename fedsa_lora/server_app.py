@@ -18,6 +18,7 @@ from fedsa_lora.runs.finish import finish, to_the_end
 from fedsa_lora.runs.flower_log import COMPLETE
 from fedsa_lora.runs.resuming import to_run_again
 from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.server.nodes import ClientsOfNodes
 from fedsa_lora.settings import PASSED, RunConfig
 from fedsa_lora.tasks.inspection import inspect_task
 from strategies.admission import Res
@@ -33,7 +34,9 @@ class RecordedServer(Server):
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         strategy = assemble.strategy(config, directory, directory.run, directory.resumptions)
-        super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
+        each = config.federation.clients_per_node
+        manager = ClientsOfNodes(each) if each > 1 else SimpleClientManager()
+        super().__init__(client_manager=manager, strategy=strategy)
         self.config, self.directory = config, directory
         self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name
         if (state := directory.resumed) is not None:

@@ -72,10 +72,12 @@ class FederationSettings(PartitionSettings):
     ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
     each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
     private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
-    no longer FedSA. ``superlink``: HOST:PORT of the SuperLink that the nodes of a deployment connect to; its
-    certificate is checked with ``root_certificates`` (null: those of the system), unless the connection is
-    ``insecure``; null simulates. ``registry``: a file of the SuperLink's machine with the public key of each
-    client's node (``fedsa_lora.deployment.registry``), by which names are checked; null: a name is a claim.
+    no longer FedSA. ``clients_per_node``: clients that a node answers for, in one message (node p of a
+    simulation has the clients from ``p * clients_per_node``). ``superlink``: HOST:PORT of the SuperLink that
+    the nodes of a deployment connect to; its certificate is checked with ``root_certificates`` (null: those
+    of the system), unless the connection is ``insecure``; null simulates. ``registry``: a file of the
+    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), by
+    which names are checked; null: a name is a claim.
     """
 
     rounds: int = 12
@@ -91,10 +93,24 @@ class FederationSettings(PartitionSettings):
     ranks: dict[str, int] | list[int] | None = None
     weights: Literal["examples", "uniform"] = "examples"
     b_passing: bool = False
+    clients_per_node: int = 1
     superlink: str | None = None
     root_certificates: str | None = None
     insecure: bool = False
     registry: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.clients_per_node > 1 and self.clients % self.clients_per_node:
+            raise ConfigError(
+                f"clients_per_node is {self.clients_per_node}: expected a divisor of clients, {self.clients}"
+            )
+        if self.clients_per_node > 1 and self.registry is not None:
+            raise ConfigError("a registry binds one client to each node: expected clients_per_node=1")
+
+    @property
+    def nodes(self) -> int:
+        """The nodes that all clients are on."""
+        return self.clients // self.clients_per_node
 
     def client_ranks(self, seed: int) -> dict[str, int]:
         """The rank of each client that has one of its own."""

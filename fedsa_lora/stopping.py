@@ -15,7 +15,7 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit code
 
 
 def by_signal(error: BaseException) -> bool:
-    """Whether an exception is what a signal raises: Flower's apps exit with 0, ours with 128 + its number."""
+    """True for an exception that a signal raises: Flower's apps exit with 0, ours with 128 + its number."""
     if isinstance(error, SystemExit):
         return error.code in (None, 0) or (isinstance(error.code, int) and error.code > 128)
     return isinstance(error, KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""What a client keeps between rounds, on its own disk.
+"""A client's state between rounds, on its own disk.
 
 One safetensors file per round under the client's folder, written to a temporary name, synced,
 renamed, and the folder synced: a reader finds the old generation or the new one, never half of
@@ -47,7 +47,7 @@ def client_fault(client: str) -> str:
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps, as it was at the end of a round.
+    """State of a client at the end of a round.
 
     ``tensors`` are private: no value of them may leave. ``memory`` is what it needs to go on, such as
     the residual of its codec or what it last received.

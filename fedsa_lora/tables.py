@@ -49,7 +49,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
 
 
 def evidence_table(evidence: Evidence, advice: Advice) -> Table:
-    """What an advice was measured by."""
+    """Table of the measurements behind an advice."""
     table = Table(title="accuracy on validation examples; gain over local only, noise: in points")
     for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up a round"):
         table.add_column(column, justify="left" if column == "candidate" else "right")

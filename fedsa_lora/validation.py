@@ -88,6 +88,7 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
     "federation.over_select": (1, None, True),
     "federation.retries": (0, None, True),
     "federation.exclude_after": (0, None, True),
+    "federation.clients_per_node": (1, None, True),
     "federation.exclude_rounds": (1, None, True),
     "bounds.norm": (0, None, False),
     "bounds.median_factor": (1, None, True),

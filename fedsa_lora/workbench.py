@@ -1,4 +1,4 @@
-"""What all clients of one process share."""
+"""The common objects of all clients of a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all clients of one process share: nothing here belongs to a client.
+    """Common objects of all clients of a process: nothing here belongs to a client.
 
     The backbone is resident; ``model`` holds whatever client was served last and is overwritten
     completely before it is used for another. ``codec`` is for uploads, ``downlink`` for broadcasts

@@ -68,6 +68,6 @@ class _Pull(threading.Thread):
     def result(self) -> list[Message]:
         if self._error is None:
             return self._replies
-        if isinstance(self._error, OF_ALL):
+        if isinstance(self._error, (*OF_ALL, UnreadableReply)):
             raise self._error
         raise UnreadableReply(f"{type(self._error).__name__}: {self._error}") from self._error

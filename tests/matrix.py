@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def trials(request: pytest.FixtureRequest) -> Callable[[int], int]:
-    """How many of so many trials are made: all of them under make test-faults, else a tenth."""
+    """The number of trials of so many that are made: all under make test-faults, else a tenth."""
     if request.config.getoption("--all-trials"):
         return lambda number: number
     return lambda number: max(1, number // PART)

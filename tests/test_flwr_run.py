@@ -122,10 +122,9 @@ def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
     assert_same_bits(flwr_run, run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"]))
 
 
-@pytest.mark.slow
-def test_so_it_does_when_splits_adapt_and_both_ways_are_coded(tmp_path):
+def test_so_it_does_when_splits_adapt_both_ways_are_coded_and_a_node_has_three_clients(tmp_path):
     words = [*OVERRIDES, "split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
-    ended = command_line("run", *words, f"run.dir={tmp_path / 'one'}")
+    ended = command_line("run", *words, "federation.clients_per_node=3", f"run.dir={tmp_path / 'one'}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     here = run_in_process([*words, f"run.dir={tmp_path / 'two'}"])
     assert {len(row["split"]) for row in lines(here, "rounds.jsonl")} == {4, 2}

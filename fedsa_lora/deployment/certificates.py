@@ -62,13 +62,13 @@ def make_certificates(
 
 
 def _is_incomplete(folder: Path, hosts: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether the SuperLink has no certificate with its key, or one that lacks a host."""
+    """True where the SuperLink has no certificate with its key, or one that lacks a host."""
     missing = not (folder / "server.crt").exists() or not (folder / "server.key").exists()
     return missing or not {str(_general_name(host).value) for host in hosts} <= set(known)
 
 
 def _is_due(folder: Path) -> bool:
-    """Whether the SuperLink's certificate ends soon, and can be renewed: one that ends with the root, or
+    """True where the SuperLink's certificate ends soon, and can be renewed: one that ends with the root, or
     whose root has its key elsewhere, is left as it is."""
     if not (folder / "ca.key").exists():
         return False

@@ -69,7 +69,7 @@ class Loopback:
 
     @property
     def connection(self) -> Connection:
-        """How the SuperLink is reached."""
+        """Connection to the SuperLink."""
         certificates = self.keys / "ca.crt" if self.secure else None
         return Connection(f"127.0.0.1:{self.port}", certificates, insecure=not self.secure)
 

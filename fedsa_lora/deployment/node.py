@@ -125,7 +125,7 @@ def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
 
 
 def _node_config(arguments: Sequence[str]) -> dict[str, object]:
-    """What ``--node-config`` says. Raises ConfigError when it is missing or has no values."""
+    """Reads ``--node-config``. Raises ConfigError when it is missing or has no values."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--node-config")
     text = parser.parse_known_args(arguments)[0].node_config

@@ -1,4 +1,4 @@
-"""What a node says of itself, in its SuperNode's ``--node-config``: facts that no server decides."""
+"""Facts of a node that no server decides, from its SuperNode's ``--node-config``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _OF_A_PATTERN = re.compile(r"[.*?\[]")  # the names of tensors have dots
 
 @dataclass(frozen=True)
 class Node:
-    """One client's machine.
+    """A client on its machine, which may have several.
 
     ``client`` is its name for good: ``client-id``, else ``partition-id``, never Flower's node id, which
-    changes. ``data`` is a parquet, CSV, TSV or JSON Lines file of its own, or a folder with one for each
-    split; None for a part of the run's data set. ``store`` is the root of what it keeps between rounds, None
-    in simulation. ``paths`` are the folders that a run may name other data and models in. ``forbid`` are
-    roles and patterns of tensor names that it does not let out. ``share_tokens`` (``share-tokens``): also
-    tensors with values for each token may leave, by which a single answer tells the words of its data.
+    changes; ``client-id=NAME,NAME`` are several clients (``federation.clients_per_node``). ``data`` is a
+    parquet, CSV, TSV or JSON Lines file of its own, or a folder with one for each split; None for a part of
+    the run's data set. ``store`` is the root of what it keeps between rounds, None in simulation. ``paths``
+    are the folders that a run may name other data and models in. ``forbid`` are roles and patterns of tensor
+    names that it does not let out. ``share_tokens`` (``share-tokens``): also tensors with values for each
+    token may leave, by which a single answer tells the words of its data.
 
     What runs may cost it: ``store_limit`` (``store-limit``) is how many GB the store may hold, all its runs
     together, before nothing more is answered; ``keep_messages`` (``keep-messages``): a run may have every
@@ -65,10 +66,41 @@ class Node:
 
         Raises ConfigError with every fault.
         """
-        node = _node(config)
-        words = [*_faults(config), *_limit_faults(config)]
+        node, clients = _node(config), _named(config)
+        each = [{**config, "client-id": one} for one in clients] or [dict(config)]
+        words = list(dict.fromkeys(fault for one in each for fault in _faults(one)))
+        if len(set(clients)) < len(clients):
+            words.append(f"client-id: names a client twice: {','.join(clients)}")
+        if len(clients) > 1 and node.data is not None:
+            words.append(f"data.path: is the data of one client, and there are {len(clients)}")
+        words += _limit_faults(config)
         _refuse([*words, *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
         return node
+
+
+def of_clients(config: Mapping[str, Any], each: int) -> list[dict[str, Any]]:
+    """The node config of each of a node's ``each`` clients, as a node would have that has this one alone.
+    ``client-id`` names them; without it node p has the clients from ``p * each``.
+
+    Raises ConfigError where the node has another number of clients.
+    """
+    names = _named(config)
+    if not names:
+        first = int(config.get("partition-id", 0)) * each
+        names = [str(first + place) for place in range(each)]
+    if len(names) != each:
+        raise ConfigError(
+            f"this node is {len(names)} clients, {','.join(names)}, and the run has {each} on each node: "
+            f"expected federation.clients_per_node={len(names)}",
+            sent="its node has another number of clients than federation.clients_per_node",
+            key="federation.clients_per_node",
+        )
+    return [{**config, "client-id": name} for name in names]
+
+
+def _named(config: Mapping[str, Any]) -> list[str]:
+    """The clients that a node config names."""
+    return str(config["client-id"]).split(",") if "client-id" in config else []
 
 
 def _refuse(faults: list[str]) -> None:
@@ -93,12 +125,14 @@ def _node(config: Mapping[str, Any]) -> Node:
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """What cannot be, whatever machine it is."""
+    """Faults that hold on any machine."""
     for key in config:
         if key not in KEYS:
             yield f"{key!r} is none of {listing(KEYS)}{nearest(key, KEYS)}"
     if not {"client-id", "partition-id"} & set(config):
         yield "it names no client: start the node with client-id=NAME"
+    elif len(clients := _named(config)) > 1:
+        yield f"it names {len(clients)} clients: expected federation.clients_per_node={len(clients)} of a run"
     elif fault := client_fault(_client(config)):
         yield fault
     if not str(config.get("data.path", "-")).strip():

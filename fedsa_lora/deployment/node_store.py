@@ -90,8 +90,8 @@ class NodeStore(DirectoryStore):
 
 @contextmanager
 def unreadable_by_others() -> Iterator[None]:
-    """What this process creates meanwhile is its user's alone, files 0600 and folders 0700, whatever umask it
-    was started with."""
+    """Makes what this process creates meanwhile its user's alone, files 0600 and folders 0700, whatever umask
+    it was started with."""
     before = os.umask(_OTHERS)
     try:
         yield

@@ -50,7 +50,7 @@ def root_among(paths: Sequence[Path]) -> Path | None:
 
 
 def is_root(certificate: x509.Certificate) -> bool:
-    """Whether a certificate is one that others are signed with."""
+    """True for a certificate that others are signed with."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
@@ -68,7 +68,7 @@ def names(certificate: x509.Certificate) -> list[str]:
 
 
 def covers(certificate: x509.Certificate, host: str) -> bool:
-    """Whether a host is among the names, as it is or by a ``*`` in place of its first part."""
+    """True where a host is among the names, as it is or by a ``*`` in place of its first part."""
     try:
         return str(ipaddress.ip_address(host)) in names(certificate)
     except ValueError:

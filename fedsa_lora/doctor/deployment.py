@@ -23,7 +23,7 @@ STORE_GIGABYTES = 0.5
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be checked; what is None is not. ``superlink``: HOST:PORT to reach, ``port``: one of this
+    """Places to check; those that are None are not. ``superlink``: HOST:PORT to reach, ``port``: one of this
     machine to listen at, ``certificates``: the root, the server's or both, ``key``: the server's, ``data``: a
     client's file or folder, ``store``: the folder for its state."""
 
@@ -68,7 +68,7 @@ def _port(port: int) -> Check:
 
 
 def _listener(port: int) -> str:
-    """Which process listens to a port of this machine, as far as the system tells."""
+    """Names the process that listens to a port of this machine, as far as the system tells."""
     try:
         open_ports = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
         process = next(psutil.Process(c.pid) for c in open_ports if c.laddr.port == port and c.pid)

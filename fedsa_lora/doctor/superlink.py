@@ -1,4 +1,4 @@
-"""What listens at the address of a SuperLink: ours, another's, or something else."""
+"""Finds out what listens at the address of a SuperLink: ours, another's, or something else."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
 
 
 def _passes_nodes_alone(address: str, tls: ssl.SSLContext | None) -> bool:
-    """Whether a proxy refuses the description that every SuperLink gives, and lets a node without a key
+    """True where a proxy refuses the description that every SuperLink gives, and lets a node without a key
     through to be refused by the SuperLink."""
     if tls is None:
         return False
@@ -152,7 +152,7 @@ def _same_version(there: str) -> Check:
 
 
 def _whose(address: str, tls: ssl.SSLContext | None) -> Check:
-    """Whose runs a SuperLink has: one with another app's alone was probably not started for ours."""
+    """Says whose runs a SuperLink has: one with another app's alone was probably not started for ours."""
     client = ControlHttpClient(_base(address, tls), verify=tls or False, timeout=SECONDS)
     try:
         runs = client.ListRuns(ListRunsRequest()).run_dict.values()

@@ -40,7 +40,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors there are, in the one order that packing uses: by name.
+    """Names, roles and shapes of tensors, in the one order that packing uses: by name.
 
     Raises LayoutError when two tensors have the same name.
     """
@@ -108,7 +108,7 @@ class Layout:
         return {spec.name: vector[self.span(spec.name)].reshape(spec.shape) for spec in self.specs}
 
     def span(self, name: str) -> slice:
-        """Where a tensor's values stand in the packed vector."""
+        """Slice of a tensor's values in the packed vector."""
         start, spec = self._starts[name]
         return slice(start, start + spec.size)
 
@@ -119,7 +119,7 @@ class Layout:
         return Layout(tuple(replace(spec, shape=_limited(spec, rank)) for spec in self.specs))
 
     def index(self, part: Layout) -> NDArray[np.int64] | None:
-        """Where each value of ``part`` stands in a vector of this layout, ascending; None: one to one.
+        """Positions of the values of ``part`` in a vector of this layout, ascending; None: one to one.
 
         ``part`` has some of the tensors, of which some may be limited to a lower rank.
         """

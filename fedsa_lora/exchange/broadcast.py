@@ -1,4 +1,4 @@
-"""What a broadcast carries beside whole values: coded changes, and factors for the frozen weights."""
+"""Content of a broadcast beside whole values: coded changes, and factors for the frozen weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Matrix = NDArray[np.float32]
 
 
 def changed(held: Vector, pool: Layout, carried: Layout, payload: NDArray[Any], codec: Codec) -> Vector:
-    """What is held, (pool.size,), after a coded change of the tensors of ``carried``.
+    """The common vector (pool.size,) after a coded change of the tensors of ``carried``.
 
     The server and its clients compute it alike, so that both know it to the bit. Raises WireError for
     a payload that is none of these tensors.

@@ -26,7 +26,7 @@ MAX_BLOCK = 65_536
 
 @dataclass(frozen=True)
 class Sparse:
-    """What decoding gives: values (k,) at strictly ascending positions (k,) of a vector (size,).
+    """Decoded upload: values (k,) at strictly ascending positions (k,) of a vector (size,).
 
     No positions: the values are the whole vector.
     """
@@ -70,7 +70,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payload: NDArray[Any], size: int) -> Sparse:
-        """What was sent of a vector (size,). Raises WireError for what ``encode`` cannot have made.
+        """Decodes the upload of a vector (size,). Raises WireError for what ``encode`` cannot have made.
 
         The payload's length is checked first; what is allocated is bounded by it and by ``size``.
         """
@@ -82,16 +82,16 @@ class Codec(ABC):
     @property
     @abstractmethod
     def selection(self) -> str:
-        """Which values travel, in a word or two."""
+        """The choice of values that travel, in a word or two."""
 
     @property
     @abstractmethod
     def sparse(self) -> bool:
-        """Whether values are left out."""
+        """True where values are left out."""
 
     @property
     def lossless(self) -> bool:
-        """Whether every vector comes back with the same bits."""
+        """True where every vector comes back with the same bits."""
         return not self.sparse and self.values == "fp32"
 
     @property

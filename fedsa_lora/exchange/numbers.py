@@ -1,4 +1,4 @@
-"""How values are written: fp32, fp16, bf16, or int8 and int4 with a scale per block of values.
+"""Number formats of values on the wire: fp32, fp16, bf16, or int8 and int4 with a scale per block of values.
 
 Each format writes float32 values (k,) as bytes whose number depends on k alone, and finite values
 stay finite: what a format cannot hold is sent as its largest number.

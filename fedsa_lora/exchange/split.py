@@ -1,4 +1,4 @@
-"""Which tensors a client shares in a round, which it keeps, and which nobody trains."""
+"""Splits of the adapter: tensors that a client shares in a round, keeps, or does not train."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AdapterSplit:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a client is asked for in a round: the tensors to share, and those of them that it starts from
+    """A client's part in a round: the tensors to share, and those of them that it starts from
     its own value where it had them to itself, because they were shared by nobody before."""
 
     shared: frozenset[str]
@@ -56,7 +56,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPolicy(ABC):
-    """What may be shared, and what of it is in which round.
+    """Decides which tensors may be shared, and in which round.
 
     ``allow`` are the factors that a client lets out whatever a server asks for: B is not among them
     unless a config puts it there. ``head`` is the disposition of the classifier, or the degree to
@@ -71,7 +71,7 @@ class SplitPolicy(ABC):
 
     @abstractmethod
     def of(self, role: Role) -> Share:
-        """What becomes of tensors of this role; "shared" where some of them are in some round."""
+        """The treatment of tensors of this role; "shared" where some of them are in some round."""
 
     def __post_init__(self) -> None:
         for role in ROLES:
@@ -93,7 +93,8 @@ class SplitPolicy(ABC):
         return AdapterSplit(*(_having(dispositions, what) for what in ("shared", "local", "frozen")))
 
     def in_round(self, layout: Layout, round_: int) -> frozenset[str]:
-        """What is shared in a round (the first is 1) unless the server has reason to choose otherwise."""
+        """Tensors that are shared in a round (the first is 1) unless the server has reason to choose
+        otherwise."""
         return self(layout).shared
 
     def allowed(
@@ -129,7 +130,7 @@ class SplitPolicy(ABC):
         return RoleSplit(A="local", B="local", head=frozen["head"], base=frozen["base"])
 
     def words(self) -> dict[str, str]:
-        """What becomes of each role, to be read."""
+        """The treatment of each role, to be read."""
         return {role: _word(self.of(role)) for role in ROLES}
 
 

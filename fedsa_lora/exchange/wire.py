@@ -52,7 +52,7 @@ def stretch(resumed: int) -> str:
 
 @dataclass(frozen=True)
 class BroadcastHeader:
-    """What the server sends and asks for.
+    """Header of a message to a client.
 
     ``digest`` is that of the values which the client is to hold once it has read the message.
     ``shared`` are the tensors to be uploaded this round, ``joining`` those of them that a client which
@@ -85,7 +85,7 @@ class BroadcastHeader:
 
 @dataclass(frozen=True)
 class UploadHeader:
-    """Who answers which broadcast, with a difference in the tensors of ``shared`` coded by ``codec``.
+    """Header of an answer to a broadcast, with a difference in the tensors of ``shared`` coded by ``codec``.
 
     ``examples`` are the client's train examples, ``measured`` those of its held-out part that the metrics of
     ``report`` are of; 0: it has none, or was not asked, and reports no metrics.
@@ -217,7 +217,7 @@ def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]
 
 
 def _array_prefix(dtype: np.dtype[Any], size: int) -> bytes:
-    """What NumPy writes in front of the values of a vector (size,)."""
+    """Bytes that NumPy writes in front of the values of a vector (size,)."""
     stream = io.BytesIO()
     header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(stream, header)

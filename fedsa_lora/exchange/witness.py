@@ -55,7 +55,7 @@ Bits = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seeds:
-    """Where the parts of ``length`` values begin that are worth a look: ``starts`` (k,), in the order of
+    """Starts of the parts of ``length`` values that are worth a look: ``starts`` (k,), in the order of
     their ``keys`` (k,). ``marks`` are the upper bits of the keys that there are."""
 
     length: int
@@ -80,7 +80,7 @@ class PrivateValues:
 
 
 def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] = ()) -> PrivateValues:
-    """What is to be searched for: the tensors of these states, but for what ``public`` ones hold as well."""
+    """Values to search for: the tensors of these states, but for what ``public`` ones hold as well."""
     nothing = np.zeros(0, np.uint32)
     tensors, bits = [nothing], [np.zeros(1)]
     for state in states:
@@ -123,7 +123,8 @@ def _table(length: int, keys: Keys, starts: NDArray[np.int64]) -> Seeds:
 
 
 def matches(message: bytes, private: PrivateValues) -> int:
-    """How many values of the message stand in runs of private values that chance cannot have put there."""
+    """Counts the values of the message that stand in runs of private values that chance cannot have put
+    there."""
     if not private.size or len(message) < 4 * SEED:
         return 0
     telling = log2(len(message) * private.words.size / FALSE_ALARM)
@@ -184,7 +185,7 @@ def _keys(words: Words, longest: int = LONGEST) -> Iterator[tuple[int, Keys]]:
 
 
 def _marked(keys: Keys, marks: NDArray[np.bool_]) -> Keys:
-    """Where the upper bits of each key stand in the table of marks."""
+    """Positions of the upper bits of each key in the table of marks."""
     return keys >> np.uint64(65 - marks.size.bit_length())
 
 

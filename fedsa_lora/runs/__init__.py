@@ -1,4 +1,4 @@
-"""What a run tells: ``load_run(path)`` reads a run directory as pandas frames."""
+"""The record of a run: ``load_run(path)`` reads a run directory as pandas frames."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ UNKNOWN = "was made by a version that kept no digest of the data: whether they h
 
 
 def recorded(run_dir: Path) -> Fingerprint | None:
-    """What a run wrote down of its data; None of a run that could not, or was made before runs did."""
+    """Reads a run's record of its data; None of a run that could not, or was made before runs did."""
     path = run_dir / DATA
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""How a SuperLink is reached: its address, and how its certificate is checked."""
+"""The connection to a SuperLink: its address, and the check of its certificate."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Connection:
         )
 
     def asks_for_keys(self) -> bool:
-        """Whether the SuperLink refuses a node without a key, which it does where it authenticates nodes.
+        """True where the SuperLink refuses a node without a key, which it does where it authenticates nodes.
         Raises httpx.HTTPError when it does not answer."""
         import httpx
 
@@ -76,7 +76,7 @@ class Connection:
 
 
 def wants_key(client: httpx.Client) -> bool:
-    """Whether a SuperLink refuses what a node asks without a key. Raises httpx.HTTPError when it does not
+    """True where a SuperLink refuses what a node asks without a key. Raises httpx.HTTPError when it does not
     answer."""
     with client:
         answer = client.post(NODES_ENDPOINT, headers={"content-type": "application/protobuf"})

@@ -164,7 +164,7 @@ def end(begun: Held, state: Literal["failed", "stopped"], reason: str) -> None:
 
 
 def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, rounds: int = 0) -> str:
-    """Why a run did not do what was asked, or nothing. Flower alone does not tell: it calls a run
+    """The reason why a run failed, or an empty text. Flower alone does not tell: it calls a run
     completed that called ``sys.exit``, so the run's own word, its ``rounds`` and the ``last`` file that it
     writes before that are asked for as well; its last word in the log, where they are on another machine and
     not ``here``."""
@@ -212,7 +212,7 @@ class RunView:
                 self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
 
     def _grew(self) -> bool:
-        """Whether the log has more than when it was last looked at."""
+        """True where the log has more than when it was last looked at."""
         size = self.log.stat().st_size if self.log.is_file() else 0
         grew, self._size = size != self._size, size
         return grew

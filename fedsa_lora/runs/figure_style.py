@@ -1,4 +1,4 @@
-"""How the figures look: colours that colour-blind readers tell apart, and sizes for a laptop and a phone."""
+"""Style of the figures: colours that colour-blind readers tell apart, and sizes for a laptop and a phone."""
 
 import io
 import textwrap
@@ -44,7 +44,7 @@ class FigureStyle:
 
     @property
     def dark_is_many(self) -> bool:
-        """Whether large counts are drawn dark, as on white paper."""
+        """True where large counts are drawn dark, as on white paper."""
         return self.counts_map == LIGHT.counts_map
 
     @property

@@ -79,7 +79,7 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
 
 
 def _without_adapters(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> str:
-    """Why a run has no adapter folders; nothing where it has."""
+    """The reason why a run has no adapter folders; empty where it has."""
     try:
         Exporter(config, directory, model).refuse(adapter=True)
     except FedSAError as error:

@@ -31,7 +31,7 @@ from fedsa_lora.server_app import app as server_app
 class InProcessGrid(Grid):
     """A Grid whose nodes are calls of the ClientApp."""
 
-    def __init__(self, clients: int, run_config: dict[str, Any]) -> None:
+    def __init__(self, nodes: int, run_config: dict[str, Any]) -> None:
         self._run = Run.create_empty(run_id=1)
         self._lock = (
             threading.Lock()
@@ -42,11 +42,11 @@ class InProcessGrid(Grid):
             node: Context(
                 run_id=1,
                 node_id=node,
-                node_config={"partition-id": node - 1, "num-partitions": clients},
+                node_config={"partition-id": node - 1, "num-partitions": nodes},
                 state=RecordDict({"": ConfigRecord()}),
                 run_config=run_config,
             )
-            for node in range(1, clients + 1)
+            for node in range(1, nodes + 1)
         }
 
     @property
@@ -98,7 +98,7 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
     os.environ[SIMULATION] = "1"
     try:
-        server_app(InProcessGrid(config.federation.clients, run_config), context)
+        server_app(InProcessGrid(config.federation.nodes, run_config), context)
     finally:
         os.environ.pop(SIMULATION)
     if not is_complete(config.run_dir, last_file(config), config.federation.rounds):

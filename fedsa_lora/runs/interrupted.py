@@ -39,7 +39,7 @@ def gone(path: Path) -> str:
 
 
 def stopped_after(path: Path) -> str:
-    """How far a run came that was stopped."""
+    """Words how far a stopped run came."""
     planned = read_json(path / "status.json")["rounds"]
     done = last_whole_round(path)
     return f"stopped after round {done} of {planned}" if done else "stopped before its first round had ended"

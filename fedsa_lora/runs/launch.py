@@ -83,7 +83,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and why when it did not complete.
+    """End of a run, with the reason when it did not complete.
 
     "completed" is Flower's word, which it also says of a ServerApp that called `sys.exit` and of rounds in
     which every client failed: look at what the ServerApp wrote as well; its log is what came after byte
@@ -230,8 +230,8 @@ class FlowerRun:
         return int(found["run-id"])
 
     def _answer(self, command: list[str], private: Path) -> tuple[str, str]:
-        """What a command prints to its output and its errors. It is waited for as long as it lives and our
-        own SuperLink does; RunError when that ends first."""
+        """Returns what a command prints to its output and its errors. It is waited for as long as it lives
+        and our own SuperLink does; RunError when that ends first."""
         patience = Patience("`flwr run` to submit the app")
         with subprocess.Popen(
             command, env=self.superlink.env, cwd=private, stdin=subprocess.DEVNULL,
@@ -298,7 +298,7 @@ class FlowerRun:
 
 
 def _log_parts(client: ControlHttpClient, run_id: int) -> Iterator[str]:
-    """What the apps of a run print, without colours, until the run ends or the SuperLink does."""
+    """Yields what the apps of a run print, without colours, until the run ends or the SuperLink does."""
     try:
         for part in client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
             yield ANSI.sub("", part.log_output)

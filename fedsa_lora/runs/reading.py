@@ -30,7 +30,7 @@ class RunRecord:
 
     @property
     def changes(self) -> dict[str, str]:
-        """What its command changed of the experiment, by key."""
+        """Changes of the experiment by its command, by key."""
         return changes_of(self.environment.get("command", ""))
 
 
@@ -60,7 +60,7 @@ class Growing:
         self._inode, self._read = 0, 0
 
     def replaced(self) -> bool:
-        """Whether what was read is gone: a resumed run writes its rows anew, a full log is put aside."""
+        """True where what was read is gone: a resumed run writes its rows anew, a full log is put aside."""
         found = self._stat()
         return self._read > 0 and (found is None or found.st_ino != self._inode or found.st_size < self._read)
 
@@ -80,7 +80,7 @@ class Growing:
 
 
 def holds_run(path: Path, run: str = "") -> bool:
-    """Whether a run has begun in a directory; one that ended while Flower started has not. Where ``run``
+    """True where a run has begun in a directory; one that ended while Flower started has not. Where ``run``
     names one, as clients' stores know it, only that run counts."""
     if not (path / "config.yaml").exists():
         return False

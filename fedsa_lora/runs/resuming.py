@@ -1,4 +1,4 @@
-"""What a broken off run is gone on with: its own config, and the changes that it can bear."""
+"""Config of a resumed run: its own, with the changes that it can bear."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedsa_lora.settings import RunConfig
 CHANGEABLE = (
     "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
     "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_",
+    "federation.clients_per_node",
     "federation.superlink", "federation.root_certificates", "federation.insecure", "federation.registry",
     "bounds.max_rejections", "evaluation.", "machine.", "run.",
 )  # fmt: skip
@@ -57,7 +58,7 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
 
 
 def is_complete(run_dir: Path, last: str = "status.json", rounds: int = 0) -> bool:
-    """Whether a run said that it is completed, and what that means is there as well: the ``last`` file that
+    """True where a run said that it is completed and its results are there as well: the ``last`` file that
     it writes before, as runs of earlier versions said so before their results were written, and as many
     ``rounds``, or those that its config asks for, which were more where a longer run was interrupted."""
     status = run_dir / "status.json"

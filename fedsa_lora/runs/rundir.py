@@ -157,8 +157,8 @@ class RunDirectory:
         return None
 
     def _write_data(self, federation: FederationData, *notes: str) -> None:
-        """Who holds how many examples, and of which rows that was made. ``notes`` are added to those that
-        the user is to see."""
+        """Writes the clients' numbers of examples, and of which rows they were made. ``notes`` are added to
+        those that the user is to see."""
         told = replace(federation, notes=(*federation.notes, *notes))
         self._write_json("partition.json", asdict(told))
         fingerprint = None if self.config.federation.own else fingerprint_of(self.config.task)

@@ -1,4 +1,4 @@
-"""How alike the matrices of different clients are (as arXiv:2410.01463, figure 2, asks of A and B)."""
+"""Similarity of the matrices of different clients (as arXiv:2410.01463, figure 2, asks of A and B)."""
 
 from __future__ import annotations
 

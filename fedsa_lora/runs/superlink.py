@@ -58,7 +58,7 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """What was waited for came."""
+        """Begin the wait anew, as what was waited for came."""
         self._began = time.monotonic()
         self._told = 0
 

@@ -63,7 +63,7 @@ def build_backbone(
 def start_of(
     auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None = None
 ) -> Start:
-    """What a model of ``build_backbone`` starts from. Raises ModelError as that does, and where there are no
+    """The start of a model of ``build_backbone``. Raises ModelError as that does, and where there are no
     weights."""
     _, start = _examined(auto_class, settings, labels, pad_token_id)
     if settings.pretrained and start.account is None:
@@ -78,7 +78,7 @@ def start_of(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a model's weights come from. ``config`` is what its checkpoint is loaded with; ``folded``: that
+    """Origin of a model's weights. ``config`` is what its checkpoint is loaded with; ``folded``: that
     one was exported with its mean pooling as a layer; ``mean``: its head reads the mean of the tokens.
     ``pad_token_id`` is its own, None where it has none. ``reason``: why the outputs of the checkpoint's own
     head are drawn anew, if they are."""

@@ -51,7 +51,7 @@ class Backdoor:
         return frozenset(map(str, self.clients))
 
     def chosen(self, seed: int, client: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the train rows (n,) of a client are poisoned; none of an honest one."""
+        """Marks the train rows (n,) of a client that are poisoned; none of an honest one."""
         marked = np.zeros(len(rows), dtype=bool)
         if client in self.names:
             count = max(1, round(self.share * len(rows)))

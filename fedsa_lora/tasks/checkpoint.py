@@ -85,7 +85,7 @@ class Account:
         )
 
     def _prefix(self) -> str:
-        """What to take off the keys that are not read to make weights of the model of most of them."""
+        """Prefix of the unread keys that, taken off, makes most of them weights of the model."""
         known = self.expected | {name.partition(".")[2] for name in self.expected}
         parts = min(self.unread).split(".")
         for length in range(1, len(parts)):
@@ -137,8 +137,8 @@ def shapes(path: str, revision: str | None) -> dict[str, Shape] | None:
 
 
 def _shapes(path: str, revision: str | None, fetch: bool) -> dict[str, Shape] | None:
-    """What the files of a folder, or of a hub id in the cache, hold; with ``fetch`` they are downloaded. None
-    where there are none, or where a part of a hub id is not cached."""
+    """Names and shapes in the files of a folder, or of a hub id in the cache; with ``fetch`` they are
+    downloaded. None where there are none, or where a part of a hub id is not cached."""
     for name in WEIGHTS:
         if file := stored_file(path, name, revision, fetch):
             parts = _parts(file, path, revision, fetch)

@@ -1,4 +1,5 @@
-"""What every task shares; a new one reads rows, encodes them, collates batches and says what is measured."""
+"""The common part of all tasks; a new one reads rows, encodes them, collates batches and says what is
+measured."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ class DividedTask(ABC):
         return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
 
     def describe(self) -> FederationData:
-        """Who holds how many examples; classes are the true ones, whatever a client calls them. Of clients
+        """Counts each client's examples; classes are the true ones, whatever a client calls them. Of clients
         with data of their own nothing is known here."""
         labels = self.labels()
         if self.partition.own:
@@ -102,7 +103,7 @@ class DividedTask(ABC):
 
     @property
     def source(self) -> str:
-        """Where the rows come from, to be named in messages."""
+        """Origin of the rows, to be named in messages."""
         return type(self).__name__
 
     def fingerprint(self) -> Fingerprint:
@@ -124,7 +125,7 @@ class DividedTask(ABC):
 
     @cached_property
     def split(self) -> FederationSplit:
-        """Who holds which rows."""
+        """The rows of each client."""
         test = None if self.data.test is None else _columns(self.data.test)
         return split_federation(self.partition, self.seed, _columns(self.data.train), test)
 
@@ -141,7 +142,7 @@ class DividedTask(ABC):
         return self.split.clients[client]
 
     def _counts(self) -> tuple[RowCount, ...]:
-        """What became of the rows of each split."""
+        """Counts the rows of each split: read, dropped and used."""
         held = self.split.clients.values()
         train = sum(len(rows.train) + len(rows.validation) for rows in held)
         test = sum(len(rows.test) for rows in held)
@@ -164,7 +165,7 @@ class DividedTask(ABC):
         return counts
 
     def _renamed(self, client: str, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What a client calls the classes."""
+        """A client's names of the classes."""
         return labels
 
     def _examples(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Examples:

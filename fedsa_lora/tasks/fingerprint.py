@@ -16,7 +16,7 @@ CLASSES = "classes"
 
 @dataclass(frozen=True)
 class Part:
-    """How many values, and a digest of them in their order."""
+    """Number of values, and a digest of them in their order."""
 
     count: int
     digest: str
@@ -54,7 +54,7 @@ class Fingerprinted(Protocol):
 
 
 def fingerprint_of(task: object) -> Fingerprint | None:
-    """What is known of a task's data, if anything is."""
+    """Fingerprint of a task's data, if anything is known of them."""
     return task.fingerprint() if isinstance(task, Fingerprinted) else None
 
 
@@ -75,7 +75,7 @@ def of_classes(classes: tuple[str, ...]) -> Part:
 
 
 def of_clients(clients: dict[str, ClientRows]) -> Part:
-    """Who holds which rows in which part."""
+    """Digest of each client's rows by part."""
     held = (
         [name, rows.train.tolist(), rows.validation.tolist(), rows.test.tolist()]
         for name, rows in sorted(clients.items())
@@ -100,7 +100,7 @@ def _digest(values: Iterable[Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What JSON cannot hold, such as the bytes of an image; of what has no bytes only its kind."""
+    """Replaces what JSON cannot hold, such as the bytes of an image; of what has no bytes only its kind."""
     if isinstance(value, bytes):
         return value.hex()
     if hasattr(value, "tobytes"):

@@ -117,7 +117,7 @@ def _are_plain_names(value: Any) -> bool:
 
 
 def _says(config: Mapping[str, Any], key: str, words: Sequence[str]) -> bool:
-    """Whether a config has one of these words under a key, at any depth."""
+    """True where a config has one of these words under a key, at any depth."""
     inner = [value for value in config.values() if isinstance(value, Mapping)]
     return config.get(key) in words or any(_says(value, key, words) for value in inner)
 

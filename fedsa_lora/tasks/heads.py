@@ -16,7 +16,7 @@ _BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 @dataclass(frozen=True)
 class Head:
-    """What is trained whole: ``modules`` by name, those behind the backbone and the layers that the
+    """Modules that are trained whole: ``modules`` by name, those behind the backbone and the layers that the
     checkpoint of the backbone lacks. ``kept`` are the parameters of these that start from the checkpoint's
     values; all others start from a draw."""
 

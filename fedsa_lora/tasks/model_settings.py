@@ -16,7 +16,7 @@ PACKAGE_SCHEME = "pkg://"
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which backbone to build.
+    """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
     or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is

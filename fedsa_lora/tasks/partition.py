@@ -21,7 +21,7 @@ LabelMeaning = Literal["common", "per_client"]
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """How the rows are divided.
+    """The partition of the rows among clients.
 
     ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
     its arguments; {}: nothing is divided, every node has data of its own. Each client keeps a
@@ -65,7 +65,7 @@ class PartitionSettings:
 
     @property
     def own(self) -> bool:
-        """Whether every node has data of its own."""
+        """True where every node has data of its own."""
         return not self.partitioner
 
 
@@ -244,7 +244,7 @@ def _leftover(kind: str, rows: int, left: int) -> list[str]:
 
 
 def _shortfalls(settings: PartitionSettings, seed: int, clients: Mapping[str, ClientRows]) -> list[str]:
-    """Which clients hold less than was asked for, one remark for each kind of lack."""
+    """Names the clients that hold less than was asked for, one remark for each kind of lack."""
     lacking: dict[str, list[str]] = {}
 
     def check(what: str, client: str, held: int, wanted: int) -> None:

@@ -50,7 +50,7 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read; ``inputs`` maps a task's input names to columns. Without a
+    """Columns of a table to read; ``inputs`` maps a task's input names to columns. Without a
     ``label`` there are no classes."""
 
     inputs: Mapping[str, str]

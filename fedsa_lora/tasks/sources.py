@@ -1,4 +1,4 @@
-"""Where rows come from: shipped sets, local files and folders, and the hub."""
+"""Sources of rows: shipped sets, local files and folders, and the hub."""
 
 from __future__ import annotations
 
@@ -67,12 +67,13 @@ _ONE_SPLIT = (
 
 
 def has_splits(path: Path) -> bool:
-    """Whether a place may hold a test split: a file does not, nor a folder that holds one saved set."""
+    """True where a place may hold a test split: a file does not, nor a folder that holds one saved set."""
     return path.is_dir() and not (path / SAVED).is_file()
 
 
 def holds_data(place: Path) -> bool:
-    """Whether a file, or a folder without the choice of a subset, has anything that ``read_split`` reads."""
+    """True where a file, or a folder without the choice of a subset, has anything that ``read_split``
+    reads."""
     if place.is_file():
         return is_data(place)
     return any((place / saved).is_file() for saved in (SAVED, SAVED_SPLITS)) or bool(_data_files(place))
@@ -202,7 +203,7 @@ def _check_complete(folder: Path, split: str, shards: Sequence[Sequence[str]], s
 
 
 def _without_split(folder: Path, files: list[Path], split: str) -> str:
-    """What to do about a folder without the files of a split."""
+    """Advice on a folder without the files of a split."""
     if len(files) == 1 and split == "train":
         return f"{folder} has no split 'train' but one file, {files[0].name}: name the file itself"
     if files:

@@ -119,11 +119,11 @@ class Table:
             ) from None
 
     def class_names(self, name: str) -> list[str] | None:
-        """What the numbers of a column stand for, in their order, where the files say so."""
+        """Names of the classes that the numbers of a column stand for, in order, where the files say so."""
         return self.parts[0].classes.get(name)
 
     def place(self, row: int) -> tuple[str, int]:
-        """Where a row is, counted from 0: its file with the line, and its number in the file, from 1."""
+        """Place of a row, counted from 0: its file with the line, and its number in the file, from 1."""
         for part in self.parts:
             if row < part.length:
                 return part.place(row), row + 1

@@ -64,7 +64,7 @@ class TextData(DividedTask):
     @property
     @abstractmethod
     def columns(self) -> Columns:
-        """Which columns are read."""
+        """Columns to read."""
 
     @property
     def given_classes(self) -> Sequence[str] | None:

@@ -30,12 +30,12 @@ class Words:
 
     @property
     def numbers(self) -> bool:
-        """Whether every word is a number."""
+        """True where every word is a number."""
         return all(_NUMBER.fullmatch(word) for word in self.words)
 
     @property
     def truth_values(self) -> bool:
-        """Whether the file says true or false, and no words for it."""
+        """True where the file says true or false, and no words for it."""
         return all(isinstance(value, bool) for value in self.raw)
 
     def rows(self, faulty: Callable[[str], bool]) -> NDArray[np.int64]:
@@ -88,5 +88,5 @@ def is_fraction(word: str) -> bool:
 
 
 def are_whole(words: Collection[str]) -> bool:
-    """Whether all are whole numbers, so that they have an order."""
+    """True where all are whole numbers, so that they have an order."""
     return all(_WHOLE.fullmatch(word) for word in words)

@@ -109,6 +109,28 @@ def test_a_node_and_the_superlink_that_were_killed_go_on_to_the_same_bits(federa
         assert all(shared[name].tobytes() == expected[name].tobytes() for name in shared), round_
 
 
+def test_nodes_of_two_clients_give_the_bits_of_one_client_to_a_node(plain_federation, tmp_path):
+    federation, words = plain_federation, ["federation.clients=4", "federation.rounds=2"]
+    federation.superlink()
+    for name, clients in (("left", "0,1"), ("right", "2,3")):
+        federation.node(name, says=clients)
+    run_dir = tmp_path / "run"
+    asked = [*SMOKE, *federation.words, *words, "federation.clients_per_node=2"]
+    finish(federation, "run", *asked, f"run.dir={run_dir}")
+    plain = run_in_process([*SMOKE, *words, f"run.dir={tmp_path / 'plain'}"])
+    for name, clients in (("left", "01"), ("right", "23")):
+        for client in clients:
+            state = f"{client}/round-000002.safetensors"
+            kept, expected = (
+                load_file(federation.store(name) / "run" / state),
+                load_file(plain / "clients" / state),
+            )
+            assert kept.keys() == expected.keys()
+            assert all(kept[key].tobytes() == expected[key].tobytes() for key in kept), client
+    shared, expected = (load_file(run / "checkpoints/round-000002.safetensors") for run in (run_dir, plain))
+    assert all(shared[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
 def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leaves_does_not_block(
     plain_federation, tmp_path
 ):

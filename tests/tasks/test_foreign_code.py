@@ -66,7 +66,7 @@ def model_folder(tmp_path, marker, model_type="evil", tokenizer_class="EvilToken
 
 
 def loads(folder: Path, stdin: str) -> dict[str, str]:
-    """What comes of loading the tokenizer and the model in a process of its own, whose user is asked nothing:
+    """Results of loading the tokenizer and the model in a process of its own, whose user is asked nothing:
     one who would say yes, or none."""
     command = [sys.executable, "-c", LOADS, str(folder)]
     asked = {"input": "y\n" * 9} if stdin == "open" else {"stdin": subprocess.DEVNULL}
