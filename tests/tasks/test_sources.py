@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.tasks import sources
+from fedsa_lora.tasks import shipped, sources
 from fedsa_lora.tasks.shipped import DATA_VARIABLE, SHIPPED, shipped_folder
 from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.tables import Table
@@ -119,7 +119,7 @@ def test_the_environment_variable_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_shipped_set_that_is_nowhere_lists_where_it_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
+    monkeypatch.setattr(shipped, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
     with pytest.raises(DataError) as caught:
         read_split("snips", "train")
     for expected in (str(tmp_path / "one" / "snips"), str(tmp_path / "two" / "snips"), DATA_VARIABLE):
