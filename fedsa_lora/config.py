@@ -259,8 +259,12 @@ def as_handed(
 ) -> RunConfig:
     """The config of a run from what its apps are handed: ``composed``, what ``to_yaml`` wrote, where there is
     any, which no process composes again; else as ``load`` makes it. Raises ConfigError as that does."""
-    if not composed:
-        return load(overrides, default_dir, folders)
+    return handed(composed) if composed else load(overrides, default_dir, folders)
+
+
+@lru_cache(maxsize=1)
+def handed(composed: str) -> RunConfig:
+    """The config that ``to_yaml`` wrote. The apps of a run in one process share it, with what its task read."""
     node = OmegaConf.to_container(OmegaConf.create(composed))
     assert isinstance(node, dict)
     return from_resolved({str(key): value for key, value in node.items()})

@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import app as client_app
-from fedsa_lora.config import load, places, to_yaml
+from fedsa_lora.config import handed, load, places, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.resuming import is_complete, last_file
 from fedsa_lora.server_app import app as server_app
@@ -96,6 +96,7 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     text = shlex.join([*overrides, *places(config)])
     run_config: UserConfig = {"overrides": text, "composed": to_yaml(config)}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
+    handed.cache_clear()  # the data may be others than those of a run before
     os.environ[SIMULATION] = "1"
     try:
         server_app(InProcessGrid(config.federation.nodes, run_config), context)
