@@ -264,7 +264,7 @@ def as_handed(
 
 @lru_cache(maxsize=1)
 def handed(composed: str) -> RunConfig:
-    """The config that ``to_yaml`` wrote. The apps of a run in one process share it, with what its task read."""
+    """The config that ``to_yaml`` wrote. The apps of a run in one process share it and what its task read."""
     node = OmegaConf.to_container(OmegaConf.create(composed))
     assert isinstance(node, dict)
     return from_resolved({str(key): value for key, value in node.items()})
