@@ -32,19 +32,9 @@ from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
 from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
-from strategies import (
-    AdaptiveFedSA,
-    Attendance,
-    ClusteredFedSA,
-    Cohort,
-    Evaluation,
-    FedSA,
-    Recorder,
-    TopKFedSA,
-)
+from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.exact import FactorRule, pairs
 from strategies.exactness import Frozen
-from strategies.rules import LINEAR
 
 SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
 
@@ -211,7 +201,10 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
     )
     if isinstance(inner, FactorRule):
         _check_factors(inner, layout, empty)
-    return _sort(config, inner)(
+    kind: Callable[..., FedSA] = FedSA
+    if config.clusters is not None:
+        kind = partial(ClusteredFedSA, clusters=config.clusters)
+    return kind(
         inner,
         layout,
         initial,
@@ -222,7 +215,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         tell_total=config.personalisation.mixes,
         classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
         frozen=None if _beyond_head(empty) else _frozen(empty.layout.select(split.frozen), start),
-        cohort=_cohort(config),
+        roster=_roster(config),
         evaluation=Evaluation(
             rounds=config.federation.rounds,
             every=config.evaluation.every,
@@ -244,7 +237,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
     )
 
 
-def _cohort(config: RunConfig) -> Cohort:
+def _roster(config: RunConfig) -> Roster:
     """Who takes part. Raises ConfigError for a registry with faults; where it is not on this machine, it is
     read on that of the SuperLink."""
     federation, registry = config.federation, None
@@ -253,7 +246,7 @@ def _cohort(config: RunConfig) -> Cohort:
         registry = partial(read_registry, path)
         if path.exists():
             registry()
-    return Cohort(
+    return Roster(
         config.seed,
         federation.clients,
         None if federation.superlink is None else federation.wait_seconds,
@@ -261,15 +254,6 @@ def _cohort(config: RunConfig) -> Cohort:
         registry=registry,
         over_select=federation.over_select,
     )
-
-
-def _sort(config: RunConfig, inner: Strategy) -> Callable[..., FedSA]:
-    """The FedSA that remembers what this config needs remembered."""
-    if config.clusters is not None:
-        return partial(ClusteredFedSA, clusters=config.clusters)
-    if config.split.adaptive:
-        return AdaptiveFedSA
-    return TopKFedSA if config.codec.sparse and type(inner) in LINEAR else FedSA
 
 
 def _counted(config: RunConfig) -> bool:

@@ -144,7 +144,7 @@ def _of_clusters(config: RunConfig, strategy: type[Strategy]) -> Iterator[str]:
     clusters, federation = config.clusters, config.federation
     if clusters is None:
         return
-    yield from ungroupable(strategy, config.split, config.downlink)
+    yield from ungroupable(strategy, config.downlink)
     if clusters.groups is not None and clusters.groups > federation.clients:
         yield f"clusters.groups={clusters.groups}: there are {federation.clients} clients; expected no more"
     if clusters.after >= federation.rounds:

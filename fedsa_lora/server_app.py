@@ -38,7 +38,7 @@ class RecordedServer(Server):
         manager = ClientsOfNodes(each) if each > 1 else SimpleClientManager()
         super().__init__(client_manager=manager, strategy=strategy)
         self.config, self.directory = config, directory
-        self.evaluation, self.name_of = strategy.evaluation, strategy.cohort.name
+        self.evaluation, self.name_of = strategy.evaluation, strategy.roster.name
         if (state := directory.resumed) is not None:
             strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
+from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.job import OneByOne, Trainer
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.vocabulary import token_tensors
@@ -67,6 +69,16 @@ class Workbench:
         """The tensors of a client that may be shared."""
         layout = self.layout(client)
         return layout.select(self.split(layout).shared)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Does every training and every measurement of this process."""
+        return OneByOne(self.model, self.task)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """Stages of an upload."""
+        return upload(self.codec, self.settings.max_update_norm)
 
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:

@@ -5,10 +5,10 @@ from strategies.amended import Bulyan, QFedAvg
 from strategies.attendance import Attendance
 from strategies.bounds import Bounds
 from strategies.clustered import ClusteredFedSA
-from strategies.cohort import Cohort
 from strategies.exact import FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
 from strategies.fedsa import FedSA
 from strategies.ledger import Evaluation, Recorder
+from strategies.roster import Roster
 from strategies.topk import TopKFedSA
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Bounds",
     "Bulyan",
     "ClusteredFedSA",
-    "Cohort",
     "Evaluation",
     "FLoRA",
     "FedEx",
@@ -27,5 +26,6 @@ __all__ = [
     "FlexLoRA",
     "QFedAvg",
     "Recorder",
+    "Roster",
     "TopKFedSA",
 ]

@@ -1,7 +1,8 @@
-"""Which of the answers of a round are admitted, and who is rejected for what."""
+"""Admits the answers of a round, or rejects them with a reason."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
@@ -21,6 +22,7 @@ Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
 MAX_NAME = 64  # of the name of a client, or of the number of a node that has not told one
+log = logging.getLogger("flwr")
 
 
 def one_line(text: str, most: int = MAX_REASON) -> str:
@@ -44,7 +46,7 @@ class Answer(Generic[Res]):
 
 @dataclass(frozen=True)
 class Remark:
-    """What was wrong with the answer of a client, None where nobody knows whose. ``error``: it told one
+    """A fault in the answer of a client, None where nobody knows whose. ``error``: it told one
     instead; ``lost``: none came; ``rejected`` or ``clipped``: the server did that with it."""
 
     client: str | None
@@ -61,7 +63,7 @@ class Remark:
 
 
 class Unanswered(Exception):
-    """Which client gave no usable answer, and why."""
+    """The client that gave no usable answer, and why."""
 
     def __init__(self, remark: Remark) -> None:
         super().__init__(remark)
@@ -85,8 +87,13 @@ class Admission(Generic[Res]):
     def rejected(self) -> list[Remark]:
         return [remark for remark in self.remarks if remark.kind == "rejected"]
 
+    def warn(self) -> None:
+        """Log who did not answer, and whose answer was not taken as it was."""
+        for remark in self.remarks:
+            log.warning("%s", remark, extra={"client": remark.client})
+
     def with_remarks(self, answers: list[Answer[Res]], remarks: Iterable[Remark]) -> Admission[Res]:
-        """What is left of it after a second look."""
+        """The rest of it after a second look."""
         return replace(self, answers=answers, remarks=sorted([*self.remarks, *remarks], key=str))
 
 

@@ -1,4 +1,4 @@
-"""Who answers and who does not, from round to round, and what follows from it."""
+"""Counts failures of clients and rounds with too few results, and what follows from them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Attendance:
     def __init__(self, max_skipped: int = 1, exclude_after: int = 0, exclude_rounds: int = 1) -> None:
         self.max_skipped, self.exclude_after, self.exclude_rounds = max_skipped, exclude_after, exclude_rounds
         self.skipped = 0
+        self._odd = ""
         self._failures: dict[str, int] = {}  # in a row, up to the last round that a client was asked in
         self._out_through: dict[str, int] = {}  # the last round that a client is left out of
 
@@ -48,18 +49,25 @@ class Attendance:
             else:
                 self._out_through.pop(client, None)
 
+    def count(self, odd: str) -> None:
+        """Note a round with enough results, and in a sentence what was ``odd`` in it, if anything was: it
+        may be why later rounds fail."""
+        self.skipped, self._odd = 0, odd
+
     def skip(self, round_: int, asked: int, admission: Admission[Any], told: str) -> None:
         """Count a round with too few results. Raises RunError, with who failed and why, where a run ends."""
         self.skipped += 1
         failed = asked - len(admission.answers)
         reason = f"{failed} of {asked} clients failed in round {round_}, and {told}"
+        if self._odd:
+            reason += f"; in the last round that counted {self._odd}"
         if self.skipped < self.max_skipped:
             log.warning("round %d is skipped, what is common stays as it was: %s", round_, reason)
             return
         before = f"{self.skipped} rounds in a row had too few results; " if self.skipped > 1 else ""
         raise RunError("\n".join([before + reason, *causes(admission.failures)]))
 
-    def memory(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays; nothing while everybody answers."""
         found: dict[str, NDArray[Any]] = {
             ABSENCE + client: np.array([failures, self._out_through.get(client, 0)])
@@ -69,7 +77,7 @@ class Attendance:
         return found | ({SKIPPED: np.array([self.skipped])} if self.skipped else {})
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from what ``memory`` gave."""
+        """Go on from what ``state`` gave."""
         known = {name.removeprefix(ABSENCE): a for name, a in memory.items() if name.startswith(ABSENCE)}
         self._failures = {client: int(a[0]) for client, a in known.items()}
         self._out_through = {client: int(a[1]) for client, a in known.items() if a[1]}

@@ -178,7 +178,7 @@ class Rejections:
                 + "\n".join(causes(admission.rejected))
             )
 
-    def memory(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> dict[str, NDArray[Any]]:
         """The counts as arrays; nothing where they decide nothing."""
         if self.most is None:
             return {}
@@ -186,7 +186,7 @@ class Rejections:
         return counts | {UPLOADS: np.array([self._uploads])}
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from what ``memory`` gave."""
+        """Go on from what ``state`` gave."""
         counts = {n.removeprefix(REJECTED): int(a[0]) for n, a in memory.items() if n.startswith(REJECTED)}
         self._rejected = Counter(counts)
         self._uploads = int(memory[UPLOADS][0]) if UPLOADS in memory else 0

@@ -47,7 +47,7 @@ log = logging.getLogger("flwr")
 
 @dataclass(frozen=True)
 class Phase(Generic[Ins, Res]):
-    """How a phase of a round is put into Flower's messages, and how its answers are read."""
+    """Writes a phase of a round as Flower's messages, and reads its answers."""
 
     kind: str
     write: Callable[[Ins], RecordDict]
@@ -68,7 +68,7 @@ EVALUATE: Phase[EvaluateIns, EvaluateRes] = Phase(
 
 @dataclass
 class Question(Generic[Ins]):
-    """What one client is asked, how often it was, and from when on it may be."""
+    """The message to one client, how often it was sent, and from when on it may be."""
 
     proxy: GridClientProxy
     ins: Ins

@@ -12,18 +12,21 @@ from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Turn
+from fedsa_lora.exchange.stages import upload
 from strategies.updates import Update
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads uploads of a run; its fields are those of ``FedSA``."""
+    """Reads uploads of a run; its fields are those of ``FedSA``, and how many importance ``scores`` its plan
+    asks for."""
 
     layout: Layout
     codec: Codec
     ranks: Mapping[str, int]
     classes: int
     uniform: bool
+    scores: int
 
     def __call__(self, turns: Mapping[str, Turn], header: wire.UploadHeader, result: FitRes) -> Update:
         """The client's update, sparse where it was sent so; ``turns`` are what each client was asked for.
@@ -32,6 +35,8 @@ class Decoder:
         """
         if header.client not in turns:
             raise WireError("was not asked this round")
+        if len(header.scores) != self.scores:
+            raise WireError(f"brings {len(header.scores)} importance scores, expected {self.scores}")
         rank = self.ranks.get(header.client)
         whole = self.layout.limited(rank)
         wire.check_layout(header, whole)
@@ -42,7 +47,7 @@ class Decoder:
             result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)
         )
         wire.check_digest(header, payload)
-        sent = self.codec.decode(payload, part.size)
+        sent = upload(self.codec).undo(payload, part.size)
         wire.check_vector(sent.values, sent.values.size)
         wire.check_size(sent.values)
         index, positions = self.layout.index(part), sent.positions
@@ -57,6 +62,7 @@ class Decoder:
             loss=header.report.get("loss", 0.0),
             rank=rank,
             counts=tuple(header.counts),
+            scores=tuple(header.scores),
         )
 
     def _check(self, header: wire.UploadHeader, turn: Turn, shared: frozenset[str]) -> None:

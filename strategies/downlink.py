@@ -1,4 +1,4 @@
-"""What is sent to which client: everything, or the change since the broadcast that it saw last."""
+"""Sends a client everything, or the change since the broadcast that it saw last."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class Sending:
 
 
 class Downlink:
-    """What clients hold of the shared tensors.
+    """The server's ``vector`` of the shared tensors, and what clients hold of it.
 
-    Without a codec that is the server's vector, sent whole. With one, all clients hold one common
-    vector that follows the server's by coded changes; what a change left out is part of the next. A
+    Without a codec they hold the vector itself, sent whole. With one, all clients hold one common vector,
+    ``held``, that follows the server's by coded changes; what a change left out is part of the next. A
     client that took part in the round before is sent the change, any other the common vector whole.
+    ``round`` is the one whose aggregate was published last.
     """
 
     def __init__(self, layout: Layout, initial: Vector, codec: Codec | None, seed: int) -> None:
         self.layout, self.codec, self.seed = layout, codec, seed
-        self.held = initial
+        self.vector = self.held = initial
         self.merged: dict[str, Factors] = {}  # all that was merged into the frozen weights so far
-        self._round = 0  # whose aggregate was published last
+        self.round = 0
         self._took_part: frozenset[str] = frozenset()
         self._change: tuple[str, NDArray[Any]] | None = None
         self._merge: Mapping[str, Factors] = {}
@@ -52,8 +53,8 @@ class Downlink:
         self, round_: int, vector: Vector, merge: Mapping[str, Factors], took_part: Iterable[str]
     ) -> None:
         """Take up the aggregate of a round. ``took_part`` are the clients that hold what was sent in it."""
-        self._round, self._took_part, self._merge = round_, frozenset(took_part), merge
-        self._made = {}
+        self.round, self._took_part, self._merge = round_, frozenset(took_part), merge
+        self.vector, self._made = vector, {}
         for layer, factors in merge.items():
             known = self.merged.get(layer)
             self.merged[layer] = factors if known is None else truncate(stack([known, factors], [1, 1]))
@@ -73,7 +74,13 @@ class Downlink:
         """Send everyone the vector whole, as clients went on from what they were sent last."""
         self._took_part = frozenset()
 
-    def memory(self) -> dict[str, NDArray[Any]]:
+    def branched(self) -> Downlink:
+        """One without a codec that goes on from the same vector."""
+        branch = Downlink(self.layout, self.vector, None, self.seed)
+        branch.round = self.round
+        return branch
+
+    def state(self) -> dict[str, NDArray[Any]]:
         """All that ``restore`` needs to send what would have been sent, as arrays: what clients hold, what
         was merged into the frozen weights, as factors, and the last change with those who can take it."""
         found: dict[str, NDArray[Any]] = {} if self.codec is None else {HELD: self.held}
@@ -87,10 +94,10 @@ class Downlink:
         return found | {TOOK_PART + client: np.ones(1, np.float32) for client in follow}
 
     def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
-        """Go on after a round from what ``memory`` gave then."""
-        self._round, self._made = round_, {}
+        """Go on after a round from what ``state`` gave then."""
+        self.round, self.vector, self._made = round_, vector, {}
         self.held = memory.get(HELD, vector)
-        self.merged = dict(_factors(memory, MERGED_A, MERGED_B))
+        self.merged = merged_by(memory)
         self._merge = _factors(memory, LAST_A, LAST_B)
         self._took_part = frozenset(n.removeprefix(TOOK_PART) for n in memory if n.startswith(TOOK_PART))
         self._change = (memory[MASK].tobytes().decode(), memory[CHANGE]) if MASK in memory else None
@@ -120,11 +127,16 @@ class Downlink:
             {
                 "layout": part.digest,
                 "digest": wire.vector_digest(held, *arrays[1:]),
-                "base": self._round if follows else 0,
+                "base": self.round if follows else 0,
                 "merge": ranks,
                 **fields,
             },
         )
+
+
+def merged_by(memory: NamedArrays) -> dict[str, Factors]:
+    """By layer, what was merged into the frozen weights, by the memory of a checkpoint."""
+    return _factors(memory, MERGED_A, MERGED_B)
 
 
 def _factors(memory: NamedArrays, a: str, b: str) -> dict[str, Factors]:

@@ -1,4 +1,4 @@
-"""How far the mean of the factors is from the mean of their products."""
+"""Measures how far the mean of the factors is from the mean of their products."""
 
 from __future__ import annotations
 

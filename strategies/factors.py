@@ -83,7 +83,7 @@ def truncate(factors: Factors, rank: int | None = None) -> Factors:
 
 
 def _floor(r_a: Matrix, r_b: Matrix) -> float:
-    """What rounding A and B to float32 changes in B A: each component by its own length, at random."""
+    """The change in B A by rounding A and B to float32: each component by its own length, at random."""
     lengths = np.linalg.norm(r_a, axis=0) * np.linalg.norm(r_b, axis=0)
     return _ROUNDING * float(np.linalg.norm(lengths))
 

@@ -1,20 +1,20 @@
-"""What the next round shares, decided from what clients reported in the rounds before."""
+"""Chooses by importance: the next round shares the tensors whose scores clients reported as high."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median_low
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import SplitError, WireError
-from fedsa_lora.exchange.adaptive import Importance, LeastVariance
+from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.arrays import Layout
-from fedsa_lora.exchange.layers import blocks_of
-from strategies.updates import Update
+from strategies.updates import Together, of_tensor
 
 Values = NDArray[np.float64]  # (tensors,), in the order of the pool
 State = dict[str, NDArray[np.float64]]
@@ -36,8 +36,8 @@ class _Memory:
     away: NDArray[np.int64]
 
 
-class ImportancePlan:
-    """The split of each round by ``Importance``: shared are the tensors whose level reaches the threshold.
+class ByImportance:
+    """The choice of each round by ``Importance``: shared are the tensors whose level reaches the threshold.
 
     ``pool``: the tensors that are scored, and no others. Until scores are known all of it is shared, or
     nothing with a threshold of 1 or more. Of what reaches the threshold, the budget takes the highest
@@ -47,7 +47,7 @@ class ImportancePlan:
     """
 
     def __init__(self, policy: Importance, pool: Layout) -> None:
-        self._policy, self._pool = policy, pool
+        self._policy, self.pool = policy, pool
         self._roles = _groups([spec.role for spec in pool])
         self._kinds = _groups([(spec.role, _without_numbers(spec.layer)) for spec in pool])
         self._bytes = [_BYTES * spec.size for spec in pool]
@@ -59,13 +59,27 @@ class ImportancePlan:
         self._disagreement = 0.0
         self._known: dict[str, _Memory] = {}
 
-    def learn(
+    @property
+    def scores(self) -> int:
+        """The number that each upload brings: one for each tensor of the pool."""
+        return len(self._bytes)
+
+    def learn(self, round_: int, together: Together) -> dict[str, Any]:
+        """Take in a round, the updates of each mean among the values of the pool. Returns the threshold that
+        is then in force, for the row of the round."""
+        updates = [update for members in together for update in members]
+        scores = {update.client: update.scores for update in updates}
+        weights = {update.client: float(update.examples) for update in updates}
+        self.hear(scores, weights, disagreement(self.pool, together))
+        return {"threshold": self.threshold}
+
+    def hear(
         self,
         scores: Mapping[str, Sequence[float]],
         weights: Mapping[str, float],
         disagreement: Mapping[str, float],
     ) -> None:
-        """Take in a round: scores by client in the order of the pool, weights of the clients (their
+        """Take in scores by client in the order of the pool, weights of the clients (their
         examples; one of 0 does not count), and the disagreement of the tensors that several shared.
 
         In scope "federation" no client's scores count for more than _SOUND medians of the round. What was not
@@ -85,7 +99,7 @@ class ImportancePlan:
         self._known = {key: self._turned(memory) for key, memory in sorted(self._known.items())}
 
     def shared(self, client: str) -> frozenset[str]:
-        """What this client is asked to share in the next round."""
+        """The tensors that this client is asked to share in the next round."""
         memory = self._memory(client)
         side = self._start() if memory is None else memory.side
         levels = np.zeros(len(side)) if memory is None else self._levels(memory.scores)
@@ -109,7 +123,7 @@ class ImportancePlan:
         memory = self._memory(client)
         if memory is None:
             return {}
-        return dict(zip(self._pool.names, self._levels(memory.scores).tolist(), strict=True))
+        return dict(zip(self.pool.names, self._levels(memory.scores).tolist(), strict=True))
 
     def state(self) -> State:
         """All that is remembered: ``disagreement`` (1,), and ``known/CLIENT`` (3, tensors) with smoothed
@@ -181,7 +195,7 @@ class ImportancePlan:
         chosen = set()
         for i in np.argsort(-levels, kind="stable"):
             if side[i] and self._bytes[i] <= left:
-                chosen.add(self._pool.names[i])
+                chosen.add(self.pool.names[i])
                 left -= self._bytes[i]
         return frozenset(chosen)
 
@@ -192,106 +206,28 @@ class ImportancePlan:
         return np.full(len(self._bytes), self.threshold < 1)
 
 
-class VariancePlan:
-    """The split of each round by ``LeastVariance``: all tensors of the pool while it is measured, then
-    those of the ``count`` blocks with the smallest relative variance, of equal ones the first.
+def disagreement(pool: Layout, together: Together) -> dict[str, float]:
+    """By tensor, the mean of (1 - cosine) / 2 over pairs of clients that shared it and whose updates are
+    averaged with one another, from 0 to 1.
 
-    Raises SplitError when there are fewer blocks than ``count``.
-    """
-
-    def __init__(self, policy: LeastVariance, pool: Layout) -> None:
-        self._policy, self._pool = policy, pool
-        of_layer = blocks_of(pool)
-        self._blocks: dict[int, list[str]] = {number: [] for number in sorted(set(of_layer.values()))}
-        for spec in pool:
-            if spec.layer in of_layer:
-                self._blocks[of_layer[spec.layer]].append(spec.name)
-        if policy.count > len(self._blocks):
-            raise SplitError(
-                f"split.count={policy.count}: the model has {len(self._blocks)} layers with adapters to share"
-            )
-        self._variance: Values | None = None  # (blocks,), summed over the first rounds
-        self._next = 1
-
-    def learn(self, round_: int, updates: Sequence[Update]) -> None:
-        """Take in the updates of a round, the first of which is 1. Variances of the first rounds are added
-        up; those measured again replace them. Without a tensor that two clients shared nothing changes."""
-        self._next = round_ + 1
-        if not self._measures(round_) or not (found := relative_variance(self._pool, updates)):
-            return
-        variance = np.array([_mean_of(found, names) for names in self._blocks.values()])
-        if self._variance is not None and round_ <= self._policy.measure:
-            variance += self._variance
-        self._variance = variance
-
-    def shared(self, client: str) -> frozenset[str]:
-        """What every client is asked to share in the next round."""
-        if self._measures(self._next) or self._variance is None:
-            return frozenset(self._pool.names)
-        order = np.argsort(self._variance, kind="stable")[: self._policy.count]
-        blocks = list(self._blocks.values())
-        return frozenset(name for i in order for name in blocks[i])
-
-    def state(self) -> State:
-        """All that is remembered: ``next`` (1,), a round, and ``variance`` (blocks,) once it is measured."""
-        measured = {} if self._variance is None else {"variance": self._variance.copy()}
-        return {"next": np.array([float(self._next)]), **measured}
-
-    def restore(self, state: Mapping[str, NDArray[np.float64]]) -> None:
-        """Go on from a ``state()``. Raises SplitError when it is of another number of blocks."""
-        variance = state.get("variance")
-        if variance is not None and variance.shape != (len(self._blocks),):
-            raise SplitError(f"variances of {variance.size} layers, but the model has {len(self._blocks)}")
-        self._variance = None if variance is None else variance.copy()
-        self._next = int(state["next"][0])
-
-    def _measures(self, round_: int) -> bool:
-        since, again = round_ - self._policy.measure, self._policy.again
-        return since <= 0 or (again > 0 and since % again == 0)
-
-
-def disagreement(pool: Layout, updates: Sequence[Update]) -> dict[str, float]:
-    """By tensor, the mean of (1 - cosine) / 2 over pairs of clients that shared it, from 0 to 1.
-
-    Computed in O(K n) from the sum s of K unit vectors: the mean cosine is (|s|^2 - K) / (K (K - 1)).
-    An update of zeros has no direction and is skipped; with fewer than two left a tensor is not in it.
+    Computed in O(K n) from the sum s of K unit vectors: the cosines of their pairs add up to
+    (|s|^2 - K) / 2. An update of zeros has no direction and is skipped; without a pair left a tensor is not
+    in it.
     """
     found = {}
     for spec in pool:
-        total, clients = np.zeros(spec.size), 0
-        for update in _of_tensor(pool, updates, spec.name):
-            if length := np.linalg.norm(update):
-                total, clients = total + update / length, clients + 1
-        if clients > 1:
-            cosine = (float(total @ total) - clients) / (clients * (clients - 1))
-            found[spec.name] = min(max(round((1 - cosine) / 2, _DIGITS), 0.0), 1.0)
+        cosines, pairs = 0.0, 0  # both twice, as each pair is counted in either order
+        for updates in together:
+            total, clients = np.zeros(spec.size), 0
+            for update in of_tensor(pool, updates, spec.name):
+                if length := np.linalg.norm(update):
+                    total, clients = total + update / length, clients + 1
+            if clients > 1:
+                cosines += float(total @ total) - clients
+                pairs += clients * (clients - 1)
+        if pairs:
+            found[spec.name] = min(max(round((1 - cosines / pairs) / 2, _DIGITS), 0.0), 1.0)
     return found
-
-
-def relative_variance(pool: Layout, updates: Sequence[Update]) -> dict[str, float]:
-    """By tensor that at least two clients shared, the variance between them over their mean square, from
-    0 (all the same, or all zero) to 1 (a mean of zero)."""
-    found = {}
-    for spec in pool:
-        total, clients, square = np.zeros(spec.size), 0, 0.0
-        for update in _of_tensor(pool, updates, spec.name):
-            total, clients, square = total + update, clients + 1, square + float(update @ update)
-        if clients > 1:
-            apart = (update - total / clients for update in _of_tensor(pool, updates, spec.name))
-            found[spec.name] = sum(float(x @ x) for x in apart) / square if square else 0.0
-    return found
-
-
-def _of_tensor(pool: Layout, updates: Sequence[Update], name: str) -> Iterator[Values]:
-    """One after the other: in float64 all clients at once would take twice what they sent."""
-    span = pool.span(name)
-    return (update.stretch(span).astype(np.float64) for update in updates if name in update.shared)
-
-
-def _mean_of(found: Mapping[str, float], names: Sequence[str]) -> float:
-    """Of the tensors that were measured; infinite without any, so that the block comes last."""
-    values = [found[name] for name in names if name in found]
-    return fmean(values) if values else math.inf
 
 
 def _groups(keys: Sequence[Hashable]) -> list[NDArray[np.int64]]:

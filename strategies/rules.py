@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
@@ -67,10 +68,23 @@ def fewest_results(kind: type[Strategy], malicious: int) -> int:
     return factor * malicious + 3 if factor else 1
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """From the server's values and the clients' updates, sorted by client, to new values."""
 
-    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step: ...
+    def __init__(self, inner: Strategy, layout: Layout) -> None:
+        self.inner, self.layout = inner, layout
+
+    @abstractmethod
+    def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
+        """The step of a round, of which the rule may remember something."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The memory of earlier rounds, as arrays under names of the rule's own."""
+        return remembered(self.inner)
+
+    def restore(self, vector: Vector, memory: NamedArrays) -> None:
+        """Go on from a ``state`` and the server's vector; other arrays of the memory are ignored."""
+        recall(self.inner, memory, vector)
 
 
 def rule_for(inner: Strategy, layout: Layout) -> Rule:
@@ -94,15 +108,12 @@ def sound_step(rule: Rule, inner: Strategy, round_: int, vector: Vector, updates
     return step
 
 
-class OfMean:
+class OfMean(Rule):
     """The inner strategy is given the weighted mean as the result of one client.
 
     For strategies that are linear in their results this gives what giving it all of them would, and
     sparse updates never become dense.
     """
-
-    def __init__(self, inner: Strategy, layout: Layout) -> None:
-        self.inner, self.layout = inner, layout
 
     def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
         mean = vector + mean_update(self.layout, updates)
@@ -110,11 +121,8 @@ class OfMean:
         return Step(_aggregated(self.inner, self.layout, round_, vector, updates, [result]))
 
 
-class OfEach:
+class OfEach(Rule):
     """The inner strategy is given what every client ended with, (layout.size,) each."""
-
-    def __init__(self, inner: Strategy, layout: Layout) -> None:
-        self.inner, self.layout = inner, layout
 
     def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
         results = [
@@ -129,11 +137,10 @@ class OfEach:
         return Step(_aggregated(self.inner, self.layout, round_, vector, updates, results))
 
 
-class OfFactors:
+class OfFactors(Rule):
     """A rule that needs the A and the B of every client."""
 
-    def __init__(self, inner: FactorRule, layout: Layout) -> None:
-        self.inner, self.layout = inner, layout
+    inner: FactorRule
 
     def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
         start = self.layout.unpack(vector)

@@ -1,4 +1,4 @@
-"""How many bytes a message is once Flower has serialised it: arrays, header and framing."""
+"""Counts the bytes of a message once Flower has serialised it: arrays, header and framing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What clients sent, on the server: sparse where it was sent so, and its mean without making it dense."""
+"""Updates on the server: sparse where they were sent so, and their mean without making them dense."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ class Update:
     ``positions`` are those of its ``values`` in the vector of everything that may be shared, ascending;
     None: every one. ``shared`` are the tensors that it covers, ``rank`` that of the client's adapter
     where it has one of its own. ``counts`` are the client's train examples by class, empty unless it
-    tells them; ``loss`` is that of its training; ``examples`` are what it weighs in a mean.
+    tells them, and ``scores`` the importance of tensors, empty unless a plan asks for it; ``loss`` is that
+    of its training; ``examples`` are what it weighs in a mean.
     """
 
     client: str
@@ -32,9 +33,10 @@ class Update:
     loss: float = 0.0
     rank: int | None = None
     counts: Sequence[int] = field(default_factory=tuple)
+    scores: Sequence[float] = field(default_factory=tuple)
 
     def within(self, span: slice) -> slice:
-        """Which of the values lie in a stretch of the whole vector."""
+        """The places of those values that lie in a stretch of the whole vector."""
         if self.positions is None:
             return span
         start, stop = np.searchsorted(self.positions, (span.start, span.stop))
@@ -61,6 +63,16 @@ class Update:
         part, vector = self.within(span), np.zeros(span.stop - span.start, np.float32)
         vector[self.positions[part] - span.start] = self.values[part]
         return vector
+
+
+Together = Sequence[Sequence[Update]]  # of a round: the updates of each mean that is taken
+
+
+def of_tensor(layout: Layout, updates: Sequence[Update], name: str) -> Iterator[NDArray[np.float64]]:
+    """The values of a tensor of those who share it, one after the other: in float64 all clients at once
+    would take twice what they sent."""
+    span = layout.span(name)
+    return (update.stretch(span).astype(np.float64) for update in updates if name in update.shared)
 
 
 def shares(layout: Layout, updates: Sequence[Update]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.runs import inprocess
-from strategies import cohort, collection, naming
+from strategies import collection, naming, roster
 
 # What a client does when it is asked (phase, client, round, how often before): nothing unusual (None),
 # "raises" what no retry mends, "crashes" and so does not answer this once, is "silent", answers "twice",
@@ -101,7 +101,7 @@ def run_with(
     """A smoke run whose clients follow a plan, on a clock of its own. Raises what the run raises."""
     patch.setattr(inprocess, "InProcessGrid", partial(FaultyGrid, plan, missing, silent))
     clock = Clock()
-    for module in (collection, cohort, naming):
+    for module in (collection, roster, naming):
         patch.setattr(module, "time", clock)
     quiet = ("evaluation.local_only=false", "evaluation.before=false")
     return inprocess.run_in_process(

@@ -100,8 +100,6 @@ METHODS = {
     "clusters=updates strategy=fedadam": ["clusters: FedAdam", "strategy=fedavg or fedprox"],
     "clusters=updates strategy=fedmedian": ["clusters: FedMedian", "strategy=fedavg or fedprox"],
     "clusters=updates strategy=fedex split=share_ab": ["clusters: FedEx", "strategy=fedavg or fedprox"],
-    "clusters=updates split=importance": ["clusters: Importance", "split=share_a"],
-    "clusters=updates split=least_variance split.count=1": ["clusters: LeastVariance", "split=share_a"],
     "clusters=updates downlink=dense": ["clusters", "set downlink=whole"],
     "clusters=updates split=local_only": ["clusters: clients share nothing", "clusters=none"],
     "bounds.norm=0": ["bounds.norm: 0", "more than 0"],

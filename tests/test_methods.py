@@ -16,8 +16,9 @@ from fedsa_lora.config import read_config
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.store import ClientState, DirectoryStore
-from strategies.clustered import GROUP, held_by
+from strategies.audience import GROUP, held_by
 from strategies.downlink import HELD, MERGED_A, MERGED_B
+from strategies.grouping import MEMBER
 
 ROOT = Path(__file__).resolve().parent.parent
 Runner = Callable[..., Path]
@@ -127,6 +128,10 @@ SAME = {
         ("clusters=updates", "clusters.groups=1", "clusters.after=1", "head=shared", "codec=topk"),
         ("head=shared", "codec=topk"),
     ),
+    "one group with a split by importance is importance": (
+        ("split=importance", "clusters=updates", "clusters.groups=1", "clusters.after=1"),
+        ("split=importance",),
+    ),
     "least variance while it measures is FedSA": (
         ("split=least_variance", "split.count=1", "split.measure=3"), FEDSA
     ),
@@ -229,9 +234,8 @@ def test_groups_go_with_any_split_head_and_codec_and_each_client_holds_what_its_
     seen = {row["client"] for row in fits(path)}
     layout = assemble.skeleton(read_config(path)).layout.select(checkpoint(path).tensors)
     for client, number in found[-1]["groups"].items():
-        own = held_by(client, memory)
-        assert (own is None) == (client not in seen)
-        held = layout.pack(checkpoint(path).tensors) if own is None else own
+        assert (MEMBER + client in memory) == (client in seen)
+        held = held_by(client, layout.pack(checkpoint(path).tensors), memory)
         assert np.array_equal(held, memory[f"{GROUP}{number}"])
 
 

@@ -40,6 +40,7 @@ METHODS = {
     "soft": ("split=soft", "head=soft"),
     "merged into the backbone": ("split=share_ab", "strategy=fedex"),
     "groups": ("clusters=updates", "clusters.after=1"),
+    "groups, each by importance": ("clusters=updates", "clusters.after=1", "split=importance"),
     "Ditto": ("personalisation=ditto",),
     "experts": ("split=share_ab", "personalisation=experts"),
     "updates beyond the median rejected": (

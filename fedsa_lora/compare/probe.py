@@ -182,7 +182,7 @@ def agreement(run_dir: Path) -> dict[str, float]:
     start = factors.pack(cut(initial_state(model.layout, config.seed, config.head.row_norm), factors))
     ends = {client: factors.pack(cut(exporter.tensors(client), factors)) for client in exporter.clients()}
     names = frozenset(factors.names)
-    apart = disagreement(factors, [Update(c, 0, names, None, end - start) for c, end in ends.items()])
+    apart = disagreement(factors, [[Update(c, 0, names, None, end - start) for c, end in ends.items()]])
     cosines: dict[str, list[float]] = {}
     for spec in factors:
         if spec.name in apart:

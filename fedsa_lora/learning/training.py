@@ -27,12 +27,12 @@ BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding
 class TrainReport:
     """What a fit did: mean loss over examples, counts, and seconds of wall time."""
 
-    loss: float
-    steps: int
-    examples: int
-    tokens: int
-    padded_tokens: int
-    seconds: float
+    loss: float = 0.0
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
 
     def __add__(self, other: TrainReport) -> TrainReport:
         """One training after another, as one."""
@@ -112,14 +112,15 @@ def train(
     settings: TrainSettings,
     *,
     trained: frozenset[str],
-    rng: np.random.Generator,
+    batches: Sequence[NDArray[np.int64]],
     torch_seed: int,
     objective: Callable[[AdapterModel, Task, Examples, TrainSettings], Objective] = Objective,
     proximal: tuple[float, NamedArrays] | None = None,
     observe: Callable[[AdapterModel], None] | None = None,
     beside: Sequence[nn.Parameter] = (),
 ) -> TrainReport:
-    """Train the named tensors in place, from the state the model is in, and what there is ``beside`` them.
+    """Train the named tensors in place, from the state the model is in, and what there is ``beside`` them:
+    a step for each of the ``batches``, which are indices of the examples.
 
     ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
     (FedProx, arXiv:1812.06127). ``observe`` sees the model with the gradients of the task's loss, neither
@@ -130,7 +131,6 @@ def train(
     torch.manual_seed(torch_seed)
     model.set_trainable(trained)
     model.module.train()
-    batches = round_batches(examples.lengths, settings, rng)
     optimizer = _optimizer(model, trained, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
@@ -247,7 +247,7 @@ def _anchor(model: AdapterModel, reference: NamedArrays) -> Mapping[str, torch.T
 
 
 def _report(
-    examples: Examples, batches: list[NDArray[np.int64]], total_loss: float, seconds: float
+    examples: Examples, batches: Sequence[NDArray[np.int64]], total_loss: float, seconds: float
 ) -> TrainReport:
     seen = sum(len(batch) for batch in batches)
     return TrainReport(

@@ -6,7 +6,7 @@ In a real deployment no machine has the test parts of all clients, so there neit
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
+from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.files import write_atomically
-from fedsa_lora.learning.settings import TrainSettings
-from fedsa_lora.learning.training import predict, train
+from fedsa_lora.learning.job import Job
+from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.training import round_batches
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import EVALUATION, read_json
@@ -28,7 +29,7 @@ from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.task import ClientData, Examples
+from fedsa_lora.tasks.task import Examples
 from fedsa_lora.workbench import Workbench
 
 
@@ -74,10 +75,10 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     accuracy = {}
     for client in clients:
         served = ClientModel(client, bench, assemble.store(config, client))
-        with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
-            logits = predict(bench.model, task, everything, config.train)
+        job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
+        (outcome,) = bench.trainer([replace(job, asked=(everything,))])
         labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
-        accuracy[client] = task.evaluate(logits, np.concatenate(labels))["accuracy"]
+        accuracy[client] = task.evaluate(outcome.answers[0], np.concatenate(labels))["accuracy"]
     return {"examples": len(everything), "accuracy": accuracy}
 
 
@@ -94,17 +95,16 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
-        data = config.task.load_client(client)
-        if not len(data.held_out(config.evaluation.part)):
+        served = ClientModel(client, bench, assemble.store(config, client))
+        if not len(served.held_out):
             continue
         layout = bench.layout(client)
-        initial = padded(cut(bench.initial, layout), bench.model.layout)
-        shared = padded(exporter.own_model(client, own=False).common, bench.model.layout)
-        joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
-        alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
-        found["accuracy"][client] = _after(steps, config, bench, client, data, joins)
-        found["alone"][client] = _after(steps, config, bench, client, data, alone)
-        found["took_part"][client] = assemble.store(config, client).load() is not None
+        initial, shared = cut(bench.initial, layout), exporter.own_model(client, own=False).common
+        joins = served.local(0, config.split(layout).trained, shared, merged=exporter.merged)
+        alone = served.local(0, config.split.alone()(layout).trained, initial, settings=settings)
+        found["accuracy"][client] = served.measure(newcomer(joins, steps))["accuracy"]
+        found["alone"][client] = served.measure(newcomer(alone, steps))["accuracy"]
+        found["took_part"][client] = served.store.load() is not None
     if not found["accuracy"]:
         raise RunError(
             f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
@@ -113,36 +113,17 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     return found
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a client begins to train, and how: its tensors, what is merged into the frozen weights, and the
-    names of the tensors that it trains."""
-
-    tensors: NamedArrays
-    merged: NamedArrays
-    trained: frozenset[str]
-    settings: TrainSettings
-
-
-def _after(
-    steps: int, config: RunConfig, bench: Workbench, client: str, data: ClientData, start: Start
-) -> float:
-    """Held-out accuracy of a client after some steps from a start."""
-    bench.model.merge(start.merged)
-    bench.model.write(start.tensors)
-    if steps:
-        train(
-            bench.model,
-            config.task,
-            data.train,
-            replace(start.settings, steps=steps, epochs=None),
-            trained=start.trained,
-            rng=generator(config.seed, "newcomer batches", client),
-            torch_seed=torch_seed(config.seed, "newcomer dropout", client),
-        )
-    held_out = data.held_out(config.evaluation.part)
-    logits = predict(bench.model, config.task, held_out, config.train)
-    return config.task.evaluate(logits, held_out.labels)["accuracy"]
+def newcomer(local: LocalRound, steps: int) -> Job:
+    """The first steps of a client from a start, with draws of their own."""
+    if not steps:
+        return local.still()
+    settings = replace(local.settings, steps=steps, epochs=None)
+    batches = generator(local.seed, "newcomer batches", local.client)
+    return local.still(
+        settings=settings,
+        batches=round_batches(local.examples.lengths, settings, batches),
+        dropout=torch_seed(local.seed, "newcomer dropout", local.client),
+    )
 
 
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:

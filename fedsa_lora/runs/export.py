@@ -20,7 +20,6 @@ from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut, padded
-from fedsa_lora.exchange.split import Turn
 from fedsa_lora.files import sync, sync_tree, writing
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
@@ -31,10 +30,7 @@ from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.text import TextData
 from fedsa_lora.workbench import Workbench
-from strategies.adaptive import SHARED
-from strategies.clustered import held_by
-from strategies.downlink import MERGED_A, MERGED_B
-from strategies.fedsa import EXAMPLES
+from strategies.checkpoint import Checkpoint
 
 BACKBONE = "backbone"  # beside an adapter, and once in a run
 UNFINISHED = ".unfinished"  # the end of the name of a folder that is being made
@@ -47,7 +43,10 @@ class Exporter:
 
     def __init__(self, config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
         self.config, self.directory, self.model = config, directory, model
-        self._checkpoint = directory.last_checkpoint()
+        state = directory.last_checkpoint()
+        pool = model.layout.select(config.split(model.layout).shared)
+        vector = pool.pack(state.tensors)
+        self._checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
         self._initial = initial_state(model.layout, config.seed, config.head.row_norm)
         self._ranks = config.federation.client_ranks(config.seed)
 
@@ -64,9 +63,7 @@ class Exporter:
     @cached_property
     def merged(self) -> dict[str, NDArray[np.float32]]:
         """By layer, what the run merged into the frozen weights of all clients, (d_out, d_in)."""
-        memory = self._checkpoint.memory
-        layers = [name.removeprefix(MERGED_A) for name in memory if name.startswith(MERGED_A)]
-        return {layer: memory[MERGED_B + layer] @ memory[MERGED_A + layer] for layer in layers}
+        return self._checkpoint.merged()
 
     def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
         """Every tensor of the client's personalised model, by name; trained on with the client's data where
@@ -74,8 +71,8 @@ class Exporter:
         model = self.own_model(client)
         if self.config.personalisation.adapts:
             served = ClientModel(client, self._bench, assemble.store(self.config, client))
-            with served.ready(self.round, model, self.merged):
-                return self._bench.model.read()
+            (outcome,) = self._bench.trainer([served.own(self.round, model, self.merged)])
+            return outcome.values
         return padded({**model.common, **model.beside}, self.model.layout)
 
     @cached_property
@@ -88,25 +85,13 @@ class Exporter:
         state = assemble.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
-        policy, layout = self.config.split, self.model.layout.limited(self._ranks.get(client))
-        pool = layout.select(policy(layout).shared)
-        memory = self._checkpoint.memory
-        held = {n: a for n, a in self._checkpoint.tensors.items() if n in pool.names}
-        if (theirs := held_by(client, memory)) is not None:
-            held = pool.unpack(theirs)
-        shared = policy.in_round(layout, self._checkpoint.round)
-        if SHARED + client in memory:
-            asked = zip(pool.names, memory[SHARED + client], strict=True)
-            shared = frozenset(name for name, bit in asked if bit)
-        received = Received(Turn(shared), pool.pack(cut(held, pool)), {})
+        policy, rank = self.config.split, self._ranks.get(client)
+        layout = self.model.layout.limited(rank)
+        received = Received(self._checkpoint.turn(client), self._checkpoint.held(client, rank), {})
         values = personal(policy, layout, received, cut(self._initial, layout), state)
-        return OwnModel(values, beside(state), others(held, state, self._share(client), self.round))
-
-    def _share(self, client: str) -> float:
-        """The weight that the client has in what is common; 0 where it has none, or is not told it."""
-        memory = self._checkpoint.memory
-        examples = {name: int(count[0]) for name, count in memory.items() if name.startswith(EXAMPLES)}
-        return examples.get(EXAMPLES + client, 0) / max(1, sum(examples.values()))
+        common = layout.select(policy(layout).shared).unpack(received.held)
+        share = self._checkpoint.share(client)
+        return OwnModel(values, beside(state), others(common, state, share, self.round))
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """An adapter with its ``backbone/`` beside it for ``PeftModel.from_pretrained``, or with ``merge``

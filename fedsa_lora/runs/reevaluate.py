@@ -55,6 +55,6 @@ def reevaluate(
         client = ClientModel(name, bench, assemble.store(config, name))
         accuracy = None
         if len(client.held_out):
-            model = exporter.own_model(name)
-            accuracy = client.measure(exporter.round, model, exporter.merged, record)["accuracy"]
+            job = client.own(exporter.round, exporter.own_model(name), exporter.merged)
+            accuracy = client.measure(job, exporter.round if record else None)["accuracy"]
         yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))

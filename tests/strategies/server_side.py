@@ -13,7 +13,7 @@ from named_nodes import Named
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
 from fedsa_lora.exchange.split import RoleSplit
-from strategies import Cohort, Evaluation, FedSA
+from strategies import Evaluation, FedSA, Roster
 
 OK = Status(Code.OK, "")
 LAYOUT = Layout(
@@ -72,7 +72,7 @@ class Server:
             inner or FedAvg(**EVERYONE),
             layout,
             self.start,
-            cohort=Cohort(0, clients, wait_seconds=1),
+            roster=Roster(0, clients, wait_seconds=1),
             evaluation=Evaluation(rounds=rounds, every=every),
             recorder=recorder or self.notes,
             **({"split": SHARE_A} | arguments),

@@ -13,7 +13,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import TopK
 from strategies import AdaptiveFedSA, FedEx, FedSA, TopKFedSA
-from strategies.importance import ImportancePlan
+from strategies.importance import ByImportance
 
 A = [f"encoder.layer.{i}.query.lora_A.weight" for i in range(4)]
 HEAD = "classifier.weight"
@@ -60,8 +60,8 @@ def test_the_announced_split_is_the_plans_and_is_recorded():
     scores = {"0": RISING, "1": FALLING, "2": (9.0, 1.0, 9.0, 1.0)}
     assert play(server, 1, scores) == dict.fromkeys("012", (set(LAYOUT.names), set()))
     before = server.strategy.shared
-    plan = ImportancePlan(server.strategy.split, POOL)
-    plan.learn(scores, dict.fromkeys("012", 10.0), {})
+    plan = ByImportance(server.strategy.split, POOL)
+    plan.hear(scores, dict.fromkeys("012", 10.0), {})
     expected = plan.shared("") | {HEAD}
     assert expected == {A[0], A[2], HEAD}, "the mean of the scores is 14, 6, 14, 6"
     assert play(server, 2, scores) == dict.fromkeys("012", (expected, set()))
@@ -156,14 +156,14 @@ def test_the_memory_of_a_checkpoint_is_all_that_the_next_split_depends_on(split)
         found = play(server, round_, scores if isinstance(split, Importance) else None)
     memory = server.notes.checkpoints[-1][2]
     again = adaptive(split)
-    again.strategy.plan.restore({k[5:]: array for k, array in memory.items() if k.startswith("plan/")})
+    again.strategy.plan.restore(memory)
+    assert again.strategy.plan.turns(4, "012") == server.strategy.plan.turns(4, "012")
     for client in "012":
-        assert again.strategy.plan.shared(client) == server.strategy.plan.shared(client)
         shared = {n for n, one in zip(LAYOUT.names, memory[f"shared/{client}"], strict=True) if one}
         assert shared == found[client][0]
     state = again.strategy.plan.state()
-    assert {f"plan/{name}" for name in state} == {name for name in memory if name.startswith("plan/")}
-    assert all(np.array_equal(array, memory[f"plan/{name}"]) for name, array in state.items())
+    assert state.keys() == {name for name in memory if name.startswith(("plan/", "last/"))}
+    assert all(np.array_equal(array, memory[name]) for name, array in state.items())
 
 
 def test_a_checkpoint_knows_the_split_of_clients_that_were_not_sampled_as_well():

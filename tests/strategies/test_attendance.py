@@ -37,17 +37,17 @@ def test_what_is_restored_leaves_out_the_same_clients(before, after, exclude_aft
     whole, first, second = (Attendance(1, exclude_after, exclude_rounds) for _ in range(3))
     expected = played(whole, before + after)
     played(first, before)
-    second.restore(first.memory())
+    second.restore(first.state())
     assert played(second, after, begin=1 + len(before)) == expected[len(before) :]
-    for name, array in whole.memory().items():
-        assert np.array_equal(second.memory()[name], array)
+    for name, array in whole.state().items():
+        assert np.array_equal(second.state()[name], array)
 
 
 @given(ROUNDS)
 def test_nobody_is_left_out_where_that_is_switched_off(answered):
     attendance = Attendance(exclude_after=0)
     assert not any(played(attendance, answered))
-    assert attendance.memory() == {}, "and nothing is kept of it"
+    assert attendance.state() == {}, "and nothing is kept of it"
 
 
 def test_so_many_rounds_without_enough_results_end_a_run_also_with_a_break_between_them():
@@ -55,7 +55,7 @@ def test_so_many_rounds_without_enough_results_end_a_run_also_with_a_break_betwe
     attendance = Attendance(max_skipped=3)
     attendance.skip(4, 2, nobody, "one is needed")
     resumed = Attendance(max_skipped=3)
-    resumed.restore(attendance.memory())
+    resumed.restore(attendance.state())
     resumed.skip(5, 2, nobody, "one is needed")
     with pytest.raises(
         RunError, match=r"3 rounds in a row.*2 of 2 .*round 6.*\nclient 0: gone \(likewise 1 more: 1\)$"

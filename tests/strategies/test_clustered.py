@@ -7,13 +7,12 @@ from server_side import EVERYONE, LAYOUT, SHARE_A, Server, some_updates
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.adaptive import Importance
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import ClusteredFedSA, FedEx, FedSA
-from strategies.clustered import GROUP, held_by
+from strategies.audience import GROUP, held_by
 from strategies.grouping import Clusters
 from strategies.traffic import message_bytes
 
@@ -41,7 +40,7 @@ def test_clients_of_opposite_updates_share_with_their_own_from_the_round_after()
     server = clustered()
     for round_ in (1, 2, 3):
         server.play(round_, opposite(round_))
-    groups = {client: server.strategy.grouping.of(client) for client in "012345"}
+    groups = {client: server.strategy.audience.grouping.of(client) for client in "012345"}
     assert {c for c, number in groups.items() if number == groups["1"]} == ODD
     held = vectors(server.ask(4))
     assert all(np.array_equal(held[c], held["1"]) for c in ODD)
@@ -97,14 +96,14 @@ def test_groups_cost_no_byte(groups):
             up = {c: message_bytes(each.upload(c, u)) for c, u in opposite(round_).items()}
             sizes.append(({c: message_bytes(ins) for c, ins in sent.items()}, up))
         assert sizes[0] == sizes[1]
-    assert server.strategy.downlinks.keys() == set(range(groups))
+    assert server.strategy.audience.downlinks.keys() == set(range(groups))
 
 
 def test_a_sparse_codec_finds_the_same_groups():
     server = clustered(codec=TopK(ratio=0.3))
     for round_ in (1, 2):
         server.play(round_, opposite(round_))
-    groups = server.strategy.grouping.members
+    groups = server.strategy.audience.grouping.members
     assert {c for c, number in groups.items() if number == groups["1"]} == ODD
 
 
@@ -127,16 +126,16 @@ def test_clients_are_compared_by_a_alone_where_it_is_shared_and_a_head_is_averag
         return vector
 
     for round_ in (1, 2):
-        before = {c: server.strategy.downlink_of(c).held for c in "0123"}
+        before = {c: server.strategy.audience.downlink(c).held for c in "0123"}
         server.ask(round_)
         server.take({c: server.upload(c, update(c, round_), counts=counts[c]) for c in "0123"}, round_=round_)
-    assert server.strategy.grouping.of("0") == server.strategy.grouping.of("2")
-    assert server.strategy.grouping.of("1") == server.strategy.grouping.of("3")
+    assert server.strategy.audience.grouping.of("0") == server.strategy.audience.grouping.of("2")
+    assert server.strategy.audience.grouping.of("1") == server.strategy.audience.grouping.of("3")
     for pair in (("0", "2"), ("1", "3")):
         n = np.array([counts[c] for c in pair]) + 1e-3
         rows = np.stack([update(c, 2)[place].reshape(2, 3) for c in pair])
         mean = ((n / n.sum(axis=0))[:, :, None] * rows).sum(axis=0)
-        now = server.strategy.downlink_of(pair[0]).held - before[pair[0]]
+        now = server.strategy.audience.downlink(pair[0]).held - before[pair[0]]
         np.testing.assert_allclose(now[place].reshape(2, 3), mean, rtol=1e-4, atol=1e-3)
 
 
@@ -146,12 +145,12 @@ def test_who_was_not_sampled_keeps_its_group_and_who_never_was_is_sent_that_of_m
     seen: set[str] = set()
     for round_ in range(1, 9):
         sampled = server.ask(round_).keys()
-        before = dict(server.strategy.grouping.members)
+        before = dict(server.strategy.audience.grouping.members)
         updates = opposite(round_, 8)
         server.take({c: server.upload(c, updates[c]) for c in sorted(sampled)}, round_=round_)
         seen |= sampled
         held = vectors(server.ask_to_evaluate(99))
-        members = server.strategy.grouping.members
+        members = server.strategy.audience.grouping.members
         assert members.keys() == seen
         assert {c: members[c] for c in before.keys() - sampled} == {
             c: number for c, number in before.items() if c not in sampled
@@ -176,8 +175,8 @@ def test_the_round_says_who_is_with_whom_and_the_checkpoint_what_each_holds():
         server.strategy.ledger.close(evaluated=True)
         memory = server.notes.checkpoints[-1][2]
         for client in "01234":
-            own = held_by(client, memory)
-            assert np.array_equal(held[client], server.notes.checkpoints[-1][1] if own is None else own)
+            own = held_by(client, server.notes.checkpoints[-1][1], memory)
+            assert np.array_equal(held[client], own)
     first, *later = server.notes.rounds
     assert (first["groups"], first["group_sizes"]) == (dict.fromkeys("01234", 0), {"0": 5})
     for row in later:
@@ -187,9 +186,9 @@ def test_the_round_says_who_is_with_whom_and_the_checkpoint_what_each_holds():
         )
     assert np.array_equal(memory[f"{GROUP}0"], server.strategy.shared)
     assert {name for name in memory if name.startswith(GROUP)} == {f"{GROUP}0", f"{GROUP}1"}
-    state = server.strategy.grouping.state()
+    state = server.strategy.audience.grouping.state()
     assert all(memory[name].tobytes() == array.tobytes() for name, array in state.items())
-    assert held_by("7", {}) is None
+    assert held_by("7", server.start, {}) is server.start
 
 
 def test_a_group_of_which_nobody_was_there_stands_still():
@@ -207,7 +206,6 @@ REFUSED = {
     "momentum": ({"inner": FedAvgM(**EVERYONE)}, "FedAvgM"),
     "a rule that compares": ({"inner": FedMedian(**EVERYONE)}, "FedMedian"),
     "a rule for factors": ({"inner": FedEx(**EVERYONE)}, "FedEx"),
-    "a split that the server decides": ({"split": Importance()}, "Importance"),
     "coded broadcasts": ({"downlink": Dense()}, "downlink=whole"),
     "nothing to share": ({"layout": Layout(())}, "share nothing"),
 }

@@ -29,7 +29,7 @@ def errors(layout: Layout, split, frozen, clients: int = 3, rounds: int = 1, kin
     for round_ in range(1, rounds + 1):
         before = server.strategy.shared
         server.ask(round_)
-        shared = layout.select(server.strategy._turns["0"].shared)
+        shared = layout.select(server.strategy.round.asked["0"].shared)
         sent = [u * (abs(u) > 0.3) for u in some_updates(clients, shared.size, round_)]
         told = {"scores": (1.0, 2.0, 3.0, 4.0)} if kind is AdaptiveFedSA else {}
         results = zip(map(str, range(clients)), sent, EXAMPLES, strict=False)

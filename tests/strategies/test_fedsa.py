@@ -17,7 +17,7 @@ from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import Attendance, Evaluation
-from strategies.fedsa import EXAMPLES
+from strategies.totals import EXAMPLES
 from strategies.traffic import message_bytes
 
 CLIENTS = ["0", "1", "2"]

@@ -329,7 +329,7 @@ def test_a_second_answer_with_other_values_changes_nothing_and_is_named():
 
 def test_a_client_that_was_not_asked_is_rejected():
     server, answers = server_with()
-    del server.strategy._turns["1"]
+    del server.strategy.round.asked["1"]
     assert rejected(server, answers) == {"1": "was not asked this round"}
 
 
@@ -351,7 +351,7 @@ def test_what_a_client_writes_is_one_short_line_in_log_and_rows():
 @pytest.mark.parametrize("client", ["\ud800", "9" * 5000, "=1+1", "\x1b[2J", "<script>", "a\nb", ""])
 def test_a_client_of_a_name_that_no_store_has_is_rejected_under_a_name_that_can_be_written(client):
     server, answers = server_with()
-    server.strategy.cohort._names[server.nodes["1"].cid] = client
+    server.strategy.roster._names[server.nodes["1"].cid] = client
     refused = rejected(server, answers | {"1": said(answers["1"], client=client)})
     (name,) = refused
     assert name.isprintable()

@@ -146,7 +146,7 @@ def altered(header: wire.UploadHeader, rng: random.Random) -> str:
 def honest(server: Server, client: str, phase: str, round_: int) -> FitRes | EvaluateRes:
     """What a client of ours answers."""
     if phase == "fit":
-        counts = (3, 0, 7) if server.strategy.classes else ()
+        counts = (3, 0, 7) if server.strategy.decode.classes else ()
         return server.upload(client, some_updates(9, seed=round_)[int(client) % 9], 10, counts=counts)
     report = {"accuracy": 0.25 + 0.5 * (int(client) % 2), "loss": 0.5, "macro_f1": 0.5, "matthews": 0.1}
     upload = server.upload(client, np.zeros(LAYOUT.size), 10, report=report | {"majority": 0.2})

@@ -12,7 +12,7 @@ from remarks import remarks
 from server_side import Server, some_updates
 
 from fedsa_lora.errors import ConfigError, RunError
-from strategies import Cohort, cohort, naming
+from strategies import Roster, naming, roster
 
 KEYS = {b"key of north": "north", b"key of south": "south", b"key of west": "west"}
 NAMES = [*KEYS.values(), "nobody"]
@@ -21,7 +21,7 @@ NAMES = [*KEYS.values(), "nobody"]
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    for module in (cohort, naming):
+    for module in (roster, naming):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -38,7 +38,7 @@ def node(cid: int, name: str, key: str = "") -> Named:
     return Named(str(cid), {"client": name}, f"key of {key or name}".encode())
 
 
-def clients(who: Cohort, manager: SimpleClientManager) -> dict[str, str]:
+def clients(who: Roster, manager: SimpleClientManager) -> dict[str, str]:
     """Node id by client of those that are there."""
     return {who.name(proxy): proxy.cid for proxy in who.everyone(manager)}
 
@@ -46,7 +46,7 @@ def clients(who: Cohort, manager: SimpleClientManager) -> dict[str, str]:
 @pytest.mark.case(32)
 def test_a_node_that_takes_another_name_is_refused_by_its_key_and_the_client_stays_who_it_was():
     manager = managed(node(1, "north"), node(2, "south"))
-    who = Cohort(0, 2, 0, registry=lambda: KEYS)
+    who = Roster(0, 2, 0, registry=lambda: KEYS)
     assert clients(who, manager) == {"north": "1", "south": "2"}
     assert who.remarks == []
     thief, stranger = node(3, "north", "west"), node(4, "north", "stranger")
@@ -67,7 +67,7 @@ def test_a_node_that_takes_another_name_is_refused_by_its_key_and_the_client_sta
 @pytest.mark.case(32)
 def test_a_key_that_changes_during_a_run_is_seen_in_the_next_phase():
     manager, known = managed(node(1, "north"), node(2, "south")), dict(KEYS)
-    who = Cohort(0, 2, 0, least=0.5, registry=lambda: known)
+    who = Roster(0, 2, 0, least=0.5, registry=lambda: known)
     assert clients(who, manager) == {"north": "1", "south": "2"}
     manager.clients["2"].key = b"key of west"
     assert clients(who, manager) == {"north": "1"}
@@ -89,7 +89,7 @@ def test_whoever_says_what_and_in_any_order_a_client_is_a_node_with_its_key(told
     for cid, (said, key) in enumerate(told, 1):
         nodes.append(Named(str(cid), {"client": said}, b"" if key in seen else f"key of {key}".encode()))
         seen.add(key)
-    who, manager = Cohort(0, 1, 0, least=0, registry=lambda: KEYS), SimpleClientManager()
+    who, manager = Roster(0, 1, 0, least=0, registry=lambda: KEYS), SimpleClientManager()
     for arriving in data.draw(st.permutations(nodes)):
         manager.register(arriving)
         try:
@@ -104,7 +104,7 @@ def test_whoever_says_what_and_in_any_order_a_client_is_a_node_with_its_key(told
 
 def test_a_node_that_leaves_while_keys_are_looked_up_is_not_called_a_stranger(monkeypatch):
     manager = managed(node(1, "north"), node(2, "south"))
-    who = Cohort(0, 2, 0, least=0.5, registry=lambda: KEYS)
+    who = Roster(0, 2, 0, least=0.5, registry=lambda: KEYS)
     clients(who, manager)
     grid = manager.clients["1"].grid
     online = [info for info in grid.get_nodes() if info.node_id != 2]
@@ -121,20 +121,20 @@ def test_a_registry_with_faults_ends_a_run_at_its_start_and_later_leaves_the_one
             raise ConfigError("line 2: no key")
         return KEYS
 
-    manager, who = managed(node(1, "north")), Cohort(0, 1, 0, registry=registry)
+    manager, who = managed(node(1, "north")), Roster(0, 1, 0, registry=registry)
     clients(who, manager)
     faulty = True
     assert clients(who, manager) == {"north": "1"}
     assert "stays in force: line 2: no key" in caplog.text
     with pytest.raises(ConfigError, match="line 2"):
-        Cohort(0, 1, 0, registry=registry).everyone(manager)
+        Roster(0, 1, 0, registry=registry).everyone(manager)
 
 
 @pytest.mark.case(32)
 def test_without_a_registry_a_name_is_of_the_node_that_said_it_first_as_long_as_it_is_there():
     first, second = node(1, "north"), node(7, "north")
     manager = managed(first, node(2, "south"))
-    who = Cohort(0, 2, 0)
+    who = Roster(0, 2, 0)
     clients(who, manager)
     manager.register(second)
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_without_a_registry_a_name_is_of_the_node_that_said_it_first_as_long_as_
 
 def test_without_a_registry_none_of_two_that_say_a_name_at_the_same_time_is_the_client():
     manager = managed(node(1, "north"), node(2, "south"))
-    who = Cohort(0, 2, 0)
+    who = Roster(0, 2, 0)
     clients(who, manager)
     for cid in (8, 9):
         manager.register(node(cid, "west"))
@@ -162,7 +162,7 @@ def test_without_a_registry_none_of_two_that_say_a_name_at_the_same_time_is_the_
 @pytest.mark.parametrize("name", ["../x", "", "a" * 65, "a\x1b[2J", "a\n"])
 def test_a_name_that_is_no_client_id_is_none(name):
     manager = managed(node(1, "north"), Named("2", {"client": name}))
-    who = Cohort(0, 2, 0, least=0.5)
+    who = Roster(0, 2, 0, least=0.5)
     assert clients(who, manager) == {"north": "1"}
     assert "node 2 says a name that cannot be used" in str(who.remarks[0])
     assert str(who.remarks[0]).isprintable()
@@ -172,7 +172,7 @@ def test_a_name_that_is_no_client_id_is_none(name):
 def test_a_node_that_answers_nothing_costs_a_run_one_wait_and_is_named_in_every_phase(clock):
     silent = Named("3", SILENT, b"key of west")
     manager = managed(node(1, "north"), node(2, "south"), silent)
-    who = Cohort(0, 3, 300, least=0.5, registry=lambda: KEYS)
+    who = Roster(0, 3, 300, least=0.5, registry=lambda: KEYS)
     begin = clock.now
     assert clients(who, manager) == {"north": "1", "south": "2"}
     assert 300 <= clock.now - begin < 301
@@ -191,7 +191,7 @@ def test_a_node_that_answers_nothing_costs_a_run_one_wait_and_is_named_in_every_
 @pytest.mark.case(34)
 def test_a_node_that_answers_nothing_is_not_waited_for_where_all_clients_are_there(clock):
     manager = managed(node(1, "north"), Named("3", SILENT), node(2, "south"))
-    who, began = Cohort(0, 2, 300), clock.now
+    who, began = Roster(0, 2, 300), clock.now
     assert clients(who, manager) == {"north": "1", "south": "2"}
     assert clock.now == began
     assert who.remarks == [], "it was asked a moment ago"
@@ -205,7 +205,7 @@ def test_a_node_that_answers_nothing_is_not_waited_for_where_all_clients_are_the
 @pytest.mark.case(34)
 def test_silent_nodes_that_come_one_after_the_other_cost_a_run_that_has_its_clients_nothing(clock):
     manager = managed(node(1, "north"), node(2, "south"))
-    who, began = Cohort(0, 2, 300), clock.now
+    who, began = Roster(0, 2, 300), clock.now
     for cid in range(3, 40):
         assert len(clients(who, manager)) == 2
         manager.register(Named(str(cid), SILENT))
@@ -218,7 +218,7 @@ def test_where_the_silent_are_too_many_the_run_ends_with_their_nodes(clock):
     with pytest.raises(
         RunError, match=r"(?s)1 of 3 clients say which they are, 2 nodes do not\nnode 2 has not"
     ):
-        Cohort(0, 3, 300, least=0.5).everyone(manager)
+        Roster(0, 3, 300, least=0.5).everyone(manager)
 
 
 @pytest.mark.case(34)
@@ -239,7 +239,7 @@ def test_the_row_of_a_round_names_who_was_refused_and_who_was_silent_and_the_rou
 
 def test_a_node_whose_answer_was_an_error_is_asked_once_a_phase(clock):
     failing = Named("2", RAISED)
-    who, manager = Cohort(0, 2, 300, least=0.5), managed(node(1, "north"), failing)
+    who, manager = Roster(0, 2, 300, least=0.5), managed(node(1, "north"), failing)
     for phase in range(1, 4):
         clients(who, manager)
         assert failing.asked == phase
@@ -261,7 +261,7 @@ class Starting(SimpleClientManager):
 
 
 def test_simulated_clients_are_waited_for_however_long_it_takes_and_the_log_says_for_what(clock, caplog):
-    who = Cohort(0, 2, None)
+    who = Roster(0, 2, None)
     assert clients(who, Starting(clock, 3000)) == {"0": "1", "1": "2"}
     assert "still starting Ray: 0 of 2 clients after 60 s" in caplog.text
     assert "2 of 2 clients are there after 30" in caplog.text
@@ -278,19 +278,19 @@ def test_simulated_clients_whose_answer_takes_long_are_waited_for(clock, monkeyp
             slow.answer = {"client": "0"}
 
     monkeypatch.setattr(clock, "sleep", sleeps)
-    assert clients(Cohort(0, 1, None), managed(slow)) == {"0": "1"}
+    assert clients(Roster(0, 1, None), managed(slow)) == {"0": "1"}
     assert slow.asked == 1
 
 
 def test_a_simulation_that_ended_is_not_waited_for(clock, monkeypatch):
     monkeypatch.setattr(threading.main_thread(), "is_alive", lambda: False)
     with pytest.raises(RunError, match="0 of 2 clients are simulated"):
-        Cohort(0, 2, None).everyone(managed())
+        Roster(0, 2, None).everyone(managed())
 
 
 def test_a_simulation_of_fewer_clients_is_told_at_once_how_to_be_started(clock):
     begin = clock.now
     with pytest.raises(RunError, match=r"2 of 10 clients are simulated: start .* with num-supernodes=10"):
-        Cohort(0, 10, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))
+        Roster(0, 10, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))
     assert clock.now == begin
-    assert len(Cohort(0, 3, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))) == 2
+    assert len(Roster(0, 3, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))) == 2

@@ -23,8 +23,8 @@ TOLD_SECONDS = 60.0  # between two lines that say what a run waits for
 log = logging.getLogger("flwr")
 
 
-class Cohort:
-    """Learns which client is behind each node, and draws cohorts from names, seed and round alone.
+class Roster:
+    """Learns which client is behind each node, and draws samples from names, seed and round alone.
 
     At the start it waits up to ``wait_seconds`` until the ``expected`` clients are there and have said who
     they are, and goes on with fewer, down to the share ``least`` of them; later it waits, as long, only where
@@ -98,11 +98,8 @@ class Cohort:
             # Flower looks for new nodes when it is asked for all, and changes what it returned later
             nodes = dict(manager.all())
             there = self._naming.look(nodes)
-            enough = 1 if self.wait_seconds is None else target
-            all_answered = len(nodes) - len(there.refused) >= enough and not there.pending
-            hopeless = self._present is None and there.twice
             now = time.monotonic()
-            if len(there.clients) >= target or all_answered or hopeless or self._is_over(now - began):
+            if self._is_settled(there, len(nodes), target) or self._is_over(now - began):
                 break
             if now - told >= TOLD_SECONDS:
                 self._tell_waiting(len(there.clients), now - began)
@@ -113,8 +110,18 @@ class Cohort:
             log.warning("%d of %d clients are there after %.0f s", count, self.expected, now - began)
         return there
 
+    def _is_settled(self, there: Present, nodes: int, target: int) -> bool:
+        """True where nothing is left to wait for: enough clients are known, so many nodes are there and have
+        all answered, or a run cannot start with those that have."""
+        if len(there.clients) >= target:
+            return True
+        if self._present is None and there.twice:
+            return True
+        enough = 1 if self.wait_seconds is None else target
+        return nodes - len(there.refused) >= enough and not there.pending
+
     def _is_over(self, waited: float) -> bool:
-        """Whether a wait has an end now: at its deadline or, in a simulation, with the main thread of this
+        """True at the end of a wait: at its deadline or, in a simulation, with the main thread of this
         process, which simulates the clients and outlives its own end as long as this thread does."""
         if self.wait_seconds is None:
             return not threading.main_thread().is_alive()
@@ -170,25 +177,25 @@ def at_least(share: float, of: int) -> int:
 
 
 class RoundManager(ClientManager):
-    """What an inner strategy sees of the clients in one round: as many as there should be, of whom those
+    """The clients of one round as an inner strategy sees them: as many as there should be, of whom those
     are sampled that are there. ``needed`` is how many it asked for, ``left_out`` who was excluded."""
 
     def __init__(
         self,
         manager: ClientManager,
         ordered: list[ClientProxy],
-        cohort: Cohort,
+        roster: Roster,
         round_: int,
         excluded: Collection[str],
         min_results: float,
     ) -> None:
         self.ordered, self.needed, self.left_out = ordered, 0, list[str]()
-        self._manager, self._cohort = manager, cohort
+        self._manager, self._roster = manager, roster
         self._excluded, self._min_results = excluded, min_results
-        self._rng = generator(cohort.seed, "sample", round_)
+        self._rng = generator(roster.seed, "sample", round_)
 
     def num_available(self) -> int:
-        return max(len(self.ordered), self._cohort.expected)
+        return max(len(self.ordered), self._roster.expected)
 
     def register(self, client: ClientProxy) -> bool:
         return self._manager.register(client)
@@ -212,10 +219,10 @@ class RoundManager(ClientManager):
                 "fraction_fit or min_fit_clients of the strategy"
             )
         self.needed = num_clients
-        taken = [proxy for proxy in eligible if self._cohort.name(proxy) not in self._excluded]
+        taken = [proxy for proxy in eligible if self._roster.name(proxy) not in self._excluded]
         if len(taken) < at_least(self._min_results, num_clients):
             taken = eligible
-        self.left_out = [self._cohort.name(proxy) for proxy in eligible if proxy not in taken]
-        size = min(len(taken), math.ceil(self._cohort.over_select * num_clients - 1e-9))
+        self.left_out = [self._roster.name(proxy) for proxy in eligible if proxy not in taken]
+        size = min(len(taken), math.ceil(self._roster.over_select * num_clients - 1e-9))
         chosen = self._rng.choice(len(taken), size=size, replace=False)
         return [taken[i] for i in sorted(chosen)]

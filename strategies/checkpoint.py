@@ -1,0 +1,52 @@
+"""Reads a checkpoint of the server: the message that any client would be sent after that round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.split import SplitPolicy, Turn
+from strategies.audience import held_by
+from strategies.downlink import merged_by
+from strategies.open_round import asked_turn
+from strategies.totals import Totals
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The round, the server's vector (layout.size,) of the tensors that may be shared, and its memory."""
+
+    split: SplitPolicy
+    layout: Layout
+    round: int
+    vector: Vector
+    memory: NamedArrays
+
+    def turn(self, client: str) -> Turn:
+        """The tensors that the client was asked to share when the round was evaluated."""
+        asked = asked_turn(self.layout, client, self.memory)
+        if asked is None:
+            return Turn(self.split.in_round(self.layout, self.round))
+        return asked
+
+    def held(self, client: str, rank: int | None = None) -> Vector:
+        """The common values that a client whose adapter has this rank (None: that of the layout) holds."""
+        held = held_by(client, self.vector, self.memory)
+        index = self.layout.index(self.layout.limited(rank))
+        return held if index is None else held[index]
+
+    def share(self, client: str) -> float:
+        """The weight of the client in what is common; 0 where it has none, or is not told it."""
+        totals = Totals(told=True)
+        totals.restore(self.memory)
+        return totals.share(client)
+
+    def merged(self) -> dict[str, NDArray[np.float32]]:
+        """By layer, what was merged into the frozen weights of all clients, (d_out, d_in)."""
+        merged = {}
+        for layer, factors in merged_by(self.memory).items():
+            merged[layer] = (factors.B @ factors.A).astype(np.float32, copy=False)
+        return merged
