@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from flwr.app import UserConfigValue
 from flwr.common import ndarrays_to_parameters
 
 from fedsa_lora.deployment.node_config import Node
@@ -140,6 +141,12 @@ def simulated() -> bool:
     started by ``fedsa-lora run`` or ``run_in_process``, or is an actor of Ray, as under ``flwr run``."""
     ray = sys.modules.get("ray")
     return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
+
+
+def composed(run_config: Mapping[str, UserConfigValue]) -> str:
+    """The resolved config that a simulation is handed, so that none of its processes composes it again; empty
+    elsewhere: what a stranger resolved would pass the checks by which overrides from outside are composed."""
+    return str(run_config.get("composed", "")) if SIMULATION in os.environ else ""
 
 
 def refuse_unsimulated(config: RunConfig) -> None:

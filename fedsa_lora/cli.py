@@ -54,12 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.config import load
+
+    overrides = _with_experiment(options.overrides)
+    name = load(overrides).name
+    # what trains is loaded once there is something to train: faults of the config are reported without it
     from fedsa_lora.plan import make_plan
     from fedsa_lora.runs.federate import new_run_dir
     from fedsa_lora.tables import plan_tables
 
-    overrides = _with_experiment(options.overrides)
-    name = load(overrides).name
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
     for table in plan_tables(config, plan, changes(overrides)):

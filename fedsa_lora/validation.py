@@ -14,8 +14,9 @@ from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.settings import EXCHANGE, TASKS, HeadSettings, RunConfig
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import resolve
+from fedsa_lora.tasks.model_settings import resolve
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.tasks.task import Task
 from strategies.inner import bind_inner
 
@@ -90,13 +91,14 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
 
 def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) -> None:
     """Add what is named but not there. The data are read for it, so it is only done where a run is
-    refused anyway; ``make_plan`` looks again before one starts."""
+    refused anyway, and not for a shipped set, which is there; ``make_plan`` looks again before one starts."""
     model = node["model"] if isinstance(node["model"], dict) else {}
     paths = [path for path in (model.get("path"), model.get("tokenizer")) if path and isinstance(path, str)]
     looks: list[Callable[[], object]] = [partial(resolve, path) for path in dict.fromkeys(paths)]
-    if task is not None:
+    shipped = isinstance(node["task"], dict) and node["task"].get("dataset") in SHIPPED
+    if task is not None and not shipped:
         looks.append(task.describe)
-    elif (alone := _bind_task(node | _SOUND, [])) is not None:
+    elif not shipped and (alone := _bind_task(node | _SOUND, [])) is not None:
         looks.append(alone.labels)
     for look in looks:
         try:

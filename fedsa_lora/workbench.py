@@ -18,7 +18,7 @@ from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.job import OneByOne, Trainer
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task

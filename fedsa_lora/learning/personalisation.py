@@ -11,27 +11,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-import torch
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.group import Group
-from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.importance import Scoring
-from fedsa_lora.learning.job import Arrays, Job, Outcome
-from fedsa_lora.learning.objectives import Ahead, Taught
-from fedsa_lora.learning.training import TrainSettings, round_batches
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples
 
 if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
+    from fedsa_lora.learning.importance import Scoring
+    from fedsa_lora.learning.job import Arrays, Job, Outcome
     from fedsa_lora.settings import RunConfig
 
-Lesson = Generator[Job, Outcome, Outcome]
-Training = Generator[Job, Outcome, tuple[Outcome, Arrays]]
+Lesson: TypeAlias = "Generator[Job, Outcome, Outcome]"
+Training: TypeAlias = "Generator[Job, Outcome, tuple[Outcome, Arrays]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,8 @@ class LocalRound:
         Its outcome has values as they stand in a model, which rounds those that are a difference from
         pretrained weights.
         """
+        from fedsa_lora.learning.job import Job
+
         job = Job(
             values=self.values,
             merged=self.merged,
@@ -80,6 +80,8 @@ class LocalRound:
     def job(self, *, steps: int | None = None, part: str = "", **changes: Any) -> Job:
         """A training of a round's length, or of ``steps``. Every job for the same ``part`` of the round has
         the same batches and dropout."""
+        from fedsa_lora.learning.training import round_batches
+
         key: tuple[str | int, ...] = (self.client, self.round, *([part] if part else []))
         settings = replace(self.settings, steps=steps, epochs=None) if steps else self.settings
         batches = round_batches(self.examples.lengths, settings, generator(self.seed, "batches", *key))
@@ -175,6 +177,8 @@ class PerFedAvg(FineTune):
         _check("alpha", self.alpha, low=0)
 
     def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        from fedsa_lora.learning.objectives import Ahead
+
         job = local.plain()
         if self.alpha:
             key = (local.client, local.round)
@@ -237,6 +241,10 @@ class Distillation(Beside):
             yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
 
     def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
+        import torch
+
+        from fedsa_lora.learning.objectives import Taught
+
         teacher = yield local.still(asked=(local.examples,))
         logits = torch.from_numpy(teacher.answers[0])
         taught = partial(Taught, teacher=logits, weight=self.weight, temperature=self.temperature)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsa_lora.assemble import SIMULATION
-from fedsa_lora.config import CONF, PACKAGE, places
+from fedsa_lora.config import CONF, PACKAGE, places, to_yaml
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
 from fedsa_lora.runs.connection import Connection
@@ -98,13 +98,16 @@ def _follow(
     run_dir, logs = config.run_dir, config.run_dir / "logs"
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
+    composed = ""
+    if isinstance(place, Simulation):  # nodes of a SuperLink compose, within what each allows
+        composed = to_yaml(config)
     with writing(logs):
         logs.mkdir(exist_ok=True)
     app = stage_app(run_dir / "app")
     with (
         stoppable(lambda: stopped(begun, overrides)),
         progress_line(console) as progress,
-        FlowerRun(app, text, place, logs, env) as run,
+        FlowerRun(app, text, place, logs, env, composed) as run,
     ):
         view = RunView(begun, config.federation.rounds, progress)
         outcome = run.follow(view.update)

@@ -21,7 +21,6 @@ from fedsa_lora.runs.wording import (
     under_attack,
     verdict,
 )
-from strategies.reasons import causes
 
 TONES = {"good": "bold green", "bad": "bold red"}
 
@@ -87,6 +86,8 @@ def _failures(record: RunRecord) -> str:
     counts += [f"{counted(lost, 'answer')} failed"] * bool(lost)
     if not counts:
         return ""
+    from strategies.reasons import causes  # here: its package loads Flower
+
     why = causes(remark for remark in remarks(record) if remark.kind in FAILURES)
     told = f"{listed(counts)}, of {counted(record.summary['rounds'], 'round')}"
     return f"{told}: {'; '.join(why)}" if why else told

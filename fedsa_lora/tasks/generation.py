@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import ENTROPY, LARGEST, SHARE, Measure
 from fedsa_lora.tasks.rows import Columns
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
 
 IGNORED = -100  # a token without a loss, as transformers has it
 MARKER = "####"  # what GSM8K writes before the final number
@@ -40,7 +39,6 @@ class GenerationTask(TextData):
     template: str = "{prompt}"
     max_new_tokens: int = 256
 
-    auto_class: ClassVar[Any] = AutoModelForCausalLM
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("exact_match", SHARE, format="percent"),
         Measure("loss", ENTROPY, higher_is_better=False),
@@ -57,6 +55,13 @@ class GenerationTask(TextData):
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
         if self.partition.label_meaning != "common":
             raise ConfigError("there are no classes to rename: expected federation.label_meaning=common")
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
 
     def labels(self) -> tuple[str, ...]:
         """None: answers are words."""
@@ -94,6 +99,9 @@ class GenerationTask(TextData):
 
     def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
         """``input_ids``, ``attention_mask`` and ``labels``, each (batch, longest of the batch)."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
         rows = {
             name: [torch.from_numpy(rows[i]) for i in indices] for name, rows in examples.features.items()
         }
@@ -106,6 +114,9 @@ class GenerationTask(TextData):
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """By example (batch, 3): the summed loss of its answer in nats, the tokens of its answer, and 1 where
         what the model writes by itself, the likeliest token each time, ends in the right number."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
         labels = batch["labels"][:, 1:]
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
@@ -117,6 +128,10 @@ class GenerationTask(TextData):
 
     def write(self, model: Any, batch: Batch) -> list[str]:
         """What the model answers to the prompts of a batch, by greedy decoding."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+        from transformers import GenerationConfig
+
         given = (batch["labels"] == IGNORED) & batch["attention_mask"].bool()
         prompts = [row[kept] for row, kept in zip(batch["input_ids"], given, strict=True)]
         # on the left, so that every prompt ends where its answer begins

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Batch: TypeAlias = "dict[str, torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,7 @@ class FederationData:
 class Task(Protocol):
     """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
 
-    Client ids are strings; the simulated ones are "0" to "clients - 1". ``auto_class`` is the class
-    of transformers that loads the model.
+    Client ids are strings; the simulated ones are "0" to "clients - 1".
 
     ``measures`` declare the numbers of ``evaluate``, each with its range, which way is better and how it is
     shown. The first is the primary one: rows, summary, figures, report and comparisons carry its name, and
@@ -119,8 +120,12 @@ class Task(Protocol):
     such as ``round`` or ``majority``, are refused before anything runs.
     """
 
-    auto_class: ClassVar[Any]
     measures: ClassVar[tuple[Measure, ...]]
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that loads the model."""
+        ...
 
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's outputs; none where there are no classes."""
