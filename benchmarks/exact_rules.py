@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA, pairs
-from strategies.factors import Factors, aggregation_error, stack
+from strategies.rules.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA, pairs
+from strategies.rules.factors import Factors, aggregation_error, stack
 
 Arrays = Mapping[str, NDArray[np.float32]]
 RULES: dict[str, FactorRule] = {

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.importance import ImportanceMeter, Scoring
 from fedsa_lora.learning.training import TrainSettings, round_batches, train

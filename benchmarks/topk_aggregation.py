@@ -20,7 +20,7 @@ from flwr.server.strategy.aggregate import aggregate
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
-from strategies.updates import Update, mean_update
+from strategies.rules.updates import Update, mean_update
 
 TENSORS = 64
 

@@ -15,6 +15,8 @@ import torch
 from flwr.app import UserConfigValue
 from flwr.common import ndarrays_to_parameters
 
+from fedsa_lora.client.workbench import Alone, Workbench
+from fedsa_lora.config.outside import run_name_fault
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.deployment.node_store import NodeStore
 from fedsa_lora.deployment.registry import read_registry
@@ -25,15 +27,13 @@ from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.federation import PASSED
 from fedsa_lora.group import IDENTITY, at, marked
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
-from fedsa_lora.outside import run_name_fault
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
-from fedsa_lora.workbench import Alone, Workbench
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
-from strategies.exact import FactorRule, pairs
-from strategies.exactness import Frozen
+from strategies.rules.exact import FactorRule, pairs
+from strategies.rules.exactness import Frozen
 
 SIMULATION = "FEDSA_LORA_SIMULATION"  # in the environment of what `fedsa-lora run` and run_in_process start
 

@@ -18,12 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.arguments import parser
-from fedsa_lora.changes import changes, named
+from fedsa_lora.config.changes import changes, named
 from fedsa_lora.errors import FedSAError, StoppedError
-from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
+from fedsa_lora.launch.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
-    from fedsa_lora.plan import Plan
+    from fedsa_lora.launch.plan import Plan
     from fedsa_lora.settings import RunConfig
 
 EXIT_FAILED = 1
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fedsa_lora.config import load
+    from fedsa_lora.config.compose import load
 
     overrides = _with_experiment(options.overrides)
     name = load(overrides).name
     # what trains is loaded once there is something to train: faults of the config are reported without it
-    from fedsa_lora.plan import make_plan
-    from fedsa_lora.runs.federate import new_run_dir
-    from fedsa_lora.tables import plan_tables
+    from fedsa_lora.launch.federate import new_run_dir
+    from fedsa_lora.launch.plan import make_plan
+    from fedsa_lora.report.tables import plan_tables
 
     config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
@@ -72,8 +72,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
-    from fedsa_lora.runs.federate import federate
-    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.launch.federate import federate
+    from fedsa_lora.report.table import print_summary
 
     if federate(config, overrides, plan.place, console):
         print_summary(config.run_dir, console)
@@ -115,7 +115,7 @@ def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
-    from fedsa_lora.tables import evidence_table, two_columns
+    from fedsa_lora.report.tables import evidence_table, two_columns
 
     grid = probe_grid(_with_experiment(options.overrides), options.rounds)
     folder = probe_folder(grid)
@@ -134,12 +134,12 @@ def _advise(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.files import Held
-    from fedsa_lora.plan import make_plan
+    from fedsa_lora.launch.federate import stopped
+    from fedsa_lora.launch.plan import make_plan
+    from fedsa_lora.launch.resuming import to_resume
+    from fedsa_lora.report.table import print_summary
     from fedsa_lora.runs.changed_data import check_data
-    from fedsa_lora.runs.federate import stopped
-    from fedsa_lora.runs.finish import finish_interrupted
-    from fedsa_lora.runs.resuming import to_resume
-    from fedsa_lora.runs.table import print_summary
+    from fedsa_lora.server.finish import finish_interrupted
 
     config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
@@ -159,9 +159,9 @@ def _remark(text: str) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
+    from fedsa_lora.report.table import print_reason, print_summary
+    from fedsa_lora.report.watch import follow, view
     from fedsa_lora.runs.progress import RunProgress
-    from fedsa_lora.runs.table import print_reason, print_summary
-    from fedsa_lora.runs.watch import follow, view
 
     progress = RunProgress(options.run_dir)
     codes = {"failed": EXIT_FAILED, "stopped": TERMINATED}
@@ -180,12 +180,12 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fedsa_lora.config import read_config
+    from fedsa_lora.analysis.evaluation import evaluate_run
+    from fedsa_lora.analysis.reevaluate import reevaluate
+    from fedsa_lora.config.compose import read_config
+    from fedsa_lora.report.wording import NOT_MEASURED, shown
     from fedsa_lora.runs.changed_data import check_data
-    from fedsa_lora.runs.evaluation import evaluate_run
     from fedsa_lora.runs.reading import EVALUATION
-    from fedsa_lora.runs.reevaluate import reevaluate
-    from fedsa_lora.runs.wording import NOT_MEASURED, shown
 
     config = read_config(options.run_dir)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
@@ -211,10 +211,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from fedsa_lora import assemble
-    from fedsa_lora.config import read_config
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.config.compose import read_config
     from fedsa_lora.runs.changed_data import check_classes
-    from fedsa_lora.runs.export import Exporter
-    from fedsa_lora.runs.rundir import RunDirectory
+    from fedsa_lora.runs.directory import RunDirectory
 
     config = read_config(options.run_dir)
     if options.store is not None:

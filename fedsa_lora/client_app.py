@@ -14,19 +14,19 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora import assemble
 from fedsa_lora.bundle import Part, pack, size_of, unpack
-from fedsa_lora.client import FedSAClient
-from fedsa_lora.client_record import ClientRecord, header_of
-from fedsa_lora.config import as_handed
+from fedsa_lora.client.client import FedSAClient
+from fedsa_lora.client.egress import Egress, discreet
+from fedsa_lora.client.record import ClientRecord, header_of
+from fedsa_lora.client.workbench import Workbench
+from fedsa_lora.config.compose import as_handed
 from fedsa_lora.deployment.node_config import Node, of_clients
 from fedsa_lora.deployment.node_store import check_room, unreadable_by_others
-from fedsa_lora.egress import Egress, discreet
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.wire import BroadcastHeader
 from fedsa_lora.files import writing
 from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
-from fedsa_lora.workbench import Workbench
 
 
 @lru_cache(maxsize=1)

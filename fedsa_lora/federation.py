@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from fedsa_lora.config.outside import run_name_fault
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import CHANGEABLE, SERVED, at_least, more_than
-from fedsa_lora.outside import run_name_fault
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.partition import PartitionSettings
 

@@ -12,18 +12,18 @@ from flwr.server.history import History
 from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
-from fedsa_lora.config import as_handed
+from fedsa_lora.config.compose import as_handed
 from fedsa_lora.federation import PASSED
-from fedsa_lora.journal import about
-from fedsa_lora.runs.finish import finish, to_the_end
-from fedsa_lora.runs.flower_log import COMPLETE
-from fedsa_lora.runs.resuming import to_run_again
-from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.launch.flower_log import COMPLETE
+from fedsa_lora.launch.resuming import to_run_again
+from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.server.finish import finish, to_the_end
 from fedsa_lora.server.nodes import ClientsOfNodes
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.inspection import inspect_task
-from strategies.admission import Res
-from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase
+from fedsa_lora.telemetry.journal import about
+from strategies.round.admission import Res
+from strategies.round.collection import EVALUATE, FIT, Collection, Ins, Phase
 
 FitRound = tuple[Parameters | None, dict[str, Scalar], FitResultsAndFailures] | None
 EvaluateRound = tuple[float | None, dict[str, Scalar], EvaluateResultsAndFailures] | None

@@ -30,9 +30,9 @@ from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.task import Task
-from strategies.bounds import Bounds
-from strategies.grouping import Clusters
-from strategies.inner import Inner
+from strategies.plans.grouping import Clusters
+from strategies.round.bounds import Bounds
+from strategies.rules.inner import Inner
 
 EXCHANGE = Target(("fedsa_lora.exchange.",))
 LEARNING = Target(("fedsa_lora.learning.",))

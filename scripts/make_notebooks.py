@@ -13,7 +13,7 @@ import nbformat
 import torch
 from nbclient import NotebookClient
 
-from fedsa_lora.runs.evaluation import evaluate_run
+from fedsa_lora.analysis.evaluation import evaluate_run
 from fedsa_lora.runs.inprocess import run_in_process
 
 ROOT = Path(__file__).resolve().parent.parent

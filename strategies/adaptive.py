@@ -16,8 +16,9 @@ class AdaptiveFedSA(FedSA):
     """FedSA with a split that follows importance scores, or the variance between clients.
 
     Takes the arguments of FedSA, with ``split`` an ``Importance``, a ``LeastVariance`` or another for which
-    ``strategies.plan`` knows a plan. The split of a round is announced in its broadcast and recorded in its
-    row. Raises ConfigError for a split that is known beforehand; ``FedSA`` serves those, and these as well.
+    ``strategies.plans.plan`` knows a plan. The split of a round is announced in its broadcast and recorded in
+    its row. Raises ConfigError for a split that is known beforehand; ``FedSA`` serves those, and these as
+    well.
     """
 
     def __init__(

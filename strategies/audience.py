@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import Turn
-from strategies.downlink import HELD, Downlink
-from strategies.grouping import MEMBER, Clusters, Grouping
-from strategies.updates import Update
+from strategies.plans.grouping import MEMBER, Clusters, Grouping
+from strategies.round.downlink import HELD, Downlink
+from strategies.rules.updates import Update
 
 GROUP = "group/"  # by number in the memory of a checkpoint: what the group shares, (layout.size,)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy, Turn
 from strategies.audience import held_by
-from strategies.downlink import merged_by
-from strategies.open_round import asked_turn
-from strategies.totals import Totals
+from strategies.round.downlink import merged_by
+from strategies.round.open_round import asked_turn
+from strategies.round.totals import Totals
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from flwr.server.strategy import Strategy
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.exchange.codec import Codec
-from strategies.abilities import can
 from strategies.audience import Groups
 from strategies.fedsa import FedSA
-from strategies.grouping import Clusters, ungroupable
+from strategies.plans.grouping import Clusters, ungroupable
+from strategies.rules.abilities import can
 
 
 class ClusteredFedSA(FedSA):

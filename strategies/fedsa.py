@@ -23,24 +23,24 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.exchange.reported import LOSS, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy
-from strategies.abilities import fewest_results, layers
-from strategies.admission import Admission, Failure, admit
-from strategies.attendance import Attendance
 from strategies.audience import Audience, Everyone
-from strategies.bounds import Bounds, Rejections, believed, bounded, outlier
-from strategies.broadcasts import Broadcaster
-from strategies.combining import Combiner
-from strategies.decoding import Decoder
-from strategies.downlink import Downlink
-from strategies.exactness import Frozen
-from strategies.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
-from strategies.open_round import OpenRound, asked_state
-from strategies.plan import plan_of
-from strategies.reasons import causes
-from strategies.roster import Roster, at_least
-from strategies.rules import rule_for
-from strategies.totals import Totals
-from strategies.updates import Update
+from strategies.plans.plan import plan_of
+from strategies.round.admission import Admission, Failure, admit
+from strategies.round.attendance import Attendance
+from strategies.round.bounds import Bounds, Rejections, believed, bounded, outlier
+from strategies.round.broadcasts import Broadcaster
+from strategies.round.decoding import Decoder
+from strategies.round.downlink import Downlink
+from strategies.round.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
+from strategies.round.open_round import OpenRound, asked_state
+from strategies.round.reasons import causes
+from strategies.round.roster import Roster, at_least
+from strategies.round.totals import Totals
+from strategies.rules.abilities import fewest_results, layers
+from strategies.rules.combining import Combiner
+from strategies.rules.exactness import Frozen
+from strategies.rules.flower import rule_for
+from strategies.rules.updates import Update
 
 
 class FedSA(Strategy):

@@ -9,7 +9,7 @@ from flwr.server.strategy import Strategy
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from strategies.fedsa import FedSA
-from strategies.rules import OfMean
+from strategies.rules.flower import OfMean
 
 
 class TopKFedSA(FedSA):

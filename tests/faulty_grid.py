@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 
 from fedsa_lora.exchange import wire
 from fedsa_lora.runs import inprocess
-from strategies import collection, naming, roster
+from strategies.round import collection, naming, roster
 
 # What a client does when it is asked (phase, client, round, how often before): nothing unusual (None),
 # "raises" what no retry mends, "crashes" and so does not answer this once, is "silent", answers "twice",

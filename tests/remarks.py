@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedsa_lora.runs.outcomes import FAILURES
-from strategies.admission import Remark
+from strategies.round.admission import Remark
 
 
 def remarks(row: dict[str, Any], *kinds: str) -> list[Remark]:

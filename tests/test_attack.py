@@ -11,15 +11,15 @@ from flwr.app import Context, RecordDict
 from sklearn.metrics import accuracy_score
 
 from fedsa_lora import assemble
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.client_app import client_fn
-from fedsa_lora.config import load, read_config
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.training import predict
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.report.measure_words import measure_rows
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.measure_words import measure_rows
 from fedsa_lora.runs.reading import read_jsonl, read_run
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.server_app import server_fn
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.text import TRIGGER

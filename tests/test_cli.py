@@ -8,10 +8,10 @@ import pytest
 
 from fedsa_lora import cli
 from fedsa_lora.cli import main
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.doctor import machine as doctor
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.rundir import RunDirectory
+from fedsa_lora.runs.directory import RunDirectory
 
 TINY = ["experiment=smoke", "federation.clients=2"]
 
@@ -233,7 +233,7 @@ class NeverBegins:
 
 
 def test_a_run_that_is_stopped_while_flower_starts_says_how_to_start_it_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", NeverBegins)
+    monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", NeverBegins)
     words = ["run", *TINY, "title='two words'", f"run.dir={tmp_path / 'run'}"]
     assert main(words) == 143
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -249,7 +249,7 @@ def test_a_run_that_is_stopped_while_flower_starts_says_how_to_start_it_again(tm
 
 
 def test_a_run_that_fails_while_flower_starts_is_failed_for_those_who_watch_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", NeverBegins)
+    monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", NeverBegins)
     monkeypatch.setattr(NeverBegins, "ends", RunError("flwr run did not answer"))
     assert main(["run", *TINY, f"run.dir={tmp_path / 'run'}"]) == 1
     assert main(["watch", str(tmp_path / "run"), "--once"]) == 1

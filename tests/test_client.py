@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from fedsa_lora import assemble
-from fedsa_lora.client import FedSAClient
-from fedsa_lora.client_model import majority
-from fedsa_lora.config import load
+from fedsa_lora.client.client import FedSAClient
+from fedsa_lora.client.model import majority
+from fedsa_lora.client.personal import HELD, RESIDUAL, TRAINED
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import cut
-from fedsa_lora.personal import HELD, RESIDUAL, TRAINED
 from fedsa_lora.store import ClientState
 from fedsa_lora.tasks.classification import cross_entropy
 from fedsa_lora.tasks.task import Examples
-from strategies.downlink import Downlink
-from strategies.factors import Factors
+from strategies.round.downlink import Downlink
+from strategies.rules.factors import Factors
 
 STILL = (
     "train.lr=1e-30",

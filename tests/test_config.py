@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fedsa_lora import config as config_module
-from fedsa_lora.changes import changes, changes_of
-from fedsa_lora.config import CONF, load, places, read_config, to_yaml
+from fedsa_lora.config.changes import changes, changes_of
+from fedsa_lora.config.compose import CONF, load, places, read_config, to_yaml
+from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.group import ranges
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.validation import from_resolved
 
 RANGES = ranges(RunConfig)
 NEEDS = {
@@ -302,8 +302,8 @@ def test_a_config_cannot_name_any_class_it_likes(place, target):
         ("codec", "fedsa_lora.exchange.codec.Fraction"),
         ("strategy", "strategies.FedSA"),
         ("strategy", "strategies.AdaptiveFedSA"),
-        ("strategy", "strategies.exact.FactorRule"),
-        ("strategy", "strategies.roster.ThreadPoolExecutor"),
+        ("strategy", "strategies.rules.exact.FactorRule"),
+        ("strategy", "strategies.round.roster.ThreadPoolExecutor"),
         ("strategy", "strategies.Roster"),
         ("strategy", "strategies.fedsa.RunError"),
         ("strategy", "flwr.server.strategy.Strategy"),

@@ -15,11 +15,11 @@ from under_way import under_way
 from fedsa_lora import cli
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import Held
-from fedsa_lora.runs import finish as finishing
+from fedsa_lora.launch.flower_run import Outcome
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import close
-from fedsa_lora.runs.launch import Outcome
 from fedsa_lora.runs.reading import read_json
+from fedsa_lora.server import finish as finishing
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.fedsa import FedSA
 
@@ -167,7 +167,7 @@ def test_a_completed_run_in_the_place_of_one_that_ends_is_left_as_it_is(
 ):
     monkeypatch.setattr(Replaced, "completed", completed, raising=False)
     monkeypatch.setattr(Replaced, "ends", ends, raising=False)
-    monkeypatch.setattr("fedsa_lora.runs.federate.FlowerRun", Replaced)
+    monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", Replaced)
     run = tmp_path / "run"
     arguments = ["run", *WORDS, f"run.dir={run}"]
     if resumes:

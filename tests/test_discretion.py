@@ -21,11 +21,11 @@ from test_client import Desk
 
 import fedsa_lora
 from fedsa_lora import client_app, errors
-from fedsa_lora.egress import discreet, told
+from fedsa_lora.client.egress import discreet, told
 from fedsa_lora.errors import DataError, FedSAError, StoreError
-from fedsa_lora.journal import about
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks import text
+from fedsa_lora.telemetry.journal import about
 
 PACKAGE = Path(fedsa_lora.__file__).parent
 WINDOW = 8  # characters of a canary that are already too many

@@ -22,9 +22,9 @@ from flwr.supercore.version import package_version
 from fedsa_lora.cli import EXIT_FAILED, main
 from fedsa_lora.doctor.deployment import Deployment, examine_deployment
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.connection import Connection
-from fedsa_lora.runs.deployed import RunningSuperLink
-from fedsa_lora.runs.superlink import SuperLink
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.deployed import RunningSuperLink
+from fedsa_lora.launch.superlink import SuperLink
 
 NOW = datetime.now(UTC)
 PEM = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

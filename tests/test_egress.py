@@ -12,7 +12,7 @@ from flwr.common import FitIns, RecordDict, ndarrays_to_parameters
 from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict
 
-from fedsa_lora.egress import Egress, searches
+from fedsa_lora.client.egress import Egress, searches
 from fedsa_lora.errors import LeakError, StoreError
 from fedsa_lora.runs.summary import proof
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -102,7 +102,7 @@ def test_the_log_of_searches_rotates_and_all_that_is_kept_is_read_in_order(tmp_p
     store = store_with(tmp_path)
     reply_of(Egress(store), [A])
     line = len((store.folder / "egress.jsonl").read_bytes())
-    monkeypatch.setattr("fedsa_lora.egress.MAX_BYTES", 3 * line)
+    monkeypatch.setattr("fedsa_lora.client.egress.MAX_BYTES", 3 * line)
     for _ in range(19):
         reply_of(Egress(store), [A])
     files = searches(store.folder)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from fedsa_lora import files
 from fedsa_lora.exchange.measure import CLASSES
-from fedsa_lora.exposition import METRICS, PREFIX, Metric, exposition, publish
 from fedsa_lora.runs.metrics import RunMetrics
 from fedsa_lora.runs.outcomes import FAILURES
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.telemetry.exposition import METRICS, PREFIX, Metric, exposition, publish
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 SAMPLE = re.compile(rf"({NAME})(?:{{(.*)}})? (\S+)")

@@ -10,14 +10,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedsa_lora import assemble
-from fedsa_lora.config import load, read_config
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.learning.training import round_batches
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
@@ -257,7 +257,7 @@ def test_b_of_a_client_goes_on_from_its_own_b_and_clients_differ(run_smoke):
 
 def test_a_client_is_evaluated_with_its_own_b_after_others_were_served(smoke_run):
     """Each client alone in a fresh model gives the accuracy that the run recorded."""
-    from fedsa_lora.runs.reevaluate import reevaluate
+    from fedsa_lora.analysis.reevaluate import reevaluate
 
     found = list(reevaluate(smoke_run))
     assert [row.client for row in found] == list("0123")
@@ -266,7 +266,7 @@ def test_a_client_is_evaluated_with_its_own_b_after_others_were_served(smoke_run
 
 def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
     """Also of a run in groups each client alone gives the recorded accuracy, and has its group's A."""
-    from fedsa_lora.runs.reevaluate import reevaluate
+    from fedsa_lora.analysis.reevaluate import reevaluate
 
     words = ("clusters=updates", "clusters.after=1", "clusters.every=0")
     run = run_smoke(*words, *NO_FRILLS)

@@ -14,17 +14,17 @@ from test_methods import rows
 from test_resume import assert_same_run, broken
 
 from fedsa_lora import cli
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import Held
-from fedsa_lora.runs import finish as finishing
+from fedsa_lora.launch.federate import stopped
+from fedsa_lora.launch.flower_log import COMPLETE, said_complete
+from fedsa_lora.launch.resuming import to_resume
 from fedsa_lora.runs import inprocess
-from fedsa_lora.runs.federate import stopped
-from fedsa_lora.runs.finish import finish_interrupted
-from fedsa_lora.runs.flower_log import COMPLETE, said_complete
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json
-from fedsa_lora.runs.resuming import to_resume
+from fedsa_lora.server import finish as finishing
+from fedsa_lora.server.finish import finish_interrupted
 
 WORDS = (
     "experiment=smoke", "federation.clients=2", "federation.rounds=1", "evaluation.local_only=false",

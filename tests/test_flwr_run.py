@@ -12,7 +12,7 @@ import pytest
 from under_way import under_way
 
 from fedsa_lora import assemble, cli
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.store import DirectoryStore

@@ -16,8 +16,8 @@ from test_resume import assert_same_run
 from fedsa_lora import cli
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.files import append
-from fedsa_lora.runs import federate as federating
-from fedsa_lora.runs.federate import stage_app
+from fedsa_lora.launch import federate as federating
+from fedsa_lora.launch.federate import stage_app
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round, write_status
 from fedsa_lora.runs.reading import read_json

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from fedsa_lora import assemble
-from fedsa_lora.binding import bind
-from fedsa_lora.config import CONF, load
+from fedsa_lora.config.binding import bind
+from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.group import (
     CHANGEABLE,
     FILES,
@@ -30,7 +30,7 @@ from fedsa_lora.group import (
     more_than,
     ranges,
 )  # fmt: skip
-from fedsa_lora.runs.resuming import _is_changeable
+from fedsa_lora.launch.resuming import _is_changeable
 from fedsa_lora.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,11 +11,11 @@ import pytest
 from remarks import remarks
 from test_methods import checkpoint, rows
 
+from fedsa_lora.analysis.frames import load_run
 from fedsa_lora.cli import main
-from fedsa_lora.client import FedSAClient
+from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
-from fedsa_lora.runs.frames import load_run
 from fedsa_lora.runs.inprocess import run_in_process
 
 SMOKE = ("experiment=smoke", "federation.min_results=0.5", "evaluation.local_only=false")
@@ -116,7 +116,7 @@ def test_whatever_clients_write_report_tables_and_frames_of_a_real_run_can_be_re
         return answer
 
     # What a hostile client logs for itself is none of the server's; half a character there ends pytest-xdist.
-    monkeypatch.setattr("fedsa_lora.client_record.record", lambda *args, **fields: None)
+    monkeypatch.setattr("fedsa_lora.client.record.record", lambda *args, **fields: None)
     monkeypatch.setattr(FedSAClient, "fit", hostile(FedSAClient.fit))
     monkeypatch.setattr(FedSAClient, "evaluate", hostile(FedSAClient.evaluate))
     words = ("experiment=smoke", "federation.min_results=0.1", "bounds.max_rejections=null")

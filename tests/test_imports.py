@@ -33,17 +33,17 @@ FORBIDDEN = {
         "torch", "peft", "transformers", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs",
         "fedsa_lora.client", "fedsa_lora.config",
     ],
-    "fedsa_lora/client.py": ["strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
-    "fedsa_lora/client_model.py": ["flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
-    "fedsa_lora/client_round.py": [
+    "fedsa_lora/client/client.py": ["strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
+    "fedsa_lora/client/model.py": ["flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
+    "fedsa_lora/client/round.py": [
         "torch", "flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra",
     ],
     "fedsa_lora/store.py": ["torch", "flwr", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs"],
 }  # fmt: skip
 ONLY_IN = {
-    "hydra": ["fedsa_lora/config.py"],
-    "omegaconf": ["fedsa_lora/config.py"],
-    "pandas": ["fedsa_lora/runs/frames.py"],
+    "hydra": ["fedsa_lora/config/compose.py"],
+    "omegaconf": ["fedsa_lora/config/compose.py"],
+    "pandas": ["fedsa_lora/analysis/frames.py"],
     "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
 }
 

@@ -8,9 +8,10 @@ from datetime import datetime
 
 import pytest
 
-from fedsa_lora import journal as journal_module
 from fedsa_lora.errors import RunError
-from fedsa_lora.journal import (
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.telemetry import journal as journal_module
+from fedsa_lora.telemetry.journal import (
     CLIENT_LOG,
     FIELDS,
     SERVER_LOG,
@@ -19,7 +20,6 @@ from fedsa_lora.journal import (
     record,
     record_error,
 )
-from fedsa_lora.runs.inprocess import run_in_process
 
 FLOWER = logging.getLogger("flwr")
 

@@ -16,11 +16,11 @@ from disk import killed_at, watching
 from test_finish import assert_same_results
 from test_resume import assert_same_run
 
-from fedsa_lora.config import read_config
-from fedsa_lora.runs.finish import finish_interrupted
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
+from fedsa_lora.server.finish import finish_interrupted
 from fedsa_lora.store import ClientState, DirectoryStore
 
 pytestmark = pytest.mark.faults

@@ -12,13 +12,13 @@ import pytest
 from remarks import failures_of
 
 from fedsa_lora import assemble
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.audience import GROUP, held_by
-from strategies.downlink import HELD, MERGED_A, MERGED_B
-from strategies.grouping import MEMBER
+from strategies.plans.grouping import MEMBER
+from strategies.round.downlink import HELD, MERGED_A, MERGED_B
 
 ROOT = Path(__file__).resolve().parent.parent
 Runner = Callable[..., Path]
@@ -37,7 +37,7 @@ def run(run_smoke: Runner) -> Runner:
         if words not in known or again:
             with pytest.MonkeyPatch.context() as patch:
                 for what in ("draw_all", "write_report"):
-                    patch.setattr(f"fedsa_lora.runs.finish.{what}", lambda path: None)
+                    patch.setattr(f"fedsa_lora.server.finish.{what}", lambda path: None)
                 known[words] = run_smoke(*BRIEF, *words)
         return known[words]
 

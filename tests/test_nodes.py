@@ -11,14 +11,14 @@ from test_methods import rows
 from test_resume import assert_same_run
 
 from fedsa_lora.bundle import pack, size_of, unpack
-from fedsa_lora.client import FedSAClient
-from fedsa_lora.config import load
+from fedsa_lora.client.client import FedSAClient
+from fedsa_lora.config.compose import load
 from fedsa_lora.deployment.node_config import Node, of_clients
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.inprocess import InProcessGrid, run_in_process
 from fedsa_lora.server.nodes import ClientGrid
-from strategies.replies import UnreadableReply
+from strategies.round.replies import UnreadableReply
 
 WORDS = ("experiment=smoke", "federation.clients=4", "federation.rounds=2", "run.keep_generations=9")
 

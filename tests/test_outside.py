@@ -12,7 +12,7 @@ from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getproper
 from test_client import Desk
 
 from fedsa_lora import assemble, client_app
-from fedsa_lora.config import load, to_yaml
+from fedsa_lora.config.compose import load, to_yaml
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 

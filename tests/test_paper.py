@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fedsa_lora import assemble
-from fedsa_lora.config import CONF, load
+from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.exchange.measure import CLASSES
+from fedsa_lora.launch.plan import payload_bytes
 from fedsa_lora.learning.training import TrainSettings
-from fedsa_lora.plan import payload_bytes
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.summary import best_round

@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsa_lora.errors import SplitError, WireError
-from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.broadcast import adapted
-from fedsa_lora.exchange.codec import Dense
-from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
-from fedsa_lora.exchange.split import Alternate, RoleSplit, Turn
-from fedsa_lora.personal import (
+from fedsa_lora.client.personal import (
     COMMON,
     HELD,
     MERGED,
@@ -27,9 +20,16 @@ from fedsa_lora.personal import (
     personal,
     receive,
 )
+from fedsa_lora.errors import SplitError, WireError
+from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.exchange.broadcast import adapted
+from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
+from fedsa_lora.exchange.split import Alternate, RoleSplit, Turn
 from fedsa_lora.store import ClientState
-from strategies.downlink import Downlink
-from strategies.factors import Factors
+from strategies.round.downlink import Downlink
+from strategies.rules.factors import Factors
 
 LAYOUT = Layout(
     (

@@ -8,17 +8,17 @@ import pytest
 from test_methods import BRIEF, checkpoint, everything, fits, rows, states
 
 from fedsa_lora import assemble
-from fedsa_lora.client_model import ClientModel
-from fedsa_lora.config import load, read_config
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.analysis.reevaluate import reevaluate
+from fedsa_lora.client.model import ClientModel
+from fedsa_lora.client.personal import PERSONAL, beside, others
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.learning.job import complete
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.personal import PERSONAL, beside, others
-from fedsa_lora.runs.export import Exporter
-from fedsa_lora.runs.reevaluate import reevaluate
-from fedsa_lora.runs.rundir import RunDirectory
-from strategies.ledger import Unwritten
+from fedsa_lora.runs.directory import RunDirectory
+from strategies.round.ledger import Unwritten
 
 SOME = ("strategy.fraction_fit=0.7", "strategy.min_fit_clients=2")
 EXPERTS = ("split=share_ab", "personalisation=experts")

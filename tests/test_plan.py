@@ -8,9 +8,9 @@ import psutil
 import pytest
 import torch
 
-from fedsa_lora.config import CONF, load
+from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
-from fedsa_lora.plan import fit_simulation, make_plan
+from fedsa_lora.launch.plan import fit_simulation, make_plan
 
 TINY = ("model=tiny_bert", "federation.clients=2")
 CPU = torch.device("cpu")

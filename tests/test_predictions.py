@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.reevaluate import reevaluate
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.predictions import FILE, Predictions, from_logits, read, write
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.reevaluate import reevaluate
 
 NAMES = ("näïve", "b", "c")
 

@@ -13,13 +13,13 @@ import pytest
 from disk import full, watching
 from test_methods import checkpoint, rows, states
 
-from fedsa_lora.config import to_yaml
+from fedsa_lora.config.compose import to_yaml
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.launch.resuming import differences, is_complete, to_resume
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_run
-from fedsa_lora.runs.resuming import differences, is_complete, to_resume
-from fedsa_lora.runs.rundir import RunDirectory
 from strategies.fedsa import FedSA
 
 WORDS = (

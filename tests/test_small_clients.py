@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from fedsa_lora.analysis.evaluation import evaluate_run
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.analysis.reevaluate import reevaluate
 from fedsa_lora.cli import main
 from fedsa_lora.compare.measure import measured, validation
 from fedsa_lora.compare.probe import majority
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
-from fedsa_lora.plan import make_plan
+from fedsa_lora.launch.plan import make_plan
+from fedsa_lora.report.page import write_report
 from fedsa_lora.runs import load_run
-from fedsa_lora.runs.evaluation import evaluate_run
-from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.reevaluate import reevaluate
-from fedsa_lora.runs.report import write_report
 
 LONE = "3"  # the client with one row
 METHODS = {

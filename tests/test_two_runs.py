@@ -12,13 +12,13 @@ from test_client import Desk
 from test_resume import assert_same_run, broken
 
 from fedsa_lora import files
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange import wire
+from fedsa_lora.launch.resuming import to_resume
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import close
-from fedsa_lora.runs.resuming import to_resume
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.store import DirectoryStore
 
 pytestmark = pytest.mark.case(27)

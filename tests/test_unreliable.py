@@ -10,12 +10,12 @@ from test_methods import checkpoint, rows
 from test_resume import assert_same_run, broken
 
 from fedsa_lora import assemble
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.learning.adapters import initial_state
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator
 
 KEPT = ("run.keep_generations=9",)

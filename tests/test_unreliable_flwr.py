@@ -9,11 +9,11 @@ from remarks import failures_of
 from test_flwr_run import command_line, lines, states
 
 from fedsa_lora import assemble
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.outcomes import remarks
 from fedsa_lora.runs.reading import read_run
-from strategies.reasons import KILLED
+from strategies.round.reasons import KILLED
 
 TESTS = Path(__file__).resolve().parent
 BRIEF = ("experiment=smoke", "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0")

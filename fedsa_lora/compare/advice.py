@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from fedsa_lora.exchange.measure import CLASSES, Measure
+from fedsa_lora.report.wording import difference, listed, shown_gain
 from fedsa_lora.runs.measures import Values, gains, harmed, standard_error
-from fedsa_lora.runs.wording import difference, listed, shown_gain
 
 ALONE, SOFT = "local only", "soft"
 SHARES = {"share A": "A", "share B": "B"}  # the role whose agreement speaks for a candidate

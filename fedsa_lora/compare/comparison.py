@@ -17,12 +17,12 @@ from fedsa_lora.compare.page import page, rows, verdict
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import Score, scores
 from fedsa_lora.compare.search import Search
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.files import write_atomically, writing
-from fedsa_lora.runs.figure_style import to_png
+from fedsa_lora.report.style import to_png
+from fedsa_lora.runs.directory import as_csv
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.rundir import as_csv
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsa_lora.compare.scores import Score
-from fedsa_lora.runs.figure_style import (
+from fedsa_lora.report.style import (
     LIGHT,
     FigureStyle,
     add_legend,
@@ -17,7 +17,7 @@ from fedsa_lora.runs.figure_style import (
     show_measure,
     thin_ticks,
 )
-from fedsa_lora.runs.wording import of_measure
+from fedsa_lora.report.wording import of_measure
 
 MOST = 20.0  # inches
 

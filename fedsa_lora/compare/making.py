@@ -27,10 +27,10 @@ from fedsa_lora.compare.measure import attempt
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
-from fedsa_lora.plan import usable_cores
-from fedsa_lora.runs.federate import progress_line
+from fedsa_lora.launch.federate import progress_line
+from fedsa_lora.launch.plan import usable_cores
+from fedsa_lora.report.wording import percent
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.wording import percent
 
 WORKER_BYTES = 2e9  # of one worker with a small backbone
 SPEED_WINDOW = 3600.0  # seconds: a run takes longer than rich looks back for the speed

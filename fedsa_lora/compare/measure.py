@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.reevaluate import reevaluate
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import DataError
 from fedsa_lora.runs.changed_data import recorded
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import Row, primary_in, read_json, read_jsonl
-from fedsa_lora.runs.reevaluate import reevaluate
 
 
 def attempt(overrides: Sequence[str], measure: Callable[[Path], Row], scratch: Path) -> Row:

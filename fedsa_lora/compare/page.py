@@ -9,8 +9,8 @@ from typing import Any
 from fedsa_lora.compare.grid import Grid
 from fedsa_lora.compare.scores import Score
 from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.report.wording import difference, percent
 from fedsa_lora.runs.measures import LEVEL, mean_known
-from fedsa_lora.runs.wording import difference, percent
 
 HEADS = (
     "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up / down",

@@ -13,24 +13,24 @@ from statistics import fmean
 from rich.console import Console
 
 from fedsa_lora import assemble
-from fedsa_lora.changes import named
-from fedsa_lora.client_model import majority as most_frequent
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client.model import majority as most_frequent
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
 from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
-from fedsa_lora.config import load, paths, read_config
+from fedsa_lora.config.changes import named
+from fedsa_lora.config.compose import load, paths, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.group import FILES, READ, SERVED
 from fedsa_lora.learning.adapters import initial_state
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.rundir import RunDirectory
-from strategies.importance import disagreement
-from strategies.updates import Update
+from strategies.plans.importance import disagreement
+from strategies.rules.updates import Update
 
 CANDIDATES = {
     ALONE: "split=local_only head=local",

@@ -16,8 +16,8 @@ import psutil
 import fedsa_lora
 from fedsa_lora.deployment.certificates import REGISTRY, make_certificates
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.connection import Connection
-from fedsa_lora.runs.superlink import (
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.superlink import (
     TOKEN_VARIABLE,
     end_run,
     flower_command,

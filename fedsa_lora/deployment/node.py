@@ -24,7 +24,7 @@ from httpx import HTTPError
 
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.runs.superlink import flower_command, flower_environment, free_port
+from fedsa_lora.launch.superlink import flower_command, flower_environment, free_port
 
 OURS = ("--isolation", "--host", "--port")
 POLL_SECONDS = 0.1

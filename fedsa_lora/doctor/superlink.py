@@ -19,7 +19,7 @@ from flwr.supercore.version import package_version
 
 from fedsa_lora.doctor.certificates import lifetime
 from fedsa_lora.doctor.machine import Check
-from fedsa_lora.runs.connection import wants_key
+from fedsa_lora.launch.connection import wants_key
 
 NAME, SECONDS = "SuperLink", 10.0
 TITLE = "SuperLink API"  # of the description that every SuperLink gives of itself

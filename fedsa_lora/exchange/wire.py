@@ -34,7 +34,7 @@ MAX_ROUND = 10**9
 MAX_ARRAY_HEADER = 1024
 MAX_VALUE = 1e12  # of an update: no training changes a value by more, and no rule overflows in float32
 # What the texts of a header may be, but for the client's id, which the server compares with the one it
-# knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/admission.py)
+# knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/round/admission.py)
 _DIGEST, _MASK = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?"), re.compile(r"[0-9a-f]*")
 _TEXTS = {
     **dict.fromkeys(("layout", "digest", "private_before", "private_after"), _DIGEST),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedsa_lora.exchange.measure import Measure
-from fedsa_lora.exposition import METRICS, Metric, publish
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.telemetry.exposition import METRICS, Metric, publish
 
 STATES = ("running", "completed", "failed", "stopped")
 FINISHING = "finishing"  # a phase of a running run: every round is whole, its results are being written

@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from fedsa_lora.changes import changes_of
+from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import Measure
-from fedsa_lora.journal import SERVER_LOG
 from fedsa_lora.runs.metrics import CLIENTS, ROUNDS, RunMetrics
 from fedsa_lora.runs.outcomes import failures
 from fedsa_lora.runs.reading import Growing, Row, primary_in, read_json
+from fedsa_lora.telemetry.journal import SERVER_LOG
 
 QUIET_SECONDS = 120.0  # and five of its usual rounds: after that it is said since when nothing moved
 STARTING = "starting"

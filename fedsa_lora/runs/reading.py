@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsa_lora.changes import changes_of
+from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES, Measure
 

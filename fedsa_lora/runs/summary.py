@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsa_lora.egress import searches
+from fedsa_lora.client.egress import searches
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.federation import PASSED
 from fedsa_lora.learning.adapters import AdapterModel

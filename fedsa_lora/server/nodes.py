@@ -15,7 +15,7 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedsa_lora.bundle import Part, pack, unpack
-from strategies.replies import Replies, UnreadableReply
+from strategies.round.replies import Replies, UnreadableReply
 
 Parts = dict[int, Message]  # the messages to clients of one node, by place on the node
 LOST = Error(ErrorCode.NODE_UNAVAILABLE, "its node cannot be reached")

@@ -23,8 +23,8 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import listing
+from fedsa_lora.telemetry.journal import show_printable
 
 Shape = tuple[int, ...]
 for _library in ("transformers", "huggingface_hub"):

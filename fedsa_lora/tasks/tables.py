@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import cut, listing, nearest
+from fedsa_lora.telemetry.journal import show_printable
 
 if TYPE_CHECKING:
     import datasets

@@ -20,11 +20,11 @@ from fedsa_lora.compare.probe import (
     probe_folder,
     probe_grid,
 )
-from fedsa_lora.config import load, read_config
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.learning.adapters import initial_state
-from fedsa_lora.tables import evidence_table
+from fedsa_lora.report.tables import evidence_table
 
 NOISE = 0.02  # standard error of every difference below, but between equal accuracies
 BOTH, FEDIT = "share A and B, own head", "FedIT (share A and B)"

@@ -8,7 +8,7 @@ import pytest
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import GRIDS, Entry, Grid, Quick, Run, check, read_grid
 from fedsa_lora.compare.record import Record
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.runs.reading import read_jsonl
 

@@ -12,7 +12,7 @@ from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.wording import NOT_MEASURED
+from fedsa_lora.report.wording import NOT_MEASURED
 
 GRID = Grid(
     title="Tiny", regimes={"r": "experiment=smoke"}, reference="alone", seeds=[0, 1], rates=[0.1, 0.2],

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import fedsa_lora
-from fedsa_lora.config import load
-from fedsa_lora.runs.superlink import flower_command, flower_environment
+from fedsa_lora.config.compose import load
+from fedsa_lora.launch.superlink import flower_command, flower_environment
 
 ROOT = Path(fedsa_lora.__file__).parents[1]
 PAGE = ROOT / "docs" / "deployment.md"

@@ -18,7 +18,7 @@ from test_methods import checkpoint
 
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
-from fedsa_lora.runs.connection import Connection
+from fedsa_lora.launch.connection import Connection
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.tasks.shipped import shipped_folder
 

@@ -7,7 +7,7 @@ from processes import WAIT_SECONDS, finish, fits, rows, said, wait_for
 from remarks import remarks
 
 from fedsa_lora.deployment.certificates import REGISTRY
-from fedsa_lora.runs.report import write_report
+from fedsa_lora.report.page import write_report
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "evaluation.local_only=false", "evaluation.before=false"]

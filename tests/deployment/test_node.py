@@ -17,18 +17,18 @@ from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
 from fedsa_lora import assemble
 from fedsa_lora.cli import main
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.node import run_node
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError, DataError, RunError
-from fedsa_lora.plan import make_plan
-from fedsa_lora.runs.connection import Connection
-from fedsa_lora.runs.deployed import RunningSuperLink
-from fedsa_lora.runs.federate import failure
-from fedsa_lora.runs.flower_log import COMPLETE, rounds_begun
-from fedsa_lora.runs.launch import Outcome
-from fedsa_lora.runs.superlink import free_port
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.deployed import RunningSuperLink
+from fedsa_lora.launch.federate import failure
+from fedsa_lora.launch.flower_log import COMPLETE, rounds_begun
+from fedsa_lora.launch.flower_run import Outcome
+from fedsa_lora.launch.plan import make_plan
+from fedsa_lora.launch.superlink import free_port
 from fedsa_lora.tasks.sources import read_split
 
 DEPLOYED = ["experiment=smoke", "federation=deployment", "federation.superlink=10.0.0.1:8000"]

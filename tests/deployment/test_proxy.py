@@ -17,9 +17,9 @@ from processes import WAIT_SECONDS, fits, rows, said
 import fedsa_lora
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
-from fedsa_lora.runs.connection import Connection
-from fedsa_lora.runs.federate import stage_app
-from fedsa_lora.runs.superlink import flower_command, free_port
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.federate import stage_app
+from fedsa_lora.launch.superlink import flower_command, free_port
 
 CONFIG = Path(fedsa_lora.__file__).parents[1] / "deploy" / "nginx.conf"
 SMOKE = ["experiment=smoke", "federation.clients=2", "evaluation.local_only=false", "evaluation.before=false"]

@@ -7,11 +7,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedsa_lora import assemble
 from fedsa_lora.cli import main
-from fedsa_lora.config import load, places
+from fedsa_lora.config.compose import load, places
 from fedsa_lora.deployment.certificates import REGISTRY, make_certificates
 from fedsa_lora.deployment.registry import KIND, read_registry
 from fedsa_lora.errors import ConfigError
-from strategies.ledger import Unwritten
+from strategies.round.ledger import Unwritten
 
 pytestmark = pytest.mark.case(32)
 DEPLOYED = ["experiment=smoke", "federation=deployment", "federation.superlink=10.0.0.1:8000"]

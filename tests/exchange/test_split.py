@@ -6,12 +6,12 @@ from typing import get_args
 
 import pytest
 
+from fedsa_lora.client.personal import turn_split
 from fedsa_lora.errors import ConfigError, SplitError
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.arrays import ROLES, Layout, TensorSpec
 from fedsa_lora.exchange.layers import LayerWise
 from fedsa_lora.exchange.split import AdapterSplit, Alternate, Disposition, RoleSplit, Turn
-from fedsa_lora.personal import turn_split
 
 DISPOSITIONS = get_args(Disposition)
 BOTH = ("A", "B")

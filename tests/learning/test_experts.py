@@ -7,7 +7,7 @@ import pytest
 import torch
 from lora_cases import CASES, Case, logits, moved
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.experts import Experts, expert, mixed

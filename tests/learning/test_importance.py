@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring

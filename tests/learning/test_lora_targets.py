@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, complete

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.training import TrainSettings, epoch_batches, predict, round_batches, train

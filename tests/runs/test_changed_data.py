@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fedsa_lora.analysis.evaluation import evaluate_run
+from fedsa_lora.analysis.reevaluate import reevaluate
 from fedsa_lora.cli import main
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import DataError
 from fedsa_lora.runs.changed_data import DATA, check_classes, check_data
-from fedsa_lora.runs.evaluation import evaluate_run
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reevaluate import reevaluate
 from fedsa_lora.store import ClientState, DirectoryStore
 
 ROWS = [f"please look at number {n},{('it', 'billing')[n % 2]}\n" for n in range(40)]

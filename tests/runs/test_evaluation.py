@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from fedsa_lora import assemble
+from fedsa_lora.analysis.evaluation import evaluate_run, renaming
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.cli import main
-from fedsa_lora.config import read_config
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.learning.training import predict
-from fedsa_lora.runs.evaluation import evaluate_run, renaming
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedsa_lora import assemble
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.learning.training import predict
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.tasks.classification import cross_entropy
 
 

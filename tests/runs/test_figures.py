@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from synthetic_run import write_failed_run, write_run
 
-from fedsa_lora.runs.figure_style import DARK, LIGHT, spread
-from fedsa_lora.runs.figures import bytes_by_round, classes_by_client, draw, draw_all, measure_by_round
+from fedsa_lora.report.figures import bytes_by_round, classes_by_client, draw, draw_all, measure_by_round
+from fedsa_lora.report.style import DARK, LIGHT, spread
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import read_run
 

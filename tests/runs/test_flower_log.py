@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsa_lora.runs.flower_log import failure_reason, rounds_begun, still_starting, tail
+from fedsa_lora.launch.flower_log import failure_reason, rounds_begun, still_starting, tail
 
 TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    raise it\n"
 

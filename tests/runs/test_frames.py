@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.evaluation import evaluate_run
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.runs import load_run
-from fedsa_lora.runs.evaluation import evaluate_run
 from fedsa_lora.runs.reading import read_jsonl
 
 KEPT = ("run.keep_trained=true", "run.keep_generations=9", "evaluation.local_only=false")

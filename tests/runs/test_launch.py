@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 import fedsa_lora
 from fedsa_lora.errors import RunError
-from fedsa_lora.runs.connection import toml_string
-from fedsa_lora.runs.launch import FlowerRun, Outcome, Simulation, _json_object
-from fedsa_lora.runs.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir
+from fedsa_lora.launch.connection import toml_string
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome, Simulation, _json_object
+from fedsa_lora.launch.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir
 
 TWO_CLIENTS = Simulation(supernodes=2, cpus_per_client=1, cpus=2)
 AWKWARD = """a="b c" list=[1,'two'] {x: 1} tab\t back\\slash # no comment\nsecond é ☃ 😀 = $HOME"""
@@ -216,7 +216,7 @@ def test_a_command_that_is_not_installed_is_named(tmp_path: Path) -> None:
 def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    from fedsa_lora.runs import superlink as module
+    from fedsa_lora.launch import superlink as module
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -235,7 +235,7 @@ def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pyte
 def test_a_superlink_that_is_slow_to_start_is_waited_for_and_the_screen_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fedsa_lora.runs import superlink as module
+    from fedsa_lora.launch import superlink as module
 
     monkeypatch.setattr(module, "SLOW_SECONDS", 0.2)
     script = tmp_path / "flower-superlink"
@@ -253,7 +253,7 @@ def test_a_superlink_that_is_slow_to_start_is_waited_for_and_the_screen_says_so(
 def test_a_submission_is_waited_for_as_long_as_it_lives_and_the_superlink_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fedsa_lora.runs import superlink as module
+    from fedsa_lora.launch import superlink as module
 
     monkeypatch.setattr(module, "SLOW_SECONDS", 0.2)
     run = FlowerRun(tmp_path, "", TWO_CLIENTS, tmp_path)
@@ -340,7 +340,7 @@ def test_timeout_stops(app: Path) -> None:
 LAUNCHER = """
 import sys
 from pathlib import Path
-from fedsa_lora.runs.launch import FlowerRun, Simulation
+from fedsa_lora.launch.flower_run import FlowerRun, Simulation
 app, work = Path(sys.argv[1]), Path(sys.argv[2])
 with FlowerRun(app, "", Simulation(2, cpus=2), work, {"TINY_OUT": str(work), "TINY_MODE": "wait"}) as run:
     (work / "token").write_text(f"{run.superlink.token} {run.superlink.private}")

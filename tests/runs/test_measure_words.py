@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_run
 
-from fedsa_lora.runs.measure_words import MeasureRow, measure_rows
+from fedsa_lora.report.measure_words import MeasureRow, measure_rows
+from fedsa_lora.report.page import write_report
+from fedsa_lora.report.wording import NOT_MEASURED
 from fedsa_lora.runs.reading import EVALUATION, read_run
-from fedsa_lora.runs.report import write_report
-from fedsa_lora.runs.wording import NOT_MEASURED
 
 
 def rows_of(folder: Path) -> dict[str, MeasureRow]:

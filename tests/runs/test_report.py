@@ -12,9 +12,9 @@ from synthetic_run import REASON, write_failed_run, write_run
 from fedsa_lora import files
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES
-from fedsa_lora.runs.account import what_left
-from fedsa_lora.runs.report import write_report
-from fedsa_lora.runs.wording import verdict
+from fedsa_lora.report.account import what_left
+from fedsa_lora.report.page import write_report
+from fedsa_lora.report.wording import verdict
 
 ACCURACY = CLASSES[0]
 

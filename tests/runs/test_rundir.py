@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsa_lora.config import load, read_config, to_yaml
+from fedsa_lora.config.compose import load, read_config, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.runs.directory import RunDirectory, as_csv, refuse_used
 from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
-from fedsa_lora.runs.rundir import RunDirectory, as_csv, refuse_used
 
 ROWS = st.dictionaries(
     st.text(min_size=1, max_size=5),

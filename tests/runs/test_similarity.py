@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 from sklearn.metrics.pairwise import cosine_similarity
 
-from fedsa_lora.runs.similarity import basis, cosine, factor, over_pairs, overlap
+from fedsa_lora.analysis.similarity import basis, cosine, factor, over_pairs, overlap
 
 
 def drawn(seed: int, *shape: int) -> np.ndarray:

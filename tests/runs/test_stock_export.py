@@ -13,11 +13,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from fedsa_lora import assemble
-from fedsa_lora.config import read_config
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.learning.training import predict
-from fedsa_lora.runs.export import Exporter
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.rundir import RunDirectory
 
 # What a stranger runs: the code of each model card, then the texts in batches of 1 and of 8.
 STRANGER = """

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedsa_lora import assemble
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.exchange.measure import CLASSES
+from fedsa_lora.report.wording import left_out, of_clients, reached
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
-from fedsa_lora.runs.wording import left_out, of_clients, reached
 from fedsa_lora.settings import RunConfig
 
 CLIENTS = ("0", "1", "2")

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from synthetic_run import write_failed_run, write_run
 
-from fedsa_lora.runs.table import print_summary
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, duration, listed, moment, number, percent, points
+from fedsa_lora.report.table import print_summary
+from fedsa_lora.report.wording import NOT_MEASURED, amount, duration, listed, moment, number, percent, points
 
 
 def screen(run_dir: Path, width: int = 100) -> str:

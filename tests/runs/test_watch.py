@@ -14,10 +14,10 @@ from fedsa_lora import cli
 from fedsa_lora.cli import main
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import write_atomically
-from fedsa_lora.journal import SERVER_LOG
-from fedsa_lora.runs import watch
+from fedsa_lora.report import watch
 from fedsa_lora.runs.progress import QUIET_SECONDS, RunProgress
 from fedsa_lora.runs.reading import Growing
+from fedsa_lora.telemetry.journal import SERVER_LOG
 
 
 def shown(run_dir, width=160, height=50) -> str:

@@ -23,7 +23,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import AdaptiveFedSA, Attendance, Bounds, ClusteredFedSA
-from strategies.grouping import Clusters
+from strategies.plans.grouping import Clusters
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "memories.json"
 BEFORE, AFTER = (1, 2, 3, 4), (5, 6, 7)

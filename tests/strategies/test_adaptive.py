@@ -13,7 +13,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import TopK
 from strategies import AdaptiveFedSA, FedEx, FedSA, TopKFedSA
-from strategies.importance import ByImportance
+from strategies.plans.importance import ByImportance
 
 A = [f"encoder.layer.{i}.query.lora_A.weight" for i in range(4)]
 HEAD = "classifier.weight"
@@ -201,5 +201,7 @@ def test_topk_fedsa_gives_what_fedsa_does_to_the_bit_and_never_makes_an_update_d
         return server.strategy.shared
 
     expected = play(FedSA)
-    monkeypatch.setattr("strategies.updates.Update.dense", lambda *_: pytest.fail("an update was made dense"))
+    monkeypatch.setattr(
+        "strategies.rules.updates.Update.dense", lambda *_: pytest.fail("an update was made dense")
+    )
     assert np.array_equal(play(TopKFedSA), expected)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsa_lora.errors import RunError
-from strategies.admission import Admission, Remark
-from strategies.attendance import Attendance
+from strategies.round.admission import Admission, Remark
+from strategies.round.attendance import Attendance
 
 EVERYONE = frozenset("abcd")
 ROUNDS = st.lists(st.sets(st.sampled_from(sorted(EVERYONE))), max_size=20)

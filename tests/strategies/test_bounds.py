@@ -16,9 +16,9 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import RandomK, TopK
 from strategies import Bounds
-from strategies.admission import Remark
-from strategies.bounds import REJECTED, UPLOADS, norms_and_limits
-from strategies.updates import Update
+from strategies.round.admission import Remark
+from strategies.round.bounds import REJECTED, UPLOADS, norms_and_limits
+from strategies.rules.updates import Update
 
 CLIENTS = [str(i) for i in range(5)]
 MEDIAN, FIXED = {"median_factor": 3.0}, {"norm": 10.0}

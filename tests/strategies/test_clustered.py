@@ -13,8 +13,8 @@ from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import ClusteredFedSA, FedEx, FedSA
 from strategies.audience import GROUP, held_by
-from strategies.grouping import Clusters
-from strategies.traffic import message_bytes
+from strategies.plans.grouping import Clusters
+from strategies.round.traffic import message_bytes
 
 WAY = some_updates(1)[0]
 ODD = {"1", "3", "5"}

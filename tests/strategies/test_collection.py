@@ -9,8 +9,8 @@ from flwr.common.constant import ErrorCode
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
-from strategies import collection
-from strategies.collection import FIT, PASSING, Collection, Unanswered
+from strategies.round import collection
+from strategies.round.collection import FIT, PASSING, Collection, Unanswered
 
 LOST = Error(ErrorCode.NODE_UNAVAILABLE, "gone")
 CODES = [v for k, v in vars(ErrorCode).items() if not k.startswith("_")]

@@ -13,7 +13,7 @@ from fedsa_lora.exchange.split import RoleSplit
 from strategies import AdaptiveFedSA, Attendance, ClusteredFedSA, FedSA
 from strategies.audience import Groups
 from strategies.checkpoint import Checkpoint
-from strategies.grouping import Clusters
+from strategies.plans.grouping import Clusters
 
 WAY = some_updates(1, LAYOUT.size)[0]
 ODD, EVEN = {"1", "3", "5"}, {"0", "2", "4"}

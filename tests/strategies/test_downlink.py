@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_side import SHARE_AB, Server, some_updates
 
+from fedsa_lora.client.personal import HELD, MERGED, Received, receive
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
-from fedsa_lora.personal import HELD, MERGED, Received, receive
 from fedsa_lora.store import ClientState
 from strategies import FedEx, FLoRA
-from strategies.downlink import MERGED_A, MERGED_B, Downlink
-from strategies.factors import Factors
-from strategies.traffic import message_bytes
+from strategies.round.downlink import MERGED_A, MERGED_B, Downlink
+from strategies.round.traffic import message_bytes
+from strategies.rules.factors import Factors
 
 LAYOUT = Layout(
     (

@@ -9,7 +9,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import Alternate, RoleSplit
 from strategies import AdaptiveFedSA, FedSA, FedSVD
-from strategies.exactness import Frozen
+from strategies.rules.exactness import Frozen
 
 A = tuple(TensorSpec(f"{layer}.lora_A.weight", (2, 6), "A", layer) for layer in "xy")
 B = tuple(TensorSpec(f"{layer}.lora_B.weight", (5, 2), "B", layer) for layer in "xy")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsa_lora.errors import LayoutError
-from strategies.factors import Factors, aggregation_error, align, norm, residual, stack, truncate
+from strategies.rules.factors import Factors, aggregation_error, align, norm, residual, stack, truncate
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))  # d_out, d_in
 RANKS = st.lists(st.integers(0, 6), min_size=1, max_size=5)

@@ -17,8 +17,8 @@ from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
 from strategies import Attendance, Evaluation
-from strategies.totals import EXAMPLES
-from strategies.traffic import message_bytes
+from strategies.round.totals import EXAMPLES
+from strategies.round.traffic import message_bytes
 
 CLIENTS = ["0", "1", "2"]
 

@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from fedsa_lora.errors import ConfigError
-from strategies.grouping import MEMBER, Clusters, Grouping, clusters, cosines, matched
+from strategies.plans.grouping import MEMBER, Clusters, Grouping, clusters, cosines, matched
 
 SIZE = 40
 NOW = Clusters(groups=2, after=1, ema=0.0)

@@ -18,21 +18,21 @@ from rich.console import Console
 from server_side import LAYOUT, OK, Server, some_updates
 
 from fedsa_lora import assemble
-from fedsa_lora.config import load
+from fedsa_lora.analysis.frames import load_run
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.measure import CLASSES, LARGEST
 from fedsa_lora.exchange.reported import TRAINING
-from fedsa_lora.journal import SERVER_LOG, journal
-from fedsa_lora.runs import report
-from fedsa_lora.runs.frames import load_run
+from fedsa_lora.report import page as report
+from fedsa_lora.report.table import print_summary
+from fedsa_lora.report.watch import view
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import read_json, read_run
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.runs.summary import summarise
-from fedsa_lora.runs.table import print_summary
-from fedsa_lora.runs.watch import view
+from fedsa_lora.telemetry.journal import SERVER_LOG, journal
 from strategies import Bounds, QFedAvg
 
 SORTS = {  # of runs

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies.importance import ByImportance, disagreement
-from strategies.updates import Update
-from strategies.variance import ByVariance, relative_variance
+from strategies.plans.importance import ByImportance, disagreement
+from strategies.plans.variance import ByVariance, relative_variance
+from strategies.rules.updates import Update
 
 
 def pool(blocks: int = 3, roles: str = "A", modules: tuple[str, ...] = ("query", "value")) -> Layout:

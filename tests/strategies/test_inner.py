@@ -5,11 +5,11 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg
 
-from fedsa_lora.config import load, to_yaml
+from fedsa_lora.config.compose import load, to_yaml
+from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.validation import from_resolved
-from strategies.abilities import layers
-from strategies.inner import Inner, bind_inner
+from strategies.rules.abilities import layers
+from strategies.rules.inner import Inner, bind_inner
 
 FLOWER = "flwr.server.strategy."
 CLIPPING = FLOWER + "DifferentialPrivacyServerSideFixedClipping"

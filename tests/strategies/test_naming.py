@@ -12,7 +12,8 @@ from remarks import remarks
 from server_side import Server, some_updates
 
 from fedsa_lora.errors import ConfigError, RunError
-from strategies import Roster, naming, roster
+from strategies import Roster
+from strategies.round import naming, roster
 
 KEYS = {b"key of north": "north", b"key of south": "south", b"key of west": "west"}
 NAMES = [*KEYS.values(), "nobody"]

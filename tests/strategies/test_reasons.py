@@ -2,8 +2,8 @@
 
 import pytest
 
-from strategies.admission import MAX_REASON, Remark
-from strategies.reasons import KILLED, causes, plain_reason
+from strategies.round.admission import MAX_REASON, Remark
+from strategies.round.reasons import KILLED, causes, plain_reason
 
 TASK_ERROR = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\
 ray::ClientAppActor.run() (pid=5634, ip=10.0.0.1, actor_id=6a1ff2, repr=<flwr.simulation.ray_transport.\

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from flwr.superlink.grid import HttpGrid
 
-from strategies.replies import Replies, UnreadableReply
+from strategies.round.replies import Replies, UnreadableReply
 
 
 class Hostile(HttpGrid):

@@ -26,10 +26,10 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import Alternate
 from strategies import Bulyan, FedEx, QFedAvg
-from strategies.abilities import able
-from strategies.inner import bind_inner
-from strategies.rules import OfEach, OfFactors, OfMean, recall, remembered, rule_for, sound_step
-from strategies.updates import Update
+from strategies.rules.abilities import able
+from strategies.rules.flower import OfEach, OfFactors, OfMean, recall, remembered, rule_for, sound_step
+from strategies.rules.inner import bind_inner
+from strategies.rules.updates import Update
 
 START = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
 ALL = frozenset(LAYOUT.names)

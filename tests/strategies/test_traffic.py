@@ -18,7 +18,7 @@ from flwr.common import (
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.compat.common import recorddict_compat as compat
 
-from strategies.traffic import message_bytes
+from strategies.round.traffic import message_bytes
 
 VECTOR = np.random.default_rng(0).normal(size=1000).astype(np.float32)
 NOTES = {"fedsa": '{"round":1}', "loss": 0.5, "steps": 5, "raw": b"xyz", "done": True}

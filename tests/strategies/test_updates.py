@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies.updates import COUNT_FLOOR, Update, mean_update
+from strategies.rules.updates import COUNT_FLOOR, Update, mean_update
 
 CLASSES = 3
 LAYOUT = Layout(

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.tasks.fingerprint import Fingerprint, fingerprint_of, of_rows
 from fedsa_lora.tasks.rows import LabelledData, Rows
 

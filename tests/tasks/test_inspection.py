@@ -12,9 +12,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from fedsa_lora.config import load
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.plan import make_plan
+from fedsa_lora.launch.plan import make_plan
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.tasks.backbone import resolve
 from fedsa_lora.tasks.inspection import check_positions, inspect_task, position_tables

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from language import Surprise, words_of_a_run, write_sums, write_tokenizer
 
+from fedsa_lora.analysis.frames import load_run
 from fedsa_lora.cli import main
-from fedsa_lora.config import load, read_config
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange import measure
 from fedsa_lora.exchange.measure import CLASSES, Measure
-from fedsa_lora.exposition import METRICS
-from fedsa_lora.runs.frames import load_run
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
-from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.tasks.generation import GenerationTask
+from fedsa_lora.telemetry.exposition import METRICS
 
 PERPLEXITY = Surprise.measures[0]
 VALIDATED = ("federation.validation_examples=2", "federation.train_examples=[10,10]")

@@ -1,0 +1,1 @@
+"""Work on a finished run: models, frames, measures of similarity."""

@@ -1,0 +1,241 @@
+"""A client's model as stock PEFT and transformers load it, with the answers that it gave in the run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora import assemble
+from fedsa_lora.analysis.model_card import CARD, is_card, model_card
+from fedsa_lora.client.model import ClientModel
+from fedsa_lora.client.personal import OwnModel, Received, beside, others, personal
+from fedsa_lora.client.workbench import Workbench
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.arrays import cut, padded
+from fedsa_lora.files import sync, sync_tree, writing
+from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
+from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.pooling import is_mean_pooled
+from fedsa_lora.tasks.text import TextData
+from strategies.checkpoint import Checkpoint
+
+BACKBONE = "backbone"  # beside an adapter, and once in a run
+UNFINISHED = ".unfinished"  # the end of the name of a folder that is being made
+TO_BACKBONE = f"../../{BACKBONE}"  # from adapters/CLIENT of a run
+
+
+class Exporter:
+    """Writes the personalised model of any client: what is common, what is its own, and the common start
+    of what it never trained."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
+        self.config, self.directory, self.model = config, directory, model
+        state = directory.last_checkpoint()
+        pool = model.layout.select(config.split(model.layout).shared)
+        vector = pool.pack(state.tensors)
+        self._checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
+        self._initial = initial_state(model.layout, config.seed, config.head.row_norm)
+        self._ranks = config.federation.client_ranks(config.seed)
+
+    @property
+    def round(self) -> int:
+        """The last that was aggregated."""
+        return self._checkpoint.round
+
+    def clients(self) -> list[str]:
+        """The clients whose state can be read from here."""
+        root = self.config.store_dir
+        return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+
+    @cached_property
+    def merged(self) -> dict[str, NDArray[np.float32]]:
+        """By layer, what the run merged into the frozen weights of all clients, (d_out, d_in)."""
+        return self._checkpoint.merged()
+
+    def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
+        """Every tensor of the client's personalised model, by name; trained on with the client's data where
+        the run used it so."""
+        model = self.own_model(client)
+        if self.config.personalisation.adapts:
+            served = ClientModel(client, self._bench, assemble.store(self.config, client))
+            (outcome,) = self._bench.trainer([served.own(self.round, model, self.merged)])
+            return outcome.values
+        return padded({**model.common, **model.beside}, self.model.layout)
+
+    @cached_property
+    def _bench(self) -> Workbench:
+        return assemble.workbench(self.config)
+
+    def own_model(self, client: str, own: bool = True) -> OwnModel:
+        """What makes up the client's own model after the last round; without its ``own``, what a newcomer
+        of that name would be given."""
+        state = assemble.store(self.config, client).load() if own else None
+        if state is None and client not in self.config.task.describe().clients:
+            raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
+        policy, rank = self.config.split, self._ranks.get(client)
+        layout = self.model.layout.limited(rank)
+        received = Received(self._checkpoint.turn(client), self._checkpoint.held(client, rank), {})
+        values = personal(policy, layout, received, cut(self._initial, layout), state)
+        common = layout.select(policy(layout).shared).unpack(received.held)
+        share = self._checkpoint.share(client)
+        return OwnModel(values, beside(state), others(common, state, share, self.round))
+
+    def export(self, client: str, folder: Path, merge: bool = False) -> Path:
+        """An adapter with its ``backbone/`` beside it for ``PeftModel.from_pretrained``, or with ``merge``
+        (and for a model without adapters) a whole model for ``AutoModel...from_pretrained``; tokenizer and
+        model card with either. An export that is there already is replaced.
+
+        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; for a
+        personalised model that computes what no stock model does; and for a folder with other files in it.
+        """
+        adapter = self.model.has_adapters and not merge
+        self.refuse(adapter)
+        tensors = self.tensors(client)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with _replaced(folder) as new:
+            if adapter:
+                self._save_adapter(client, tensors, new, BACKBONE)
+                if (ours := self.directory.path / BACKBONE).is_dir():
+                    shutil.copytree(ours, new / BACKBONE, copy_function=_linked)
+                else:
+                    self._save_backbone(new / BACKBONE)
+            else:
+                self._save_merged(client, tensors, new)
+        return folder
+
+    def export_all(self) -> None:
+        """An adapter of every client in ``adapters/``, over one ``backbone/`` of the run."""
+        if clients := self.clients():
+            with _replaced(self.directory.path / BACKBONE, {"config.json"}) as new:
+                self._save_backbone(new)
+        adapters = self.directory.path / "adapters"
+        for client in clients:
+            self.directory.check()
+            with writing(adapters):
+                adapters.mkdir(exist_ok=True)
+            with _replaced(adapters / client) as new:
+                self._save_adapter(client, self.tensors(client), new, TO_BACKBONE)
+
+    def refuse(self, adapter: bool) -> None:
+        """Raise RunError or ModelError where clients' models cannot be exported, as an ``adapter`` or
+        whole."""
+        if self.config.personalisation.mixes:
+            raise RunError(
+                "a client of this run mixes two adapters by a gate on each layer's input (personalisation="
+                f"{type(self.config.personalisation).__name__}), which no stock model computes: there is "
+                "nothing to export; fedsa-lora evaluate measures it from the run directory"
+            )
+        if adapter and self.merged:
+            raise RunError(
+                "this run merged updates into the frozen weights, which an adapter does not carry: export "
+                "the whole model with --merge"
+            )
+        refuse_unstocked(self.model.module)
+
+    def _save_adapter(
+        self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path, base: str
+    ) -> None:
+        # what is relative to the pretrained weights is saved with them
+        model = assemble.model(self.config) if self.model.relative else self.model
+        model.save_adapter(folder, tensors, base)
+        self._save_card(client, folder, base)
+
+    def _save_backbone(self, folder: Path) -> None:
+        with torch.random.fork_rng(devices=[]):
+            save_backbone(self.config.task.build_model(seed=self.config.seed), folder)
+        self._save_tokenizer(folder)
+
+    def _save_merged(self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path) -> None:
+        model = assemble.model(self.config)
+        model.merge(self.merged)
+        model.write(tensors)
+        labels = self.config.task.client_labels(client)
+        config: Any = model.module.config
+        config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        model.save_merged(folder)
+        self._save_tokenizer(folder)
+        self._save_card(client, folder, None)
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        """The tokenizer as the run used it: it pads."""
+        if isinstance(self.config.task, TextData):
+            self.config.task.tokenizer.save_pretrained(str(folder))
+
+    def _save_card(self, client: str, folder: Path, base: str | None) -> None:
+        text = model_card(self.config, client, base, mean=is_mean_pooled(self.model.module))
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` when it is whole and on disk, with files that others
+    may read as far as the umask says. What a killed process left is removed, or put in place where it was
+    whole.
+
+    Raises RunError where that folder holds something else than an export: a model card of ours, or one of the
+    ``known`` files; and where something cannot be written, which leaves the folder as it was.
+    """
+    _recover(folder)
+    ours = not folder.exists() or not any(folder.iterdir()) or is_card(folder / CARD)
+    if not ours and not any((folder / name).is_file() for name in known):
+        raise RunError(f"{folder} holds files that are no export: choose another folder, or move them away")
+    with (
+        writing(folder, "what was there before is unchanged, so check space and permissions and try again"),
+        tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent, ignore_cleanup_errors=True
+        ) as place,
+    ):
+        new, old = Path(place) / "new", Path(place) / "old"
+        new.mkdir()
+        yield new
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in new.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)
+        sync_tree(new)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        sync(folder.parent)
+
+
+def _recover(folder: Path) -> None:
+    """Clear up after processes that were killed while they replaced a folder."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for place in [path for path in folder.parent.glob(f".*{UNFINISHED}") if name.fullmatch(path.name)]:
+        if (
+            place / "old"
+        ).exists() and not folder.exists():  # killed between two renames: the new one is whole
+            (place / "new").rename(folder)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _linked(source: str, target: str) -> None:
+    """Weights under two names, where the file system can: they are large and do not change."""
+    try:
+        if source.endswith(".safetensors"):
+            os.link(source, target)
+            return
+    except OSError:
+        pass  # no links here, or another file system
+    shutil.copy2(source, target)

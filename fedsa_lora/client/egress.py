@@ -1,0 +1,128 @@
+"""The last look at what leaves a client: Flower mods that search every reply for B and the head, and take its
+data and the places of its machine out of what it says of its failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_to_proto
+
+from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
+from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.files import append_whole
+from fedsa_lora.store import DirectoryStore
+from fedsa_lora.telemetry.journal import MAX_BYTES, OLDER, current, record_error
+
+SEARCHES = "egress.jsonl"
+STOPS = (KeyboardInterrupt, SystemExit)  # end a process; any other, as a panic of a tokenizer, is a failure
+log = logging.getLogger("flwr")
+
+
+def told(error: BaseException) -> str:
+    """Words a failure for the server: its kind, and what may leave this machine of it. The client's own
+    log has all of it, under the round and the phase that this text refers to; where it has none yet, the
+    log of its node has."""
+    text = printable(f"{type(error).__name__}: {error}", "\n")
+    record_error("error", text)
+    log.error("%s", text)
+    if not isinstance(error, FedSAError):
+        sent = "an error that was not expected"
+    elif error.is_open:
+        return text
+    else:
+        sent = error.sendable
+    return f"{type(error).__name__}: {sent}; all of it is in {_where()}"
+
+
+def _where() -> str:
+    """The log that is being written, and its entries that are about the message at hand."""
+    at = current()
+    if at.get("client") is None:
+        return "the log of its node"
+    facts = [f"round {at['round']}"] if at.get("round") is not None else []
+    facts += [at["phase"]] if at.get("phase") else []
+    return "the log of this client" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answers with ``told`` whatever a client raises: what is raised to Flower and Ray goes to the server in
+    their wrappers, with its text, traceback and addresses."""
+    try:
+        return call_next(message, context)
+    except STOPS:
+        raise
+    except BaseException as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told(error)), reply_to=message)
+
+
+class Egress:
+    """Searches the serialised replies of one client for the values in its store.
+
+    Each search is a line in ``egress.jsonl`` beside the client's state, of which older lines are kept as
+    those of logs are. Raises LeakError, so that nothing is sent, when a private value is found, and
+    StoreError when the line cannot be written.
+    """
+
+    def __init__(self, store: DirectoryStore, keep_messages: bool = False) -> None:
+        self.store, self.keep_messages = store, keep_messages
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if reply.has_content():
+            kind = message.metadata.message_type.rsplit(".", 1)[-1]
+            self.search(recorddict_to_proto(reply.content).SerializeToString(), kind)
+        return reply
+
+    def search(self, content: bytes, kind: str) -> None:
+        """Search the bytes of one reply for every generation that the store holds."""
+        rounds = self.store.rounds()
+        states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
+        found = matches(content, private_values(states))
+        row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
+        row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
+        folder = self.store.folder
+        try:
+            folder.mkdir(exist_ok=True)
+            _append(folder / SEARCHES, json.dumps(row))
+            if self.keep_messages:
+                _keep(folder / "messages", kind, content)
+        except OSError as error:
+            raise StoreError(
+                f"{folder}: what is sent cannot be written down ({error.strerror}), so it is not sent: make "
+                "space, or give this user the right to write there",
+                sent="what it sends cannot be written down, so it is not sent: check space and permissions",
+            ) from error
+        if found:
+            raise LeakError(
+                f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
+                "the split or a mod of yours lets B or the head out"
+            )
+
+
+def searches(folder: Path) -> list[Path]:
+    """The files with the searches of a client's folder, oldest first."""
+    older = [folder / f"{SEARCHES}.{number}" for number in range(OLDER, 0, -1)]
+    return [path for path in (*older, folder / SEARCHES) if path.is_file()]
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a file; a full one becomes the first of ``OLDER`` that are kept beside it."""
+    if path.exists() and path.stat().st_size + len(line) >= MAX_BYTES:
+        for number in range(OLDER, 1, -1):
+            newer = path.with_name(f"{path.name}.{number - 1}")
+            if newer.exists():
+                newer.replace(path.with_name(f"{path.name}.{number}"))
+        path.replace(path.with_name(f"{path.name}.1"))
+    append_whole(path, f"{line}\n")
+
+
+def _keep(folder: Path, kind: str, content: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    count = len(list(folder.iterdir()))
+    (folder / f"{count:06d}-{kind}.bin").write_bytes(content)

@@ -1,0 +1,263 @@
+"""The typed configuration of a run. The only file that knows Hydra."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedsa_lora.config.binding import raise_faults, unknown
+from fedsa_lora.config.changes import task_title
+from fedsa_lora.config.outside import foreign_paths, foreign_words
+from fedsa_lora.config.validation import from_resolved
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.federation import PASSED
+from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, marked
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.shipped import SHIPPED
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
+CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
+NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
+
+
+def load(
+    overrides: Sequence[str] | str = (),
+    default_dir: str | None = None,
+    folders: Sequence[Path] | None = None,
+) -> RunConfig:
+    """Compose, resolve and bind. ``overrides`` in Hydra's syntax, as a list or one shell-like string.
+
+    ``default_dir`` is the run directory when none is configured. With ``folders`` the overrides are from
+    outside: data and models are read from these alone, see ``fedsa_lora.config.outside``. Raises ConfigError
+    listing every unknown key, wrong type, value out of range and contradiction at once.
+    """
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
+    faults: list[str] = []
+    if folders is not None:
+        foreign = list(foreign_words(words))
+        raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
+    composable = _composable(words, faults)
+    try:
+        node = _composed(composable)
+    except (HydraException, OmegaConfBaseException) as error:
+        faults.append(" ".join(str(error).split()))
+        raise_faults(faults)
+        raise
+    if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
+        node["run"]["dir"] = default_dir
+    if folders is not None:  # before anything is read: what a fault quotes of a file would travel
+        foreign = list(foreign_paths(paths(node, READ, FILES), folders))
+        raise_faults(foreign, sent="its config names data or a model that this node does not allow")
+    _make_absolute(node)
+    if node.get("title") is None:
+        node["title"] = task_title(words, node)
+    if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
+        node["title"] += f". {PASSED}"
+    return from_resolved(node, faults)
+
+
+def _composed(overrides: Sequence[tuple[str, Override]]) -> dict[str, Any]:
+    """The resolved settings of the files and of overrides, each with its text. Hydra takes long to find and
+    merge files, and sets values last: files are composed once for each choice of them, and values are set in
+    a copy, as Hydra does. Raises what Hydra raises."""
+    others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
+    chosen = tuple(text for text, _ in others)
+    if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
+        config = _of_files(tuple(text for text, _ in overrides))  # values as well, so the order counts
+    else:
+        config = deepcopy(_of_files(chosen))
+        for text, override in overrides:
+            if _is_assignment(text, override):
+                _assign(config, text, override)
+    composed = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def _assign(config: DictConfig, text: str, override: Override) -> None:
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException(f"Error merging override {text}") from error
+
+
+def _is_assignment(text: str, override: Override) -> bool:
+    """A value for a key of the config that is neither a group nor Hydra's own."""
+    key = override.key_or_group
+    ours = key.partition(".")[0] != "hydra" and not (CONF / key).is_dir()
+    return text.startswith("++") and override.package is None and ours
+
+
+@lru_cache(maxsize=32)
+def _of_files(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of the files that are chosen; not to be changed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", overrides=list(words))
+
+
+def places(config: RunConfig) -> list[str]:
+    """Overrides that name every folder and file of a config absolutely, whatever characters they have:
+    the apps of a run work in a folder of their own."""
+    run = config.resolved["run"] | {"dir": str(config.run_dir)}
+    words = []
+    for section, key, value in paths(config.resolved | {"run": run}, *PATHS, FILES):
+        if Path(value).is_absolute():
+            words.append(assignment(f"{section}.{key}", value))
+    return words
+
+
+def assignment(key: str, value: str) -> str:
+    """The override that gives a key this text, whatever characters it has."""
+    escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
+    return f'{key}="{escaped}"'
+
+
+def paths(node: dict[str, Any], *kinds: Mark) -> Iterator[tuple[str, str, str]]:
+    """Section, key and value of everything in a config that may be a folder or a file, of some ``kinds``."""
+    for place in marked(RunConfig, *kinds):
+        section, key = place.rsplit(".", 1)
+        settings = node.get(section)
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(value, str) and value:
+            yield section, key, value
+        elif isinstance(value, dict):
+            named = [(name, path) for name, path in value.items() if isinstance(path, str)]
+            yield from ((place, name, path) for name, path in named)
+
+
+def _make_absolute(node: dict[str, Any]) -> None:
+    """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
+    a shipped data set, stays as it is; what a run is to write need not exist. Raises ConfigError for the home
+    folder of somebody who is no user here."""
+    written = {place.partition(".")[0] for place in marked(RunConfig, WRITTEN)}
+    for section, key, value in list(paths(node, *PATHS, FILES)):
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
+                "folder out"
+            ) from None
+        if value not in SHIPPED and (section in written or path.exists()):
+            first, *rest = section.split(".")
+            settings = node[first] if not rest else node[first][rest[0]]
+            settings[key] = str(path.resolve())
+
+
+def _composable(words: Sequence[str], faults: list[str]) -> list[tuple[str, Override]]:
+    """Overrides that Hydra can always compose, each with its text: keys it does not know are added, for
+    ``bind`` to name."""
+    kept = []
+    for word in words:
+        if "\0" in word:
+            faults.append(f"{word!r}: holds a NUL; remove it")
+            continue
+        try:
+            override = _parsed(word)
+        except HydraException as error:
+            faults.append(
+                f"{word!r}: not an override; expected key=value, with signs such as ( or = between "
+                f"quotation marks ({' '.join(str(error).split())})"
+            )
+            continue
+        if override.is_sweep_override():
+            faults.append(f"{word!r}: a sweep; expected one value (a list is written key=[a,b])")
+        elif not (CONF / override.key_or_group).is_dir():
+            text = override.input_line or word
+            kept.append((text if text[0] in "+~" else f"++{text}", override))
+        elif _is_option(override, faults):
+            kept.append((word, override))
+    return kept
+
+
+def _parsed(word: str) -> Override:
+    """An override. A path, or the name of a column, is taken as it is where Hydra reads no one value in it,
+    as in ``my tickets (1).csv``. Raises HydraException for what is no override."""
+    parser = OverridesParser.create()
+    key, sign, value = word.partition("=")
+    try:
+        override = parser.parse_override(word)
+        if not override.is_sweep_override() or not _is_text(key):
+            return override
+    except HydraException:
+        if not sign or not _is_text(key):
+            raise
+    return parser.parse_override(assignment(key, value))
+
+
+def _is_text(key: str) -> bool:
+    """True for a key that holds a path or a name, with whatever characters it has."""
+    name = key.lstrip("+")
+    return name in marked(RunConfig, TEXT, *PATHS) or name.rpartition(".")[0] in marked(RunConfig, FILES)
+
+
+def _is_option(override: Override, faults: list[str]) -> bool:
+    """True where Hydra can set a group so; adds a fault where it is none of the group's files."""
+    group, value = override.key_or_group, override.value()
+    options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
+    if isinstance(value, dict) or value in options:
+        return True
+    if value is not None or group not in NONE_CHOSEN:
+        shown = "null" if value is None else value
+        faults.append(unknown(f"{group}={shown}", "option", options, shown))
+    return False
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The config of a run directory, wherever it was moved to. Raises ConfigError when there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is no run directory: it has no config.yaml")
+    node = read_settings(path)
+    if isinstance(node.get("run"), dict):
+        node["run"]["dir"] = str(run_dir.resolve())
+    return from_resolved(node)
+
+
+def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:
+    """The settings of a YAML file, with ``resolve`` its ``${...}`` resolved. Raises ConfigError when it
+    holds none."""
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path} holds no settings: it was cut off or altered")
+    return {str(key): value for key, value in node.items()}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML; ``read_config`` and ``as_handed`` read it back to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.resolved))
+
+
+def as_handed(
+    overrides: str, composed: str, default_dir: str, folders: Sequence[Path] | None = None
+) -> RunConfig:
+    """The config of a run from what its apps are handed: ``composed``, what ``to_yaml`` wrote, where there is
+    any, which no process composes again; else as ``load`` makes it. Raises ConfigError as that does."""
+    return handed(composed) if composed else load(overrides, default_dir, folders)
+
+
+@lru_cache(maxsize=1)
+def handed(composed: str) -> RunConfig:
+    """The config that ``to_yaml`` wrote. The apps of a run in one process share it and what its task read."""
+    node = OmegaConf.to_container(OmegaConf.create(composed))
+    assert isinstance(node, dict)
+    return from_resolved({str(key): value for key, value in node.items()})

@@ -1,0 +1,235 @@
+"""A run through the real ``flwr run``: stage the app, follow it on the screen, tell how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedsa_lora.assemble import SIMULATION
+from fedsa_lora.config.compose import CONF, PACKAGE, places, to_yaml
+from fedsa_lora.errors import RunError, StoppedError
+from fedsa_lora.files import Held, writing
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.flower_log import rounds_begun, said_complete, still_starting
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome, Simulation
+from fedsa_lora.launch.resuming import is_complete, last_file
+from fedsa_lora.launch.stopping import TERMINATED, stoppable
+from fedsa_lora.report.page import write_report
+from fedsa_lora.report.wording import amount, shown
+from fedsa_lora.runs.directory import RunDirectory, make, refuse_used
+from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
+from fedsa_lora.runs.progress import RunProgress
+from fedsa_lora.runs.reading import holds_run, read_json
+from fedsa_lora.settings import RunConfig
+
+FLOWER_LOG = Path("logs", "flower.log")
+
+
+def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
+    """A fresh directory name by time; a second run of the same second gets a number."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    candidates = [base / f"{name}-{stamp}", *(base / f"{name}-{stamp}-{i}" for i in range(2, 1000))]
+    return next(path for path in candidates if not path.exists()).resolve()
+
+
+def stage_app(folder: Path) -> Path:
+    """Copy what a Flower bundle takes of the app into a folder: code, config and project file.
+
+    A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
+    """
+    only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
+    with writing(folder):
+        for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
+            shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
+        projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
+        shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
+        for extra in ("README.md", "LICENSE"):
+            if (PACKAGE.parent / extra).is_file():
+                shutil.copy(PACKAGE.parent / extra, folder / extra)
+    return folder
+
+
+def federate(
+    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console
+) -> bool:
+    """Run the federation to its end. Returns whether its run directory is on this machine: that of a deployed
+    run is where the SuperLink is.
+
+    Raises RunError with the reason when it did not complete, StoppedError when it was stopped.
+    """
+    run_dir, here = config.run_dir, isinstance(place, Simulation)
+    if not config.run.resume:
+        refuse_used(run_dir)
+        if here:
+            RunDirectory.announce(config)
+        else:
+            make(run_dir)
+    with closing(Held(run_dir)) as begun:
+        try:
+            outcome = _follow(config, overrides, place, console, begun)
+        except StoppedError:
+            raise
+        except BaseException as error:
+            end(begun, "failed", f"{type(error).__name__}: {error}")
+            raise
+        if outcome.state == "stopped":
+            raise StoppedError(stopped(begun, overrides), TERMINATED)
+        if not begun.in_place():
+            raise RunError(_lost(run_dir, here))
+        rounds = config.federation.rounds
+        if reason := failure(run_dir, outcome, last_file(config), here, rounds):
+            end(begun, "failed", reason)
+            raise RunError(_failed(config, reason))
+    return (run_dir / "status.json").is_file()
+
+
+def _follow(
+    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console, begun: Held
+) -> Outcome:
+    """Start a run in the directory that has begun, and show how it goes on until it ends."""
+    run_dir, logs = config.run_dir, config.run_dir / "logs"
+    text = shlex.join([*overrides, *places(config)])
+    env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
+    composed = ""
+    if isinstance(place, Simulation):  # nodes of a SuperLink compose, within what each allows
+        composed = to_yaml(config)
+    with writing(logs):
+        logs.mkdir(exist_ok=True)
+    app = stage_app(run_dir / "app")
+    with (
+        stoppable(lambda: stopped(begun, overrides)),
+        progress_line(console) as progress,
+        FlowerRun(app, text, place, logs, env, composed) as run,
+    ):
+        view = RunView(begun, config.federation.rounds, progress)
+        outcome = run.follow(view.update)
+        view.update()
+    return outcome
+
+
+def _lost(run_dir: Path, here: bool) -> str:
+    """The last words on a run whose directory is not in its place: nothing there is of that run."""
+    if here:
+        return f"the run failed, and its logs are gone from there\n{gone(run_dir)}"
+    return (
+        f"{run_dir} was deleted, moved or replaced, and with it the log of the run: its run directory on the "
+        "SuperLink's machine tells how it ended"
+    )
+
+
+def _failed(config: RunConfig, reason: str) -> str:
+    """The last words on a run that failed: where its logs are, why it failed, and what goes on with it."""
+    run_dir, reason = config.run_dir, reason.removeprefix("RunError: ")
+    lines = [f"the run failed; its logs are in {run_dir / 'logs'}", reason]
+    if last_whole_round(run_dir) >= config.federation.rounds:
+        lines.append(
+            f"every round is whole; once that is mended: fedsa-lora resume {shlex.quote(str(run_dir))}"
+        )
+    return "\n".join(lines)
+
+
+def stopped(begun: Held, overrides: Sequence[str]) -> str:
+    """Close a run that was stopped, in the directory that it has begun in. Returns how far it came and the
+    command that goes on with it, or that starts it again."""
+    run_dir = begun.path
+    if not begun.in_place():
+        return f"stopped; {gone(run_dir)}"
+    if is_complete(run_dir):
+        return f"stopped, but the run in {run_dir} was complete already"
+    if not (run_dir / "status.json").is_file():
+        return "stopped; if it had begun, its run directory is on the SuperLink's machine"
+    reason = stopped_after(run_dir)
+    end(begun, "stopped", reason)
+    if last_whole_round(run_dir):
+        return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
+    if not holds_run(run_dir):
+        return f"{reason}; start it again with: {shlex.join(['fedsa-lora', 'run', *overrides])}"
+    return f"{reason}: start it anew, with another run.dir than {run_dir}"
+
+
+def end(begun: Held, state: Literal["failed", "stopped"], reason: str) -> None:
+    """Record how a run ended that could not do so itself, in its report as well; nothing in a directory that
+    was put in the place of the one that it has begun in."""
+    if begun.in_place() and close(begun.path, state, reason):
+        with suppress(RunError):  # of rows that cannot be read; the reason at hand matters more
+            write_report(begun.path)
+
+
+def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, rounds: int = 0) -> str:
+    """The reason why a run failed, or an empty text. Flower alone does not tell: it calls a run
+    completed that called ``sys.exit``, so the run's own word, its ``rounds`` and the ``last`` file that it
+    writes before that are asked for as well; its last word in the log, where they are on another machine and
+    not ``here``."""
+    status = run_dir / "status.json"
+    if status.is_file():
+        if outcome.state == "completed" and is_complete(run_dir, last, rounds):
+            return ""
+        state = read_json(status, ["state"])
+        return (
+            state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
+        )
+    if here:
+        return outcome.details or gone(run_dir)
+    if outcome.state == "completed" and said_complete(run_dir / FLOWER_LOG, outcome.log_begin):
+        return ""
+    return outcome.details or f"flwr says {outcome.state}, the run not begun"
+
+
+class RunView:
+    """The progress line of a run, from the rows that the server writes; where they are on another machine,
+    from its log."""
+
+    def __init__(self, begun: Held, rounds: int, progress: Progress) -> None:
+        self.begun, self.rounds, self.progress = begun, rounds, progress
+        self.run, self.log = RunProgress(begun.path), begun.path / FLOWER_LOG
+        self.bar = progress.add_task("starting Flower", total=rounds, facts="")
+        self._size = 0
+
+    def update(self) -> None:
+        """Show what was written since the last time, if it can be read: a view ends no run, and shows none
+        that was put in its place."""
+        if not self.begun.in_place():
+            return
+        with suppress(RunError):
+            self.run.update()
+        if done := self.run.done:
+            metrics = self.run.metrics
+            total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
+            primary = metrics.primary
+            reached = shown(metrics.measured.get(primary.name), primary)
+            facts = f"{primary.words} {reached}   sent {amount(total)}"
+            self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
+        elif self._grew():
+            if waiting := still_starting(self.log):
+                self.progress.update(self.bar, description=waiting)
+            elif round_ := min(rounds_begun(self.log), self.rounds):
+                self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
+
+    def _grew(self) -> bool:
+        """True where the log has more than when it was last looked at."""
+        size = self.log.stat().st_size if self.log.is_file() else 0
+        grew, self._size = size != self._size, size
+        return grew
+
+
+def progress_line(console: Console, window: float = 30.0) -> Progress:
+    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=window,
+    )

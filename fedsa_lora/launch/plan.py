@@ -1,0 +1,180 @@
+"""What a run will be, before it starts: parameters, bytes, clients, processes and places."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import torch
+
+from fedsa_lora import assemble
+from fedsa_lora.config.binding import raise_faults
+from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.flower_run import Simulation
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.runs.directory import refuse_unmeasured, refuse_used
+from fedsa_lora.runs.summary import parameter_counts
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.backbone import build_backbone
+from fedsa_lora.tasks.inspection import inspect_task
+from fedsa_lora.tasks.task import FederationData
+from strategies.round.ledger import Unwritten
+
+T = TypeVar("T")
+ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in parameters and bytes; ``model``: remarks on what its weights start from; ``machine`` is what
+    trains them."""
+
+    parameters: dict[str, int]
+    trained: int
+    bytes_up: int
+    federation: FederationData
+    model: tuple[str, ...]
+    place: Simulation | Connection
+    machine: str
+    run_dir: Path
+    free_disk: int
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Everything that can go wrong before a run does so here: place, GPU, data, partition, model names.
+
+    Raises the one FedSAError, or a ConfigError that lists all; writes nothing.
+    """
+    faults: list[FedSAError] = []
+    if not config.run.resume:
+        _attempt(lambda: refuse_used(config.run_dir), faults)
+    trained_on = _attempt(lambda: _trained_on(config), faults)
+    federation = _attempt(config.task.describe, faults)
+    if federation is not None:
+        _attempt(lambda: refuse_unmeasured(config, federation), faults)
+    model = _attempt(lambda: _skeleton(config, federation), faults)
+    remarks = None
+    if not faults:
+        remarks = _attempt(lambda: inspect_task(config.task), faults)
+        _attempt(lambda: assemble.strategy(config, Unwritten()), faults)
+    if len(faults) == 1:
+        raise faults[0]
+    raise_faults([str(fault) for fault in faults])
+    assert trained_on is not None
+    assert federation is not None
+    assert model is not None
+    assert remarks is not None
+    parameters = parameter_counts(config, model)
+    trained = model.layout.select(config.split(model.layout).trained).size
+    place: Simulation | Connection
+    if isinstance(trained_on, torch.device):
+        place = fit_simulation(config, trained_on, 4 * parameters["base"])
+    else:
+        place = trained_on
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        bytes_up=payload_bytes(config, model),
+        federation=federation,
+        model=remarks,
+        place=place,
+        machine=_machine(place),
+        run_dir=config.run_dir,
+        free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
+    )
+
+
+def _trained_on(config: RunConfig) -> torch.device | Connection:
+    """The device to simulate on, or the SuperLink whose nodes bring their own."""
+    federation = config.federation
+    if federation.superlink is None:
+        return assemble.device(config)
+    certificates = federation.root_certificates
+    return Connection(
+        federation.superlink,
+        None if certificates is None else Path(certificates),
+        federation.insecure,
+        by_key=federation.registry is not None,
+    )
+
+
+def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int) -> Simulation:
+    """As many clients at a time as cores and memory allow; on a GPU they share it in equal parts.
+
+    Raises ConfigError when not even one client fits.
+    """
+    machine = config.machine
+    cores = usable_cores()
+    by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
+    at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.nodes)
+    if at_once < 1:
+        raise ConfigError(
+            f"no client fits this machine: {cores} cores for machine.cpus_per_client="
+            f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
+        )
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    share = machine.gpus_per_client
+    if share is None or not gpus:
+        share = gpus / at_once
+    return Simulation(
+        supernodes=config.federation.nodes,
+        cpus_per_client=machine.cpus_per_client,
+        gpus_per_client=share,
+        cpus=at_once * machine.cpus_per_client,
+        gpus=gpus,
+    )
+
+
+def usable_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine(place: Simulation | Connection) -> str:
+    if isinstance(place, Connection):
+        return f"the nodes of the SuperLink at {place.address}"
+    device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
+    return f"{_actors(place)} clients at a time on {device}"
+
+
+def _actors(simulation: Simulation) -> int:
+    by_cpu = (simulation.cpus or 1) // simulation.cpus_per_client
+    if not simulation.gpus_per_client:
+        return by_cpu
+    return min(by_cpu, int((simulation.gpus or 0) / simulation.gpus_per_client + 1e-9))
+
+
+def payload_bytes(config: RunConfig, model: AdapterModel) -> int:
+    """Bytes of what a client sends in a round, less the header, where the update is spread evenly; the
+    larger of the first two rounds, which a split may have take turns."""
+    turns = [model.layout.select(config.split.in_round(model.layout, round_)) for round_ in (1, 2)]
+    shared = max(turns, key=lambda layout: layout.size)
+    update = np.random.default_rng(0).normal(size=shared.size).astype(np.float32)
+    return int(config.codec.encode(update, np.random.default_rng(0)).nbytes)
+
+
+def _attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
+    try:
+        return look()
+    except FedSAError as error:
+        faults.append(error)
+        return None
+
+
+def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterModel | None:
+    """The model's names and shapes; where the data failed, a look at the model without their classes."""
+    if federation is not None:
+        return assemble.skeleton(config)
+    build_backbone(config.task.auto_class, config.model, ("a", "b"), seed=0, empty=True)
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -1,0 +1,339 @@
+"""The run directory: what a run writes, while it runs and at its end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedsa_lora.config.compose import to_yaml
+from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, printable
+from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.files import Held, append, sync, write_atomically, writing
+from fedsa_lora.launch.stopping import by_signal
+from fedsa_lora.report.wording import shown
+from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
+from fedsa_lora.runs.environment import environment
+from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
+from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
+from fedsa_lora.runs.reading import PARTITION, Row, holds_run, read_json, read_jsonl
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.store import ClientState, DirectoryStore
+from fedsa_lora.tasks.fingerprint import fingerprint_of
+from fedsa_lora.tasks.task import FederationData
+from fedsa_lora.telemetry.journal import record, record_error
+
+log = logging.getLogger("flwr")
+
+
+class RunDirectory:
+    """Receives the rows of a run (it is the strategy's Recorder) and says how the run ended.
+
+    Rows are appended and flushed one by one, so that a killed run keeps what it measured; every
+    other file is replaced whole. Whoever creates or resumes it has it alone until ``close``; what it writes
+    until then goes into the very directory that it began in, or raises RunError where that was deleted, moved
+    or replaced. "completed" is written last of all, when every other file is there.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path, self.config = path, config
+        self.resumed: ClientState | None = None  # the checkpoint that is gone on from
+        self.metrics = RunMetrics(path, config.federation.rounds, config.task.measures[0])
+        self.run = ""  # what the clients' stores know this run by; kept when it is resumed
+        self.resumptions = 0
+        self._started = now()
+        self._lock = ExitStack()
+        self._held: Held | None = None  # the directory that is locked
+
+    @classmethod
+    def create(cls, config: RunConfig, command: str) -> RunDirectory:
+        """A new run directory; ``command`` is what a reader types to run it again.
+
+        Raises RunError when the directory already holds a run, or another process is at one in it, and
+        DataError where nobody could be measured.
+        """
+        path = config.run_dir
+        refuse_used(path)
+        federation = config.task.describe()
+        refuse_unmeasured(config, federation)
+        directory = cls(path, config)
+        make(path)
+        directory._open()
+        try:
+            directory._write("config.yaml", to_yaml(config))
+            run = secrets.token_hex(8)
+            directory._write_json("environment.json", environment() | {"command": command, "run": run})
+            directory.run = run  # from now on the directory is known by it
+            directory._write_status("running")
+            directory._write_data(federation)
+        except BaseException as error:
+            directory._broken(error)
+            directory.close()
+            raise
+        return directory
+
+    @classmethod
+    def announce(cls, config: RunConfig) -> None:
+        """Say in ``status.json`` that a run is being started, so that it has an end if it never begins."""
+        directory = cls(config.run_dir, config)
+        make(directory.path)
+        directory._write_status("starting")
+
+    @classmethod
+    def resume(cls, config: RunConfig, command: str) -> RunDirectory:
+        """The directory of a run that was broken off, as it was after its last whole round: rows of a later
+        one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
+        ``command`` replaces that of before: it has what the resumption changed. Where every round is whole
+        and the run is only to be finished, that is no resumption to remember.
+
+        Raises RunError when there is no round to go on from, another process is at it, or the task has
+        another primary measure than before, and DataError when the data changed and the config does not allow
+        it; the directory is then as it was.
+        """
+        directory = cls(config.run_dir, config)
+        directory._open()
+        try:
+            remark = check_data(directory.path, config, config.run.allow_changed_data)
+            check_measure(directory.path, config)
+            rounds = directory._whole_rounds()
+        except BaseException:
+            directory.close()
+            raise
+        try:
+            directory._go_back(rounds, command, remark)
+        except BaseException as error:
+            directory._broken(error)
+            directory.close()
+            raise
+        return directory
+
+    def _whole_rounds(self) -> list[Row]:
+        """The rows up to the last whole round, of which ``resumed`` is then the checkpoint."""
+        path = self.path / ROUNDS
+        rounds = read_jsonl(path) if path.exists() else []
+        self.resumed = self._last_sound({row["round"] for row in rounds})
+        if not self.done:
+            raise RunError(f"{self.path} has no whole round with a sound checkpoint: run it anew")
+        if self.done >= self.config.federation.rounds:
+            self._started = read_json(self.path / "status.json", ["started"])["started"]
+        return [row for row in rounds if row["round"] <= self.done]
+
+    def _go_back(self, rounds: list[Row], command: str, remark: str) -> None:
+        """Leave in the directory what it held after its last whole round. The first write takes back that the
+        run is completed, where it was: wherever this is interrupted, the run can be resumed."""
+        clients = [row for row in read_jsonl(self.path / CLIENTS) if row["round"] <= self.done]
+        known = read_json(self.path / "environment.json")
+        self._write_status("running")
+        for name, rows in ((ROUNDS, rounds), (CLIENTS, clients)):
+            self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
+        for row in rounds:
+            self.metrics.add(row)
+        self.run = known.get("run", "")
+        breaks = known.get("resumed", [])
+        if self.done < self.config.federation.rounds:
+            breaks = [*breaks, {"after_round": self.done, "time": self._started}]
+        if remark:
+            log.warning("%s", remark)
+            self._write_data(self.config.task.describe(), f"resumed after round {self.done}: {remark}")
+        self.resumptions = len(breaks)
+        told = {"command": command} | ({"resumed": breaks} if breaks else {})
+        self._write_json("environment.json", known | environment() | told)
+        self._write("config.yaml", to_yaml(self.config))
+
+    def _last_sound(self, whole: set[int]) -> ClientState | None:
+        """The newest checkpoint of a whole round that can be read; None where there is none."""
+        for round_ in sorted(whole & set(self._checkpoints().rounds()), reverse=True):
+            try:
+                return self._checkpoints().load(round_)
+            except StoreError as error:
+                log.warning("round %d is made again: %s", round_, error)
+        return None
+
+    def _write_data(self, federation: FederationData, *notes: str) -> None:
+        """Writes the clients' numbers of examples, and of which rows they were made. ``notes`` are added to
+        those that the user is to see."""
+        told = replace(federation, notes=(*federation.notes, *notes))
+        measures = [asdict(measure) for measure in self.config.task.measures]
+        self._write_json(PARTITION, asdict(told) | {"measures": measures})
+        fingerprint = None if self.config.federation.own else fingerprint_of(self.config.task)
+        if fingerprint is not None:
+            self._write_json(DATA, asdict(fingerprint))
+
+    def _open(self) -> None:
+        """Take the directory for this process alone, and know it again."""
+        self._lock.enter_context(alone(self.path))
+        self._held = self._lock.enter_context(closing(Held(self.path)))
+
+    def close(self) -> None:
+        """Let another process resume the run."""
+        self._lock.close()
+        self._held = None
+
+    def check(self) -> None:
+        """Raise RunError where the directory is not the one that the run began in: what would be written
+        would be half a run, or go into another one."""
+        if self._held is None:
+            return
+        if not self._held.in_place() or (self.run and not holds_run(self.path, self.run)):
+            raise RunError(gone(self.path))
+
+    @property
+    def done(self) -> int:
+        """Rounds that are not made again."""
+        return 0 if self.resumed is None else self.resumed.round
+
+    def client(self, row: dict[str, Any]) -> None:
+        self._append(CLIENTS, row)
+        known: Row = {name: row.get(name) for name in ("client", "round", "phase", "seconds")}
+        record("answer", bytes=row.get("bytes_up"), **known)
+
+    def round(self, row: dict[str, Any]) -> None:
+        self._append(ROUNDS, row)
+        self.metrics.add(row)
+        self.metrics.publish("running")
+        sent = (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
+        primary = self.metrics.primary
+        told = f"{row.get('fit_clients')} clients, {primary.words} {shown(row.get(primary.name), primary)}"
+        record("round", told, round=row.get("round"), seconds=row.get("seconds"), bytes=sent)
+
+    def checkpoint(
+        self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
+    ) -> None:
+        """Keep what the server knows at the end of a round."""
+        self.check()
+        self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
+
+    def last_checkpoint(self) -> ClientState:
+        """The newest checkpoint. Raises RunError when there is none."""
+        state = self._checkpoints().load()
+        if state is None:
+            raise RunError(f"{self.path} has no checkpoint: the run ended before its first round did")
+        return state
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Whatever happens inside, ``status.json``, the log and the metrics tell it. What ends the run is
+        raised again, and not replaced by an error of recording it."""
+        record("started", f"after round {self.done}")
+        self.metrics.publish("running")
+        try:
+            yield
+            self._complete()
+        except BaseException as error:
+            self._broken(error)
+            raise
+        record("completed")
+
+    def finishing(self) -> None:
+        """Say that every round is whole and the results are being written."""
+        self._write_status("running", phase=FINISHING)
+
+    def _complete(self) -> None:
+        """The very last write of a run: who reads "completed" finds everything."""
+        self.check()
+        self.metrics.publish("completed")
+        self._write_status("completed")
+
+    def _broken(self, error: BaseException) -> None:
+        state, reason = "failed", f"{type(error).__name__}: {error}"
+        try:
+            if by_signal(error):
+                state, reason = "stopped", stopped_after(self.path)
+            self._write_status(state, reason)
+            self.metrics.publish(state)
+        except FedSAError as fault:
+            log.error("that the run %s cannot be recorded: %s", state, fault)
+        if state == "stopped":
+            record("stopped", reason, logging.WARNING)
+        else:
+            record_error("failed", reason)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """``summary.json``, and the JSON lines once more as CSV; those are synced, which each row was not."""
+        self._write_json("summary.json", summary)
+        for name in ("rounds", "clients"):
+            rows = self.path / f"{name}.jsonl"
+            with writing(rows):
+                sync(rows)
+            lines = rows.read_text(encoding="utf-8").splitlines()
+            self._write(f"{name}.csv", as_csv([json.loads(line) for line in lines]))
+
+    def _checkpoints(self) -> DirectoryStore:
+        return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
+
+    def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
+        ended = None if state in ("starting", "running") else now()
+        what = {"title": self.config.title, "rounds": self.config.federation.rounds}
+        return {"state": state, "reason": reason, "started": self._started, "ended": ended, **what}
+
+    def _write_status(self, state: str, reason: str | None = None, **more: str) -> None:
+        self.check()
+        write_status(self.path, self._status(state, reason) | more)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self.check()
+        append(self.path / name, json.dumps(row) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        self.check()
+        write_atomically(self.path / name, text.encode())
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=1) + "\n")
+
+
+def refuse_used(path: Path) -> None:
+    """Raise RunError when a directory already holds a run, or is no directory."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose another run.dir")
+    if holds_run(path):
+        raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+
+
+def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
+    """Raise DataError where no client has examples to be measured on: the run would have no result. Of
+    clients with data of their own that is not known here."""
+    part = config.evaluation.part
+    if federation.clients and not any(getattr(share, part) for share in federation.clients.values()):
+        raise DataError(
+            f"no client has {part} examples, so nothing could be measured: lower federation.clients, so that "
+            "each has more rows, or "
+            + ("name a test split" if part == "test" else "raise federation.validation_examples")
+        )
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
+    spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def make(path: Path) -> None:
+    """The directory of a new run. Raises RunError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"
+        ) from error

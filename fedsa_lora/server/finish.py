@@ -1,0 +1,92 @@
+"""The results of a run whose rounds are all whole: summary, adapters, figures, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+
+from fedsa_lora import assemble
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.config.changes import changes_of
+from fedsa_lora.errors import FedSAError
+from fedsa_lora.launch.resuming import to_run_again
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.report.figures import draw_all
+from fedsa_lora.report.page import write_report
+from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.runs.interrupted import last_whole_round
+from fedsa_lora.runs.reading import read_json
+from fedsa_lora.runs.summary import summarise
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.telemetry.journal import SERVER_LOG, journal
+
+log = logging.getLogger("flwr")
+LARGE = 2e9  # bytes of a backbone in float32 that is not copied into each run
+
+
+def finish(config: RunConfig, directory: RunDirectory) -> None:
+    """Write everything that a reader opens first, in place of what an interrupted finish left: the same run
+    gives the same files. Names and shapes suffice but for the backbone that the adapters go with, which is
+    read once. There are no adapter folders where that backbone is large, where what was trained is relative
+    to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the run did."""
+    directory.finishing()
+    model = assemble.skeleton(config)
+    command = read_json(directory.path / "environment.json").get("command", "")
+    summary = summarise(config, directory.path, model)
+    directory.write_summary(summary | {"changes": changes_of(command)})
+    if not config.run.report:
+        return
+    if reason := _without_adapters(config, directory, model):
+        log.info("no adapters/: %s", reason)
+    else:
+        Exporter(config, directory, model).export_all()
+    directory.check()
+    draw_all(directory.path)
+    write_report(directory.path, completed=True)
+
+
+@contextmanager
+def to_the_end(directory: RunDirectory) -> Iterator[None]:
+    """However the run of a directory ends inside, the directory and its report tell, and another process can
+    have it afterwards."""
+    with closing(directory), journal(directory.path / SERVER_LOG, "server"):
+        try:
+            with directory.recording():
+                yield
+        except BaseException:
+            with suppress(FedSAError):  # of a report that cannot be written: what ended the run matters more
+                directory.check()
+                write_report(directory.path)
+            raise
+
+
+def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
+    """Finish a run here that was interrupted, or failed, after its last round; no round is made again. False
+    where rounds are missing, or the last one has no sound checkpoint: ``words`` then resume the run.
+
+    Raises RunError where another process is at it, or a file cannot be written.
+    """
+    if last_whole_round(config.run_dir) < config.federation.rounds:
+        return False
+    directory = RunDirectory.resume(config, to_run_again(words))
+    if directory.done < config.federation.rounds:
+        directory.close()
+        return False
+    with to_the_end(directory):
+        finish(config, directory)
+    return True
+
+
+def _without_adapters(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> str:
+    """The reason why a run has no adapter folders; empty where it has."""
+    try:
+        Exporter(config, directory, model).refuse(adapter=True)
+    except FedSAError as error:
+        return str(error)
+    if config.personalisation.adapts:
+        return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
+    size = 4 * model.counts()["base"]
+    if model.relative or not model.has_adapters or size > LARGE:
+        return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"
+    return ""

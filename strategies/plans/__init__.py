@@ -1,0 +1,1 @@
+"""Plans of who shares what, and in which group."""

@@ -1,0 +1,1 @@
+"""Rules that make new common values of clients' updates."""
