@@ -13,7 +13,6 @@ from fedsa_lora.plan import Plan
 from fedsa_lora.runs.measures import harmed, spread
 from fedsa_lora.runs.wording import amount, percent
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.validation import strategy_class
 
 
 def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> Iterator[Table]:
@@ -28,9 +27,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
         "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
         "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
-        "server rule": strategy_class(config).__name__,
-        "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
-        "bounds": config.bounds.words(),
+        **config.describe(),
         "classes": plan.federation.classes_in_words(),
         "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
         "clients": f"{config.federation.clients} with {examples}",

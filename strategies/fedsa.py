@@ -22,6 +22,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy
+from strategies.abilities import fewest_results, layers
 from strategies.admission import Admission, Failure, admit
 from strategies.attendance import Attendance
 from strategies.audience import Audience, Everyone
@@ -36,7 +37,7 @@ from strategies.open_round import OpenRound, asked_state
 from strategies.plan import plan_of
 from strategies.reasons import causes
 from strategies.roster import Roster, at_least
-from strategies.rules import fewest_results, rule_for
+from strategies.rules import rule_for
 from strategies.totals import Totals
 from strategies.updates import Update
 
@@ -129,7 +130,9 @@ class FedSA(Strategy):
         self.audience = audience or Everyone(Downlink(layout, initial, downlink, roster.seed))
         self.rule = rule_for(inner, layout)
         self.combine = Combiner(self.rule, split, layout, frozen)
-        self.fewest = fewest_results(type(inner), getattr(inner, "num_malicious_clients", 0))
+        self.fewest = max(
+            fewest_results(type(layer), getattr(layer, "num_malicious_clients", 0)) for layer in layers(inner)
+        )
         self.totals = Totals(tell_total)
         self.attendance = attendance or Attendance()
         self.rejections = Rejections(self.bounds.max_rejections)

@@ -24,6 +24,7 @@ from fedsa_lora.compare.search import Search
 from fedsa_lora.config import load, paths, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
+from fedsa_lora.group import FILES, READ, SERVED
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import Row
@@ -62,8 +63,8 @@ def probe_folder(grid: Grid, base: Path = Path("runs")) -> Path:
     interrupted advice is resumed."""
     config = load(grid.regimes[YOURS])
     parts: list[object] = [grid.regimes, grid.fixed, grid.methods, grid.rates]
-    for section, _, value in sorted(paths(config.resolved)):
-        if section != "run" and (path := Path(value)).exists():
+    for _, _, value in sorted(paths(config.resolved, READ, FILES, SERVED)):
+        if (path := Path(value)).exists():
             files = [path] if path.is_file() else sorted(path.rglob("*"))
             parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.group import Group, at_least, more_than
 from fedsa_lora.learning.targets import Intent, check_kinds, choose, find, ranks_by_block
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.heads import head_of
@@ -23,7 +24,7 @@ VERA_D = 0.1  # where VeRA's d starts
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Group):
     """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
 
     ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
@@ -39,9 +40,9 @@ class LoraSettings:
     Raises ConfigError for values that contradict each other.
     """
 
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
+    r: Annotated[int, at_least(1)] = 8
+    alpha: Annotated[float, more_than(0)] = 16.0
+    dropout: Annotated[float, at_least(0, 0.95)] = 0.05
     target_modules: list[str] | None = None
     rslora: bool = False
     variant: Literal["lora", "dora", "vera"] = "lora"

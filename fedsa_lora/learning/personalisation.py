@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.group import Group
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.objectives import Ahead, Taught
 from fedsa_lora.learning.training import TrainReport, TrainSettings, predict, round_batches, train
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -87,7 +91,7 @@ class LocalRound:
 
 
 @dataclass(frozen=True)
-class Personalisation:
+class Personalisation(Group):
     """None: a client trains the common model, and that is its own."""
 
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
@@ -97,6 +101,14 @@ class Personalisation:
     def adapts(self) -> bool:
         """A client trains its model on before it is used, and does not keep that."""
         return False
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if self.beside and run.strategy.needs_factors:
+            yield (
+                f"personalisation: {type(self).__name__} keeps a model beside the common one, and "
+                f"{run.strategy.name} changes the frozen weights or the factors under it; expected "
+                "personalisation=none or finetune"
+            )
 
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
@@ -231,6 +243,11 @@ class Distillation(Beside):
         _check("weight", self.weight, low=0, high=1)
         _check("temperature", self.temperature, low=0, open_=True)
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if not getattr(run.task, "classifies", False):
+            yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
+
     def lesson(self, local: LocalRound) -> Callable[[], object]:
         logits = torch.from_numpy(predict(local.model, local.task, local.examples, local.settings))
         taught = partial(Taught, teacher=logits, weight=self.weight, temperature=self.temperature)
@@ -254,6 +271,16 @@ class PFedMe(Personalisation):
         _check("weight", self.weight, low=0)
         _check("eta", self.eta, low=0)
         _check("inner", self.inner, low=1)
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if run.strategy.proximal:
+            yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+        if run.split.by_importance and self.inner == 1:
+            yield (
+                "personalisation.inner=1: importance is not measured in the first of the inner steps; "
+                "expected at least 2"
+            )
 
     def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
         model, pace = local.model, np.float32(self.eta * self.weight)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.group import Group, at_least, more_than
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
@@ -24,24 +25,29 @@ BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Group):
     """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
     sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    head_lr: float | None = None
-    steps: int | None = 5
-    epochs: int | None = None
-    batch_size: int = 8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
+    lr: Annotated[float, more_than(0)] = 1e-3
+    head_lr: Annotated[float | None, more_than(0)] = None
+    steps: Annotated[int | None, at_least(1)] = 5
+    epochs: Annotated[int | None, at_least(1)] = None
+    batch_size: Annotated[int, at_least(1)] = 8
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    momentum: Annotated[float, at_least(0, 1)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.0
-    clip_norm: float | None = 1.0
-    max_update_norm: float | None = None
+    warmup: Annotated[float, at_least(0, 1)] = 0.0
+    clip_norm: Annotated[float | None, more_than(0)] = 1.0
+    max_update_norm: Annotated[float | None, more_than(0)] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    eval_batch_size: int = 64
+    eval_batch_size: Annotated[int, at_least(1)] = 64
+
+    @staticmethod
+    def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
+        if (node.get("steps") is None) == (node.get("epochs") is None):
+            yield "give either steps or epochs, and set the other to null"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from fedsa_lora.egress import searches
+from fedsa_lora.federation import PASSED
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.outcomes import CLIPPED, failures, in_order
 from fedsa_lora.runs.reading import Row, read_jsonl
-from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backdoor import Backdoor
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.group import READ, Group
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, stored_file
 from fedsa_lora.tasks.foreign_code import check_tokenizer, check_versions, names_code, no_plain_values
@@ -33,7 +34,7 @@ _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Group):
     """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
@@ -46,10 +47,10 @@ class ModelSettings:
     sentence encoder, or that was exported from a run with it.
     """
 
-    path: str = ""
+    path: Annotated[str, READ] = ""
     pretrained: bool = True
     revision: str | None = None
-    tokenizer: str = ""
+    tokenizer: Annotated[str, READ] = ""
     config: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["auto", "model", "mean"] = "auto"
 

@@ -30,6 +30,7 @@ class ClassificationTask(DividedTask):
 
     attack: Backdoor | None = None
 
+    classifies: ClassVar[bool] = True  # predictions are logits of classes
     measures: ClassVar[Mapping[str, Range]] = CLASSES
 
     @abstractmethod
