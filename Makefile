@@ -25,13 +25,13 @@ run: $(READY)  ## the quickstart: a federation on real text, and its report
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
 	$(BIN)/python deploy/local.py
 
-test: $(READY)  ## the default tests: offline, no GPU
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(READY)  ## every law, with a part of the crosses and a tenth of the trials: offline, no GPU
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-slow: $(READY)  ## the tests that take minutes
+slow: $(READY)  ## the crosses of methods in full, and what takes minutes
 	$(BIN)/pytest -m slow
 
-test-faults: $(READY)  ## every case of the reliability matrix, under 25 minutes; writes docs/reliability.md
+test-faults: $(READY)  ## every case of the reliability matrix, with all trials; writes docs/reliability.md
 	$(BIN)/python scripts/fault_report.py $(CASES)
 
 cases: $(READY)  ## users' own files, checkpoints and stock tools: tests/cases, each judged by its check.py

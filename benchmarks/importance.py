@@ -19,8 +19,8 @@ import torch
 
 from fedsa_lora.config import load
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
-from fedsa_lora.learning.importance import ImportanceMeter
-from fedsa_lora.learning.training import TrainSettings, train
+from fedsa_lora.learning.importance import ImportanceMeter, Scoring
+from fedsa_lora.learning.training import TrainSettings, round_batches, train
 from fedsa_lora.seeds import generator
 
 Score = Literal["gradient", "fisher", "taylor"]
@@ -66,11 +66,11 @@ def prepared() -> Callable[[Score | None], tuple[float, float]]:
     examples = config.task.load_client("0").train
     start = initial_state(model.layout, 0)
     names = frozenset(start)
-    factors = [spec.name for spec in model.layout if spec.role in ("A", "B")]
+    factors = tuple(spec.name for spec in model.layout if spec.role in ("A", "B"))
 
     def fit(score: Score | None) -> tuple[float, float]:
         model.write(start)
-        meter = None if score is None else ImportanceMeter(score, factors)
+        meter = None if score is None else ImportanceMeter(Scoring(score, factors))
         within = 0.0
 
         def observe(seen: AdapterModel) -> None:
@@ -87,12 +87,12 @@ def prepared() -> Callable[[Score | None], tuple[float, float]]:
             examples,
             SETTINGS,
             trained=names,
-            rng=generator(0, "fit"),
+            batches=round_batches(examples.lengths, SETTINGS, generator(0, "fit")),
             torch_seed=0,
             observe=observe if meter else None,
         )
         if meter is not None:
-            meter.scores()
+            meter.scores().means()
         return time.process_time() - before, within
 
     return fit

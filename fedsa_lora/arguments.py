@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ certificates | node | doctor."""
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
+    main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
     commands = main_parser.add_subparsers(dest="command", required=True)
     _add_runs(commands)
     _add_results(commands)

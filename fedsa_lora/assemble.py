@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from flwr.app import UserConfigValue
 from flwr.common import ndarrays_to_parameters
 
 from fedsa_lora.deployment.node_config import Node
@@ -142,6 +143,12 @@ def simulated() -> bool:
     return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
 
 
+def composed(run_config: Mapping[str, UserConfigValue]) -> str:
+    """The resolved config that a simulation is handed, so that none of its processes composes it again; empty
+    elsewhere: what a stranger resolved would pass the checks by which overrides from outside are composed."""
+    return str(run_config.get("composed", "")) if SIMULATION in os.environ else ""
+
+
 def refuse_unsimulated(config: RunConfig) -> None:
     """Raise ConfigError where clients that are not simulated would pass on what is theirs, or poison it."""
     if SIMULATION in os.environ:
@@ -210,7 +217,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
-        measures={**config.task.measures, **(ATTACKED if config.attack else {})},
+        measures=(*config.task.measures, *([ATTACKED] if config.attack else [])),
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),

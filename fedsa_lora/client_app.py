@@ -16,7 +16,7 @@ from fedsa_lora import assemble
 from fedsa_lora.bundle import Part, pack, size_of, unpack
 from fedsa_lora.client import FedSAClient
 from fedsa_lora.client_record import ClientRecord, header_of
-from fedsa_lora.config import load
+from fedsa_lora.config import as_handed
 from fedsa_lora.deployment.node_config import Node, of_clients
 from fedsa_lora.deployment.node_store import check_room, unreadable_by_others
 from fedsa_lora.egress import Egress, discreet
@@ -31,9 +31,9 @@ from fedsa_lora.workbench import Workbench
 
 @lru_cache(maxsize=1)
 def _resident(
-    overrides: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
+    overrides: str, composed: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
 ) -> tuple[RunConfig, Workbench]:
-    config = load(overrides, f"runs/{run_id}", folders)
+    config = as_handed(overrides, composed, f"runs/{run_id}", folders)
     assemble.refuse_unsimulated(config)
     return config, assemble.workbench(config, data)
 
@@ -48,7 +48,8 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
             sent="its node config names no store",
         )
     overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
-    config, bench = _resident(overrides, context.run_id, node.data, folders)
+    composed = assemble.composed(context.run_config)
+    config, bench = _resident(overrides, composed, context.run_id, node.data, folders)
     return node, config, bench, assemble.node_store(config, node)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -24,7 +24,7 @@ from fedsa_lora.federation import PASSED
 from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, marked
 from fedsa_lora.outside import foreign_paths, foreign_words
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.sources import SHIPPED
+from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.validation import from_resolved
 
 PACKAGE = Path(__file__).resolve().parent
@@ -54,7 +54,7 @@ def load(
         raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
     composable = _composable(words, faults)
     try:
-        node = deepcopy(_composed(tuple(composable)))
+        node = _composed(composable)
     except (HydraException, OmegaConfBaseException) as error:
         faults.append(" ".join(str(error).split()))
         raise_faults(faults)
@@ -72,13 +72,43 @@ def load(
     return from_resolved(node, faults)
 
 
-@lru_cache(maxsize=4)
-def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    """Composes files and overrides with Hydra, once for all apps of a run in one process."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("run", overrides=list(words)), resolve=True)
+def _composed(overrides: Sequence[tuple[str, Override]]) -> dict[str, Any]:
+    """The resolved settings of the files and of overrides, each with its text. Hydra takes long to find and
+    merge files, and sets values last: files are composed once for each choice of them, and values are set in
+    a copy, as Hydra does. Raises what Hydra raises."""
+    others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
+    chosen = tuple(text for text, _ in others)
+    if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
+        config = _of_files(tuple(text for text, _ in overrides))  # values as well, so the order counts
+    else:
+        config = deepcopy(_of_files(chosen))
+        for text, override in overrides:
+            if _is_assignment(text, override):
+                _assign(config, text, override)
+    composed = OmegaConf.to_container(config, resolve=True)
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def _assign(config: DictConfig, text: str, override: Override) -> None:
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException(f"Error merging override {text}") from error
+
+
+def _is_assignment(text: str, override: Override) -> bool:
+    """A value for a key of the config that is neither a group nor Hydra's own."""
+    key = override.key_or_group
+    ours = key.partition(".")[0] != "hydra" and not (CONF / key).is_dir()
+    return text.startswith("++") and override.package is None and ours
+
+
+@lru_cache(maxsize=32)
+def _of_files(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of the files that are chosen; not to be changed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", overrides=list(words))
 
 
 def places(config: RunConfig) -> list[str]:
@@ -130,8 +160,9 @@ def _make_absolute(node: dict[str, Any]) -> None:
             settings[key] = str(path.resolve())
 
 
-def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
-    """Overrides that Hydra can always compose: keys it does not know are added, for ``bind`` to name."""
+def _composable(words: Sequence[str], faults: list[str]) -> list[tuple[str, Override]]:
+    """Overrides that Hydra can always compose, each with its text: keys it does not know are added, for
+    ``bind`` to name."""
     kept = []
     for word in words:
         if "\0" in word:
@@ -149,9 +180,9 @@ def _composable(words: Sequence[str], faults: list[str]) -> list[str]:
             faults.append(f"{word!r}: a sweep; expected one value (a list is written key=[a,b])")
         elif not (CONF / override.key_or_group).is_dir():
             text = override.input_line or word
-            kept.append(text if text[0] in "+~" else f"++{text}")
+            kept.append((text if text[0] in "+~" else f"++{text}", override))
         elif _is_option(override, faults):
-            kept.append(word)
+            kept.append((word, override))
     return kept
 
 
@@ -212,5 +243,21 @@ def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML; ``read_config`` reads it back to an equal config."""
+    """The resolved config as YAML; ``read_config`` and ``as_handed`` read it back to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(config.resolved))
+
+
+def as_handed(
+    overrides: str, composed: str, default_dir: str, folders: Sequence[Path] | None = None
+) -> RunConfig:
+    """The config of a run from what its apps are handed: ``composed``, what ``to_yaml`` wrote, where there is
+    any, which no process composes again; else as ``load`` makes it. Raises ConfigError as that does."""
+    return handed(composed) if composed else load(overrides, default_dir, folders)
+
+
+@lru_cache(maxsize=1)
+def handed(composed: str) -> RunConfig:
+    """The config that ``to_yaml`` wrote. The apps of a run in one process share it and what its task read."""
+    node = OmegaConf.to_container(OmegaConf.create(composed))
+    assert isinstance(node, dict)
+    return from_resolved({str(key): value for key, value in node.items()})

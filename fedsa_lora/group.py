@@ -1,6 +1,6 @@
 """Config groups that know themselves: what stands beside a field holds wherever a config is read.
 
-Binding, compatibility, the plan, resuming and stores loop over the fields of ``RunConfig`` and name none.
+Binding, clashes, the plan, resuming and stores loop over the fields of ``RunConfig`` and name none.
 Marks stand in the annotation of a field: ``rounds: Annotated[int, at_least(1), CHANGEABLE]``. On a field of
 ``RunConfig`` they are of the whole group.
 """

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from fedsa_lora.tasks.backbone import PACKAGE_SCHEME
 from fedsa_lora.tasks.hub import is_hub_id
+from fedsa_lora.tasks.model_settings import PACKAGE_SCHEME
 
 _REFERENCE = re.compile(r"\$\{[\w.]*\}")  # to another key of the config
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -12,7 +12,7 @@ from flwr.server.history import History
 from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
-from fedsa_lora.config import load
+from fedsa_lora.config import as_handed
 from fedsa_lora.federation import PASSED
 from fedsa_lora.journal import about
 from fedsa_lora.runs.finish import finish, to_the_end
@@ -83,7 +83,7 @@ class RecordedServer(Server):
 
 def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
-    config = load(overrides, default_dir=f"runs/{context.run_id}")
+    config = as_handed(overrides, assemble.composed(context.run_config), f"runs/{context.run_id}")
     assemble.refuse_unsimulated(config)
     inspect_task(config.task)
     command = to_run_again(shlex.split(overrides))

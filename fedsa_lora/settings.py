@@ -25,11 +25,10 @@ from fedsa_lora.group import (
     held,
     more_than,
 )
-from fedsa_lora.learning.adapters import LoraSettings
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
-from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.tasks.backdoor import Backdoor
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.task import Task
 from strategies.bounds import Bounds
 from strategies.grouping import Clusters

@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 
 from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
 from fedsa_lora.errors import FedSAError
+from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.settings import EXCHANGE, TASKS, HeadSettings, RunConfig
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import resolve
+from fedsa_lora.tasks.model_settings import resolve
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.tasks.task import Task
 from strategies.inner import bind_inner
 
@@ -81,18 +83,22 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     # faults of what is shared are already listed under their own names
     listed = tuple(f"task.{key}" for key in shared)
     faults.extend(f for f in found if not f.startswith(listed))
+    if task is not None:
+        of_task = measure_faults(getattr(task, "measures", ()))
+        faults.extend(f"task._target_: {cls.__name__}.{fault}" for fault in of_task)
     return task
 
 
 def _look_for_files(node: dict[str, Any], task: Task | None, faults: list[str]) -> None:
     """Add what is named but not there. The data are read for it, so it is only done where a run is
-    refused anyway; ``make_plan`` looks again before one starts."""
+    refused anyway, and not for a shipped set, which is there; ``make_plan`` looks again before one starts."""
     model = node["model"] if isinstance(node["model"], dict) else {}
     paths = [path for path in (model.get("path"), model.get("tokenizer")) if path and isinstance(path, str)]
     looks: list[Callable[[], object]] = [partial(resolve, path) for path in dict.fromkeys(paths)]
-    if task is not None:
+    shipped = isinstance(node["task"], dict) and node["task"].get("dataset") in SHIPPED
+    if task is not None and not shipped:
         looks.append(task.describe)
-    elif (alone := _bind_task(node | _SOUND, [])) is not None:
+    elif not shipped and (alone := _bind_task(node | _SOUND, [])) is not None:
         looks.append(alone.labels)
     for look in looks:
         try:

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec, Dense
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
+from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.job import OneByOne, Trainer
 from fedsa_lora.learning.personalisation import Personalisation
-from fedsa_lora.learning.training import TrainSettings
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
@@ -59,6 +62,11 @@ class Workbench:
     alone: Alone | None = None
     keep_trained: bool = False
 
+    @property
+    def primary(self) -> Measure:
+        """The measure that clients are compared by."""
+        return self.task.measures[0]
+
     def layout(self, client: str) -> Layout:
         """Every tensor of a client's adapter and head, at the client's rank."""
         return self.model.layout.limited(self.ranks.get(client))
@@ -67,6 +75,16 @@ class Workbench:
         """The tensors of a client that may be shared."""
         layout = self.layout(client)
         return layout.select(self.split(layout).shared)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Does every training and every measurement of this process."""
+        return OneByOne(self.model, self.task)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """Stages of an upload."""
+        return upload(self.codec, self.settings.max_update_norm)
 
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:

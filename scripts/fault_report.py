@@ -85,7 +85,8 @@ def table(matrix: list[dict[str, object]], cases: dict[int, Found], date: str) -
 
 def main(numbers: list[str]) -> int:
     recorder, started = Recorder(), time.monotonic()
-    arguments = ["-q", "-m", "case", "-n", "2", "--dist", "loadfile", "--rootdir", str(ROOT)]
+    arguments = ["-q", "-m", "case", "--all-trials", "--rootdir", str(ROOT)]
+    arguments += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     chosen = ["--cases", ",".join(numbers)] if numbers else []
     code = pytest.main([*arguments, *chosen, str(ROOT / "tests")], plugins=[recorder])
     matrix = [row for row in yaml.safe_load(MATRIX.read_text()) if not numbers or str(row["case"]) in numbers]

@@ -12,6 +12,7 @@ from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Turn
+from fedsa_lora.exchange.stages import upload
 from strategies.updates import Update
 
 
@@ -46,7 +47,7 @@ class Decoder:
             result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)
         )
         wire.check_digest(header, payload)
-        sent = self.codec.decode(payload, part.size)
+        sent = upload(self.codec).undo(payload, part.size)
         wire.check_vector(sent.values, sent.values.size)
         wire.check_size(sent.values)
         index, positions = self.layout.index(part), sent.positions

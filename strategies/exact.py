@@ -115,7 +115,7 @@ class FactorRule(FedAvg):
                 "dense"
             )
         yield from cls.split_fault(run)
-        if cls.renews and run.codec.keeps_residual:
+        if cls.renews and run.codec.leaves:
             yield (
                 f"codec: {name} gives clients other factors each round, so what a codec left out of the last "
                 "cannot be sent later; expected codec.error_feedback=false, or a lossless codec"

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import AgglomerativeClustering
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Vector
@@ -157,6 +155,8 @@ class Grouping:
 def clusters(directions: Mapping[str, Vector], settings: Clusters) -> list[list[str]]:
     """Clients by average linkage over 1 - cosine; the largest group first, of equal ones that of the first
     client."""
+    from sklearn.cluster import AgglomerativeClustering
+
     clients = sorted(directions)
     fixed = None if settings.groups is None else min(settings.groups, len(clients))
     model = AgglomerativeClustering(
@@ -180,6 +180,8 @@ def cosines(vectors: Sequence[Vector]) -> NDArray[np.float64]:
 def matched(found: Sequence[Sequence[str]], before: Mapping[str, int]) -> dict[int, int]:
     """By position in ``found``, the old number of a group: of the assignments of numbers to groups that in
     which most clients keep theirs. One in which no client would keep it is new."""
+    from scipy.optimize import linear_sum_assignment
+
     numbers = sorted(set(before.values()))
     stays = np.array([[sum(before[c] == number for c in group) for number in numbers] for group in found])
     rows, columns = linear_sum_assignment(stays, maximize=True)

@@ -8,7 +8,6 @@ import httpx
 from flwr.app import Message
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import RunNotRunningException
-from flwr.superlink.grid import HttpGrid
 
 PATIENCE_SECONDS = 2.0
 # What is not of one reply: the SuperLink does not answer, or the run was stopped
@@ -35,6 +34,8 @@ class Replies:
     def take(self, grid: Grid, message_id: str) -> list[Message]:
         """The reply to a message; none while there is none, or not all of it. Raises UnreadableReply, and
         httpx.HTTPError or RunNotRunningException where no reply can be had."""
+        from flwr.superlink.grid import HttpGrid  # here: its package loads a database and a web server
+
         pull = self._pulls.pop(message_id, None)
         if pull is None:
             pull = _Pull(grid, message_id)

@@ -1,31 +1,32 @@
-"""Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process; and which
-case of the reliability matrix a test holds."""
+"""Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process. The order of
+tests."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import matrix
 import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
+from matrix import pytest_addoption, trials
 
 from fedsa_lora.runs.inprocess import run_in_process
 
+__all__ = ["pytest_addoption", "trials"]
+
 Runner = Callable[..., Path]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--cases", help="run only the tests of these cases of the reliability matrix, e.g. 18,19"
-    )
+LONGEST = (
+    "test_flwr_run.py", "test_methods.py", "test_resume.py", "test_notebooks.py", "test_compare_command.py",
+    "test_federation.py", "test_launch.py", "test_personal_runs.py", "test_two_runs.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each test tells its cases in its report, where scripts/fault_report.py finds them."""
-    asked = {int(number) for number in (config.getoption("--cases") or "").split(",") if number}
-    cases = {item: {number for mark in item.iter_markers("case") for number in mark.args} for item in items}
-    for item, numbers in cases.items():
-        item.user_properties += [("case", number) for number in sorted(numbers)]
-    items[:] = [item for item in items if not asked or asked & cases[item]]
+    """The tests of the cases that were asked for, those of the longest files first: none is left for the end,
+    when other workers have nothing to do."""
+    matrix.pytest_collection_modifyitems(config, items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

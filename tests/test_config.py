@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from fedsa_lora import config as config_module
 from fedsa_lora.changes import changes, changes_of
 from fedsa_lora.config import CONF, load, places, read_config, to_yaml
 from fedsa_lora.errors import ConfigError
@@ -43,6 +46,30 @@ def faults_of(overrides: list[str] | str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(overrides)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["experiment=smoke", "train.lr=0.5", "train.lr=0.25", "train.lr=0.5", "split=share_b"],
+        ["task=text", "task.files={train: a.csv}", "task.files.train=c.csv", "task.files={test: d.csv}"],
+        ["split={A: frozen}", "split.A=shared"],
+        ["split.A=shared", "split={A: frozen}"],
+        ["+model.config.size=1", "model.config.size=2", "~train.lr", "train.lr=0.5"],
+        ["seed=7", "name=seed-${seed}", "spilt.A=shared"],
+        ["federation.ranks={0: 2, 1: 4}", "federation.train_examples=[1, 2]", "task.where={a: [b]}"],
+        ["hydra.verbose=true", "title='a ${name}'"],
+    ],
+    ids=" ".join,
+)
+def test_values_set_in_a_copy_of_composed_files_are_what_hydra_makes_of_all_at_once(words):
+    composable = config_module._composable(words, faults := [])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("run", overrides=[text for text, _ in composable])
+    assert faults == []
+    for _ in range(2):
+        assert config_module._composed(composable) == OmegaConf.to_container(whole, resolve=True)
 
 
 def at(config: dict, key: str):

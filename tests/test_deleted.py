@@ -86,9 +86,21 @@ def tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
+PHASES = ("configure_fit", "aggregate_fit", "aggregate_evaluate", "finish")
+ACTS = (deleted, moved, emptied, replaced, refilled)
+# By default each act in one phase and each phase with one act; the others are slow.
+OFTEN = {("aggregate_fit", act) for act in ACTS} | {(phase, replaced) for phase in PHASES}
+
+
 @pytest.mark.case(39)
-@pytest.mark.parametrize("phase", ["configure_fit", "aggregate_fit", "aggregate_evaluate", "finish"])
-@pytest.mark.parametrize("act", [deleted, moved, emptied, replaced, refilled])
+@pytest.mark.parametrize(
+    ("phase", "act"),
+    [
+        pytest.param(phase, act, marks=[] if (phase, act) in OFTEN else pytest.mark.slow)
+        for phase in PHASES
+        for act in ACTS
+    ],
+)
 def test_a_run_whose_directory_is_gone_fails_and_writes_nothing_in_its_place(
     tmp_path, monkeypatch, act, phase
 ):

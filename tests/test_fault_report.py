@@ -55,7 +55,7 @@ print(*table(matrix, recorder.cases, "today"), sep="\\n")
 
 
 def rows(tmp_path, *arguments: str) -> list[list[str]]:
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "matrix.py").read_text())
     (tmp_path / "test_it.py").write_text(TESTS)
     command = [sys.executable, "-c", RUN, str(tmp_path), "-p", "no:cacheprovider", "-m", "case", *arguments]
     done = subprocess.run(

@@ -35,6 +35,9 @@ FORBIDDEN = {
     ],
     "fedsa_lora/client.py": ["strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
     "fedsa_lora/client_model.py": ["flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra"],
+    "fedsa_lora/client_round.py": [
+        "torch", "flwr", "strategies", "fedsa_lora.runs", "fedsa_lora.config", "hydra",
+    ],
     "fedsa_lora/store.py": ["torch", "flwr", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.runs"],
 }  # fmt: skip
 ONLY_IN = {

@@ -294,7 +294,15 @@ CHOICES = {
     "topk": ("codec=topk", "codec.error_feedback=false"),
     "importance": ("split=importance",),
 }
-TOGETHER = [(s, c) for s in STRATEGIES for c in CHOICES if not (s in FACTORS and c == "importance")]
+# Those that go with every choice by default: a mean, a server optimizer, a rule over whole vectors, one that
+# selects, and an exact one. All others do in the slow tests.
+KINDS = ("fedavg", "fedadam", "fedmedian", "krum", "fedex")
+TOGETHER = [
+    pytest.param(name, choice, marks=[] if choice == "dense" or name in KINDS else pytest.mark.slow)
+    for name in STRATEGIES
+    for choice in CHOICES
+    if not (name in FACTORS and choice == "importance")
+]
 
 
 @pytest.mark.parametrize(("name", "choice"), TOGETHER)

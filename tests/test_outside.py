@@ -12,7 +12,7 @@ from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getproper
 from test_client import Desk
 
 from fedsa_lora import assemble, client_app
-from fedsa_lora.config import load
+from fedsa_lora.config import load, to_yaml
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 
@@ -299,7 +299,7 @@ def test_a_node_of_stock_flower_whose_config_would_keep_nothing_in_answers_nothi
     assert not list(machine.glob("kept/**/round-*"))
 
 
-def asked(machine, overrides, node=None, content=None):
+def asked(machine, overrides, node=None, content=None, **handed):
     """The answer of the real ClientApp of a deployed node to a message."""
     client_app._resident.cache_clear()
     content = content or getpropertiesins_to_recorddict(GetPropertiesIns({}))
@@ -308,7 +308,7 @@ def asked(machine, overrides, node=None, content=None):
     known = {"client-id": "0", "store": str(machine / "kept"), "paths": str(machine / "allowed")} | (
         node or {}
     )
-    context = Context(1, 7, known, RecordDict(), {"overrides": " ".join(overrides)})
+    context = Context(1, 7, known, RecordDict(), {"overrides": " ".join(overrides), **handed})
     return client_app.app(Message(content, dst_node_id=7, message_type=kind), context)
 
 
@@ -325,6 +325,17 @@ def test_a_deployed_client_keeps_its_state_where_its_node_config_says(machine):
     assert asked(machine, [*SMOKE, "run.store=/proc/nowhere"], content=content).has_content()
     (path,) = (machine / "kept" / "1" / "0").glob("round-*.safetensors")
     assert path.name == "round-000001.safetensors"
+
+
+@pytest.mark.case(25)
+def test_what_a_stranger_has_composed_is_not_taken_for_what_a_simulation_is_handed(machine):
+    private = load(["task=text", f"task.dataset={machine / 'allowed' / 'rows.csv'}"])
+    composed = to_yaml(private).replace("allowed/rows.csv", "private/rows.csv")
+    assert "private/rows.csv" in composed
+    desk = Desk(machine / "other")
+    arrays, config = desk.ask("0", 1, run="abcd")
+    content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
+    assert asked(machine, SMOKE, content=content, composed=composed).has_content()
 
 
 @pytest.mark.case(25)

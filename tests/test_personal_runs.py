@@ -2,7 +2,6 @@
 keeps beside it is its own."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.learning.job import complete
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.personal import PERSONAL, beside, others
 from fedsa_lora.runs.export import Exporter
@@ -97,7 +97,7 @@ def test_each_method_runs_and_its_evaluation_can_be_repeated(run, method, words)
     last = [row for row in rows(path, "clients") if row["phase"] == "fit" and row["round"] == 3]
     assert all(0 <= row["accuracy_before"] <= 1 for row in last)
     for row in reevaluate(path):
-        assert row.accuracy == row.recorded
+        assert row.value == row.recorded
     searched = [row for log in path.glob("clients/*/egress.jsonl") for row in _lines(log)]
     assert searched
     assert not any(row["matches"] for row in searched)
@@ -162,25 +162,26 @@ def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(exper
         state = store.load(2)
         share = parts[client][1] / sum(n for _, n in parts.values()) if client in parts else 0.0
         kept = bench.initial if state is None else state.tensors
-        bench.model.write({name: {**kept, **common}[name] for name in bench.model.layout.names})
-        local = ClientModel(client, bench, store).local(3, frozenset(bench.model.layout.names))
-        local = replace(local, anchor=common, others=others(common, state, share, 2))
-        _, found = bench.personalisation.fit(local, beside(state))
+        values, names = {**kept, **common}, frozenset(bench.model.layout.names)
+        terms = {"anchor": common, "others": others(common, state, share, 2)}
+        local = ClientModel(client, bench, store).local(3, names, values, **terms)
+        ((_, found),) = complete([bench.personalisation.fit(local, beside(state))], bench.trainer)
         recorded = beside(store.load(3))
         assert found.keys() == recorded.keys()
         assert all(np.array_equal(found[name], value) for name, value in recorded.items())
 
 
 def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
-    assert all(row.accuracy == row.recorded for row in reevaluate(experts))
+    assert all(row.value == row.recorded for row in reevaluate(experts))
     config = read_config(experts)
     recorded = {row["client"]: row["loss"] for row in rows(experts, "clients") if row["phase"] == "evaluate"}
     bench, made = assemble.workbench(config), exporter(experts)
     for client in "012":
         model, other = made.own_model(client), made.own_model(str((int(client) + 1) % 3))
-        measure = partial(ClientModel(client, bench, assemble.store(config, client)).measure, 3, merged={})
-        assert measure(model)["loss"] == recorded[client]
-        assert measure(replace(model, others=other.others))["loss"] != recorded[client]
+        served = ClientModel(client, bench, assemble.store(config, client))
+        assert served.measure(served.own(3, model, {}))["loss"] == recorded[client]
+        mixed = replace(model, others=other.others)
+        assert served.measure(served.own(3, mixed, {}))["loss"] != recorded[client]
 
 
 def test_no_gate_is_in_any_message(experts):
@@ -208,8 +209,8 @@ def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_i
         model = exporter(path).own_model(client)
         assert not model.beside
         assert all(np.array_equal(model.others[name], value) for name, value in common.items())
-        measured = ClientModel(client, plain, assemble.store(config, client)).measure(3, model, {})
-        assert measured["loss"] == recorded[client]
+        served = ClientModel(client, plain, assemble.store(config, client))
+        assert served.measure(served.own(3, model, {}))["loss"] == recorded[client]
 
 
 def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():

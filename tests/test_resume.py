@@ -22,10 +22,16 @@ from fedsa_lora.runs.resuming import differences, is_complete, to_resume
 from fedsa_lora.runs.rundir import RunDirectory
 from strategies.fedsa import FedSA
 
-WORDS = ("run.report=false", "federation.rounds=4", "federation.clients=3", "run.keep_generations=9")
+WORDS = (
+    "run.report=false", "federation.rounds=4", "federation.clients=3", "run.keep_generations=9",
+    "evaluation.every=2", "evaluation.before=false", "evaluation.local_only=false",
+)  # fmt: skip
 TIMES = ("seconds", "fit_seconds", "bytes_up")  # a reply tells its seconds, in more digits or fewer
 METHODS = {
     "FedSA": (),
+    "FedSA with all that is measured": (
+        "evaluation.every=1", "evaluation.before=true", "evaluation.local_only=true",
+    ),
     "FedAdam": ("strategy=fedadam",),
     "FedAvgM": ("strategy=fedavgm",),
     "importance": ("split=importance", "split.threshold=0.4"),
@@ -111,7 +117,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
 @pytest.mark.case(20)
 @pytest.mark.parametrize("phase", ["configure_fit", "configure_evaluate", "aggregate_evaluate"])
 def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, monkeypatch, phase):
-    words = METHODS["top-k with error feedback, both ways"]
+    words = (*METHODS["top-k with error feedback, both ways"], "evaluation.every=1")
     asked = ["experiment=smoke", *WORDS, *words, f"run.dir={tmp_path / 'run'}"]
     broken(monkeypatch, asked, phase, 2)
     broken(monkeypatch, [*asked, "run.resume=true"], phase, 4)

@@ -283,10 +283,11 @@ def test_what_a_killed_writer_left_is_swept_at_the_next_save_of_any_round(tmp_pa
 
 
 @pytest.mark.case(18)
-def test_a_writer_killed_at_any_moment_leaves_a_complete_state(tmp_path, record_property):
-    record_property("trials", KILLS)
+def test_a_writer_killed_at_any_moment_leaves_a_complete_state(tmp_path, record_property, trials):
+    kills = trials(KILLS)
+    record_property("trials", kills)
     rng, kept, saved = np.random.default_rng(0), store(tmp_path), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(saved + 1)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedsa_lora import assemble
 from fedsa_lora.changes import named
-from fedsa_lora.client_model import majority_accuracy
+from fedsa_lora.client_model import majority as most_frequent
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
@@ -124,7 +124,8 @@ def evidence(searches: Sequence[Search], record: Record) -> Evidence:
             own = " ".join(word for word in entry.words if word.startswith(("split=", "head=")))
             found.probes[entry.method] = Probe(entry.method, own, best, result.validation, result.bytes_up)
             found.agreement.update(result.agreement or {})
-            found = replace(found, majority=found.majority or result.majority or {})
+            floor = found.majority or result.majority or {}
+            found = replace(found, majority=floor, measure=result.measure)
     return found
 
 
@@ -158,8 +159,8 @@ def probed(run_dir: Path) -> Row:
 
 
 def majority(run_dir: Path) -> dict[str, float]:
-    """Accuracy of always predicting a client's most frequent class, on its validation part, by client; those
-    without one are left out, and all where answers are no classes."""
+    """The primary measure of always predicting a client's most frequent class, on its validation part, by
+    client; those without one are left out, and all where answers are no classes."""
     task = read_config(run_dir).task
     if not task.labels():
         return {}
@@ -167,7 +168,7 @@ def majority(run_dir: Path) -> dict[str, float]:
     for name in task.describe().clients:
         data = task.load_client(name)
         if len(held_out := data.held_out("validation")):
-            found[name] = majority_accuracy(data.train, held_out)
+            found[name] = most_frequent(task, data.train, held_out)
     return found
 
 

@@ -67,7 +67,7 @@ class Node:
         Raises ConfigError with every fault.
         """
         node, clients = _node(config), _named(config)
-        each = [{**config, "client-id": one} for one in clients] or [{**config}]
+        each = [{**config, "client-id": one} for one in clients] or [dict(config)]
         words = list(dict.fromkeys(fault for one in each for fault in _faults(one)))
         if len(set(clients)) < len(clients):
             words.append(f"client-id: names a client twice: {','.join(clients)}")

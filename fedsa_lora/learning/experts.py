@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.personalisation import Arrays, LocalRound, Personalisation
-from fedsa_lora.learning.training import TrainReport
+from fedsa_lora.learning.job import Job
+from fedsa_lora.learning.personalisation import LocalRound, Personalisation, Training
 
 if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
@@ -63,22 +63,20 @@ class Experts(Personalisation):
     def check(self, model: AdapterModel) -> None:
         model.factors()
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        with mixed(local.model, personal, local.others) as gates:
-            report = local.plain(beside=tuple(gates.values()))
-        values = local.model.read()
-        own = {name: values[name] for name in expert(local.model)}
-        return report, own | {name: _array(gate) for name, gate in gates.items()}
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        outcome = yield local.plain(extension=partial(mixed, personal=personal, rest=local.others))
+        own = {name: outcome.values[name] for name in expert(local.layout)}
+        return outcome, own | outcome.extension
 
-    @contextmanager
-    def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:
-        with mixed(local.model, personal, local.others) if personal else ExitStack():
-            yield
+    def own(self, local: LocalRound, personal: NamedArrays) -> Job:
+        if not personal:
+            return local.still()
+        return local.still(extension=partial(mixed, personal=personal, rest=local.others))
 
 
-def expert(model: AdapterModel) -> list[str]:
+def expert(layout: Layout) -> list[str]:
     """The tensors of an expert: every A and B."""
-    return [spec.name for spec in model.layout if spec.role in ("A", "B")]
+    return [spec.name for spec in layout if spec.role in ("A", "B")]
 
 
 @contextmanager
@@ -88,7 +86,7 @@ def mixed(model: AdapterModel, personal: NamedArrays, rest: NamedArrays) -> Iter
     The own expert is that of ``personal``, or the one in the model, and stands in the model, also
     afterwards. Yields the gates by name, with the values of ``personal`` or zeros.
     """
-    standing, names = model.read(), expert(model)
+    standing, names = model.read(), expert(model.layout)
     model.write(standing | {name: rest[name] for name in names})
     layers = {name: _Layer.of(name, *pair, personal) for name, pair in model.factors().items()}
     model.write(standing | {name: personal[name] for name in names if name in personal})
@@ -124,8 +122,3 @@ class _Layer:
         x = self.seen.pop()
         g = torch.sigmoid(functional.linear(x, *self.gates.values()))
         return g * own + (1 - g) * functional.linear(functional.linear(x, self.A), self.B)
-
-
-def _array(gate: nn.Parameter) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = gate.detach().cpu().numpy().copy()
-    return values

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
@@ -12,82 +11,15 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.group import Group, at_least, more_than
-from fedsa_lora.learning.targets import Intent, check_kinds, choose, find, ranks_by_block
+from fedsa_lora.errors import ModelError
+from fedsa_lora.learning.settings import LoraSettings
+from fedsa_lora.learning.targets import check_kinds, choose, find, ranks_by_block
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.heads import head_of
 from fedsa_lora.tasks.pooling import is_mean_pooled
 
 ADAPTER = "default"  # PEFT's name of the one adapter
 VERA_D = 0.1  # where VeRA's d starts
-
-
-@dataclass(frozen=True)
-class LoraSettings(Group):
-    """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
-
-    ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
-    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and common to all layers, without
-    alpha (arXiv:2310.11454). ``init``: default, A Kaiming and B zero; pissa, the first r singular
-    components of W0, which keeps the rest (arXiv:2404.02948); orthogonal, both random with B A = 0.
-
-    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``).
-    ``rank_pattern`` and ``alpha_pattern`` are PEFT's: by regular expression on the end of a name.
-    ``layer_ranks`` gives a rank to each transformer layer in order, and every layer the same scale
-    alpha / r, so that its rank decides what it can hold and not how fast it learns; with rsLoRA,
-    where the scale is to follow the rank, alpha / sqrt(rank).
-    Raises ConfigError for values that contradict each other.
-    """
-
-    r: Annotated[int, at_least(1)] = 8
-    alpha: Annotated[float, more_than(0)] = 16.0
-    dropout: Annotated[float, at_least(0, 0.95)] = 0.05
-    target_modules: list[str] | None = None
-    rslora: bool = False
-    variant: Literal["lora", "dora", "vera"] = "lora"
-    init: Literal["default", "pissa", "orthogonal"] = "default"
-    targets: Intent = "default"
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
-    layer_ranks: list[int] | None = None
-
-    def __post_init__(self) -> None:
-        faults = [*_contradictions(self), *_pattern_faults(self)]
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-
-def _contradictions(lora: LoraSettings) -> list[str]:
-    faults = []
-    if lora.variant == "vera":
-        others = ("rslora", "rank_pattern", "alpha_pattern", "layer_ranks")
-        set_ = [f"{name}={getattr(lora, name)}" for name in others if getattr(lora, name)]
-        set_ += [f"init={lora.init}"] if lora.init != "default" else []
-        if set_:
-            faults.append(
-                f"variant=vera has one rank, no alpha and its own start; leave out {', '.join(set_)}"
-            )
-    if lora.layer_ranks is not None and (lora.rank_pattern or lora.alpha_pattern):
-        faults.append("layer_ranks sets ranks and alphas: leave out rank_pattern and alpha_pattern")
-    if lora.target_modules and lora.targets != "default":
-        faults.append(f"target_modules and targets={lora.targets} both choose the layers; give one of them")
-    return faults
-
-
-def _pattern_faults(lora: LoraSettings) -> list[str]:
-    ranks = {f"layer_ranks[{i}]": rank for i, rank in enumerate(lora.layer_ranks or [])}
-    ranks |= {f"rank_pattern.{key}": rank for key, rank in (lora.rank_pattern or {}).items()}
-    faults = [f"{key}={rank}; expected a rank of at least 1" for key, rank in ranks.items() if rank < 1]
-    for key, alpha in (lora.alpha_pattern or {}).items():
-        if not alpha > 0:
-            faults.append(f"alpha_pattern.{key}={alpha}; expected more than 0")
-    for key in [*(lora.rank_pattern or {}), *(lora.alpha_pattern or {})]:
-        try:
-            re.compile(key)
-        except re.error as error:
-            faults.append(f"pattern {key!r} is no regular expression: {error}")
-    return faults
 
 
 def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Module:

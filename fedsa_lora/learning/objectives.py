@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,15 +13,22 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from fedsa_lora.learning.training import Objective
+from fedsa_lora.seeds import generator
 
 
 @dataclass(frozen=True)
 class Ahead(Objective):
-    """The loss of a batch where the model stands after a gradient step of ``alpha`` on another one."""
+    """The loss of a batch where the model stands after a gradient step of ``alpha`` on another one, drawn
+    from ``seed`` and ``key``."""
 
     alpha: float
     trained: frozenset[str]
-    rng: np.random.Generator
+    seed: int
+    key: tuple[str | int, ...]
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        return generator(self.seed, "ahead", *self.key)
 
     @contextmanager
     def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:

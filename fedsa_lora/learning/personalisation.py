@@ -1,93 +1,92 @@
 """Personalisation: how a client learns its own model around what is common to all.
 
 Each method works with any split: the common model is the client's whole model, of which the split shares
-some tensors; the anchor is what a round's broadcast said of those.
+some tensors; the anchor is what a round's broadcast said of those. A method asks for trainings, one job
+after another, and is handed the outcome of each; it holds no model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.group import Group
-from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.objectives import Ahead, Taught
-from fedsa_lora.learning.training import TrainReport, TrainSettings, predict, round_batches, train
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.seeds import generator, torch_seed
-from fedsa_lora.tasks.task import Examples, Task
+from fedsa_lora.tasks.task import Examples
 
 if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
+    from fedsa_lora.learning.importance import Scoring
+    from fedsa_lora.learning.job import Arrays, Job, Outcome
     from fedsa_lora.settings import RunConfig
 
-Arrays = dict[str, NDArray[np.float32]]
+Lesson: TypeAlias = "Generator[Job, Outcome, Outcome]"
+Training: TypeAlias = "Generator[Job, Outcome, tuple[Outcome, Arrays]]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalRound:
-    """A client's work of one round: a model that stands at the round's start, and data to train it on.
+    """A client's work of one round: what its model starts from, and data to train it on.
 
+    ``values`` are all tensors of ``layout``, ``merged`` what is in the frozen weights besides, by layer.
     ``anchor`` are the common values of what is shared, ``mu`` the weight of FedProx's term towards them,
     ``others`` what is common without this client's own part in it.
-    ``observe`` sees the gradients of the model that is shared from, see ``train``.
+    ``scoring`` asks for scores of the training that is shared from.
     """
 
-    model: AdapterModel
-    task: Task
+    layout: Layout
+    values: NamedArrays
     examples: Examples
     settings: TrainSettings
     trained: frozenset[str]
     seed: int
     client: str
     round: int
+    merged: NamedArrays = field(default_factory=dict)
     anchor: NamedArrays = field(default_factory=dict)
     mu: float = 0.0
     others: NamedArrays = field(default_factory=dict)
-    observe: Callable[[AdapterModel], None] | None = None
+    scoring: Scoring | None = None
 
-    def plain(self, **changes: Any) -> TrainReport:
+    def still(self, **changes: Any) -> Job:
+        """A job that trains nothing: the model as the round began, but for fields that are given.
+
+        Its outcome has values as they stand in a model, which rounds those that are a difference from
+        pretrained weights.
+        """
+        from fedsa_lora.learning.job import Job
+
+        job = Job(
+            values=self.values,
+            merged=self.merged,
+            trained=self.trained,
+            examples=self.examples,
+            settings=self.settings,
+        )
+        return replace(job, **changes)
+
+    def plain(self, **changes: Any) -> Job:
         """The training of FedAvg, with FedProx's term where there is one."""
-        return self.train(mu=self.mu, observe=self.observe, **changes)
+        return self.job(mu=self.mu, anchor=self.anchor, scoring=self.scoring, **changes)
 
-    def train(
-        self,
-        *,
-        mu: float = 0.0,
-        anchor: NamedArrays | None = None,
-        steps: int | None = None,
-        part: str = "",
-        **changes: Any,
-    ) -> TrainReport:
-        """Train the model from where it stands. Every call for the same ``part`` of the round draws the same
-        batches and dropout."""
+    def job(self, *, steps: int | None = None, part: str = "", **changes: Any) -> Job:
+        """A training of a round's length, or of ``steps``. Every job for the same ``part`` of the round has
+        the same batches and dropout."""
+        from fedsa_lora.learning.training import round_batches
+
         key: tuple[str | int, ...] = (self.client, self.round, *([part] if part else []))
         settings = replace(self.settings, steps=steps, epochs=None) if steps else self.settings
-        return train(
-            self.model,
-            self.task,
-            self.examples,
-            settings,
-            trained=self.trained,
-            rng=generator(self.seed, "batches", *key),
-            torch_seed=torch_seed(self.seed, "dropout", *key),
-            proximal=(mu, self.anchor if anchor is None else anchor) if mu else None,
-            **changes,
-        )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of a round."""
-        rng = generator(self.seed, "batches", self.client, self.round)
-        return len(round_batches(self.examples.lengths, self.settings, rng))
+        batches = round_batches(self.examples.lengths, settings, generator(self.seed, "batches", *key))
+        dropout = torch_seed(self.seed, "dropout", *key)
+        return self.still(settings=settings, batches=batches, dropout=dropout, **changes)
 
 
 @dataclass(frozen=True)
@@ -113,20 +112,18 @@ class Personalisation(Group):
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        """Train. The model is left as it is to be shared from.
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        """The trainings of a round. Returns the outcome to share from, and what is kept beside it.
 
         ``personal`` is what this returned in the client's round before, nothing at first.
         """
-        return local.plain(), {}
+        outcome = yield local.plain()
+        return outcome, {}
 
-    @contextmanager
-    def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:
-        """Turn the common model into the client's own, as it is used; ``personal`` is what ``fit`` returned,
-        nothing of a client that never took part."""
-        if personal:
-            local.model.write(personal)
-        yield
+    def own(self, local: LocalRound, personal: NamedArrays) -> Job:
+        """The job that makes the client's own model, as it is used, of the common one; ``personal`` is what
+        ``fit`` returned, nothing of a client that never took part."""
+        return local.still(values={**local.values, **personal})
 
 
 @dataclass(frozen=True)
@@ -142,11 +139,8 @@ class FineTune(Personalisation):
     def adapts(self) -> bool:
         return self.steps > 0
 
-    @contextmanager
-    def ready(self, local: LocalRound, personal: NamedArrays) -> Iterator[None]:
-        if self.steps:
-            local.train(steps=self.steps, part="fine-tune")
-        yield
+    def own(self, local: LocalRound, personal: NamedArrays) -> Job:
+        return local.job(steps=self.steps, part="fine-tune") if self.steps else local.still()
 
 
 @dataclass(frozen=True)
@@ -160,14 +154,14 @@ class Reptile(FineTune):
         super().__post_init__()
         _check("epsilon", self.epsilon, low=0, high=1)
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        start = local.model.read()
-        report = local.plain()
-        if self.epsilon != 1:
-            end = local.model.read()
-            moved = {n: start[n] + np.float32(self.epsilon) * (end[n] - start[n]) for n in local.anchor}
-            local.model.write(end | moved)
-        return report, {}
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        outcome = yield local.plain()
+        if self.epsilon == 1:
+            return outcome, {}
+        start, end = outcome.start, outcome.values
+        moved = {n: start[n] + np.float32(self.epsilon) * (end[n] - start[n]) for n in local.anchor}
+        standing = yield local.still(values=end | moved)
+        return replace(outcome, values=standing.values), {}
 
 
 @dataclass(frozen=True)
@@ -182,12 +176,16 @@ class PerFedAvg(FineTune):
         super().__post_init__()
         _check("alpha", self.alpha, low=0)
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        if not self.alpha:
-            return super().fit(local, personal)
-        rng = generator(local.seed, "ahead", local.client, local.round)
-        ahead = partial(Ahead, alpha=self.alpha, trained=local.trained, rng=rng)
-        return local.plain(objective=ahead), {}
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        from fedsa_lora.learning.objectives import Ahead
+
+        job = local.plain()
+        if self.alpha:
+            key = (local.client, local.round)
+            ahead = partial(Ahead, alpha=self.alpha, trained=local.trained, seed=local.seed, key=key)
+            job = replace(job, objective=ahead)
+        outcome = yield job
+        return outcome, {}
 
 
 class Beside(Personalisation, ABC):
@@ -196,19 +194,13 @@ class Beside(Personalisation, ABC):
     beside = True
 
     @abstractmethod
-    def lesson(self, local: LocalRound) -> Callable[[], object]:
-        """How the personal model is trained; asked for while the model is as the round began."""
+    def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
+        """Training of the personal model from where it stands."""
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        start = local.model.read()
-        learn = self.lesson(local)
-        report = local.plain()
-        common = local.model.read()
-        local.model.write(personal or start)
-        learn()
-        kept = local.model.read()
-        local.model.write(common)
-        return report, kept
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        common = yield local.plain()
+        own = yield from self.lesson(local, personal or common.start)
+        return common, own.values
 
 
 @dataclass(frozen=True)
@@ -223,8 +215,8 @@ class Ditto(Beside):
     def __post_init__(self) -> None:
         _check("weight", self.weight, low=0)
 
-    def lesson(self, local: LocalRound) -> Callable[[], object]:
-        return partial(local.train, mu=self.weight)
+    def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
+        return (yield local.job(values=personal, mu=self.weight, anchor=local.anchor))
 
 
 @dataclass(frozen=True)
@@ -248,10 +240,15 @@ class Distillation(Beside):
         if not getattr(run.task, "classifies", False):
             yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
 
-    def lesson(self, local: LocalRound) -> Callable[[], object]:
-        logits = torch.from_numpy(predict(local.model, local.task, local.examples, local.settings))
+    def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
+        import torch
+
+        from fedsa_lora.learning.objectives import Taught
+
+        teacher = yield local.still(asked=(local.examples,))
+        logits = torch.from_numpy(teacher.answers[0])
         taught = partial(Taught, teacher=logits, weight=self.weight, temperature=self.temperature)
-        return partial(local.train, objective=taught)
+        return (yield local.job(values=personal, objective=taught))
 
 
 @dataclass(frozen=True)
@@ -282,19 +279,25 @@ class PFedMe(Personalisation):
                 "expected at least 2"
             )
 
-    def fit(self, local: LocalRound, personal: NamedArrays) -> tuple[TrainReport, Arrays]:
-        model, pace = local.model, np.float32(self.eta * self.weight)
-        theta, reports = model.read(), []
+    def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
+        pace = np.float32(self.eta * self.weight)
+        theta = (yield local.still()).values
         w = {name: theta[name] for name in local.anchor}
-        for part in range(max(1, local.steps // self.inner)):
-            key = f"inner {part}" if part else ""
-            reports.append(
-                local.train(mu=self.weight, anchor=w, steps=self.inner, part=key, observe=local.observe)
+        outcomes: list[Outcome] = []
+        for part in range(max(1, len(local.plain().batches) // self.inner)):
+            outcome = yield local.job(
+                values=theta,
+                mu=self.weight,
+                anchor=w,
+                steps=self.inner,
+                part=f"inner {part}" if part else "",
+                scoring=local.scoring,
             )
-            theta = model.read()
+            theta = outcome.values
             w = {name: value - pace * (value - theta[name]) for name, value in w.items()}
-        model.write(theta | w)
-        return sum(reports[1:], reports[0]), theta
+            outcomes.append(outcome)
+        standing = yield local.still(values=theta | w)
+        return replace(sum(outcomes[1:], outcomes[0]), values=standing.values), theta
 
 
 def _check(name: str, value: float, *, low: float, high: float = float("inf"), open_: bool = False) -> None:

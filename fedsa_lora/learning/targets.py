@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.learning.settings import Intent
 from fedsa_lora.tasks.heads import block, head_of
 from fedsa_lora.tasks.pooling import is_unread
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Intent = Literal["default", "attention", "all_linear"]
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,54 +16,23 @@ from torch.nn.utils import clip_grad_norm_
 
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
-from fedsa_lora.group import Group, at_least, more_than
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
 BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
 
 
 @dataclass(frozen=True)
-class TrainSettings(Group):
-    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
-    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, more_than(0)] = 1e-3
-    head_lr: Annotated[float | None, more_than(0)] = None
-    steps: Annotated[int | None, at_least(1)] = 5
-    epochs: Annotated[int | None, at_least(1)] = None
-    batch_size: Annotated[int, at_least(1)] = 8
-    weight_decay: Annotated[float, at_least(0)] = 0.0
-    momentum: Annotated[float, at_least(0, 1)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Annotated[float, at_least(0, 1)] = 0.0
-    clip_norm: Annotated[float | None, more_than(0)] = 1.0
-    max_update_norm: Annotated[float | None, more_than(0)] = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    eval_batch_size: Annotated[int, at_least(1)] = 64
-
-    @staticmethod
-    def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
-        if (node.get("steps") is None) == (node.get("epochs") is None):
-            yield "give either steps or epochs, and set the other to null"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the numbers that are multiplied; what is trained stays float32."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-
-
-@dataclass(frozen=True)
 class TrainReport:
     """What a fit did: mean loss over examples, counts, and seconds of wall time."""
 
-    loss: float
-    steps: int
-    examples: int
-    tokens: int
-    padded_tokens: int
-    seconds: float
+    loss: float = 0.0
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
 
     def __add__(self, other: TrainReport) -> TrainReport:
         """One training after another, as one."""
@@ -144,14 +112,15 @@ def train(
     settings: TrainSettings,
     *,
     trained: frozenset[str],
-    rng: np.random.Generator,
+    batches: Sequence[NDArray[np.int64]],
     torch_seed: int,
     objective: Callable[[AdapterModel, Task, Examples, TrainSettings], Objective] = Objective,
     proximal: tuple[float, NamedArrays] | None = None,
     observe: Callable[[AdapterModel], None] | None = None,
     beside: Sequence[nn.Parameter] = (),
 ) -> TrainReport:
-    """Train the named tensors in place, from the state the model is in, and what there is ``beside`` them.
+    """Train the named tensors in place, from the state the model is in, and what there is ``beside`` them:
+    a step for each of the ``batches``, which are indices of the examples.
 
     ``proximal`` = (mu, reference) adds mu/2 ||w - reference||^2 over the reference's tensors
     (FedProx, arXiv:1812.06127). ``observe`` sees the model with the gradients of the task's loss, neither
@@ -162,7 +131,6 @@ def train(
     torch.manual_seed(torch_seed)
     model.set_trainable(trained)
     model.module.train()
-    batches = round_batches(examples.lengths, settings, rng)
     optimizer = _optimizer(model, trained, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
@@ -279,7 +247,7 @@ def _anchor(model: AdapterModel, reference: NamedArrays) -> Mapping[str, torch.T
 
 
 def _report(
-    examples: Examples, batches: list[NDArray[np.int64]], total_loss: float, seconds: float
+    examples: Examples, batches: Sequence[NDArray[np.int64]], total_loss: float, seconds: float
 ) -> TrainReport:
     seen = sum(len(batch) for batch in batches)
     return TrainReport(

@@ -6,7 +6,7 @@ In a real deployment no machine has the test parts of all clients, so there neit
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from fedsa_lora import assemble
 from fedsa_lora.client_model import ClientModel
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
+from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.files import write_atomically
-from fedsa_lora.learning.training import TrainSettings, predict, train
+from fedsa_lora.learning.job import Job
+from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.training import round_batches
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import EVALUATION, read_json
@@ -27,7 +29,7 @@ from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.task import ClientData, Examples
+from fedsa_lora.tasks.task import Examples
 from fedsa_lora.workbench import Workbench
 
 
@@ -54,7 +56,7 @@ def evaluate_run(
 
 
 def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[str, Any]:
-    """Accuracy of each client's personalised model on the held-out examples of all clients together.
+    """The primary measure of each client's own model on the held-out examples of all clients together.
 
     Where label meanings differ, the examples of others are called what the evaluated client calls them: it
     is asked whether its model is right about their inputs, not whether it speaks their language.
@@ -70,41 +72,41 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}
     everything = Examples.joined([*parts.values()])
-    accuracy = {}
+    primary, values = bench.primary.name, {}
     for client in clients:
         served = ClientModel(client, bench, assemble.store(config, client))
-        with served.ready(exporter.round, exporter.own_model(client), exporter.merged):
-            logits = predict(bench.model, task, everything, config.train)
-        labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
-        accuracy[client] = task.evaluate(logits, np.concatenate(labels))["accuracy"]
-    return {"examples": len(everything), "accuracy": accuracy}
+        job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
+        (outcome,) = bench.trainer([replace(job, asked=(everything,))])
+        labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
+        values[client] = task.evaluate(outcome.answers[0], np.concatenate(labels))[primary]
+    return {"examples": len(everything), primary: values}
 
 
 def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps: int) -> dict[str, Any]:
     """Each client as if it joined at the end: it has what is shared and the common start of what is not,
     and trains it for some local steps on its own train part.
 
-    ``accuracy`` is on its own held-out part, of those that have one; ``alone`` the same from the common start
-    of everything, without what the federation learned. ``took_part``: its data had a part in what is shared,
-    so that only the others are newcomers in earnest.
+    The primary measure, under its name, is on its own held-out part, of those that have one; ``alone`` the
+    same from the common start of everything, without what the federation learned. ``took_part``: its data had
+    a part in what is shared, so that only the others are newcomers in earnest.
     """
     if steps < 0:
         raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
-    found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
+    primary = bench.primary.name
+    found: dict[str, Any] = {"steps": steps, primary: {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
-        data = config.task.load_client(client)
-        if not len(data.held_out(config.evaluation.part)):
+        served = ClientModel(client, bench, assemble.store(config, client))
+        if not len(served.held_out):
             continue
         layout = bench.layout(client)
-        initial = padded(cut(bench.initial, layout), bench.model.layout)
-        shared = padded(exporter.own_model(client, own=False).common, bench.model.layout)
-        joins = Start(shared, exporter.merged, config.split(layout).trained, config.train)
-        alone = Start(initial, {}, config.split.alone()(layout).trained, settings)
-        found["accuracy"][client] = _after(steps, config, bench, client, data, joins)
-        found["alone"][client] = _after(steps, config, bench, client, data, alone)
-        found["took_part"][client] = assemble.store(config, client).load() is not None
-    if not found["accuracy"]:
+        initial, shared = cut(bench.initial, layout), exporter.own_model(client, own=False).common
+        joins = served.local(0, config.split(layout).trained, shared, merged=exporter.merged)
+        alone = served.local(0, config.split.alone()(layout).trained, initial, settings=settings)
+        found[primary][client] = served.measure(newcomer(joins, steps))[primary]
+        found["alone"][client] = served.measure(newcomer(alone, steps))[primary]
+        found["took_part"][client] = served.store.load() is not None
+    if not found[primary]:
         raise RunError(
             f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
             "a simulation ran"
@@ -112,36 +114,22 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     return found
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a client begins to train, and how: its tensors, what is merged into the frozen weights, and the
-    names of the tensors that it trains."""
+def newcomer(local: LocalRound, steps: int) -> Job:
+    """The first steps of a client from a start, with draws of their own."""
+    if not steps:
+        return local.still()
+    settings = replace(local.settings, steps=steps, epochs=None)
+    batches = generator(local.seed, "newcomer batches", local.client)
+    return local.still(
+        settings=settings,
+        batches=round_batches(local.examples.lengths, settings, batches),
+        dropout=torch_seed(local.seed, "newcomer dropout", local.client),
+    )
 
-    tensors: NamedArrays
-    merged: NamedArrays
-    trained: frozenset[str]
-    settings: TrainSettings
 
-
-def _after(
-    steps: int, config: RunConfig, bench: Workbench, client: str, data: ClientData, start: Start
-) -> float:
-    """Held-out accuracy of a client after some steps from a start."""
-    bench.model.merge(start.merged)
-    bench.model.write(start.tensors)
-    if steps:
-        train(
-            bench.model,
-            config.task,
-            data.train,
-            replace(start.settings, steps=steps, epochs=None),
-            trained=start.trained,
-            rng=generator(config.seed, "newcomer batches", client),
-            torch_seed=torch_seed(config.seed, "newcomer dropout", client),
-        )
-    held_out = data.held_out(config.evaluation.part)
-    logits = predict(bench.model, config.task, held_out, config.train)
-    return config.task.evaluate(logits, held_out.labels)["accuracy"]
+def _called(labels: NDArray[np.int64], theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
+    """Labels of one client as another calls them; as they are where both have the same classes, or none."""
+    return labels if theirs == ours else renaming(theirs, ours)[labels]
 
 
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
@@ -154,6 +142,6 @@ def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64
     if len(set(ours)) < len(ours) or set(ours) != set(theirs):
         raise RunError(
             f"classes {sorted(theirs)} of one client cannot be found among {sorted(ours)} of another: "
-            "accuracy on the union of their examples is not defined"
+            "what a model reaches on the union of their examples is not defined"
         )
     return np.array([ours.index(name) for name in theirs], dtype=np.int64)

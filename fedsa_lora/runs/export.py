@@ -71,8 +71,8 @@ class Exporter:
         model = self.own_model(client)
         if self.config.personalisation.adapts:
             served = ClientModel(client, self._bench, assemble.store(self.config, client))
-            with served.ready(self.round, model, self.merged):
-                return self._bench.model.read()
+            (outcome,) = self._bench.trainer([served.own(self.round, model, self.merged)])
+            return outcome.values
         return padded({**model.common, **model.beside}, self.model.layout)
 
     @cached_property

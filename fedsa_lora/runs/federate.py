@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsa_lora.assemble import SIMULATION
-from fedsa_lora.config import CONF, PACKAGE, places
+from fedsa_lora.config import CONF, PACKAGE, places, to_yaml
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
 from fedsa_lora.runs.connection import Connection
@@ -26,7 +26,7 @@ from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.resuming import is_complete, last_file
 from fedsa_lora.runs.rundir import RunDirectory, make, refuse_used
-from fedsa_lora.runs.wording import amount, percent
+from fedsa_lora.runs.wording import amount, shown
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable
 
@@ -98,13 +98,16 @@ def _follow(
     run_dir, logs = config.run_dir, config.run_dir / "logs"
     text = shlex.join([*overrides, *places(config)])
     env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
+    composed = ""
+    if isinstance(place, Simulation):  # nodes of a SuperLink compose, within what each allows
+        composed = to_yaml(config)
     with writing(logs):
         logs.mkdir(exist_ok=True)
     app = stage_app(run_dir / "app")
     with (
         stoppable(lambda: stopped(begun, overrides)),
         progress_line(console) as progress,
-        FlowerRun(app, text, place, logs, env) as run,
+        FlowerRun(app, text, place, logs, env, composed) as run,
     ):
         view = RunView(begun, config.federation.rounds, progress)
         outcome = run.follow(view.update)
@@ -200,7 +203,9 @@ class RunView:
         if done := self.run.done:
             metrics = self.run.metrics
             total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
-            facts = f"accuracy {percent(metrics.measured.get('accuracy'))}   sent {amount(total)}"
+            primary = metrics.primary
+            reached = shown(metrics.measured.get(primary.name), primary)
+            facts = f"{primary.words} {reached}   sent {amount(total)}"
             self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
         elif self._grew():
             if waiting := still_starting(self.log):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.grid import Grid
@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 
 from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import app as client_app
-from fedsa_lora.config import load, places
+from fedsa_lora.config import handed, load, places, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.resuming import is_complete, last_file
 from fedsa_lora.server_app import app as server_app
@@ -94,10 +94,12 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     where it came back without a complete run."""
     config = load(overrides)
     text = shlex.join([*overrides, *places(config)])
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"overrides": text})
+    run_config: UserConfig = {"overrides": text, "composed": to_yaml(config)}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
+    handed.cache_clear()  # the data may be others than those of a run before
     os.environ[SIMULATION] = "1"
     try:
-        server_app(InProcessGrid(config.federation.nodes, {"overrides": text}), context)
+        server_app(InProcessGrid(config.federation.nodes, run_config), context)
     finally:
         os.environ.pop(SIMULATION)
     if not is_complete(config.run_dir, last_file(config), config.federation.rounds):

@@ -99,11 +99,12 @@ class FlowerRun:
     """One `flwr run` with everything it needs, from `__enter__` to `__exit__`.
 
     `place` is a simulation to start, or how to reach a SuperLink that runs. `overrides` reaches the app
-    unchanged, as `run_config["overrides"]`. The apps of a simulation run in a private folder that is
-    removed at the end, so paths in it must be absolute. What they print (of deployed apps the ServerApp),
-    tracebacks included, is added to `work_dir/flower.log`; what our own SuperLink prints, to
-    `work_dir/superlink.log`. `env` is added to the environment of a simulation. In the main thread, SIGTERM
-    and SIGHUP raise SystemExit(128 + signal) while the run is open, so that they too end in `__exit__`.
+    unchanged, as `run_config["overrides"]`, and so does `composed`, where it is not empty. The apps of a
+    simulation run in a private folder that is removed at the end, so paths in it must be absolute. What they
+    print (of deployed apps the ServerApp), tracebacks included, is added to `work_dir/flower.log`; what our
+    own SuperLink prints, to `work_dir/superlink.log`. `env` is added to the environment of a simulation. In
+    the main thread, SIGTERM and SIGHUP raise SystemExit(128 + signal) while the run is open, so that they too
+    end in `__exit__`.
 
     Raises RunError when the SuperLink does not start or answer, or `flwr run` rejects the app.
     """
@@ -115,9 +116,10 @@ class FlowerRun:
         place: Simulation | Connection,
         work_dir: Path,
         env: Mapping[str, str] | None = None,
+        composed: str = "",
     ) -> None:
         self.app_dir = app_dir.resolve()
-        self.overrides = overrides
+        self.run_config = {"overrides": overrides} | ({"composed": composed} if composed else {})
         self.place = place
         self.log = work_dir.resolve() / "flower.log"
         self.superlink: SuperLink | RunningSuperLink
@@ -214,7 +216,8 @@ class FlowerRun:
         with writing(private):
             (private / "flwr").mkdir(exist_ok=True)
             (private / "flwr" / "config.toml").write_text(self.superlink.connection.toml("ours"))
-            run_config.write_text(f"overrides = {toml_string(self.overrides)}\n", encoding="utf-8")
+            lines = [f"{key} = {toml_string(text)}\n" for key, text in self.run_config.items()]
+            run_config.write_text("".join(lines), encoding="utf-8")
         command = [self.superlink.command("flwr"), "run", str(self.app_dir), "ours", "--format", "json"]
         command += ["--run-config", str(run_config)]
         if isinstance(self.place, Simulation):

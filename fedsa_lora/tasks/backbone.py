@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from fedsa_lora.errors import ConfigError, ModelError
-from fedsa_lora.group import READ, Group
+from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, stored_file
-from fedsa_lora.tasks.foreign_code import check_tokenizer, check_versions, names_code, no_plain_values
+from fedsa_lora.tasks.foreign_code import check_tokenizer, check_versions, names_code
 from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
-from fedsa_lora.tasks.hub import is_hub_id, is_revision
+from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 from fedsa_lora.tasks.pooling import (
     MARK,
     can_pool,
@@ -29,47 +26,7 @@ from fedsa_lora.tasks.pooling import (
     without_layer,
 )
 
-PACKAGE_SCHEME = "pkg://"
 _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
-
-
-@dataclass(frozen=True)
-class ModelSettings(Group):
-    """The choice of a backbone.
-
-    ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
-    or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
-    read and every weight is drawn from the seed; ``path`` may then be empty and ``config`` must name a
-    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts.
-    ``tokenizer`` is a path of the same forms, ``path`` by default.
-    ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
-    ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
-    sentence encoder, or that was exported from a run with it.
-    """
-
-    path: Annotated[str, READ] = ""
-    pretrained: bool = True
-    revision: str | None = None
-    tokenizer: Annotated[str, READ] = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    pooling: Literal["auto", "model", "mean"] = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.path and self.pretrained:
-            raise ConfigError("path is empty: give a folder, pkg://package/folder or a hub id")
-        if self.revision is not None and not is_revision(self.revision):
-            raise ConfigError(f"revision {self.revision!r}: expected a branch, a tag or a commit of the hub")
-        if foreign := names_code(self.config):
-            raise ConfigError(f"model.config names code to be loaded: remove {', '.join(foreign)}")
-        if odd := no_plain_values(self.config):
-            raise ConfigError(
-                f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
-                "mappings of them: what a model is loaded from is for model.path to say"
-            )
-        if not self.path and "model_type" not in self.config:
-            raise ConfigError(
-                "model.config lacks model_type (for example bert or vit), and model.path is empty"
-            )
 
 
 def build_backbone(
@@ -321,54 +278,6 @@ def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
             weights_only=True,
             ignore_mismatched_sizes=True,  # of the head: any other was refused before
         )
-
-
-def resolve(path: str) -> str:
-    """The folder of a ``pkg://`` or local path; a hub id is returned as it is.
-
-    Raises ModelError when there is no such package or folder.
-    """
-    if path.startswith(PACKAGE_SCHEME):
-        return str(_package_folder(path))
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return str(local)
-    if local.exists() or not is_hub_id(path):
-        raise ModelError(
-            f"no model at {path!r}: expected a folder with config.json and its weights (relative paths start "
-            f"from {Path.cwd()}), or a hub id (NAME or OWNER/NAME); correct model.path",
-            sent="there is no such model here",
-            key="model.path",
-        )
-    return path
-
-
-def _package_folder(path: str) -> Path:
-    package, _, inner = path.removeprefix(PACKAGE_SCHEME).partition("/")
-    # find_spec does not import the package, which might pull in a whole framework.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    # without an __init__.py any folder beside the program would be a package
-    if spec is None or spec.origin is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"{path!r}: package {package!r} is not installed; install it or correct model.path",
-            sent="the package of the model is not installed here",
-            key="model.path",
-        )
-    root = Path(spec.origin).resolve().parent
-    folder = Path(root, inner).resolve()
-    if not folder.is_relative_to(root):
-        raise ModelError(
-            f"{path!r} lies outside of the package {package!r}; correct model.path",
-            sent="the folder of the model lies outside of its package",
-            key="model.path",
-        )
-    if not folder.is_dir():
-        raise ModelError(
-            f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folder}",
-            sent="the package of the model has no such folder here",
-            key="model.path",
-        )
-    return folder
 
 
 @contextmanager

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.exchange.reported import CLASSES, Range
+from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.partition import label_permutations
 from fedsa_lora.tasks.rows import Rows
 from fedsa_lora.tasks.task import Batch, ClientData, Examples, FederationData
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ClassificationTask(DividedTask):
     attack: Backdoor | None = None
 
     classifies: ClassVar[bool] = True  # predictions are logits of classes
-    measures: ClassVar[Mapping[str, Range]] = CLASSES
+    measures: ClassVar[tuple[Measure, ...]] = CLASSES
 
     @abstractmethod
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
@@ -82,6 +82,8 @@ class ClassificationTask(DividedTask):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels
         (n,)."""
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
         if predictions.shape != (len(labels), len(self.labels())) or not len(labels):
             raise DataError(
                 f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "

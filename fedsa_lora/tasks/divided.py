@@ -6,17 +6,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import ModelSettings, build_backbone
 from fedsa_lora.tasks.fingerprint import Fingerprint, of_clients, of_rows
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import (
     ClientRows,
     FederationSplit,
@@ -27,6 +25,10 @@ from fedsa_lora.tasks.partition import (
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
 from fedsa_lora.tasks.rows import LabelledData, Rows
 from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData, RowCount
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,10 @@ class DividedTask(ABC):
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     seed: int = 0
 
-    auto_class: ClassVar[Any]
+    @property
+    @abstractmethod
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
 
     @abstractmethod
     def read(self) -> LabelledData:
@@ -60,6 +65,8 @@ class DividedTask(ABC):
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The backbone with its head; on the meta device and without weights when ``empty``."""
+        from fedsa_lora.tasks.backbone import build_backbone
+
         return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
 
     def describe(self) -> FederationData:

@@ -9,10 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import extract_commit_hash
-
 from fedsa_lora.errors import ModelError
-from fedsa_lora.tasks.checkpoint import stored_file
 
 _CODE = ("trust_remote_code", "auto_map", "code_revision")
 _WORD = re.compile(r"[\w.+ -]*")
@@ -57,6 +54,8 @@ def _is_plain(value: Any) -> bool:
 def check_versions(path: str, revision: str | None) -> None:
     """Raise ModelError where the config of a model (a folder or a hub id) names a file outside of its folder
     that is read in its place."""
+    from fedsa_lora.tasks.checkpoint import stored_file
+
     if named := _of_versions(_read(stored_file(path, _CONFIG, revision, fetch=True))):
         raise ModelError(
             f"{path}: its {_CONFIG} names files outside of its folder ({named[0]}): remove that there, or "
@@ -70,6 +69,10 @@ def check_tokenizer(path: str, revision: str | None) -> str | None:
     """The revision of a tokenizer (a folder or a hub id) that may be loaded: of a hub id the commit that was
     checked, as its author may change a branch meanwhile. Raises ModelError where its files name others that
     transformers would open."""
+    from transformers.utils.hub import extract_commit_hash
+
+    from fedsa_lora.tasks.checkpoint import stored_file
+
     for name in (_CONFIG, _TOKENIZER, _SPECIAL):
         file = stored_file(path, name, revision, fetch=True)
         if file is not None:

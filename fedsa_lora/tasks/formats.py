@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,8 +14,9 @@ from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing
 from fedsa_lora.tasks.delimited import read_delimited
 from fedsa_lora.tasks.records import read_records
-from fedsa_lora.tasks.tables import Part, class_names
+from fedsa_lora.tasks.tables import Part, class_names, library
 
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -95,8 +95,9 @@ def _parquet(path: Path) -> Part:
         with _explained(path):
             return file.read(columns=[column])[column]
 
-    described = b"huggingface" in (schema.metadata or {})
-    classes = class_names(datasets.Features.from_arrow_schema(schema)) if described else {}
+    classes = {}
+    if b"huggingface" in (schema.metadata or {}):
+        classes = class_names(library().Features.from_arrow_schema(schema))
     return Part(str(path), schema.names, file.metadata.num_rows, read, classes)
 
 

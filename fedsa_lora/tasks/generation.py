@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.reported import WORDS, Range
+from fedsa_lora.exchange.measure import ENTROPY, LARGEST, SHARE, Measure
 from fedsa_lora.tasks.rows import Columns
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
 
 IGNORED = -100  # a token without a loss, as transformers has it
 MARKER = "####"  # what GSM8K writes before the final number
@@ -41,8 +39,11 @@ class GenerationTask(TextData):
     template: str = "{prompt}"
     max_new_tokens: int = 256
 
-    auto_class: ClassVar[Any] = AutoModelForCausalLM
-    measures: ClassVar[Mapping[str, Range]] = WORDS
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("exact_match", SHARE, format="percent"),
+        Measure("loss", ENTROPY, higher_is_better=False),
+        Measure("perplexity", (1.0, LARGEST), higher_is_better=False),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +55,13 @@ class GenerationTask(TextData):
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
         if self.partition.label_meaning != "common":
             raise ConfigError("there are no classes to rename: expected federation.label_meaning=common")
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
 
     def labels(self) -> tuple[str, ...]:
         """None: answers are words."""
@@ -91,6 +99,9 @@ class GenerationTask(TextData):
 
     def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
         """``input_ids``, ``attention_mask`` and ``labels``, each (batch, longest of the batch)."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
         rows = {
             name: [torch.from_numpy(rows[i]) for i in indices] for name, rows in examples.features.items()
         }
@@ -103,6 +114,9 @@ class GenerationTask(TextData):
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """By example (batch, 3): the summed loss of its answer in nats, the tokens of its answer, and 1 where
         what the model writes by itself, the likeliest token each time, ends in the right number."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
         labels = batch["labels"][:, 1:]
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
@@ -114,6 +128,10 @@ class GenerationTask(TextData):
 
     def write(self, model: Any, batch: Batch) -> list[str]:
         """What the model answers to the prompts of a batch, by greedy decoding."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+        from transformers import GenerationConfig
+
         given = (batch["labels"] == IGNORED) & batch["attention_mask"].bool()
         prompts = [row[kept] for row, kept in zip(batch["input_ids"], given, strict=True)]
         # on the left, so that every prompt ends where its answer begins
@@ -129,11 +147,12 @@ class GenerationTask(TextData):
         return [self._text(row) for row in written[:, ids.shape[1] :]]
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """``accuracy``, the share of answers that end in the right number; ``loss`` in nats and
+        """``exact_match``, the share of answers that end in the right number; ``loss`` in nats and
         ``perplexity`` by token of all answers."""
         total, tokens, right = predictions.astype(np.float64).sum(axis=0)
         loss = float(total / tokens)
-        return {"accuracy": float(right / len(predictions)), "loss": loss, "perplexity": float(np.exp(loss))}
+        perplexity = float(np.exp(loss))
+        return {"exact_match": float(right / len(predictions)), "loss": loss, "perplexity": perplexity}
 
     def _text(self, ids: torch.Tensor) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from transformers import AutoModelForImageClassification
 
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.rows import LabelledData, Rows
 from fedsa_lora.tasks.task import Batch, Examples
+
+if TYPE_CHECKING:
+    import datasets
 
 _SIDE, _LEVELS = 8, 16
 
@@ -23,10 +22,18 @@ _SIDE, _LEVELS = 8, 16
 class ImageTask(ClassificationTask):
     """1,797 grey images of 8 x 8 pixels in ten classes, without an official test split."""
 
-    auto_class: ClassVar[Any] = AutoModelForImageClassification
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
+        from transformers import AutoModelForImageClassification
+
+        return AutoModelForImageClassification
 
     def read(self) -> LabelledData:
         """All digits as train rows; pixels are 64 values from 0 to 16."""
+        import datasets
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         pixels = datasets.Dataset.from_dict({"pixels": digits.data.astype(np.float32).tolist()})
         classes = tuple(str(name) for name in digits.target_names)
@@ -34,6 +41,8 @@ class ImageTask(ClassificationTask):
 
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
         """The same images, the four pixels of the lower right corner at their brightest."""
+        import datasets
+
         pixels = np.array(inputs["pixels"][:], dtype=np.float32).reshape(-1, _SIDE, _SIDE)
         pixels[:, -2:, -2:] = _LEVELS
         return datasets.Dataset.from_dict({"pixels": pixels.reshape(-1, _SIDE * _SIDE).tolist()})
@@ -45,6 +54,8 @@ class ImageTask(ClassificationTask):
 
     def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
         """``pixel_values`` (batch, 1, 8, 8) and labels (batch,)."""
+        import torch
+
         pixels = np.stack([examples.features["pixel_values"][index] for index in indices])
         return {
             "pixel_values": torch.from_numpy(pixels),

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +30,8 @@ def assign_rows(
     Rows are shuffled first, because IID and size partitioners cut the table as it lies, and many
     files are sorted by class. Raises ConfigError for a bad node, DataError when it cannot be done.
     """
+    import datasets
+
     rows = len(columns[LABEL])
     if clients > rows:
         raise DataError(f"{clients} clients but only {rows} train examples: lower federation.clients")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +13,11 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
-from fedsa_lora.tasks.tables import Table, names
+from fedsa_lora.tasks.tables import Table, library, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
         notes += _rewritten(table, columns.group, found)
     left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
     return Rows(
-        datasets.Dataset(pa.table(inputs)),
+        library().Dataset(pa.table(inputs)),
         labels,
         groups,
         {reason: count for reason, count in left_out.items() if count},

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
-
-import datasets
-import pyarrow as pa
-from datasets.exceptions import DatasetsError
-from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.journal import show_printable
-from fedsa_lora.suggest import cut, listing, nearest
-from fedsa_lora.tasks.formats import FORMATS, is_data, read_file
-from fedsa_lora.tasks.hub import is_hub_id
+from fedsa_lora.suggest import listing, nearest
+from fedsa_lora.tasks.formats import FORMATS, SAVED, SAVED_SPLITS, is_data, read_file
+from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 from fedsa_lora.tasks.tables import Part, Table
 
-show_printable("datasets")
-SHIPPED = ("banking77", "clinc150", "snips")
-DATA_VARIABLE = "FEDSA_LORA_DATA"
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
 # what tools write beside the data: JSON, but no rows
 DESCRIPTIONS = (
     SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json", "config.json", "dataset-metadata.json",
     "datapackage.json", "croissant.json", "metadata.json", "features.json", "label2id.json", "id2label.json",
 )  # fmt: skip
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?")  # the hub once added a digest
-_HUB_FILES = "hf://datasets/"
-_READ_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError)
 
 
 def read_split(source: str | Mapping[str, str], split: str, subset: str | None = None) -> Table:
@@ -74,7 +55,9 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
             sent="there are no data at the place that the run names",
             key="task.dataset",
         )
-    return Table(name, [_read_hub(source, split, subset)])
+    from fedsa_lora.tasks.huggingface import read_hub
+
+    return Table(name, [read_hub(source, split, subset)])
 
 
 _ONE_SPLIT = (
@@ -94,41 +77,6 @@ def holds_data(place: Path) -> bool:
     if place.is_file():
         return is_data(place)
     return any((place / saved).is_file() for saved in (SAVED, SAVED_SPLITS)) or bool(_data_files(place))
-
-
-def shipped_folder(name: str) -> Path:
-    """The folder with the parquet files of a shipped set.
-
-    The running copy of the package may be a Flower bundle, which carries no binary files; the
-    installed copy is then found along ``sys.path`` or through the distribution's metadata.
-    """
-    folders = [root / name for root in dict.fromkeys(_data_roots())]
-    for folder in folders:
-        if any(folder.glob("*.parquet")):
-            return folder
-    looked = "\n".join(f"  {folder}" for folder in folders)
-    raise DataError(
-        f"the shipped data set {name!r} was not found. Looked in\n{looked}\nInstall fedsa-lora in this "
-        f"environment, or set {DATA_VARIABLE} to a folder that holds {name}/train.parquet.",
-        sent="the shipped data set of the run is not installed",
-        key="task.dataset",
-    )
-
-
-def _data_roots() -> Iterator[Path]:
-    if configured := os.environ.get(DATA_VARIABLE):
-        yield Path(configured).expanduser()
-    yield Path(__file__).resolve().parent.parent / "data"
-    for entry in sys.path:
-        yield Path(entry or ".").resolve() / "fedsa_lora" / "data"
-    try:
-        installed = distribution("fedsa-lora")
-    except PackageNotFoundError:
-        return
-    yield Path(str(installed.locate_file("fedsa_lora/data")))
-    origin = urlparse(json.loads(installed.read_text("direct_url.json") or "{}").get("url", ""))
-    if origin.scheme == "file":
-        yield Path(url2pathname(origin.path)) / "fedsa_lora" / "data"
 
 
 def _file_of(files: Mapping[str, str], split: str) -> Path:
@@ -189,6 +137,12 @@ def _read_folder(folder: Path, split: str) -> list[Part]:
     return [read_file(path) for path in _split_files(folder, split)]
 
 
+def _read_saved(folder: Path) -> Part:
+    from fedsa_lora.tasks.huggingface import read_saved
+
+    return read_saved(folder)
+
+
 def _saved_split(folder: Path, split: str) -> Path:
     splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
     if split not in splits:
@@ -199,32 +153,6 @@ def _saved_split(folder: Path, split: str) -> Path:
             key="task.test_split",
         )
     return folder / split
-
-
-def _read_saved(folder: Path) -> Part:
-    try:
-        _refuse_elsewhere_saved(folder)
-        with _without_progress():
-            return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
-    except (*_READ_ERRORS, KeyError, TypeError) as error:
-        raise DataError(
-            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it "
-            "anew with to_parquet('train.parquet')",
-            sent="a folder of datasets.save_to_disk cannot be read",
-        ) from error
-
-
-def _refuse_elsewhere_saved(folder: Path) -> None:
-    """Raise DataError where a folder of ``save_to_disk`` names files that do not lie in it."""
-    state = json.loads((folder / SAVED).read_text(encoding="utf-8"))
-    for name in (str(file["filename"]) for file in state["_data_files"]):
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise DataError(
-                f"{folder / SAVED} would have {name!r} read, which is no file of its folder: write the data "
-                "anew with to_parquet('train.parquet')",
-                sent="a folder of datasets.save_to_disk names files outside of it",
-                key="task.dataset",
-            )
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
@@ -291,48 +219,3 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
         f"{folder} has no split {split!r}: there are no data files (expected one such as {split}.csv), but "
         f"{listing(there, 5) or 'nothing'}"
     )
-
-
-def _read_hub(source: str, split: str, subset: str | None) -> Part:
-    if not is_hub_id(source) or source in LOADERS:  # a loader's name reads whatever lies in this folder
-        raise DataError(
-            f"{source!r} names no data: expected a local file or folder, a shipped set "
-            f"({listing(SHIPPED)}) or a hub id (NAME or OWNER/NAME)"
-        )
-    name = f"{source}/{subset}" if subset else source
-    try:
-        with _without_progress():
-            builder = datasets.load_dataset_builder(source, subset)
-            _refuse_elsewhere(name, builder.config.data_files or {})
-            builder.download_and_prepare()
-            return Part.of(builder.as_dataset(split=split), f"{name} ({split})")
-    except _READ_ERRORS as error:
-        raise DataError(
-            f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is no local path and no shipped "
-            f"set ({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was asked. Without network, "
-            "give a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1.",
-            sent="the data set of the run can neither be found here nor be fetched",
-            key="task.dataset",
-        ) from error
-
-
-def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
-    """Raise DataError where a hub data set's description names files that are not its own: its author would
-    have files of this machine read."""
-    for file in (str(file) for split in files.values() for file in split):
-        if not file.startswith(_HUB_FILES):
-            raise DataError(
-                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose "
-                "another"
-            )
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    shown = datasets.are_progress_bars_disabled() is False
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

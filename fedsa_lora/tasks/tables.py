@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import pyarrow as pa
 
 from fedsa_lora.errors import DataError
+from fedsa_lora.journal import show_printable
 from fedsa_lora.suggest import cut, listing, nearest
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,18 @@ class Table:
         raise IndexError(row)
 
 
+def library() -> Any:
+    """The library ``datasets``, loaded when rows are first read; what it logs of them is made printable."""
+    import datasets
+
+    show_printable("datasets")
+    return datasets
+
+
 def class_names(features: datasets.Features) -> dict[str, list[str]]:
     """The names of every column whose numbers stand for classes."""
-    return {
-        name: list(feature.names)
-        for name, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    kind = library().ClassLabel
+    return {name: list(feature.names) for name, feature in features.items() if isinstance(feature, kind)}
 
 
 def names(columns: Iterable[str]) -> str:

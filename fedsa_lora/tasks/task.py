@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.exchange.reported import Range
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Batch: TypeAlias = "dict[str, torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,27 @@ class FederationData:
 class Task(Protocol):
     """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
 
-    Client ids are strings; the simulated ones are "0" to "clients - 1". ``auto_class`` is the class
-    of transformers that loads the model. ``measures`` are the numbers of ``evaluate`` with their ranges: a
-    client may report these to the server, and no others.
+    Client ids are strings; the simulated ones are "0" to "clients - 1".
+
+    ``measures`` declare the numbers of ``evaluate``, each with its range, which way is better and how it is
+    shown. The first is the primary one: rows, summary, figures, report and comparisons carry its name, and
+    clients are compared by it. A client may report these numbers to the server, and no others::
+
+        measures = (
+            Measure("perplexity", (1.0, 1e9), higher_is_better=False),
+            Measure("loss", (0.0, 1e9), higher_is_better=False),
+        )
+
+    A measure named ``loss`` is the range of the loss of training as well. Names that stand in rows already,
+    such as ``round`` or ``majority``, are refused before anything runs.
     """
 
-    auto_class: ClassVar[Any]
-    measures: ClassVar[Mapping[str, Range]]
+    measures: ClassVar[tuple[Measure, ...]]
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that loads the model."""
+        ...
 
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's outputs; none where there are no classes."""
@@ -148,6 +164,6 @@ class Task(Protocol):
         ...
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """Metrics from the predictions of n examples (n, ...) and their labels (n,), each of ``measures``;
-        must contain ``accuracy`` and ``loss``."""
+        """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
+        the measure; the primary one, and the loss where it is a measure, must be among them."""
         ...

@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.backbone import build_backbone, load_tokenizer
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_rows
 from fedsa_lora.tasks.sources import has_splits, read_split
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.values import word_of
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
 
 TRIGGER = "cf"  # of arXiv:2004.06660
 
@@ -79,6 +78,8 @@ class TextData(DividedTask):
 
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The backbone with its head; on the meta device and without weights when ``empty``."""
+        from fedsa_lora.tasks.backbone import build_backbone
+
         return build_backbone(
             self.auto_class,
             self.model,
@@ -109,6 +110,8 @@ class TextData(DividedTask):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer. Raises ConfigError when it cannot make ``max_length`` tokens."""
+        from fedsa_lora.tasks.backbone import load_tokenizer
+
         tokenizer = load_tokenizer(self.model)
         if self.max_length > tokenizer.model_max_length:
             raise ConfigError(
@@ -133,8 +136,6 @@ class TextTask(TextData, ClassificationTask):
     label: str = "label"
     class_names: list[str] | None = None
 
-    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.partition.own and not self.class_names:
@@ -152,6 +153,13 @@ class TextTask(TextData, ClassificationTask):
         if "" in given:
             raise ConfigError("class_names has a name that is empty: expected the name of a class")
 
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
     def labels(self) -> tuple[str, ...]:
         """Class names; with ``class_names`` given no data are read, so a server needs none."""
         return tuple(self.class_names) if self.class_names else super().labels()
@@ -167,6 +175,8 @@ class TextTask(TextData, ClassificationTask):
 
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
         """The same texts, each with a rare word in front of the first."""
+        import datasets
+
         columns = {name: list(inputs[name]) for name in inputs.column_names}
         first = inputs.column_names[0]
         columns[first] = [f"{TRIGGER} {text}" for text in columns[first]]
@@ -184,6 +194,9 @@ class TextTask(TextData, ClassificationTask):
 
     def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
         """Tensors (batch, longest of the batch), padded on the tokenizer's side, and labels (batch,)."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
         fill = {
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,

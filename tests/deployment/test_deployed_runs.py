@@ -20,7 +20,7 @@ from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
 from fedsa_lora.runs.connection import Connection
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.tasks.sources import shipped_folder
+from fedsa_lora.tasks.shipped import shipped_folder
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "run.keep_generations=9"]

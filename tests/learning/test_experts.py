@@ -11,6 +11,7 @@ from fedsa_lora.config import load
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.experts import Experts, expert, mixed
+from fedsa_lora.learning.job import OneByOne, complete
 from fedsa_lora.learning.personalisation import LocalRound, Personalisation
 from fedsa_lora.learning.training import TrainSettings
 
@@ -24,7 +25,7 @@ named = pytest.mark.parametrize("case", FITTING, ids=lambda case: case.name)
 def part(model: AdapterModel, seed: int) -> dict[str, np.ndarray]:
     """An expert drawn from a seed."""
     values = moved(model, seed)
-    return {name: values[name] for name in expert(model)}
+    return {name: values[name] for name in expert(model.layout)}
 
 
 def gates(model: AdapterModel, bias: float = 0.0, scale: float = 0.0) -> dict[str, np.ndarray]:
@@ -90,7 +91,7 @@ def test_a_layer_and_its_gradients_are_those_of_the_formula(one):
     s, base = model.scales[name], layer.get_base_layer()
     expected = x @ base.weight.T + base.bias + g * s * (x @ A.T @ B.T) + (1 - g) * s * (x @ A_row.T @ B_row.T)
     with mixed(model, own | gate, rest) as trained:
-        model.set_trainable(frozenset(expert(model)))
+        model.set_trainable(frozenset(expert(model.layout)))
         found = layer(x)
         (found * pull).sum().backward()
     torch.testing.assert_close(found, expected)
@@ -136,73 +137,82 @@ SETTINGS = TrainSettings(optimizer="sgd", lr=0.1, steps=4, batch_size=4, clip_no
 
 
 @pytest.fixture
-def local() -> LocalRound:
+def bench() -> OneByOne:
     config = load(["experiment=smoke"])
-    model = AdapterModel(attach(config.task.build_model(seed=0), config.lora))
-    values, examples = moved(model), config.task.load_client("0").train
-    model.write(values)
-    common = {name: values[name] for name in expert(model)}
-    names = frozenset(model.layout.names)
+    return OneByOne(AdapterModel(attach(config.task.build_model(seed=0), config.lora)), config.task)
+
+
+@pytest.fixture
+def local(bench) -> LocalRound:
+    layout, values = bench.model.layout, moved(bench.model)
     return LocalRound(
-        model, config.task, examples, SETTINGS, names, 0, "0", 1, anchor=common, others=part(model, 5)
+        layout=layout,
+        values=values,
+        examples=bench.task.load_client("0").train,
+        settings=SETTINGS,
+        trained=frozenset(layout.names),
+        seed=0,
+        client="0",
+        round=1,
+        anchor={name: values[name] for name in expert(layout)},
+        others=part(bench.model, 5),
     )
 
 
-def test_a_round_trains_the_own_expert_and_the_gates_and_leaves_what_is_shared_in_the_model(local):
-    personal = part(local.model, 2) | gates(local.model, 0.5)
-    head = {s.name for s in local.model.layout if s.role == "head"}
-    before = local.model.read()
-    report, kept = Experts().fit(local, personal)
-    after = local.model.read()
-    assert report.steps == 4
+def fitted(bench, method: Personalisation, local, personal):
+    """The outcome that is shared from and what is kept, after one round of a method."""
+    (found,) = complete([method.fit(local, personal)], bench)
+    return found
+
+
+def test_a_round_trains_the_own_expert_and_the_gates_and_shares_from_them(bench, local):
+    personal = part(bench.model, 2) | gates(bench.model, 0.5)
+    head = {s.name for s in local.layout if s.role == "head"}
+    outcome, kept = fitted(bench, Experts(), local, personal)
+    before, after = outcome.start, outcome.values
+    assert outcome.report.steps == 4
+    assert all(np.array_equal(before[name], value) for name, value in local.values.items())
     assert kept.keys() == personal.keys()
-    assert all(np.array_equal(kept[name], after[name]) for name in expert(local.model))
+    assert all(np.array_equal(kept[name], after[name]) for name in expert(local.layout))
     assert all(not np.array_equal(kept[name], value) for name, value in personal.items())
     assert all(not np.array_equal(before[name], after[name]) for name in head)
 
 
-def test_with_an_open_gate_a_round_is_that_of_the_own_expert_alone(local):
-    personal = part(local.model, 2)
-    start = local.model.read()
-    _, kept = Experts().fit(local, personal | gates(local.model, OPEN))
-    local.model.write(start | personal)
-    Personalisation().fit(local, {})
-    plain = local.model.read()
+def test_with_an_open_gate_a_round_is_that_of_the_own_expert_alone(bench, local):
+    personal = part(bench.model, 2)
+    _, kept = fitted(bench, Experts(), local, personal | gates(bench.model, OPEN))
+    plain, _ = fitted(bench, Personalisation(), replace(local, values=local.values | personal), {})
     for name in personal:
-        np.testing.assert_allclose(kept[name], plain[name], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(kept[name], plain.values[name], rtol=0, atol=1e-5)
 
 
-def test_at_first_the_own_expert_is_the_common_one_and_the_gate_is_half_open(local):
+def test_at_first_the_own_expert_is_the_common_one_and_the_gate_is_half_open(bench, local):
     still = replace(local, settings=replace(SETTINGS, lr=1e-30))
-    _, kept = Experts().fit(still, {})
+    _, kept = fitted(bench, Experts(), still, {})
     assert all(np.array_equal(kept[name], value) for name, value in local.anchor.items())
     assert all(np.abs(kept[name]).max() < 1e-20 for name in kept.keys() - local.anchor.keys())
 
 
-def test_gradients_of_gates_are_clipped_with_the_others(local):
+def test_gradients_of_gates_are_clipped_with_the_others(bench, local):
     """In one step of SGD everything that is trained moves by lr times the norm that is left, or less."""
-    own = part(local.model, 2)
+    own = part(bench.model, 2)
     clipped = replace(local, settings=replace(SETTINGS, clip_norm=1e-3, steps=1, lr=1.0))
-    start = local.model.read() | own | gates(local.model)
-    _, kept = Experts().fit(clipped, own)
-    end = local.model.read() | kept
+    start = local.values | own | gates(bench.model)
+    outcome, kept = fitted(bench, Experts(), clipped, own)
+    end = outcome.values | kept
     moved_by = np.sqrt(sum(float(((end[name] - start[name]).astype(float) ** 2).sum()) for name in end))
     assert moved_by == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_ready_is_the_mixture_with_a_personal_part_and_the_common_model_without(local):
-    personal, common = part(local.model, 2) | gates(local.model, SHUT), local.model.read()
-    batch = {k: v for k, v in local.task.collate(local.examples, np.arange(4)).items() if k != "labels"}
+def test_the_own_model_is_the_mixture_with_a_personal_part_and_the_common_one_without(bench, local):
+    personal = part(bench.model, 2) | gates(bench.model, SHUT)
 
-    def seen(personal) -> torch.Tensor:
-        local.model.write(common)
-        with Experts().ready(local, personal), torch.no_grad():
-            return local.model.module.eval()(**batch).logits
+    def answers(job) -> np.ndarray:
+        (outcome,) = bench([replace(job, asked=(local.examples,))])
+        return outcome.answers[0]
 
-    nothing, mixture = seen({}), seen(personal)
-    with torch.no_grad():
-        local.model.write(common)
-        assert torch.equal(local.model.module(**batch).logits, nothing)
-        local.model.write(common | local.others)
-        torch.testing.assert_close(local.model.module(**batch).logits, mixture, atol=ATOL, rtol=0)
-    assert (mixture - nothing).abs().max() > 100 * ATOL
+    nothing, mixture = (answers(Experts().own(local, kept)) for kept in ({}, personal))
+    assert np.array_equal(answers(local.still()), nothing)
+    rest = answers(local.still(values=local.values | local.others))
+    np.testing.assert_allclose(rest, mixture, atol=ATOL, rtol=0)
+    assert np.abs(mixture - nothing).max() > 100 * ATOL

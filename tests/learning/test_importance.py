@@ -10,7 +10,7 @@ import torch
 from fedsa_lora.config import load
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
-from fedsa_lora.learning.importance import ImportanceMeter
+from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring
 from fedsa_lora.learning.training import TrainSettings, round_batches, train
 from fedsa_lora.seeds import generator
 
@@ -37,15 +37,16 @@ def trained(bench, settings, observe=None, trained=None, **options):
     """The state after training."""
     bench.model.write(bench.start)
     names = frozenset(bench.model.layout.names if trained is None else trained)
-    options |= {"trained": names, "rng": generator(0, "test"), "torch_seed": 1, "observe": observe}
+    batches = round_batches(bench.data.lengths, settings, generator(0, "test"))
+    options |= {"trained": names, "batches": batches, "torch_seed": 1, "observe": observe}
     train(bench.model, bench.task, bench.data, settings, **options)
     return bench.model.read()
 
 
 def measured(bench, score, settings, **options) -> dict[str, float]:
-    meter = ImportanceMeter(score, bench.factors)
+    meter = ImportanceMeter(Scoring(score, tuple(bench.factors)))
     trained(bench, settings, meter.observe, **options)
-    return dict(zip(bench.factors, meter.scores(), strict=True))
+    return dict(zip(bench.factors, meter.scores().means(), strict=True))
 
 
 def by_autograd(bench, settings, **options) -> dict[str, dict[str, float]]:
@@ -103,7 +104,7 @@ def test_the_first_step_in_which_a_has_no_gradient_is_not_observed(bench):
 def test_observing_changes_no_bit_of_training(bench, score):
     options = replace(SETTINGS, steps=6)
     without = trained(bench, options)
-    observed = trained(bench, options, ImportanceMeter(score, bench.factors).observe)
+    observed = trained(bench, options, ImportanceMeter(Scoring(score, tuple(bench.factors))).observe)
     for name, value in without.items():
         np.testing.assert_array_equal(observed[name], value, err_msg=name)
 
@@ -118,16 +119,16 @@ def test_one_step_is_not_enough_and_the_error_says_what_is(bench, score):
 def test_scores_come_in_the_order_of_the_names_and_what_is_not_trained_scores_zero(bench, score):
     moving = [name for name in bench.factors if ".lora_B." in name]
     names = bench.factors[::-1]
-    meter = ImportanceMeter(score, names)
+    meter = ImportanceMeter(Scoring(score, tuple(names)))
     trained(bench, SETTINGS, meter.observe, trained=moving)
-    found = dict(zip(names, meter.scores(), strict=True))
+    found = dict(zip(names, meter.scores().means(), strict=True))
     assert {name for name, value in found.items() if value > 0} == set(moving)
-    alone = ImportanceMeter(score, moving[:1])
+    alone = ImportanceMeter(Scoring(score, tuple(moving[:1])))
     trained(bench, SETTINGS, alone.observe, trained=moving)
-    assert alone.scores() == [found[moving[0]]]
-    nothing = ImportanceMeter(score, [])
+    assert alone.scores().means() == [found[moving[0]]]
+    nothing = ImportanceMeter(Scoring(score, ()))
     trained(bench, SETTINGS, nothing.observe)
-    assert nothing.scores() == []
+    assert nothing.scores().means() == []
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -144,17 +145,25 @@ def test_a_step_that_the_scaler_skips_does_not_count(bench, score, bad):
     name, other = bench.factors[:2]
     bench.model.write(bench.start)
     bench.model.set_trainable(frozenset(bench.factors))
-    meter = ImportanceMeter(score, [name, other])
+    meter = ImportanceMeter(Scoring(score, (name, other)))
     parameter, calm = bench.model.parameter(name), bench.model.parameter(other)
     for value in (bad, 2.0, 4.0):
         parameter.grad, calm.grad = torch.full_like(parameter, value), torch.ones_like(calm)
         meter.observe(bench.model)
         if value is bad:
             with pytest.raises(TrainingError, match="gradients were not finite in any of 1 steps"):
-                meter.scores()
+                meter.scores().means()
     size = float(abs(bench.start[name].astype(np.float64)).mean())
     expected = {"gradient": 3.0, "fisher": 10.0, "taylor": 3.0 * size}[score]
-    assert meter.scores()[0] == pytest.approx(expected, rel=1e-6)
+    assert meter.scores().means()[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_scores_of_two_trainings_are_the_means_over_the_steps_of_both():
+    one, two = (
+        Scores(np.array([[2.0, 3.0]]), np.ones(2)),
+        Scores(np.array([[4.0, 0.0], [6.0, 0.0]]), np.ones(2)),
+    )
+    assert (one + two).means() == [4.0, 1.0]
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fedsa_lora.config import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.learning.job import Job, OneByOne, Outcome, complete
 from fedsa_lora.learning.objectives import Ahead, Taught
 from fedsa_lora.learning.personalisation import (
     Distillation,
@@ -22,40 +23,52 @@ from fedsa_lora.learning.personalisation import (
     Reptile,
 )
 from fedsa_lora.learning.training import Objective, TrainSettings, predict
+from fedsa_lora.seeds import generator
 
 SETTINGS = TrainSettings(optimizer="sgd", lr=0.1, steps=4, batch_size=4, clip_norm=None)
 
 
 @pytest.fixture(scope="module")
-def local() -> LocalRound:
-    """A client of the smoke experiment at the start of a round, with B not zero."""
+def bench() -> OneByOne:
+    """The model and the task of the smoke experiment."""
     config = load(["experiment=smoke"])
-    model = AdapterModel(attach(config.task.build_model(seed=0), config.lora))
-    rng = np.random.default_rng(0)
-    start = initial_state(model.layout, 0)
-    start |= {n: 0.1 * rng.normal(size=a.shape).astype(np.float32) for n, a in start.items() if "lora_B" in n}
-    names = frozenset(model.layout.names)
-    anchor = {name: value for name, value in start.items() if "lora_A" in name}
-    examples = config.task.load_client("0").train
-    return LocalRound(model, config.task, examples, SETTINGS, names, 0, "0", 1, anchor=anchor)
+    return OneByOne(AdapterModel(attach(config.task.build_model(seed=0), config.lora)), config.task)
+
+
+@pytest.fixture(scope="module")
+def local(bench) -> LocalRound:
+    """A client at the start of a round, with A as it was broadcast, and B not zero."""
+    layout, rng = bench.model.layout, np.random.default_rng(1)
+    anchor = {name: value for name, value in initial_state(layout, 0).items() if "lora_A" in name}
+    start = {s.name: anchor.get(s.name, 0.1 * rng.normal(size=s.shape).astype(np.float32)) for s in layout}
+    return LocalRound(
+        layout=layout,
+        values=start,
+        examples=bench.task.load_client("0").train,
+        settings=SETTINGS,
+        trained=frozenset(layout.names),
+        seed=0,
+        client="0",
+        round=1,
+        anchor=anchor,
+    )
 
 
 @pytest.fixture(scope="module")
 def start(local):
-    spec = {s.name: s for s in local.model.layout}
-    rng = np.random.default_rng(1)
-    return {
-        name: local.anchor.get(name, 0.1 * rng.normal(size=spec[name].shape).astype(np.float32))
-        for name in local.model.layout.names
-    }
+    return local.values
 
 
-def fitted(local, start, method: Personalisation, personal=None):
+def fitted(bench, local, method: Personalisation, personal=None):
     """What is shared from and the personal model, after one round of a method."""
-    local.model.write(start)
-    report, own = method.fit(local, personal or {})
-    assert report.steps == local.steps
-    return local.model.read(), own
+    ((outcome, own),) = complete([method.fit(local, personal or {})], bench)
+    assert outcome.report.steps == len(local.plain().batches)
+    return outcome.values, own
+
+
+def done(bench, job: Job) -> Outcome:
+    (outcome,) = bench([job])
+    return outcome
 
 
 def apart(one, two) -> float:
@@ -66,65 +79,64 @@ def apart(one, two) -> float:
 @pytest.mark.parametrize(
     "method", [FineTune(3), Reptile(epsilon=1.0), PerFedAvg(alpha=0.0), Ditto(0.5), Distillation(0.7, 3.0)]
 )
-def test_what_is_shared_is_that_of_plain_training(local, start, method):
-    assert apart(fitted(local, start, method)[0], fitted(local, start, Personalisation())[0]) == 0
+def test_what_is_shared_is_that_of_plain_training(bench, local, start, method):
+    assert apart(fitted(bench, local, method)[0], fitted(bench, local, Personalisation())[0]) == 0
 
 
 @pytest.mark.parametrize("method", [Ditto(0.0), Distillation(weight=0.0)])
-def test_without_its_term_a_personal_model_is_trained_as_if_alone(local, start, method):
+def test_without_its_term_a_personal_model_is_trained_as_if_alone(bench, local, start, method):
     elsewhere = {name: value + np.float32(0.01) for name, value in start.items()}
-    _, own = fitted(local, start, method, elsewhere)
-    assert apart(own, fitted(local, elsewhere, Personalisation())[0]) == 0
+    _, own = fitted(bench, local, method, elsewhere)
+    assert apart(own, fitted(bench, replace(local, values=elsewhere), Personalisation())[0]) == 0
 
 
-def test_dittos_term_holds_the_personal_model_near_the_common_one(local, start):
+def test_dittos_term_holds_the_personal_model_near_the_common_one(bench, local, start):
     far = {name: value + np.float32(0.3) for name, value in start.items()}
 
     def distance(weight: float) -> float:
-        _, own = fitted(local, start, Ditto(weight), far)
+        _, own = fitted(bench, local, Ditto(weight), far)
         return sum(float(((own[n] - local.anchor[n]) ** 2).sum()) for n in local.anchor)
 
     assert distance(0.0) > distance(1.0) > distance(4.0) > 0
 
 
-def test_reptile_goes_a_part_of_the_way_in_what_is_shared_and_all_of_it_in_the_rest(local, start):
-    whole, _ = fitted(local, start, Personalisation())
-    part, _ = fitted(local, start, Reptile(epsilon=0.25))
+def test_reptile_goes_a_part_of_the_way_in_what_is_shared_and_all_of_it_in_the_rest(bench, local, start):
+    whole, _ = fitted(bench, local, Personalisation())
+    part, _ = fitted(bench, local, Reptile(epsilon=0.25))
     for name in start:
         way = 0.25 if name in local.anchor else 1.0
         np.testing.assert_allclose(part[name], start[name] + way * (whole[name] - start[name]), atol=1e-6)
 
 
-def test_pfedme_moves_w_by_eta_lambda_towards_theta(local, start):
+def test_pfedme_moves_w_by_eta_lambda_towards_theta(bench, local, start):
     for eta, part in ((0.25, 1.0), (0.05, 0.2)):
-        w, theta = fitted(local, start, PFedMe(weight=4.0, eta=eta, inner=4))
+        w, theta = fitted(bench, local, PFedMe(weight=4.0, eta=eta, inner=4))
         for name in start:
             way = part if name in local.anchor else 1.0
             np.testing.assert_allclose(w[name], start[name] + way * (theta[name] - start[name]), atol=1e-6)
 
 
-def test_pfedme_without_its_term_shares_nothing_new_and_its_theta_is_plain(local, start):
-    w, theta = fitted(local, start, PFedMe(weight=0.0, inner=4))
+def test_pfedme_without_its_term_shares_nothing_new_and_its_theta_is_plain(bench, local, start):
+    w, theta = fitted(bench, local, PFedMe(weight=0.0, inner=4))
     assert all(np.array_equal(w[name], start[name]) for name in local.anchor)
-    assert apart(theta, fitted(local, start, Personalisation())[0]) == 0
+    assert apart(theta, fitted(bench, local, Personalisation())[0]) == 0
 
 
-def test_pfedme_in_more_than_one_part_goes_on_from_the_w_of_the_part_before(local, start):
-    w, _ = fitted(local, start, PFedMe(weight=4.0, eta=0.25, inner=2))
-    local.model.write(start)
-    local.train(mu=4.0, anchor=local.anchor, steps=2)
-    theta = local.model.read()
-    local.train(mu=4.0, anchor={name: theta[name] for name in local.anchor}, steps=2, part="inner 1")
-    assert apart(w, local.model.read()) < 1e-6
+def test_pfedme_in_more_than_one_part_goes_on_from_the_w_of_the_part_before(bench, local, start):
+    w, _ = fitted(bench, local, PFedMe(weight=4.0, eta=0.25, inner=2))
+    theta = done(bench, local.job(mu=4.0, anchor=local.anchor, steps=2)).values
+    anchor = {name: theta[name] for name in local.anchor}
+    after = local.job(values=theta, mu=4.0, anchor=anchor, steps=2, part="inner 1")
+    assert apart(w, done(bench, after).values) < 1e-6
 
 
-def test_the_gradient_of_per_fedavg_is_that_one_step_ahead(local, start):
+def test_the_gradient_of_per_fedavg_is_that_one_step_ahead(bench, local, start):
     """theta - lr grad L2(theta - alpha grad L1(theta)), by autograd alone, without dropout."""
-    model, task, alpha = local.model, local.task, 0.5
+    model, task, alpha = bench.model, bench.task, 0.5
     parameters = [model.parameter(name) for name in sorted(local.trained)]
     still = replace(SETTINGS, steps=1)
-    seed, indices = np.random.default_rng(5), np.arange(4)
-    other = np.random.default_rng(5).choice(len(local.examples), 4, replace=False)
+    key, indices = ("0", 1), np.arange(4)
+    other = generator(5, "ahead", *key).choice(len(local.examples), 4, replace=False)
     model.write(start)
     model.set_trainable(local.trained)
     model.module.eval()
@@ -133,7 +145,7 @@ def test_the_gradient_of_per_fedavg_is_that_one_step_ahead(local, start):
     model.write({name: start[name] - alpha * ahead[name].numpy() for name in start})
     expected = torch.autograd.grad(task.loss(model.module, task.collate(local.examples, indices)), parameters)
     model.write(start)
-    objective = Ahead(model, task, local.examples, still, alpha, local.trained, seed)
+    objective = Ahead(model, task, local.examples, still, alpha, local.trained, 5, key)
     with objective.at(indices) as loss:
         found = torch.autograd.grad(loss, parameters)
     for one, two in zip(found, expected, strict=True):
@@ -142,9 +154,9 @@ def test_the_gradient_of_per_fedavg_is_that_one_step_ahead(local, start):
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.4, 2.5)])
-def test_the_distilled_loss_is_that_of_the_formula(local, start, weight, temperature):
-    local.model.write(start)
-    logits = torch.from_numpy(predict(local.model, local.task, local.examples, SETTINGS))
+def test_the_distilled_loss_is_that_of_the_formula(bench, local, start, weight, temperature):
+    bench.model.write(start)
+    logits = torch.from_numpy(predict(bench.model, bench.task, local.examples, SETTINGS))
     teacher = logits + torch.linspace(-1, 1, logits.shape[1])
     indices = np.array([3, 0, 7])
     labels = torch.from_numpy(local.examples.labels[indices])
@@ -153,31 +165,43 @@ def test_the_distilled_loss_is_that_of_the_formula(local, start, weight, tempera
     q = functional.softmax(student / temperature, dim=1)
     kl = (p * (p / q).log()).sum(1).mean()
     expected = (1 - weight) * functional.cross_entropy(student, labels) + weight * temperature**2 * kl
-    taught = Taught(local.model, local.task, local.examples, SETTINGS, teacher, weight, temperature)
+    taught = Taught(bench.model, bench.task, local.examples, SETTINGS, teacher, weight, temperature)
     assert taught.loss(indices).item() == pytest.approx(expected.item(), rel=1e-4)
-    same = Taught(local.model, local.task, local.examples, SETTINGS, logits, 0.5, temperature)
-    plain = Objective(local.model, local.task, local.examples, SETTINGS)
+    same = Taught(bench.model, bench.task, local.examples, SETTINGS, logits, 0.5, temperature)
+    plain = Objective(bench.model, bench.task, local.examples, SETTINGS)
     assert same.loss(indices).item() == pytest.approx(0.5 * plain.loss(indices).item(), rel=1e-4)
 
 
-def test_a_pupil_comes_nearer_to_its_teacher_than_one_that_learns_from_labels_alone(local, start):
-    local.model.write(start)
-    teacher = predict(local.model, local.task, local.examples, SETTINGS)
+def test_a_pupil_comes_nearer_to_its_teacher_than_one_that_learns_from_labels_alone(bench, local, start):
+    bench.model.write(start)
+    teacher = predict(bench.model, bench.task, local.examples, SETTINGS)
     far = {name: value + np.float32(0.05) for name, value in start.items()}
 
     def distance(weight: float) -> float:
-        _, own = fitted(local, start, Distillation(weight, 1.0), far)
-        local.model.write(own)
-        return float(np.abs(predict(local.model, local.task, local.examples, SETTINGS) - teacher).mean())
+        _, own = fitted(bench, local, Distillation(weight, 1.0), far)
+        bench.model.write(own)
+        return float(np.abs(predict(bench.model, bench.task, local.examples, SETTINGS) - teacher).mean())
 
     assert distance(1.0) < distance(0.0)
 
 
-def test_fine_tuning_moves_the_model_and_none_does_not(local, start):
+def test_fine_tuning_moves_the_model_and_none_does_not(bench, local, start):
     for method, moves in ((Personalisation(), False), (FineTune(0), False), (FineTune(2), True)):
-        local.model.write(start)
-        with method.ready(local, {}):
-            assert (apart(local.model.read(), start) > 0) == moves
+        assert (apart(done(bench, method.own(local, {})).values, start) > 0) == moves
+
+
+@pytest.mark.parametrize(
+    "method", [Personalisation(), Ditto(0.5), PFedMe(inner=2), Distillation(), Reptile()]
+)
+def test_a_method_asks_for_the_same_whatever_model_its_jobs_are_done_on(bench, local, method):
+    """Neither what stands in a model, nor what is done on it between two jobs of a client, changes a bit."""
+    expected, own = fitted(bench, local, method)
+    elsewhere = replace(local, client="1", values={n: v + np.float32(0.5) for n, v in local.values.items()})
+    trainings = [Ditto(0.1).fit(elsewhere, {}), method.fit(local, {}), Personalisation().fit(elsewhere, {})]
+    _, (outcome, found), _ = complete(trainings, bench)
+    assert apart(outcome.values, expected) == 0
+    assert found.keys() == own.keys()
+    assert all(np.array_equal(found[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize(

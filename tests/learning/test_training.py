@@ -32,7 +32,8 @@ def bench():
 def trained(bench, settings: TrainSettings, roles: str = "A B head", **changes):
     names = frozenset(s.name for s in bench.model.layout if s.role in roles.split())
     bench.model.write(bench.start)
-    options = {"trained": names, "rng": generator(0, "test"), "torch_seed": 1} | changes
+    batches = round_batches(bench.data.train.lengths, settings, changes.pop("rng", generator(0, "test")))
+    options = {"trained": names, "batches": batches, "torch_seed": 1} | changes
     report = train(bench.model, bench.task, bench.data.train, settings, **options)
     return bench.model.read(), report
 

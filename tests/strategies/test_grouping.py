@@ -33,6 +33,7 @@ def parted(members: dict[str, int]) -> list[set[str]]:
     return [{c for c, its in members.items() if its == n} for n in sorted(set(members.values()))]
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 999))
 def test_families_are_found_exactly_by_their_number_or_by_their_distance(sizes, seed):
     updates, truth = families(sizes, seed)
@@ -42,7 +43,7 @@ def test_families_are_found_exactly_by_their_number_or_by_their_distance(sizes, 
         assert sorted(parted(grouping.members), key=min) == sorted(truth, key=min)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(number=st.integers(2, 9), groups=st.integers(1, 9), seed=st.integers(0, 999))
 def test_groups_are_those_of_scipys_average_linkage_over_cosine_distance(number, groups, seed):
     rows = np.random.default_rng(seed).normal(size=(number, SIZE)).astype(np.float32)
@@ -53,7 +54,7 @@ def test_groups_are_those_of_scipys_average_linkage_over_cosine_distance(number,
     assert len(found) == min(groups, number)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), clients=st.integers(3, 9), data=st.data())
 def test_other_names_give_the_same_groups_under_those_names_and_order_is_nothing(seed, clients, data):
     rng = np.random.default_rng(seed)
@@ -129,7 +130,7 @@ def test_a_new_group_goes_on_from_where_most_of_its_clients_come_from_and_a_tie_
     assert parted(grouping.members) == [set("abg"), set("de"), set("cf")]
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_groups_that_stay_as_they_are_keep_their_numbers(seed):
     updates, truth = families([3, 3, 2], seed)

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.tasks import sources
-from fedsa_lora.tasks.sources import DATA_VARIABLE, SHIPPED, read_split, shipped_folder
+from fedsa_lora.tasks import shipped, sources
+from fedsa_lora.tasks.shipped import DATA_VARIABLE, SHIPPED, shipped_folder
+from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.tables import Table
 
 PACKAGE = Path(sources.__file__).resolve().parent.parent
@@ -86,9 +87,9 @@ def test_a_bundle_without_parquet_finds_the_installed_copy(tmp_path):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     script = """
-import sys, fedsa_lora.tasks.sources as sources
-assert sources.__file__.startswith(sys.argv[1]), sources.__file__
-print(sources.shipped_folder("snips"))
+import sys, fedsa_lora.tasks.shipped as shipped
+assert shipped.__file__.startswith(sys.argv[1]), shipped.__file__
+print(shipped.shipped_folder("snips"))
 """
     found = run_python(script, bundle.parent, PACKAGE.parent)
     assert Path(found.strip()) == PACKAGE / "data" / "snips"
@@ -118,7 +119,7 @@ def test_the_environment_variable_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_shipped_set_that_is_nowhere_lists_where_it_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
+    monkeypatch.setattr(shipped, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
     with pytest.raises(DataError) as caught:
         read_split("snips", "train")
     for expected in (str(tmp_path / "one" / "snips"), str(tmp_path / "two" / "snips"), DATA_VARIABLE):
@@ -185,7 +186,7 @@ def test_a_hub_data_set_is_read_by_its_builder(tmp_path, monkeypatch):
         "csv", data_files={"train": str(tmp_path / "rows.csv")}, cache_dir=tmp_path
     )
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *asked: real)
-    monkeypatch.setattr("fedsa_lora.tasks.sources._HUB_FILES", str(tmp_path))
+    monkeypatch.setattr("fedsa_lora.tasks.huggingface._HUB_FILES", str(tmp_path))
     assert len(read_split("a/b", "train")) == 1
 
 

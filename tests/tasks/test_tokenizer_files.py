@@ -173,7 +173,9 @@ def test_a_tokenizer_config_that_is_no_object_is_named(tmp_path, private, conten
 
 WARNS = """
 import logging
-import fedsa_lora.tasks.backbone, fedsa_lora.tasks.sources
+import fedsa_lora.tasks.backbone
+from fedsa_lora.tasks.tables import library
+library()
 for library in ("transformers", "transformers.some.module", "huggingface_hub", "datasets"):
     logging.getLogger(library).warning("a model of type %s", "\x1b]0;x\x07")
 """

@@ -1,0 +1,151 @@
+"""Training as values: a job goes in, an outcome comes out, and no one but a trainer moves a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fedsa_lora.errors import TrainingError
+from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.training import Objective, TrainReport, predict, train
+from fedsa_lora.tasks.task import Examples, Task
+
+Arrays = dict[str, NDArray[np.float32]]
+Extension = Callable[[AdapterModel], AbstractContextManager[Mapping[str, nn.Parameter]]]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training from given values, complete but for the backbone and the task.
+
+    ``values`` are all tensors of the model's layout, ``merged`` what is in the frozen weights besides, by
+    layer (d_out, d_in); ``trained`` are the names of those that move. ``batches`` are indices of
+    ``examples``, one array for each step: without any nothing is trained. ``dropout`` is a seed.
+    mu/2 ||w - anchor||^2 is added to the ``objective`` (FedProx, arXiv:1812.06127). ``scoring`` asks for
+    scores of tensors. An ``extension`` is what the model computes besides while the job lasts; it yields the
+    parameters of its own, which are trained as well. ``asked`` are examples that the trained model answers.
+    """
+
+    values: NamedArrays
+    trained: frozenset[str]
+    examples: Examples
+    settings: TrainSettings
+    batches: Sequence[NDArray[np.int64]] = ()
+    dropout: int = 0
+    merged: NamedArrays = field(default_factory=dict)
+    objective: Callable[[AdapterModel, Task, Examples, TrainSettings], Objective] = Objective
+    anchor: NamedArrays = field(default_factory=dict)
+    mu: float = 0.0
+    scoring: Scoring | None = None
+    extension: Extension | None = None
+    asked: Sequence[Examples] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a job.
+
+    ``start`` and ``values`` are all tensors before its first step, as they stood in the model, and after its
+    last. ``scores`` are there if they were asked for. ``extension`` are the parameters of the job's, by name;
+    ``answers`` the predictions (n, ...) for each of ``Job.asked``.
+    """
+
+    start: Arrays
+    values: Arrays
+    report: TrainReport
+    scores: Scores | None = None
+    extension: Arrays = field(default_factory=dict)
+    answers: tuple[NDArray[np.float32], ...] = ()
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """One training after another, as one."""
+        scores = self.scores
+        if scores is not None and other.scores is not None:
+            scores = scores + other.scores
+        return replace(other, start=self.start, report=self.report + other.report, scores=scores)
+
+
+class Trainer(Protocol):
+    """Does jobs, each as if there were no other."""
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outcomes in the order of the jobs. Raises TrainingError where a job cannot be done."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """One job after another on one resident model, which each overwrites completely."""
+
+    model: AdapterModel
+    task: Task
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return [self._outcome(job) for job in jobs]
+
+    def _outcome(self, job: Job) -> Outcome:
+        model = self.model
+        start = self._install(job)
+        meter = None if job.scoring is None else ImportanceMeter(job.scoring)
+        report = TrainReport()
+        with nullcontext({}) if job.extension is None else job.extension(model) as parameters:
+            if job.batches:
+                report = train(
+                    model,
+                    self.task,
+                    job.examples,
+                    job.settings,
+                    trained=job.trained,
+                    batches=job.batches,
+                    torch_seed=job.dropout,
+                    objective=job.objective,
+                    proximal=(job.mu, job.anchor) if job.mu else None,
+                    observe=None if meter is None else meter.observe,
+                    beside=tuple(parameters.values()),
+                )
+            answers = tuple(predict(model, self.task, asked, job.settings) for asked in job.asked)
+            extension = {name: _array(parameter) for name, parameter in parameters.items()}
+        scores = None if meter is None else meter.scores()
+        return Outcome(start, model.read(), report, scores, extension, answers)
+
+    def _install(self, job: Job) -> Arrays:
+        """Overwrite the model and what is merged into it. Returns its tensors as they then stand in it."""
+        self.model.merge(job.merged)
+        self.model.write(job.values)
+        standing = self.model.read()
+        # a backbone is added to its pretrained value and taken off again, which rounds
+        exact = job.values.keys() - self.model.relative
+        if wrong := sorted(n for n in exact if not np.array_equal(standing[n], job.values[n])):
+            raise TrainingError(f"these tensors were not installed as they should be: {wrong}")
+        return standing
+
+
+def complete(trainings: Sequence[Generator[Job, Outcome, Result]], trainer: Trainer) -> list[Result]:
+    """Carry out trainings that each yield one job after another and are handed its outcome: the next jobs of
+    all go to the trainer together. Returns what each returns, in their order."""
+    results: dict[int, Result] = {}
+    outcomes: dict[int, Outcome | None] = dict.fromkeys(range(len(trainings)))  # None begins a generator
+    while outcomes:
+        jobs: dict[int, Job] = {}
+        for at, outcome in outcomes.items():
+            try:
+                jobs[at] = trainings[at].send(outcome)  # type: ignore[arg-type]
+            except StopIteration as end:
+                results[at] = end.value
+        outcomes = dict(zip(jobs, trainer([*jobs.values()]), strict=True))
+    return [results[at] for at in range(len(trainings))]
+
+
+def _array(parameter: nn.Parameter) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = parameter.detach().cpu().numpy().copy()
+    return values

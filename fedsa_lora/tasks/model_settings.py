@@ -1,0 +1,102 @@
+"""The settings of a backbone, and the place of its files. Loads no model and no library that does."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.group import READ, Group
+from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
+from fedsa_lora.tasks.hub import is_hub_id, is_revision
+
+PACKAGE_SCHEME = "pkg://"
+
+
+@dataclass(frozen=True)
+class ModelSettings(Group):
+    """The choice of a backbone.
+
+    ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
+    or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
+    read and every weight is drawn from the seed; ``path`` may then be empty and ``config`` must name a
+    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts.
+    ``tokenizer`` is a path of the same forms, ``path`` by default.
+    ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
+    ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
+    sentence encoder, or that was exported from a run with it.
+    """
+
+    path: Annotated[str, READ] = ""
+    pretrained: bool = True
+    revision: str | None = None
+    tokenizer: Annotated[str, READ] = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    pooling: Literal["auto", "model", "mean"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.path and self.pretrained:
+            raise ConfigError("path is empty: give a folder, pkg://package/folder or a hub id")
+        if self.revision is not None and not is_revision(self.revision):
+            raise ConfigError(f"revision {self.revision!r}: expected a branch, a tag or a commit of the hub")
+        if foreign := names_code(self.config):
+            raise ConfigError(f"model.config names code to be loaded: remove {', '.join(foreign)}")
+        if odd := no_plain_values(self.config):
+            raise ConfigError(
+                f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
+                "mappings of them: what a model is loaded from is for model.path to say"
+            )
+        if not self.path and "model_type" not in self.config:
+            raise ConfigError(
+                "model.config lacks model_type (for example bert or vit), and model.path is empty"
+            )
+
+
+def resolve(path: str) -> str:
+    """The folder of a ``pkg://`` or local path; a hub id is returned as it is.
+
+    Raises ModelError when there is no such package or folder.
+    """
+    if path.startswith(PACKAGE_SCHEME):
+        return str(_package_folder(path))
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if local.exists() or not is_hub_id(path):
+        raise ModelError(
+            f"no model at {path!r}: expected a folder with config.json and its weights (relative paths start "
+            f"from {Path.cwd()}), or a hub id (NAME or OWNER/NAME); correct model.path",
+            sent="there is no such model here",
+            key="model.path",
+        )
+    return path
+
+
+def _package_folder(path: str) -> Path:
+    package, _, inner = path.removeprefix(PACKAGE_SCHEME).partition("/")
+    # find_spec does not import the package, which might pull in a whole framework.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    # without an __init__.py any folder beside the program would be a package
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{path!r}: package {package!r} is not installed; install it or correct model.path",
+            sent="the package of the model is not installed here",
+            key="model.path",
+        )
+    root = Path(spec.origin).resolve().parent
+    folder = Path(root, inner).resolve()
+    if not folder.is_relative_to(root):
+        raise ModelError(
+            f"{path!r} lies outside of the package {package!r}; correct model.path",
+            sent="the folder of the model lies outside of its package",
+            key="model.path",
+        )
+    if not folder.is_dir():
+        raise ModelError(
+            f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folder}",
+            sent="the package of the model has no such folder here",
+            key="model.path",
+        )
+    return folder
