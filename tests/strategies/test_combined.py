@@ -170,5 +170,5 @@ def test_a_checkpoint_knows_what_every_client_is_sent_when_the_last_round_is_eva
 
 def test_a_downlink_beside_an_audience_that_brings_its_own_is_refused():
     audience = Groups(TWO, LAYOUT, np.zeros(LAYOUT.size, np.float32))
-    with pytest.raises(ConfigError, match="downlink: .* give one of the two"):
+    with pytest.raises(ConfigError, match="give one of the two"):
         Server(LAYOUT, 3, audience=audience, downlink=TopK(ratio=0.4))
