@@ -120,9 +120,7 @@ class FedSA(Strategy):
         resumed: int = 0,
     ) -> None:
         if audience is not None and downlink is not None:
-            raise ConfigError(
-                "downlink: it is of the audience that FedSA makes itself; give either, not both"
-            )
+            raise ConfigError("downlink: it codes for the audience that FedSA makes; give one of the two")
         self.inner, self.layout, self.split = inner, layout, split
         self.codec = codec or Dense()
         self.roster, self.evaluation, self.min_results = roster, evaluation, min_results

@@ -6,6 +6,7 @@ from flwr.server.strategy import FedAvg
 from memories import LAYOUT, A
 from server_side import EVERYONE, Server, some_updates
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.selection import TopK
@@ -165,3 +166,9 @@ def test_a_checkpoint_knows_what_every_client_is_sent_when_the_last_round_is_eva
         assert np.array_equal(checkpoint.held(client), held)
         assert bool(checkpoint.share(client)) == bool(header.total)
     assert (server.strategy.attendance.skipped > 0) == (last == {"0"})
+
+
+def test_a_downlink_beside_an_audience_that_brings_its_own_is_refused():
+    audience = Groups(TWO, LAYOUT, np.zeros(LAYOUT.size, np.float32))
+    with pytest.raises(ConfigError, match="give one of the two"):
+        Server(LAYOUT, 3, audience=audience, downlink=TopK(ratio=0.4))
