@@ -20,7 +20,7 @@ from rich.table import Table
 from fedsa_lora.arguments import parser
 from fedsa_lora.config.changes import changes, named
 from fedsa_lora.errors import FedSAError, StoppedError
-from fedsa_lora.launch.stopping import INTERRUPTED, TERMINATED, stoppable
+from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
     from fedsa_lora.launch.plan import Plan

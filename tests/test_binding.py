@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsa_lora.config.binding import bind, check_arguments, raise_faults, resolve_target, unknown
+from fedsa_lora.binding import bind, check_arguments, raise_faults, resolve_target, unknown
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.suggest import listing, nearest
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedsa_lora import assemble
-from fedsa_lora.config.binding import bind
+from fedsa_lora.binding import bind
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.group import (
     CHANGEABLE,

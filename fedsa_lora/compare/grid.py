@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedsa_lora.config.binding import bind, raise_faults, unknown
+from fedsa_lora.binding import bind, raise_faults, unknown
 from fedsa_lora.config.compose import CONF, assignment, load, read_settings
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.settings import RunConfig

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedsa_lora.config.binding import raise_faults, unknown
+from fedsa_lora.binding import raise_faults, unknown
 from fedsa_lora.config.changes import task_title
 from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.validation import from_resolved

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, get_type_hints
 
-from fedsa_lora.config.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
+from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy

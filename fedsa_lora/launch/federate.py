@@ -21,7 +21,6 @@ from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_log import rounds_begun, said_complete, still_starting
 from fedsa_lora.launch.flower_run import FlowerRun, Outcome, Simulation
 from fedsa_lora.launch.resuming import is_complete, last_file
-from fedsa_lora.launch.stopping import TERMINATED, stoppable
 from fedsa_lora.report.page import write_report
 from fedsa_lora.report.wording import amount, shown
 from fedsa_lora.runs.directory import RunDirectory, make, refuse_used
@@ -29,6 +28,7 @@ from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_a
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.stopping import TERMINATED, stoppable
 
 FLOWER_LOG = Path("logs", "flower.log")
 

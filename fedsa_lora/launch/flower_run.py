@@ -26,8 +26,8 @@ from fedsa_lora.files import writing
 from fedsa_lora.launch.connection import Connection, toml_string
 from fedsa_lora.launch.deployed import RunningSuperLink
 from fedsa_lora.launch.flower_log import ANSI, failure_reason, tail
-from fedsa_lora.launch.stopping import exit_on_signal
 from fedsa_lora.launch.superlink import Patience, SuperLink
+from fedsa_lora.stopping import exit_on_signal
 
 SILENCE_SECONDS = 900.0  # of a SuperLink on another machine, which may be restarted; ours is seen to live
 POLL_SECONDS = 0.25

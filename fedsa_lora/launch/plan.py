@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from fedsa_lora import assemble
-from fedsa_lora.config.binding import raise_faults
+from fedsa_lora.binding import raise_faults
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_run import Simulation

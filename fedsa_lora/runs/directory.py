@@ -19,7 +19,6 @@ from fedsa_lora.config.compose import to_yaml
 from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, printable
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import Held, append, sync, write_atomically, writing
-from fedsa_lora.launch.stopping import by_signal
 from fedsa_lora.report.wording import shown
 from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
 from fedsa_lora.runs.environment import environment
@@ -27,6 +26,7 @@ from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_a
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.reading import PARTITION, Row, holds_run, read_json, read_jsonl
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import FederationData

@@ -16,7 +16,7 @@ from flwr.server.strategy import (
     Strategy,
 )
 
-from fedsa_lora.config.binding import TARGET, arguments_of, check_arguments, resolve_target
+from fedsa_lora.binding import TARGET, arguments_of, check_arguments, resolve_target
 from fedsa_lora.group import Group, held
 from strategies.fedsa import FedSA
 from strategies.rules.abilities import Ability, able, fewest_results
