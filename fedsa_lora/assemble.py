@@ -7,14 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import UserConfigValue
 from flwr.common import ndarrays_to_parameters
-from flwr.server.strategy import Strategy
 
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.deployment.node_store import NodeStore
@@ -23,14 +22,14 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.federation import PASSED
+from fedsa_lora.group import IDENTITY, at, marked
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.outside import run_name_fault
-from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
-from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
-from fedsa_lora.validation import build_inner
 from fedsa_lora.workbench import Alone, Workbench
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.exact import FactorRule, pairs
@@ -71,7 +70,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
-        counted=_counted(config),
+        counted=config.head.counted,
         head_row_norm=config.head.row_norm,
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
@@ -172,14 +171,9 @@ def refuse_unsimulated(config: RunConfig) -> None:
 
 def experiment_digest(config: RunConfig) -> str:
     """What must be equal for a client's stored state to be of use, as 16 hex digits."""
-    decisive = (
-        "seed", "task", "model", "lora", "split", "head", "personalisation", "codec", "downlink", "attack",
-    )  # fmt: skip
-    parts = {key: config.resolved[key] for key in decisive}
-    parts["ranks"] = config.federation.client_ranks(config.seed)
-    if config.federation.b_passing:
-        parts["b_passing"] = True
-    parts["partition"] = {f.name: getattr(config.federation, f.name) for f in fields(PartitionSettings)}
+    parts = {key: at(config.resolved, key) for key in marked(RunConfig, IDENTITY)}
+    for group in config.groups:
+        parts |= group.identity(config)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -196,9 +190,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
     layout = empty.layout.select(split.shared)
     start = initial_state(empty.layout, config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
-    inner: Strategy = build_inner(
-        config, initial_parameters=ndarrays_to_parameters([initial]), seed=config.seed
-    )
+    inner = config.strategy.build(initial_parameters=ndarrays_to_parameters([initial]), seed=config.seed)
     if isinstance(inner, FactorRule):
         _check_factors(inner, layout, empty)
     kind: Callable[..., FedSA] = FedSA
@@ -213,7 +205,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),
         tell_total=config.personalisation.mixes,
-        classes=len(config.task.labels()) if _counted(config) and layout.count("head") else 0,
+        classes=len(config.task.labels()) if config.head.counted and layout.count("head") else 0,
         frozen=None if _beyond_head(empty) else _frozen(empty.layout.select(split.frozen), start),
         roster=_roster(config),
         evaluation=Evaluation(
@@ -225,7 +217,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
         recorder=recorder,
         uniform=config.federation.weights == "uniform",
         bounds=config.bounds,
-        measures={**config.task.measures, **(ATTACKED if config.attack else {})},
+        measures=(*config.task.measures, *([ATTACKED] if config.attack else [])),
         min_results=config.federation.min_results,
         attendance=Attendance(
             max_skipped=min(config.federation.max_skipped, config.federation.rounds),
@@ -254,11 +246,6 @@ def _roster(config: RunConfig) -> Roster:
         registry=registry,
         over_select=federation.over_select,
     )
-
-
-def _counted(config: RunConfig) -> bool:
-    """Whether clients tell their class counts, by which a shared head is averaged."""
-    return config.head.policy in ("shared", "soft") and config.head.count_weighted
 
 
 def _beyond_head(model: AdapterModel) -> frozenset[str]:

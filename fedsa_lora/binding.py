@@ -8,9 +8,10 @@ import inspect
 import os
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.group import Group, Interval, Target, held
 from fedsa_lora.suggest import listing, nearest
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
         faults.append(f"{path}: expected settings, got {node!r}")
         return None
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     before = len(faults)
     for key in node:
         if key not in fields and key != TARGET:
@@ -39,9 +40,11 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
     values = {}
     for name, field in fields.items():
         if name in node:
-            values[name] = _value(hints[name], node[name], _join(path, name), faults)
+            values[name] = value_of(hints[name], node[name], _join(path, name), faults)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             faults.append(f"{_join(path, name)}: missing")
+    if issubclass(cls, Group):
+        faults.extend(f"{path}: {fault}" for fault in cls.contradictions(node))
     if len(faults) > before:
         return None
     try:
@@ -49,6 +52,16 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
     except FedSAError as error:
         faults.append(f"{path}: {error}")
         return None
+
+
+def bind_target(base: type[T], node: Any, path: str, allowed: tuple[str, ...], faults: list[str]) -> T | None:
+    """An instance of the dataclass that ``_target_`` names, which must be a ``base``."""
+    if (cls := resolve_target(node, path, allowed, faults)) is None:
+        return None
+    if not issubclass(cls, base):
+        faults.append(f"{path}._target_: {cls.__name__} is no {base.__name__}")
+        return None
+    return bind(cls, node, path, faults)
 
 
 def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[str]) -> type[Any] | None:
@@ -95,7 +108,7 @@ def check_arguments(
     parameters, hints = _constructor(cls)
     for key, value in arguments.items():
         if key in hints:
-            _value(hints[key], value, _join(path, key), faults)
+            value_of(hints[key], value, _join(path, key), faults)
         elif key not in parameters and key != TARGET:
             faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", list(parameters)))
     for name, parameter in parameters.items():
@@ -104,9 +117,10 @@ def check_arguments(
             faults.append(f"{_join(path, name)}: missing")
 
 
-def arguments_of(cls: type[Any]) -> frozenset[str]:
-    """The names of the arguments that a class is made with."""
-    return frozenset(_constructor(cls)[0])
+def arguments_of(cls: type[Any]) -> dict[str, Any]:
+    """The names of the arguments that a class is made with, and the type of each (None: not declared)."""
+    parameters, hints = _constructor(cls)
+    return {name: hints.get(name) for name in parameters}
 
 
 def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
@@ -138,15 +152,18 @@ def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
+def value_of(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
+    """A value as its type has it, or None after adding to ``faults``."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _marked(arguments[0], arguments[1:], value, path, faults)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
         trials = [(option, []) for option in options]  # type: ignore[var-annotated]
         for option, found in trials:
-            bound = _value(option, value, path, found)
+            bound = value_of(option, value, path, found)
             if not found:
                 return bound
         # of the right form, but for something in it: that is what was meant
@@ -163,8 +180,20 @@ def _value(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
         return bind(hint, value, path, faults)
     if origin is dict and isinstance(value, Mapping):
         named = {str(key) if arguments[0] is str else key: item for key, item in value.items()}
-        return {key: _value(arguments[1], item, _join(path, key), faults) for key, item in named.items()}
+        return {key: value_of(arguments[1], item, _join(path, key), faults) for key, item in named.items()}
     return _scalar(origin or hint, value, path, faults)
+
+
+def _marked(hint: Any, marks: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
+    """A value whose type has marks: what is out of range or names no class to bind is a fault."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    for mark in marks:
+        if isinstance(mark, Interval) and is_number and value not in mark:
+            faults.append(f"{path}: {value!r} is out of range; expected {mark}")
+            return None
+        if isinstance(mark, Target) and (value is not None or type(None) not in get_args(hint)):
+            return bind_target(held(hint), value, path, mark.allowed, faults)
+    return value_of(hint, value, path, faults)
 
 
 def _items(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
@@ -177,7 +206,7 @@ def _items(origin: Any, arguments: tuple[Any, ...], value: Any, path: str, fault
         return None
     kinds = arguments if fixed else [arguments[0]] * len(value)
     items = zip(kinds, value, strict=True)
-    return origin(_value(kind, v, f"{path}[{i}]", faults) for i, (kind, v) in enumerate(items))
+    return origin(value_of(kind, v, f"{path}[{i}]", faults) for i, (kind, v) in enumerate(items))
 
 
 def _scalar(kind: Any, value: Any, path: str, faults: list[str]) -> Any:

@@ -185,24 +185,26 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.evaluation import evaluate_run
     from fedsa_lora.runs.reading import EVALUATION
     from fedsa_lora.runs.reevaluate import reevaluate
-    from fedsa_lora.runs.wording import NOT_MEASURED, percent
+    from fedsa_lora.runs.wording import NOT_MEASURED, shown
 
     config = read_config(options.run_dir)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
-    table = Table(title="personalised accuracy on each client's test examples")
-    for column in ("client", "examples", "accuracy now", "in the run"):
+    primary = config.task.measures[0]
+    table = Table(title=f"personalised {primary.words} on each client's test examples")
+    for column in ("client", "examples", f"{primary.words} now", "in the run"):
         table.add_column(column, justify="right")
     for row in reevaluate(options.run_dir, allow_changed_data=True):
-        shown = [NOT_MEASURED if value is None else f"{value:.4f}" for value in (row.accuracy, row.recorded)]
-        table.add_row(row.client, str(row.examples), *shown)
+        values = [NOT_MEASURED if value is None else f"{value:.4f}" for value in (row.value, row.recorded)]
+        table.add_row(row.client, str(row.examples), *values)
     console.print(table)
     if not options.union and options.newcomer_steps is None:
         return 0
     found = evaluate_run(options.run_dir, options.union, options.newcomer_steps, allow_changed_data=True)
     for name in ("union", "newcomer"):
         if name in found:
-            by_client = found[name]["accuracy"].values()
-            console.print(f"{name}: mean accuracy {percent(sum(by_client) / len(by_client))}")
+            by_client = found[name][primary.name].values()
+            mean = shown(sum(by_client) / len(by_client), primary)
+            console.print(f"{name}: mean {primary.words} {mean}")
     console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
     return 0
 

@@ -11,12 +11,13 @@ from flwr.client import NumPyClient
 from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 
-from fedsa_lora.client_model import ClientModel, majority_accuracy
+from fedsa_lora.client_model import ClientModel, majority
 from fedsa_lora.client_round import ClientRounds, OpenRound
 from fedsa_lora.egress import told
 from fedsa_lora.errors import FedSAError, TrainingError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import NamedArrays, cut, digest
+from fedsa_lora.exchange.reported import LOSS
 from fedsa_lora.learning.job import complete
 from fedsa_lora.personal import PERSONAL, OwnModel, beside
 from fedsa_lora.store import ClientStore
@@ -33,6 +34,7 @@ class FedSAClient(NumPyClient):
     def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:
         self.client, self.bench, self.store = client, bench, store
         self.model = ClientModel(client, bench, store)
+        self.primary = bench.primary
         self.rounds = ClientRounds(client, bench, store.salted, forbid)
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
@@ -74,7 +76,7 @@ class FedSAClient(NumPyClient):
             upload = self.rounds.header(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
         upload = self.rounds.header(header.round, train, measured=measured, report=report)
-        return report["loss"], measured, dict(wire.write_header(upload))
+        return report.get(LOSS, 0.0), measured, dict(wire.write_header(upload))
 
     def _fit(
         self, header: wire.BroadcastHeader, parameters: list[FlowerArray], mu: float
@@ -98,7 +100,7 @@ class FedSAClient(NumPyClient):
         measured = len(self.model.held_out) if header.measure_before else 0
         if measured:
             model = OwnModel(cut(outcome.values, self.rounds.layout), own, opened.others)
-            numbers["accuracy_before"] = self._measure(opened, model)["accuracy"]
+            numbers[self.primary.before] = self._measure(opened, model)[self.primary.name]
             check_measured(numbers)
         closed = self.rounds.close(opened, outcome, own)
         self.store.save(closed.state)
@@ -112,13 +114,13 @@ class FedSAClient(NumPyClient):
         model = OwnModel(opened.values, beside(opened.state), opened.others)
         report = self._measure(opened, model, record=True)
         if self.bench.task.labels():
-            report["majority"] = majority_accuracy(self.model.data.train, self.model.held_out)
+            report["majority"] = majority(self.bench.task, self.model.data.train, self.model.held_out)
         if any(spec.role == "head" for spec in self.rounds.pool):
             newcomer = OwnModel(self.rounds.values(opened.received, None))
             if not model.beside and digest(newcomer.common) == digest(model.common):
-                report["global_accuracy"] = report["accuracy"]  # nothing is this client's own
+                report[self.primary.of_global] = report[self.primary.name]  # nothing is this client's own
             else:
-                report["global_accuracy"] = self._measure(opened, newcomer)["accuracy"]
+                report[self.primary.of_global] = self._measure(opened, newcomer)[self.primary.name]
         if reference and self.bench.alone is not None:
             report["local_only"] = self.model.train_alone(self.bench.alone)
         return report

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
+from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.personalisation import LocalRound
 from fedsa_lora.personal import OwnModel
 from fedsa_lora.predictions import from_logits
 from fedsa_lora.store import ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples
+from fedsa_lora.tasks.task import ClientData, Examples, Task
 from fedsa_lora.workbench import Alone, Workbench
 
 
@@ -73,21 +74,23 @@ class ClientModel:
         if recorded is not None and names:
             self.store.record(from_logits(recorded, names, data.labels, outcome.answers[0]))
         for examples, answers in zip(asked[1:], outcome.answers[1:], strict=True):
-            metrics["attack_success"] = task.evaluate(answers, examples.labels)["accuracy"]
+            metrics[ATTACKED.name] = float((answers.argmax(axis=1) == examples.labels).mean())
         return metrics
 
     def train_alone(self, alone: Alone) -> float:
-        """Accuracy after the same rounds of the same seeds, from the common start, alone."""
+        """The primary measure after the same rounds of the same seeds, from the common start, alone."""
         trained = alone.split(self.layout).trained
         values: NamedArrays = cut(self.bench.initial, self.layout)
         for round_ in range(1, alone.rounds + 1):
             job = self.local(round_, trained, values, settings=alone.settings).job()
             (outcome,) = self.bench.trainer([job])
             values = outcome.values
-        return self.measure(replace(job, values=values, batches=()))["accuracy"]
+        return self.measure(replace(job, values=values, batches=()))[self.bench.primary.name]
 
 
-def majority_accuracy(train_part: Examples, test_part: Examples) -> float:
-    """Accuracy on the test part of always predicting the most frequent class of the train part."""
-    majority = np.bincount(train_part.labels).argmax()
-    return float((test_part.labels == majority).mean())
+def majority(task: Task, train_part: Examples, test_part: Examples) -> float:
+    """The primary measure, on the test part, of always predicting the most frequent class of the train part;
+    of a task with classes."""
+    logits = np.zeros((len(test_part), len(task.labels())), np.float32)
+    logits[:, np.bincount(train_part.labels).argmax()] = 1
+    return task.evaluate(logits, test_part.labels)[task.measures[0].name]

@@ -20,22 +20,16 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedsa_lora.binding import raise_faults, unknown
 from fedsa_lora.changes import task_title
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.federation import PASSED
+from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, marked
 from fedsa_lora.outside import foreign_paths, foreign_words
-from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.validation import from_resolved
 
 PACKAGE = Path(__file__).resolve().parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
 CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
-PATHS = {
-    "run": ("dir", "store"),
-    "task": ("dataset", "files"),
-    "model": ("path", "tokenizer"),
-    "federation": ("root_certificates", "registry"),
-}
-TEXTS = ("title", *(f"task.{key}" for key in ("text", "text_pair", "label", "group", "prompt", "answer")))
-UNREAD_BY_CLIENTS = ("run", "federation")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
@@ -68,8 +62,7 @@ def load(
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
-        read = (found for found in paths(node) if found[0] not in UNREAD_BY_CLIENTS)
-        foreign = list(foreign_paths(read, folders))
+        foreign = list(foreign_paths(paths(node, READ, FILES), folders))
         raise_faults(foreign, sent="its config names data or a model that this node does not allow")
     _make_absolute(node)
     if node.get("title") is None:
@@ -123,7 +116,7 @@ def places(config: RunConfig) -> list[str]:
     the apps of a run work in a folder of their own."""
     run = config.resolved["run"] | {"dir": str(config.run_dir)}
     words = []
-    for section, key, value in paths(config.resolved | {"run": run}):
+    for section, key, value in paths(config.resolved | {"run": run}, *PATHS, FILES):
         if Path(value).is_absolute():
             words.append(assignment(f"{section}.{key}", value))
     return words
@@ -135,24 +128,25 @@ def assignment(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def paths(node: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Section, key and value of everything in a config that may be a folder or a file."""
-    for section, keys in PATHS.items():
+def paths(node: dict[str, Any], *kinds: Mark) -> Iterator[tuple[str, str, str]]:
+    """Section, key and value of everything in a config that may be a folder or a file, of some ``kinds``."""
+    for place in marked(RunConfig, *kinds):
+        section, key = place.rsplit(".", 1)
         settings = node.get(section)
-        for key in keys:
-            value = settings.get(key) if isinstance(settings, dict) else None
-            if isinstance(value, str) and value:
-                yield section, key, value
-            elif isinstance(value, dict):
-                named = [(name, path) for name, path in value.items() if isinstance(path, str)]
-                yield from ((f"{section}.{key}", name, path) for name, path in named)
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(value, str) and value:
+            yield section, key, value
+        elif isinstance(value, dict):
+            named = [(name, path) for name, path in value.items() if isinstance(path, str)]
+            yield from ((place, name, path) for name, path in named)
 
 
 def _make_absolute(node: dict[str, Any]) -> None:
     """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
     a shipped data set, stays as it is; what a run is to write need not exist. Raises ConfigError for the home
     folder of somebody who is no user here."""
-    for section, key, value in list(paths(node)):
+    written = {place.partition(".")[0] for place in marked(RunConfig, WRITTEN)}
+    for section, key, value in list(paths(node, *PATHS, FILES)):
         try:
             path = Path(value).expanduser()
         except RuntimeError:
@@ -160,7 +154,7 @@ def _make_absolute(node: dict[str, Any]) -> None:
                 f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
                 "folder out"
             ) from None
-        if value not in SHIPPED and (section == "run" or path.exists()):
+        if value not in SHIPPED and (section in written or path.exists()):
             first, *rest = section.split(".")
             settings = node[first] if not rest else node[first][rest[0]]
             settings[key] = str(path.resolve())
@@ -209,9 +203,8 @@ def _parsed(word: str) -> Override:
 
 def _is_text(key: str) -> bool:
     """True for a key that holds a path or a name, with whatever characters it has."""
-    section, *names = key.lstrip("+").split(".")
-    is_path = bool(names) and names[0] in PATHS.get(section, ()) and names != ["files"]
-    return is_path or key.lstrip("+") in TEXTS
+    name = key.lstrip("+")
+    return name in marked(RunConfig, TEXT, *PATHS) or name.rpartition(".")[0] in marked(RunConfig, FILES)
 
 
 def _is_option(override: Override, faults: list[str]) -> bool:

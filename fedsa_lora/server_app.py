@@ -13,13 +13,14 @@ from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
 from fedsa_lora import assemble
 from fedsa_lora.config import as_handed
+from fedsa_lora.federation import PASSED
 from fedsa_lora.journal import about
 from fedsa_lora.runs.finish import finish, to_the_end
 from fedsa_lora.runs.flower_log import COMPLETE
 from fedsa_lora.runs.resuming import to_run_again
 from fedsa_lora.runs.rundir import RunDirectory
 from fedsa_lora.server.nodes import ClientsOfNodes
-from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.inspection import inspect_task
 from strategies.admission import Res
 from strategies.collection import EVALUATE, FIT, Collection, Ins, Phase

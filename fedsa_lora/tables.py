@@ -10,10 +10,9 @@ from rich.table import Table
 from fedsa_lora.compare.advice import ALONE, Advice, Evidence
 from fedsa_lora.exchange.arrays import ROLES
 from fedsa_lora.plan import Plan
-from fedsa_lora.runs.measures import harmed, spread
-from fedsa_lora.runs.wording import amount, percent
+from fedsa_lora.runs.measures import spread
+from fedsa_lora.runs.wording import amount, difference, percent, shown
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.validation import strategy_class
 
 
 def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> Iterator[Table]:
@@ -28,9 +27,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
         "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
         "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
-        "server rule": strategy_class(config).__name__,
-        "groups": "one for all clients" if config.clusters is None else config.clusters.words(),
-        "bounds": config.bounds.words(),
+        **config.describe(),
         "classes": plan.federation.classes_in_words(),
         "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
         "clients": f"{config.federation.clients} with {examples}",
@@ -50,21 +47,23 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
 
 def evidence_table(evidence: Evidence, advice: Advice) -> Table:
     """Table of the measurements behind an advice."""
-    table = Table(title="accuracy on validation examples; gain over local only, noise: in points")
+    measure = evidence.measure
+    unit = ": in points" if measure.format == "percent" else ": better when higher"
+    table = Table(title=f"{measure.words} on validation examples; gain over local only, noise{unit}")
     for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up a round"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name, probe in evidence.probes.items():
         lead, noise = evidence.lead(name, ALONE)
-        measured = spread(probe.accuracy)
-        below = harmed(probe.accuracy, evidence.probes[ALONE].accuracy)
+        measured = spread(probe.values, higher_is_better=measure.higher_is_better)
         table.add_row(
-            escape(name), f"{probe.lr:g}", percent(measured.mean), percent(measured.worst),
-            f"{100 * lead:+.1f}", f"{100 * noise:.1f}", percent(below), amount(probe.bytes_up),
+            escape(name), f"{probe.lr:g}", shown(measured.mean, measure), shown(measured.worst, measure),
+            difference(lead, measure, "+"), difference(noise, measure), percent(evidence.harmed(name)),
+            amount(probe.bytes_up),
             style="bold" if probe == advice.chosen else "",
         )  # fmt: skip
     if evidence.majority:
-        floor = spread(evidence.majority)
-        table.add_row("majority class", "", percent(floor.mean), percent(floor.worst))
+        floor = spread(evidence.majority, higher_is_better=measure.higher_is_better)
+        table.add_row("majority class", "", shown(floor.mean, measure), shown(floor.worst, measure))
     return table
 
 

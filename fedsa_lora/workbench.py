@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec, Dense
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
@@ -60,6 +61,11 @@ class Workbench:
     part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
     keep_trained: bool = False
+
+    @property
+    def primary(self) -> Measure:
+        """The measure that clients are compared by."""
+        return self.task.measures[0]
 
     def layout(self, client: str) -> Layout:
         """Every tensor of a client's adapter and head, at the client's rank."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from flwr.common import FitRes
@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.wire import MAX_EXAMPLES
+from fedsa_lora.group import CHANGEABLE, Group, at_least, more_than
 from strategies.admission import Admission, Remark, Res
 from strategies.reasons import causes
 from strategies.updates import Update
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 OUTLYING = 30.0  # medians of a round from which on an update is named where a run goes wrong
 REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by client, and of all
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(Group):
     """What an upload may be at most.
 
     ``norm``: the L2 norm of an update; ``median_factor``: the same in medians of the round. Given both,
@@ -34,19 +38,37 @@ class Bounds:
     With more rejections than ``max_rejections`` of all uploads of the run so far it ends; None: never.
     """
 
-    norm: float | None = None
-    median_factor: float | None = None
+    norm: Annotated[float | None, more_than(0)] = None
+    median_factor: Annotated[float | None, at_least(1)] = None
     action: Literal["reject", "clip"] = "reject"
-    max_examples: int = MAX_EXAMPLES
-    max_rejections: float | None = None
+    max_examples: Annotated[int, at_least(1, MAX_EXAMPLES)] = MAX_EXAMPLES
+    max_rejections: Annotated[float | None, at_least(0, 1), CHANGEABLE] = None
 
-    def words(self) -> str:
-        """To be read."""
+    def describe(self) -> dict[str, str]:
         norms = [] if self.norm is None else [f"{self.norm:g}"]
         norms += [] if self.median_factor is None else [f"{self.median_factor:g} x the median"]
         acted = "rejected" if self.action == "reject" else "clipped"
         norm = f"norm beyond {' or '.join(norms)} {acted}" if norms else "no bound on norms"
-        return f"{norm}, up to {self.max_examples:,} examples a client"
+        return {"bounds": f"{norm}, up to {self.max_examples:,} examples a client"}
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        sampled = run.strategy.sampled(run.federation.clients)
+        if self.median_factor is not None and sampled < 3:
+            yield (
+                f"bounds.median_factor: a median of {sampled} clients a round cannot tell who is out of the "
+                "ordinary; expected at least 3, or bounds.norm"
+            )
+        if self.median_factor is not None and run.codec.may_send_nothing:
+            yield (
+                "bounds.median_factor: with codec=threshold most clients may send nothing, and the median "
+                "would be 0; expected another codec, or bounds.norm"
+            )
+        normed = self.norm is not None or self.median_factor is not None
+        if run.personalisation.mixes and normed and self.action == "clip":
+            yield (
+                f"bounds.action: {type(run.personalisation).__name__} takes a client's own part off the "
+                "mean, which clipping alters; expected bounds.action=reject"
+            )
 
 
 def bounded(admission: Admission[FitRes], layout: Layout, bounds: Bounds) -> Admission[FitRes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from flwr.server.strategy import Strategy
@@ -10,10 +9,10 @@ from flwr.server.strategy import Strategy
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.exchange.codec import Codec
+from strategies.abilities import can
 from strategies.audience import Groups
 from strategies.fedsa import FedSA
-from strategies.grouping import Clusters
-from strategies.rules import STATELESS
+from strategies.grouping import Clusters, ungroupable
 
 
 class ClusteredFedSA(FedSA):
@@ -34,17 +33,6 @@ class ClusteredFedSA(FedSA):
         downlink: Codec | None = None,
         **arguments: Any,
     ) -> None:
-        if faults := [*ungroupable(type(inner), downlink)]:
+        if faults := [*ungroupable(type(inner).__name__, can(inner, "stateless"), downlink)]:
             raise ConfigError("; ".join(faults))
         super().__init__(inner, layout, initial, audience=Groups(clusters, layout, initial), **arguments)
-
-
-def ungroupable(inner: type[Strategy], downlink: Codec | None) -> Iterator[str]:
-    """One line for each choice that cannot be had together with groups."""
-    if inner not in STATELESS:
-        yield (
-            f"clusters: {inner.__name__} cannot be asked for one group after the other: it remembers earlier "
-            "rounds, compares clients or combines factors; expected strategy=fedavg or fedprox"
-        )
-    if downlink is not None:
-        yield "clusters: clients change groups, so broadcasts cannot be changes: set downlink=whole"

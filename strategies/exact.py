@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.common import FitRes, Parameters, Scalar
@@ -25,6 +25,9 @@ from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
 from fedsa_lora.seeds import generator
 from strategies.factors import Factors, Matrix, align, residual, stack, truncate
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,28 @@ class FactorRule(FedAvg):
 
     mixes_ranks: ClassVar[bool] = False  # clients may have different ranks, padded with zeros
     renews: ClassVar[bool] = False  # factors of one round have nothing to do with those of the next
+
+    @classmethod
+    def clashes(cls, run: RunConfig) -> Iterator[str]:
+        """Faults of a run with this rule, which must know A and B of every client."""
+        name = cls.__name__
+        if run.downlink is not None and not run.downlink.lossless:
+            yield (
+                f"downlink: {name} is exact only where clients hold the server's factors; expected whole or "
+                "dense"
+            )
+        yield from cls.split_fault(run)
+        if cls.renews and run.codec.leaves:
+            yield (
+                f"codec: {name} gives clients other factors each round, so what a codec left out of the last "
+                "cannot be sent later; expected codec.error_feedback=false, or a lossless codec"
+            )
+
+    @classmethod
+    def split_fault(cls, run: RunConfig) -> Iterator[str]:
+        """A fault where the split does not share what the rule combines."""
+        if not run.split.shares_both:
+            yield f"strategy: {cls.__name__} needs A and B of every client; expected split=share_ab"
 
     def combine(
         self,
@@ -212,6 +237,11 @@ class FedSVD(FactorRule):
     """
 
     renews = True
+
+    @classmethod
+    def split_fault(cls, run: RunConfig) -> Iterator[str]:
+        if run.split.turns != ("B",):
+            yield f"strategy: {cls.__name__} chooses A on the server and has B trained; expected split=fedsvd"
 
     def layer(
         self, round_: int, pair: Pair, start: Factors, clients: Sequence[Factors], weights: Sequence[float]

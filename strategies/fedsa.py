@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
-from fedsa_lora.exchange.reported import MEASURES, Range, of_evaluation, of_training
+from fedsa_lora.exchange.measure import CLASSES, Measure
+from fedsa_lora.exchange.reported import LOSS, of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy
+from strategies.abilities import fewest_results, layers
 from strategies.admission import Admission, Failure, admit
 from strategies.attendance import Attendance
 from strategies.audience import Audience, Everyone
@@ -36,7 +38,7 @@ from strategies.open_round import OpenRound, asked_state
 from strategies.plan import plan_of
 from strategies.reasons import causes
 from strategies.roster import Roster, at_least
-from strategies.rules import fewest_results, rule_for
+from strategies.rules import rule_for
 from strategies.totals import Totals
 from strategies.updates import Update
 
@@ -78,9 +80,9 @@ class FedSA(Strategy):
         Whether every client counts the same, whatever its number of train examples.
     bounds : Bounds
         How large an upload and its number of examples may be, and how many may be rejected; None: no bounds.
-    measures : mapping
-        The numbers that the task measures, each with its range: clients may report these, and no others. At
-        least ``accuracy`` and ``loss``.
+    measures : sequence of Measure
+        The numbers that the task measures, the one that clients are compared by first: clients may report
+        these, each in its range, and no others. By default those of classification.
     min_results : float
         Share of the clients that a round needs which must answer well for it to count. With fewer the
         round is skipped: what is common stays as it was.
@@ -111,7 +113,7 @@ class FedSA(Strategy):
         frozen: Frozen | None = None,
         uniform: bool = False,
         bounds: Bounds | None = None,
-        measures: Mapping[str, Range] = MEASURES,
+        measures: Sequence[Measure] = CLASSES,
         min_results: float = 1.0,
         attendance: Attendance | None = None,
         run: str = "",
@@ -129,12 +131,14 @@ class FedSA(Strategy):
         self.audience = audience or Everyone(Downlink(layout, initial, downlink, roster.seed))
         self.rule = rule_for(inner, layout)
         self.combine = Combiner(self.rule, split, layout, frozen)
-        self.fewest = fewest_results(type(inner), getattr(inner, "num_malicious_clients", 0))
+        self.fewest = max(
+            fewest_results(type(layer), getattr(layer, "num_malicious_clients", 0)) for layer in layers(inner)
+        )
         self.totals = Totals(tell_total)
         self.attendance = attendance or Attendance()
         self.rejections = Rejections(self.bounds.max_rejections)
         self.decode = Decoder(layout, self.codec, ranks or {}, classes, uniform, self.plan.scores)
-        self.ledger, self.recorder = Ledger(recorder), recorder
+        self.ledger, self.recorder = Ledger(recorder, measures[0]), recorder
         self.broadcast = Broadcaster(
             layout, ranks or {}, self.audience, self.totals, self.ledger, run, resumed
         )
@@ -226,8 +230,9 @@ class FedSA(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Personalised accuracy over the clients that were measured: mean, weighted by test examples, and the
-        worst. Raises RunError where none answers in the last round: the run has no result."""
+        """The primary measure of personalised models over the clients that were measured: mean, weighted by
+        test examples, and the worst. Raises RunError where none answers in the last round: the run has no
+        result."""
         if not self._measures(server_round):
             return None, {}
         numbers = of_evaluation(self.measures, self.evaluation.trains_alone(server_round))
@@ -241,9 +246,10 @@ class FedSA(Strategy):
             raise RunError("\n".join(told))
         measured = [row for row in rows if row["measured"]]
         self.ledger.close(evaluated=bool(measured))
-        loss = weighted_mean([(row["loss"], row["measured"]) for row in measured])
-        accuracy = plain_mean([row["accuracy"] for row in measured])
-        return loss, {} if accuracy is None else {"accuracy": accuracy}
+        loss = weighted_mean([(row[LOSS], row["measured"]) for row in measured if LOSS in row])
+        primary = self.measures[0].name
+        mean = plain_mean([row[primary] for row in measured])
+        return loss, {} if mean is None else {primary: mean}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """Nothing: the server holds no backbone and no data."""

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Vector
+from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.group import Group
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 MEMBER, DIRECTION = "member/", "direction/"  # by client in the memory of a checkpoint
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Group):
     """How clients are grouped: into ``groups``, or as many as are farther apart than ``distance``
     (1 - cosine, averaged over pairs).
 
@@ -31,6 +37,8 @@ class Clusters:
     after: int = 2
     every: int = 1
     ema: float = 0.9
+
+    off: ClassVar[Mapping[str, str]] = {"groups": "one for all clients"}
 
     def __post_init__(self) -> None:
         if (self.groups is None) == (self.distance is None):
@@ -52,12 +60,34 @@ class Clusters:
             self.every > 0 and round_ > self.after and (round_ - self.after) % self.every == 0
         )
 
-    def words(self) -> str:
-        """To be read."""
+    def describe(self) -> dict[str, str]:
         number = self.groups if self.distance is None else f"as many as differ by {self.distance:g}"
         often = "every round" if self.every == 1 else f"every {self.every} rounds"
         again = f"anew {often}" if self.every else "once"
-        return f"{number}, after round {self.after}, {again}"
+        return {"groups": f"{number}, after round {self.after}, {again}"}
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        strategy, federation = run.strategy, run.federation
+        yield from ungroupable(strategy.name, strategy.can("stateless"), run.downlink)
+        if self.groups is not None and self.groups > federation.clients:
+            yield f"clusters.groups={self.groups}: there are {federation.clients} clients; expected no more"
+        if self.after >= federation.rounds:
+            yield (
+                f"clusters.after={self.after}: no round is left for the groups; expected less than "
+                f"federation.rounds={federation.rounds}"
+            )
+
+
+def ungroupable(inner: str, one_by_one: bool, downlink: Codec | None) -> Iterator[str]:
+    """One line for each choice that cannot be had together with groups. ``one_by_one``: the strategy that is
+    called ``inner`` can aggregate one group after the other."""
+    if not one_by_one:
+        yield (
+            f"clusters: {inner} cannot be asked for one group after the other: it remembers earlier "
+            "rounds, compares clients or combines factors; expected strategy=fedavg or fedprox"
+        )
+    if downlink is not None:
+        yield "clusters: clients change groups, so broadcasts cannot be changes: set downlink=whole"
 
 
 class Grouping:

@@ -12,6 +12,7 @@ from flwr.common import EvaluateRes, FitRes
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.measure import Measure
 from strategies.admission import Admission, Answer
 
 
@@ -63,8 +64,8 @@ class Evaluation:
 class Ledger:
     """Adds up what a round cost and brought, and hands it to the recorder."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, primary: Measure) -> None:
+        self.recorder, self.primary = recorder, primary
         self._started = time.perf_counter()
         self._sent: Mapping[str, int] = {}
         self._row: dict[str, Any] = {}
@@ -87,6 +88,7 @@ class Ledger:
             }
             for answer in admission.answers
         ]
+        before = self.primary.before
         self._row = {
             "round": round_,
             "fit_clients": len(rows),
@@ -94,7 +96,7 @@ class Ledger:
             "remarks": [asdict(remark) for remark in admission.remarks],
             "fit_seconds": time.perf_counter() - self._started,
             "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]),
-            "accuracy_before": plain_mean([r["accuracy_before"] for r in rows if "accuracy_before" in r]),
+            before: plain_mean([row[before] for row in rows if before in row]),
             "bytes_up": admission.bytes_up,
             "bytes_down": sum(self._sent.values()),
             **said,
@@ -107,7 +109,7 @@ class Ledger:
         self._row |= said
 
     def evaluate(self, admission: Admission[EvaluateRes]) -> list[dict[str, Any]]:
-        """After evaluation: personalised accuracy over the clients that were measured: mean, weighted by test
+        """After evaluation: the primary measure over the clients that were measured: mean, weighted by test
         examples, worst. Returns the rows of all that answered."""
         rows = [
             self._client(answer) | {"phase": "evaluate", "examples": answer.header.measured}
@@ -115,19 +117,18 @@ class Ledger:
         ]
         for row in rows:
             self.recorder.client(row)
-        accuracies = [(r["accuracy"], r["measured"]) for r in rows if r["measured"]]
-        row = self._row
+        primary, row = self.primary, self._row
+        values = [(r[primary.name], r["measured"]) for r in rows if r["measured"]]
+        of_global = [(r[primary.of_global], r["measured"]) for r in rows if primary.of_global in r]
         row["remarks"] = row["remarks"] + [asdict(remark) for remark in admission.remarks]
         row["bytes_up"] += admission.bytes_up
         row["bytes_down"] += sum(self._sent.values())
         row |= {
-            "measured_clients": len(accuracies),
-            "accuracy": plain_mean([accuracy for accuracy, _ in accuracies]),
-            "accuracy_weighted": weighted_mean(accuracies),
-            "accuracy_worst": min((accuracy for accuracy, _ in accuracies), default=None),
-            "global_accuracy": weighted_mean(
-                [(r["global_accuracy"], r["measured"]) for r in rows if "global_accuracy" in r]
-            ),
+            "measured_clients": len(values),
+            primary.name: plain_mean([value for value, _ in values]),
+            primary.weighted: weighted_mean(values),
+            primary.worst: min((value for value, _ in values), key=primary.merit, default=None),
+            primary.of_global: weighted_mean(of_global),
         }
         return rows
 

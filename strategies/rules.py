@@ -9,30 +9,16 @@ from typing import Any
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server.strategy import (
-    Bulyan,
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedOpt,
-    FedProx,
-    FedYogi,
-    Krum,
-    Strategy,
-)
+from flwr.server.strategy import FedAvgM, FedOpt, Strategy
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from strategies.abilities import can, layers
 from strategies.exact import FactorRule
 from strategies.factors import Factors
 from strategies.updates import Update, mean_update, shares
-
-# Strategies that use their clients' results through the weighted mean alone.
-LINEAR = (FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad)
-STATELESS = (FedAvg, FedProx)  # those of them that remember nothing of the rounds before
 
 
 @dataclass(frozen=True)
@@ -45,27 +31,26 @@ class Step:
 
 
 SERVER = "server/"  # in the memory of a checkpoint: what a strategy of Flower remembers of earlier rounds
+_REMEMBERED = ("m_t", "v_t", "momentum_vector")
 
 
 def remembered(inner: Strategy) -> dict[str, NDArray[Any]]:
     """The momentum of a server optimizer, by name; nothing of a strategy without."""
-    found = {name: getattr(inner, name, None) for name in ("m_t", "v_t", "momentum_vector")}
-    return {SERVER + name: values[0] for name, values in found.items() if values}
+    found = {}
+    for layer in layers(inner):
+        for name in _REMEMBERED:
+            if values := getattr(layer, name, None):
+                found[SERVER + name] = values[0]
+    return found
 
 
 def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
     """Make a strategy go on from what was ``remembered``, and from the server's vector."""
-    for name, value in memory.items():
-        if name.startswith(SERVER):
-            setattr(inner, name.removeprefix(SERVER), [value])
+    for layer in layers(inner):
+        for name in _REMEMBERED:
+            if SERVER + name in memory and hasattr(layer, name):
+                setattr(layer, name, [memory[SERVER + name]])
     _set_values(inner, vector)
-
-
-def fewest_results(kind: type[Strategy], malicious: int) -> int:
-    """With how many results a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
-    (arXiv:1703.02757), 4 f + 3 of Bulyan (arXiv:1802.07927), 1 of any other."""
-    factor = 4 if issubclass(kind, Bulyan) else 2 if issubclass(kind, Krum) else 0
-    return factor * malicious + 3 if factor else 1
 
 
 class Rule(ABC):
@@ -91,15 +76,20 @@ def rule_for(inner: Strategy, layout: Layout) -> Rule:
     """How an inner strategy is to be given what clients sent."""
     if isinstance(inner, FactorRule):
         return OfFactors(inner, layout)
-    return OfMean(inner, layout) if type(inner) in LINEAR else OfEach(inner, layout)
+    return OfMean(inner, layout) if can(inner, "linear") else OfEach(inner, layout)
 
 
 def sound_step(rule: Rule, inner: Strategy, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
-    """The step of a rule. Raises RunError where a decomposition does not converge, or the step or what the
-    strategy remembers is not finite, so that neither is sent or kept."""
+    """The step of a rule. Raises RunError where a decomposition does not converge, a strategy divides by 0,
+    or the step or what the strategy remembers is not finite, so that neither is sent or kept."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             step = rule(round_, vector, updates)
+    except ZeroDivisionError as error:  # Flower's clipping divides by the norm of each update
+        zero = [update.client for update in updates if not update.values.any()]
+        raise RunError(
+            f"strategy {type(inner).__name__} divided by 0; the updates of these clients are 0: {zero}"
+        ) from error
     except np.linalg.LinAlgError as error:
         raise RunError(f"strategy {type(inner).__name__} cannot decompose the updates: {error}") from error
     merged = [value for factors in step.merge.values() for value in (factors.A, factors.B)]
@@ -193,10 +183,11 @@ def _aggregated(
 
 def _set_values(inner: Strategy, vector: Vector) -> None:
     """The copy of the server's vector that some strategies keep."""
-    if isinstance(inner, FedOpt):
-        inner.current_weights = [vector]
-    elif isinstance(inner, FedAvgM):
-        inner.initial_parameters = ndarrays_to_parameters([vector])
+    for layer in layers(inner):
+        if isinstance(layer, FedOpt):
+            layer.current_weights = [vector]
+        elif isinstance(layer, FedAvgM):
+            layer.initial_parameters = ndarrays_to_parameters([vector])
 
 
 def _sound(inner: Strategy, parameters: Parameters, layout: Layout) -> Vector:

@@ -9,7 +9,7 @@ from flwr.server.strategy import Strategy
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from strategies.fedsa import FedSA
-from strategies.rules import LINEAR, OfMean
+from strategies.rules import OfMean
 
 
 class TopKFedSA(FedSA):
@@ -25,8 +25,8 @@ class TopKFedSA(FedSA):
         if not self.codec.sparse:
             raise ConfigError(f"TopKFedSA needs a sparse codec, got {self.codec.name!r}: use FedSA")
         if not isinstance(self.rule, OfMean):
-            known = ", ".join(cls.__name__ for cls in LINEAR)
             raise ConfigError(
                 f"TopKFedSA cannot hand sparse updates to {type(inner).__name__}, which compares whole "
-                f"vectors; expected one of {known}, or use FedSA"
+                "vectors; expected one of FedAvg, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad, or that "
+                "declares linear = True; or use FedSA"
             )

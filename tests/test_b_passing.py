@@ -14,11 +14,11 @@ from fedsa_lora import assemble
 from fedsa_lora.client_app import client_fn
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.federation import PASSED
 from fedsa_lora.learning.training import predict
+from fedsa_lora.runs.account import what_left
 from fedsa_lora.runs.reading import read_jsonl
-from fedsa_lora.runs.wording import what_left
 from fedsa_lora.server_app import server_fn
-from fedsa_lora.settings import PASSED
 from fedsa_lora.store import ClientState, DirectoryStore, PassedStore
 
 BRIEF = ("evaluation.local_only=false", "evaluation.before=false")

@@ -7,7 +7,7 @@ import pytest
 
 from fedsa_lora import assemble
 from fedsa_lora.client import FedSAClient
-from fedsa_lora.client_model import majority_accuracy
+from fedsa_lora.client_model import majority
 from fedsa_lora.config import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
@@ -540,11 +540,11 @@ def test_scores_are_one_for_each_factor_of_the_pool_whatever_a_round_shares(tmp_
         assert all(score > 0 for score in header.scores)
 
 
-def test_floor_and_loss_by_hand():
+def test_floor_and_loss_by_hand(desk):
     def part(labels):
         return Examples({}, np.array(labels), np.ones(len(labels), dtype=np.int64))
 
-    assert majority_accuracy(part([2, 2, 0]), part([2, 2, 1, 0])) == 0.5
+    assert majority(desk.bench.task, part([2, 2, 0]), part([2, 2, 1, 0])) == 0.5
     logits = np.log(np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32))
     expected = -(np.log(0.75) + np.log(0.5)) / 2
     assert cross_entropy(logits, np.array([1, 0])) == pytest.approx(expected, rel=1e-6)

@@ -17,9 +17,13 @@ from fedsa_lora.changes import changes, changes_of
 from fedsa_lora.config import CONF, load, places, read_config, to_yaml
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
-from fedsa_lora.validation import RANGES, build_inner, from_resolved
+from fedsa_lora.group import ranges
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.validation import from_resolved
 
+RANGES = ranges(RunConfig)
 NEEDS = {
+    "strategy/dp_fixed_clipping": ["federation.weights=uniform", "federation.min_results=1"],
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
@@ -120,7 +124,7 @@ def test_a_codec_binds_for_each_way_to_what_its_file_says(option):
 )
 def test_the_inner_strategy_is_the_one_named_with_its_arguments(overrides, strategy):
     config = load([*overrides, "strategy.fraction_fit=0.25"])
-    inner = build_inner(config, initial_parameters=None, unheard_of=1)
+    inner = config.strategy.build(initial_parameters=None, unheard_of=1)
     assert type(inner) is strategy
     assert inner.fraction_fit == 0.25
 
@@ -128,7 +132,7 @@ def test_the_inner_strategy_is_the_one_named_with_its_arguments(overrides, strat
 def test_a_strategy_gets_what_the_run_supplies_and_must_be_told_the_rest():
     adam = load(["strategy._target_=flwr.server.strategy.FedAdam", "strategy.eta=0.5"])
     start = ndarrays_to_parameters([np.ones(3, np.float32)])
-    inner = build_inner(adam, initial_parameters=start)
+    inner = adam.strategy.build(initial_parameters=start)
     assert type(inner) is FedAdam
     assert (inner.initial_parameters, inner.eta) == (start, 0.5)
     assert "strategy.proximal_mu: missing" in faults_of(["strategy._target_=flwr.server.strategy.FedProx"])
@@ -151,7 +155,7 @@ def test_every_range_is_of_a_key_that_exists():
     ids=["nan", "below", "low", "above"],
 )
 def test_every_number_out_of_its_range_is_told_at_once(outside):
-    values = {key: outside(*interval) for key, interval in RANGES.items()}
+    values = {key: outside(found.low, found.high, not found.open) for key, found in RANGES.items()}
     said = faults_of([f"{key}={value}" for key, value in values.items()])
     for key, value in values.items():
         assert f"  - {key}: {value} is out of range; expected " in said

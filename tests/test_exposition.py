@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsa_lora import files
+from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.exposition import METRICS, PREFIX, Metric, exposition, publish
 from fedsa_lora.runs.metrics import RunMetrics
 from fedsa_lora.runs.outcomes import FAILURES
@@ -123,7 +124,9 @@ def test_a_client_tells_its_last_answer(smoke_run):
 def test_failures_are_told_by_kind(tmp_path):
     kinds = ["error", "rejected", "lost", "lost", "clipped"]
     told = [{"client": "3", "kind": kind, "reason": "..."} for kind in kinds]
-    metrics = RunMetrics(tmp_path, 5, [{"round": 1, "remarks": told}, {"round": 2, "skipped": True}])
+    metrics = RunMetrics(
+        tmp_path, 5, CLASSES[0], [{"round": 1, "remarks": told}, {"round": 2, "skipped": True}]
+    )
     metrics.publish("running")
     families = parse((tmp_path / METRICS).read_text())
     assert {kind: value(families, "failures_total", kind=kind) for kind in FAILURES} == {

@@ -261,7 +261,7 @@ def test_a_client_is_evaluated_with_its_own_b_after_others_were_served(smoke_run
 
     found = list(reevaluate(smoke_run))
     assert [row.client for row in found] == list("0123")
-    assert all(row.accuracy == row.recorded for row in found)
+    assert all(row.value == row.recorded for row in found)
 
 
 def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
@@ -272,7 +272,7 @@ def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
     run = run_smoke(*words, *NO_FRILLS)
     found = list(reevaluate(run))
     assert [row.client for row in found] == list("0123")
-    assert all(row.accuracy == row.recorded for row in found)
+    assert all(row.value == row.recorded for row in found)
     config = read_config(run)
     exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
     groups = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])["groups"]

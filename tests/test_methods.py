@@ -239,6 +239,32 @@ def test_groups_go_with_any_split_head_and_codec_and_each_client_holds_what_its_
         assert np.array_equal(held, memory[f"{GROUP}{number}"])
 
 
+DP = ("strategy=dp_fixed_clipping", "strategy.noise_multiplier=0")
+GENTLY = ("train.lr=1e-3", "train.head_lr=1e-3")  # at these rates Adam does not blow up a rounding
+
+
+def test_a_plug_ins_subclass_of_fedavg_is_fedavg_also_with_a_head_by_counts(run, tmp_path, monkeypatch):
+    text = "from flwr.server.strategy import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n"
+    (tmp_path / "my_fedavg.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "my_fedavg")
+    for words in (("head=shared",), ("codec=topk",)):
+        assert_same(run(*words), run("strategy._target_=my_fedavg.Mine", *words))
+
+
+def test_clipping_that_binds_nobody_without_noise_is_fedavg_but_for_rounding(run):
+    assert_same(run(*GENTLY), run(*DP, "strategy.clipping_norm=1e6", *GENTLY), 1e-6)
+
+
+def test_noise_moves_what_is_shared_and_nothing_else_stops_a_run_with_it(run):
+    noisy = ("federation.weights=uniform", "federation.min_results=1", "strategy.noise_multiplier=0.1")
+    path = run("strategy=dp_fixed_clipping", *noisy)
+    assert_sound(path)
+    assert not any(failures_of(row) for row in rows(path))
+    with pytest.raises(AssertionError):
+        assert_same(path, run(*FEDSA))
+
+
 def test_groups_cost_no_byte_and_part_the_clients(run):
     path, plain = run(*GROUPS, "clusters.every=0"), run("federation.clients=4")
     assert [row["bytes_down"] for row in fits(path)] == [row["bytes_down"] for row in fits(plain)]
@@ -259,6 +285,7 @@ FACTORS = {
     "fedsvd": "fedsvd",
 }
 ENOUGH = {"krum": 5, "multikrum": 5, "bulyan": 7}
+WORDS = {"dp_fixed_clipping": ("strategy.noise_multiplier=0", "strategy.clipping_norm=0.01")}
 STRATEGIES = sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))
 
 
@@ -282,7 +309,8 @@ TOGETHER = [
 def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, name, choice):
     split = (f"split={FACTORS[name]}",) if name in FACTORS else ()
     clients = f"federation.clients={ENOUGH.get(name, 3)}"
-    path = run(f"strategy={name}", clients, "federation.rounds=2", *split, *CHOICES[choice])
+    words = (*WORDS.get(name, ()), *split, *CHOICES[choice])
+    path = run(f"strategy={name}", clients, "federation.rounds=2", *words)
     assert_sound(path)
     assert not any(failures_of(row) for row in rows(path))
 
@@ -290,7 +318,8 @@ def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, n
 def test_each_of_flowers_strategies_gives_other_values(run):
     def of(name: str) -> bytes:
         clients = f"federation.clients={ENOUGH.get(name, 3)}"
-        shared = checkpoint(run(f"strategy={name}", clients, "federation.rounds=2")).tensors
+        words = (f"strategy={name}", clients, "federation.rounds=2", *WORDS.get(name, ()))
+        shared = checkpoint(run(*words)).tensors
         return b"".join(shared[key].tobytes() for key in sorted(shared))
 
     plain = [name for name in STRATEGIES if name not in FACTORS]

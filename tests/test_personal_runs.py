@@ -97,7 +97,7 @@ def test_each_method_runs_and_its_evaluation_can_be_repeated(run, method, words)
     last = [row for row in rows(path, "clients") if row["phase"] == "fit" and row["round"] == 3]
     assert all(0 <= row["accuracy_before"] <= 1 for row in last)
     for row in reevaluate(path):
-        assert row.accuracy == row.recorded
+        assert row.value == row.recorded
     searched = [row for log in path.glob("clients/*/egress.jsonl") for row in _lines(log)]
     assert searched
     assert not any(row["matches"] for row in searched)
@@ -172,7 +172,7 @@ def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(exper
 
 
 def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
-    assert all(row.accuracy == row.recorded for row in reevaluate(experts))
+    assert all(row.value == row.recorded for row in reevaluate(experts))
     config = read_config(experts)
     recorded = {row["client"]: row["loss"] for row in rows(experts, "clients") if row["phase"] == "evaluate"}
     bench, made = assemble.workbench(config), exporter(experts)

@@ -94,8 +94,8 @@ def test_the_table_and_the_report_say_of_how_many_clients_they_are_and_why(run, 
 
 def test_it_has_a_model_and_is_asked_about_the_examples_of_the_others(run):
     found = {row.client: row for row in reevaluate(run)}
-    assert (found[LONE].accuracy, found[LONE].examples, found[LONE].recorded) == (None, 0, None)
-    assert all(found[client].accuracy == found[client].recorded for client in "012")
+    assert (found[LONE].value, found[LONE].examples, found[LONE].recorded) == (None, 0, None)
+    assert all(found[client].value == found[client].recorded for client in "012")
     measures = evaluate_run(run, union=True, newcomer_steps=0)
     assert sorted(measures["union"]["accuracy"]) == list("0123")
     assert sorted(measures["newcomer"]["accuracy"]) == list("012")

@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.runs.measures import Values, gains, harmed, standard_error
-from fedsa_lora.runs.wording import listed, points
+from fedsa_lora.runs.wording import difference, listed, shown_gain
 
 ALONE, SOFT = "local only", "soft"
 SHARES = {"share A": "A", "share B": "B"}  # the role whose agreement speaks for a candidate
@@ -23,23 +24,24 @@ SHARES = {"share A": "A", "share B": "B"}  # the role whose agreement speaks for
 
 @dataclass(frozen=True)
 class Probe:
-    """A candidate at its best rate: validation accuracy by client, bytes up by client and round."""
+    """A candidate at its best rate: the primary measure on validation examples by client, and the bytes up by
+    client and round."""
 
     name: str
     words: str
     lr: float
-    accuracy: Values
+    values: Values
     bytes_up: float
 
     @property
     def mean(self) -> float:
-        return fmean(self.accuracy.values())
+        return fmean(self.values.values())
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What was measured; ``agreement`` is the mean cosine between clients of what training alone changed, by
-    role, from -1 to 1. ``majority``: accuracy of always predicting a client's most frequent class, by client;
+    role, from -1 to 1. ``majority``: that of always predicting a client's most frequent class, by client;
     empty where it is not known. ``looked``: rounds of each probe, of the ``rounds`` of a run."""
 
     probes: dict[str, Probe]
@@ -47,6 +49,7 @@ class Evidence:
     majority: Values = field(default_factory=dict)
     looked: int = 0
     rounds: int = 0
+    measure: Measure = CLASSES[0]
 
     @property
     def partial(self) -> bool:
@@ -55,12 +58,24 @@ class Evidence:
 
     def useless(self, name: str) -> bool:
         """Whether a candidate does not beat always predicting the most frequent class."""
-        return bool(self.majority) and self.probes[name].mean <= fmean(self.majority.values())
+        if not self.majority:
+            return False
+        return self.merit(name) <= self.measure.merit(fmean(self.majority.values()))
+
+    def merit(self, name: str) -> float:
+        """The mean of a candidate, better when higher."""
+        return self.measure.merit(self.probes[name].mean)
 
     def lead(self, one: str, other: str) -> tuple[float, float]:
-        """Mean difference over clients, and its noise."""
-        found = list(gains(self.probes[one].accuracy, self.probes[other].accuracy).values())
+        """Mean lead of one over the other, better when higher, and its noise."""
+        mine, theirs = self.probes[one].values, self.probes[other].values
+        found = list(gains(mine, theirs, self.measure.higher_is_better).values())
         return fmean(found), standard_error(found)
+
+    def harmed(self, name: str) -> float | None:
+        """Share of clients that a candidate leaves worse off than training alone."""
+        mine, alone = self.probes[name].values, self.probes[ALONE].values
+        return harmed(mine, alone, self.measure.higher_is_better)
 
     def ahead(self, one: str, other: str) -> bool:
         """Whether one leads the other by more than the noise."""
@@ -93,12 +108,12 @@ def _choice(evidence: Evidence) -> str | None:
     chosen = _by_rule(evidence)
     if chosen in sound:
         return chosen
-    return max(sound, key=lambda name: evidence.probes[name].mean, default=None)
+    return max(sound, key=evidence.merit, default=None)
 
 
 def _by_rule(evidence: Evidence) -> str:
     rivals = [name for name in evidence.probes if name not in (SOFT, ALONE) and evidence.ahead(name, SOFT)]
-    best = max(rivals, key=lambda name: evidence.probes[name].mean, default=SOFT)
+    best = max(rivals, key=evidence.merit, default=SOFT)
     if best in SHARES and set(SHARES) <= set(rivals):
         other = next(name for name in SHARES if name != best)
         agrees = evidence.agreement.get(SHARES[other], 0.0) > evidence.agreement.get(SHARES[best], 0.0)
@@ -129,18 +144,20 @@ def _of_majority(evidence: Evidence) -> list[str]:
 
 
 def _against_alone(evidence: Evidence, chosen: str) -> str:
+    measure = evidence.measure
     if chosen == ALONE:
-        best = max((name for name in evidence.probes if name != ALONE), key=lambda n: evidence.probes[n].mean)
+        best = max((name for name in evidence.probes if name != ALONE), key=evidence.merit)
         lead, noise = evidence.lead(best, ALONE)
         return (
-            f"Nothing that was tried is clearly better than training alone: {best} is at {points(lead)}, "
-            f"with a noise of {100 * noise:.1f}."
+            f"Nothing that was tried is clearly better than training alone: {best} is at "
+            f"{shown_gain(lead, measure)}, with a noise of {difference(noise, measure)}."
         )
     lead, noise = evidence.lead(chosen, ALONE)
-    below = harmed(evidence.probes[chosen].accuracy, evidence.probes[ALONE].accuracy) or 0.0
+    worse = evidence.harmed(chosen) or 0.0
+    side = "below" if measure.higher_is_better else "above"
     return (
-        f"{chosen} is at {points(lead)} against training alone, with a noise of {100 * noise:.1f}; "
-        f"{below:.0%} of the clients are below it."
+        f"{chosen} is at {shown_gain(lead, measure)} against training alone, with a noise of "
+        f"{difference(noise, measure)}; {worse:.0%} of the clients are {side} it."
     )
 
 

@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsa_lora.compare.scores import Score
-from fedsa_lora.runs.figure_style import LIGHT, PERCENT, FigureStyle, add_legend, blank, name_axes, thin_ticks
+from fedsa_lora.runs.figure_style import (
+    LIGHT,
+    FigureStyle,
+    add_legend,
+    blank,
+    name_axes,
+    show_measure,
+    thin_ticks,
+)
+from fedsa_lora.runs.wording import of_measure
 
 MOST = 20.0  # inches
 
@@ -42,7 +51,7 @@ def draw(found: Sequence[Score], reference: str, style: FigureStyle = LIGHT) -> 
         label.set_fontweight("bold" if score.level else "normal")
     ax.set_ylim(-0.7, len(upward) - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    ax.xaxis.set_major_formatter(PERCENT)
-    name_axes(ax, style, "accuracy on own test examples (%)", "method")
+    show_measure(ax.xaxis, found[0].measure)
+    name_axes(ax, style, of_measure(found[0].measure), "method")
     add_legend(fig, ax, style)
     return fig

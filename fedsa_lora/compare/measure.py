@@ -8,13 +8,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from fedsa_lora.config import read_config
 from fedsa_lora.errors import DataError
 from fedsa_lora.runs.changed_data import recorded
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reading import Row, read_json, read_jsonl
+from fedsa_lora.runs.reading import Row, primary_in, read_json, read_jsonl
 from fedsa_lora.runs.reevaluate import reevaluate
 
 
@@ -49,13 +50,15 @@ def measured(run_dir: Path) -> Row:
     """What a finished run came to, as ``Measured`` has it."""
     rows, rounds = read_jsonl(run_dir / "clients.jsonl"), read_jsonl(run_dir / "rounds.jsonl")
     fits = [row for row in rows if row["phase"] == "fit"]
-    evaluated = [row for row in rows if row["phase"] == "evaluate" and row.get("accuracy") is not None]
+    primary = primary_in(run_dir)
+    evaluated = [row for row in rows if row["phase"] == "evaluate" and row.get(primary.name) is not None]
     last = [row for row in evaluated if row["round"] == rounds[-1]["round"]]
     attack = read_json(run_dir / "summary.json")["attack"]
     data = recorded(run_dir)
     errors = [row["aggregation_error"] for row in rounds if row["aggregation_error"] is not None]
     return {
-        "accuracy": {row["client"]: row["accuracy"] for row in last},
+        "measure": asdict(primary),
+        primary.name: {row["client"]: row[primary.name] for row in last},
         "majority": {row["client"]: row["majority"] for row in last if "majority" in row} or None,
         "validation": validation(run_dir),
         "bytes_up": sum(row["bytes_up"] for row in fits) / len(fits),
@@ -67,7 +70,7 @@ def measured(run_dir: Path) -> Row:
         "curve": [
             {
                 "round": row["round"],
-                "accuracy": row["accuracy"],
+                primary.name: row[primary.name],
                 "bytes": sum(f["bytes_up"] + f["bytes_down"] for f in fits if f["round"] <= row["round"]),
             }
             for row in rounds
@@ -77,12 +80,12 @@ def measured(run_dir: Path) -> Row:
 
 
 def validation(run_dir: Path) -> dict[str, float]:
-    """Accuracy by client on the validation part, of those that have one."""
+    """The primary measure by client on the validation part, of those that have one."""
     wanted = read_config(run_dir).federation.validation_examples
     if not wanted:
         return {}
-    found = {row.client: row.accuracy for row in reevaluate(run_dir, "validation")}
-    known = {client: accuracy for client, accuracy in found.items() if accuracy is not None}
+    found = {row.client: row.value for row in reevaluate(run_dir, "validation")}
+    known = {client: value for client, value in found.items() if value is not None}
     if not known:
         raise DataError(
             f"no client has validation examples, {wanted} of which federation.validation_examples asks for: "

@@ -8,22 +8,23 @@ from typing import Any
 
 from fedsa_lora.compare.grid import Grid
 from fedsa_lora.compare.scores import Score
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.measures import LEVEL, mean_known
-from fedsa_lora.runs.wording import percent
+from fedsa_lora.runs.wording import difference, percent
 
 HEADS = (
     "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up / down",
     "MB up / down", "MB to target", "seconds", "error",
 )  # fmt: skip
 NOTE = f"""\
-Accuracy is that of each client's own model on its own test part.
+{{measure}} is that of each client's own model on its own test part.{{turned}}
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
-- **harmed**: share of clients below {{reference}} of the same seed; **gain**: mean difference, in points.
+- **harmed**: share of clients {{below}} {{reference}} of the same seed; **gain**: mean difference, {{unit}}.
 - **kB** of the training messages of a client and round; **MB** of all of a run, and **to target**: both ways,
   until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training and
   transfer in the fastest run, others beside it: good for orders of magnitude alone. **error**: relative
   aggregation error.
-- **behind the best**: mean difference in points over (client, seed) pairs of the same partition, with its
+- **behind the best**: mean difference {{unit}} over (client, seed) pairs of the same partition, with its
   95 % t interval, and p of Wilcoxon's two-sided signed-rank test, by Holm over the methods of a regime.
   Names in bold: the best, and what cannot be told from it (p of at least {LEVEL:g}).
 
@@ -31,7 +32,7 @@ Clients of one federation share a model and are not independent, so intervals ar
 small; and the best was picked by these same figures."""
 OVERVIEW = """\
 Means as in the tables of the regimes below; in bold the best of a regime, and what cannot be told from it.
-**behind**: the best method of the regime minus this one, in points, on the mean over regimes and where it
+**behind**: the best method of the regime minus this one, {unit}, on the mean over regimes and where it
 is most; **harmed**: the mean over regimes."""
 
 
@@ -44,7 +45,7 @@ def page(
         parts.append(f"**Not complete: {missing} runs are missing. Methods without all runs are not shown.**")
     if failures:
         parts.append("**Runs that failed:**\n" + "\n".join(f"- {failure}" for failure in failures))
-    parts += [NOTE.format(reference=grid.reference), *notes, *overview(grid, by_regime)]
+    parts += [_note(grid, by_regime), *notes, *overview(grid, by_regime)]
     for regime, found in by_regime.items():
         parts += _section(grid, regime, found) if found else []
     return "\n\n".join(parts) + "\n"
@@ -52,7 +53,7 @@ def page(
 
 def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
     """Every method that is complete in all regimes, side by side, those that are least behind the best on
-    the mean first; nothing of one regime alone."""
+    the mean first; nothing of one regime alone, or of regimes in different measures."""
     shown = {regime: {score.method: score for score in found} for regime, found in by_regime.items() if found}
     run_as = {regime: grid.shown_as(regime) for regime in shown}
     across = {
@@ -60,16 +61,18 @@ def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
         for method in grid.methods
     }
     complete = [row for row in across.items() if len(row[1]) == len(shown)]
-    if len(shown) < 2 or not complete:
+    measures = _measures(by_regime)
+    if len(shown) < 2 or not complete or len(measures) > 1:
         return []
+    primary = measures[0]
     lines = [
-        _overview_cells(method, found)
-        for method, found in sorted(complete, key=lambda row: fmean(map(_points_behind, row[1])))
+        _overview_cells(method, found, primary)
+        for method, found in sorted(complete, key=lambda row: fmean(map(_behind, row[1])))
     ]
     floors = [by_regime[regime][0].majority for regime in shown]
     floor = ["most frequent class", *("" if m is None else f"{m:.3f}" for m in floors), "", "", ""]
     heads = ["method", *shown, "mean behind", "most behind", "harmed"]
-    return ["## All regimes", OVERVIEW, _markdown([heads, *lines, floor])]
+    return ["## All regimes", OVERVIEW.format(unit=_unit(measures)), _markdown([heads, *lines, floor])]
 
 
 def verdict(found: Sequence[Score]) -> str:
@@ -90,7 +93,7 @@ def table(found: Sequence[Score]) -> str:
 
 
 def rows(found: Sequence[Score]) -> list[dict[str, Any]]:
-    """One flat row for each method: accuracies from 0 to 1, bytes, seconds."""
+    """One flat row for each method: shares from 0 to 1, other measures as they are, bytes, seconds."""
     return [
         {
             "regime": s.regime, "method": s.method, "lr": s.lr, "seeds": len(s.means), "mean": s.mean,
@@ -112,15 +115,44 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
 
 
-def _overview_cells(method: str, found: Sequence[Score]) -> list[str]:
+def _note(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> str:
+    """The legend of the tables, in the words of their measures."""
+    measures = _measures(by_regime)
+    named = " or ".join(measure.words for measure in measures) or "the measure"
+    below, turned = "below", ""
+    if not all(measure.higher_is_better for measure in measures):
+        below, turned = "worse than", " Lower is better; differences are turned so that more is better."
+    return NOTE.format(
+        measure=named[0].upper() + named[1:],
+        turned=turned,
+        reference=grid.reference,
+        below=below,
+        unit=_unit(measures),
+    )
+
+
+def _measures(by_regime: Mapping[str, Sequence[Score]]) -> list[Measure]:
+    """Measures of the regimes of which something is shown, each once."""
+    return list(dict.fromkeys(found[0].measure for found in by_regime.values() if found))
+
+
+def _unit(measures: Sequence[Measure]) -> str:
+    """The unit of differences."""
+    formats = {measure.format for measure in measures}
+    if "number" not in formats:
+        return "in points"
+    return "in the unit of the measure" if len(formats) == 1 else "in points or the unit of the measure"
+
+
+def _overview_cells(method: str, found: Sequence[Score], measure: Measure) -> list[str]:
     means = [f"**{_mean(score)}**" if score.level else _mean(score) for score in found]
-    behind, harmed = [_points_behind(score) for score in found], mean_known([score.harmed for score in found])
+    behind, harmed = [_behind(score) for score in found], mean_known([score.harmed for score in found])
     told = "" if harmed is None else f"{harmed:.0%}"
-    return [method, *means, f"{fmean(behind):.1f}", f"{max(behind):.1f}", told]
+    return [method, *means, difference(fmean(behind), measure), difference(max(behind), measure), told]
 
 
-def _points_behind(score: Score) -> float:
-    return 0.0 if score.behind is None else 100 * score.behind.mean
+def _behind(score: Score) -> float:
+    return 0.0 if score.behind is None else score.behind.mean
 
 
 def _mean(score: Score) -> str:
@@ -139,10 +171,11 @@ def _section(grid: Grid, regime: str, found: Sequence[Score]) -> list[str]:
 
 
 def _cells(score: Score) -> list[str]:
-    behind = "" if score.behind is None else (
-        f"{100 * score.behind.mean:.1f} [{100 * score.behind.low:.1f}, {100 * score.behind.high:.1f}] "
-        f"p {score.behind.p:.2g}"
-    )  # fmt: skip
+    behind = ""
+    if score.behind is not None:
+        ends = (score.behind.mean, score.behind.low, score.behind.high)
+        mean, low, high = (difference(end, score.measure) for end in ends)
+        behind = f"{mean} [{low}, {high}] p {score.behind.p:.2g}"
     error, up = score.aggregation_error, score.bytes_up / (score.bytes_up + score.bytes_down)
     return [
         f"**{score.method}**" if score.level else score.method,
@@ -150,7 +183,7 @@ def _cells(score: Score) -> list[str]:
         _mean(score),
         f"{score.worst:.3f}",
         "" if score.harmed is None else f"{score.harmed:.0%}",
-        "" if score.gain is None else f"{100 * score.gain:+.1f}",
+        "" if score.gain is None else difference(score.gain, score.measure, "+"),
         behind,
         f"{_thousands(score.bytes_up)} / {_thousands(score.bytes_down)}",
         f"{_megabytes(score.sent * up)} / {_megabytes(score.sent * (1 - up))}",

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedsa_lora import assemble
 from fedsa_lora.changes import named
-from fedsa_lora.client_model import majority_accuracy
+from fedsa_lora.client_model import majority as most_frequent
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
@@ -24,6 +24,7 @@ from fedsa_lora.compare.search import Search
 from fedsa_lora.config import load, paths, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
+from fedsa_lora.group import FILES, READ, SERVED
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.export import Exporter
 from fedsa_lora.runs.reading import Row
@@ -62,8 +63,8 @@ def probe_folder(grid: Grid, base: Path = Path("runs")) -> Path:
     interrupted advice is resumed."""
     config = load(grid.regimes[YOURS])
     parts: list[object] = [grid.regimes, grid.fixed, grid.methods, grid.rates]
-    for section, _, value in sorted(paths(config.resolved)):
-        if section != "run" and (path := Path(value)).exists():
+    for _, _, value in sorted(paths(config.resolved, READ, FILES, SERVED)):
+        if (path := Path(value)).exists():
             files = [path] if path.is_file() else sorted(path.rglob("*"))
             parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -123,7 +124,8 @@ def evidence(searches: Sequence[Search], record: Record) -> Evidence:
             own = " ".join(word for word in entry.words if word.startswith(("split=", "head=")))
             found.probes[entry.method] = Probe(entry.method, own, best, result.validation, result.bytes_up)
             found.agreement.update(result.agreement or {})
-            found = replace(found, majority=found.majority or result.majority or {})
+            floor = found.majority or result.majority or {}
+            found = replace(found, majority=floor, measure=result.measure)
     return found
 
 
@@ -157,8 +159,8 @@ def probed(run_dir: Path) -> Row:
 
 
 def majority(run_dir: Path) -> dict[str, float]:
-    """Accuracy of always predicting a client's most frequent class, on its validation part, by client; those
-    without one are left out, and all where answers are no classes."""
+    """The primary measure of always predicting a client's most frequent class, on its validation part, by
+    client; those without one are left out, and all where answers are no classes."""
     task = read_config(run_dir).task
     if not task.labels():
         return {}
@@ -166,7 +168,7 @@ def majority(run_dir: Path) -> dict[str, float]:
     for name in task.describe().clients:
         data = task.load_client(name)
         if len(held_out := data.held_out("validation")):
-            found[name] = majority_accuracy(data.train, held_out)
+            found[name] = most_frequent(task, data.train, held_out)
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedsa_lora.compare.grid import Run
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.runs.measures import Values, spread
 from fedsa_lora.runs.reading import Row, read_jsonl
@@ -16,14 +17,15 @@ from fedsa_lora.runs.reading import Row, read_jsonl
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run came to. ``accuracy`` and ``validation`` are by client, of its own model at the end; bytes
-    those of one client and round; ``seconds`` of training; ``curve`` has the mean accuracy by evaluated
-    round, with the ``bytes`` of all training messages until then. ``majority`` is the accuracy of always
-    predicting a client's most frequent class; ``data`` the digest of the rows, where it is known;
-    ``attack_success`` the mean over the clients that had no part
-    in an attack, None without one."""
+    """What a run came to. ``values`` are those of the primary ``measure`` by client, of its own model at the
+    end, ``validation`` those on that part; bytes those of one client and round; ``seconds`` of training.
+    ``curve`` has the mean over clients by evaluated round, under the name of the measure, with the ``bytes``
+    of all training messages until then. ``majority`` is that of always predicting a client's most frequent
+    class; ``data`` the digest of the rows, where it is known; ``attack_success`` the mean over the clients
+    that had no part in an attack, None without one."""
 
-    accuracy: Values
+    measure: Measure
+    values: Values
     validation: Values
     bytes_up: float
     bytes_down: float
@@ -38,7 +40,12 @@ class Measured:
     @property
     def mean(self) -> float:
         """Over clients, on the test part."""
-        return spread(self.accuracy).mean
+        return spread(self.values).mean
+
+    @property
+    def worst(self) -> float:
+        """Of the clients, on the test part."""
+        return spread(self.values, higher_is_better=self.measure.higher_is_better).worst
 
     @property
     def sent(self) -> float:
@@ -104,8 +111,16 @@ class Record:
     def _take(self, key: object, outcome: Row) -> None:
         if "result" in outcome:
             try:
-                self._results[key] = Measured(**outcome["result"])
-            except TypeError as error:
+                self._results[key] = _measured(outcome["result"])
+            except (KeyError, TypeError, ValueError) as error:
                 raise RunError(f"{self.path}: {error}; was it written by another version?") from None
         else:
             self._errors[key] = str(outcome.get("error", "no reason was recorded"))
+
+
+def _measured(result: Row) -> Measured:
+    """The result of a line, which has the values under the name of the measure: accuracy, in a line of a
+    version that recorded none."""
+    fields = dict(result)
+    measure = Measure.read(fields.pop("measure")) if "measure" in fields else CLASSES[0]
+    return Measured(measure, fields.pop(measure.name), **fields)

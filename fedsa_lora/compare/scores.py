@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -11,23 +10,28 @@ from fedsa_lora.compare.grid import Entry
 from fedsa_lora.compare.record import Measured, Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.compare.significance import Difference, holm, paired
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.measures import LEVEL, Values, first_at, gains, harmed, mean_known, spread
+from fedsa_lora.suggest import listing
 
-Pairs = Sequence[Values]  # accuracy by client, one mapping for each seed
+Pairs = Sequence[Values]  # the primary measure by client, one mapping for each seed
 
 
 @dataclass(frozen=True)
 class Score:
-    """A method in a regime over its seeds. Accuracies are of clients' own models on the test part.
+    """A method in a regime over its seeds, in the primary measure of clients' own models on the test part.
 
-    ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) below
-    the reference's model of the same client and seed; ``gain`` the mean difference to it. Bytes up and down
-    are of a client and round, ``sent`` of all training messages of a run, the mean over seeds, ``to_target``
-    of those until the mean over clients first reached the reference's mean, by seed; ``seconds`` of the
-    fastest run. ``majority``: of predicting each client's most frequent class. ``behind``: the best method
-    minus this one, by pairs; None for the best itself; ``p`` is adjusted for all methods of the regime.
+    ``std`` is that of the means of the seeds (None of one seed). ``harmed``: share of (client, seed) worse
+    than the reference's model of the same client and seed; ``gain`` how much better the mean is. Bytes up and
+    down are of a client and round, ``sent`` of all training messages of a run, the mean over seeds,
+    ``to_target`` of those until the mean over clients first reached the reference's mean, by seed;
+    ``seconds`` of the fastest run. ``majority``: of predicting each client's most frequent class. ``behind``:
+    how much better the best method is, by pairs; None for the best itself; ``p`` is adjusted for all methods
+    of the regime.
     """
 
+    measure: Measure
     regime: str
     method: str
     lr: float
@@ -66,16 +70,28 @@ class _Complete:
     runs: list[Measured]
 
     @property
+    def measure(self) -> Measure:
+        """That of its runs."""
+        return self.runs[0].measure
+
+    @property
     def mean(self) -> float:
         return fmean(run.mean for run in self.runs)
 
 
 def scores(searches: Sequence[Search], record: Record, reference: str) -> list[Score]:
-    """Of the complete methods of one regime, the best mean first; equal ones as they were given."""
+    """Of the complete methods of one regime, the best mean first; equal ones as they were given. Raises
+    RunError where they are not in the same measure."""
     complete = [found for search in searches if (found := _completed(search, record))]
     alone = next((method for method in complete if method.entry.method == reference), None)
-    ordered = sorted(complete, key=lambda method: -method.mean)
-    behind = _behind([[run.accuracy for run in method.runs] for method in ordered])
+    ordered = sorted(complete, key=lambda method: -method.measure.merit(method.mean))
+    if len(names := {method.measure.name for method in complete}) > 1:
+        raise RunError(
+            f"regime {complete[0].entry.regime}: its methods are measured by {listing(sorted(names))}, and "
+            "can be compared in one measure only; give each task a regime of its own"
+        )
+    higher = not complete or complete[0].measure.higher_is_better
+    behind = _behind([[run.values for run in method.runs] for method in ordered], higher)
     return [_score(method, alone, apart) for method, apart in zip(ordered, behind, strict=True)]
 
 
@@ -90,21 +106,24 @@ def _completed(search: Search, record: Record) -> _Complete | None:
 def _score(method: _Complete, alone: _Complete | None, behind: Difference | None) -> Score:
     runs, means = method.runs, tuple(run.mean for run in method.runs)
     mine, theirs = _pooled(runs), _pooled(alone.runs if alone else [])
-    target = alone.mean if alone else math.inf
-    found = gains(mine, theirs)
+    target = alone.mean if alone else None
+    higher = method.measure.higher_is_better
+    found = gains(mine, theirs, higher)
+    worst = [run.worst for run in runs]
     return Score(
+        measure=method.measure,
         regime=method.entry.regime,
         method=method.entry.method,
         lr=method.lr,
         means=means,
         std=stdev(means) if len(means) > 1 else None,
-        worst=min(spread(run.accuracy).worst for run in runs),
-        harmed=harmed(mine, theirs),
+        worst=min(worst, key=method.measure.merit),
+        harmed=harmed(mine, theirs, higher),
         gain=fmean(found.values()) if found else None,
         bytes_up=fmean(run.bytes_up for run in runs),
         bytes_down=fmean(run.bytes_down for run in runs),
         sent=fmean(run.sent for run in runs),
-        to_target=tuple(first_at([(p["bytes"], p["accuracy"]) for p in run.curve], target) for run in runs),
+        to_target=tuple(_to_target(run, target) for run in runs),
         seconds=min(run.seconds for run in runs),  # other work on the machine only adds to it
         aggregation_error=mean_known([run.aggregation_error for run in runs]),
         attack_success=mean_known([run.attack_success for run in runs]),
@@ -113,18 +132,29 @@ def _score(method: _Complete, alone: _Complete | None, behind: Difference | None
     )
 
 
-def _behind(ordered: Sequence[Pairs]) -> list[Difference | None]:
-    """The first minus each of the others, over (client, seed), with p adjusted by Holm."""
-    raw = [paired(_differences(ordered[0], other)) for other in ordered[1:]]
+def _to_target(run: Measured, target: float | None) -> float | None:
+    """Bytes until the mean over clients first reached the target; None when it never did, or without one."""
+    if target is None:
+        return None
+    curve = [(point["bytes"], point[run.measure.name]) for point in run.curve]
+    return first_at(curve, target, run.measure.higher_is_better)
+
+
+def _behind(ordered: Sequence[Pairs], higher_is_better: bool) -> list[Difference | None]:
+    """Lead of the first over each of the others, over (client, seed), with p adjusted by Holm."""
+    raw = [paired(_differences(ordered[0], other, higher_is_better)) for other in ordered[1:]]
     adjusted = holm([difference.p for difference in raw])
     told = [Difference(d.mean, d.low, d.high, p) for d, p in zip(raw, adjusted, strict=True)]
     return [None, *told][: len(ordered)]
 
 
-def _differences(best: Pairs, other: Pairs) -> list[float]:
-    return [gain for mine, theirs in zip(best, other, strict=True) for gain in gains(mine, theirs).values()]
+def _differences(best: Pairs, other: Pairs, higher_is_better: bool) -> list[float]:
+    found: list[float] = []
+    for mine, theirs in zip(best, other, strict=True):
+        found += gains(mine, theirs, higher_is_better).values()
+    return found
 
 
 def _pooled(runs: Sequence[Measured]) -> Mapping[str, float]:
-    """Accuracy by (seed, client) as one mapping, so that a client is compared with itself."""
-    return {f"{i}/{name}": value for i, run in enumerate(runs) for name, value in run.accuracy.items()}
+    """The values by (seed, client) as one mapping, so that a client is compared with itself."""
+    return {f"{i}/{name}": value for i, run in enumerate(runs) for name, value in run.values.items()}

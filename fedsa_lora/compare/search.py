@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsa_lora.compare.grid import Entry, Run
-from fedsa_lora.compare.record import Record
+from fedsa_lora.compare.record import Measured, Record
 from fedsa_lora.runs.measures import spread
 
 
@@ -25,7 +25,7 @@ class Search:
         return [run for run in self.at(best) if not record.settled(run)]
 
     def best(self, record: Record) -> float | None:
-        """The rate with the best mean accuracy on the validation part, of equal ones the first; None while
+        """The rate with the best mean on the validation part, of equal ones the first; None while
         one is missing, or when all failed."""
         tried = [(run.lr, record.result(run)) for run in self._search()]
         if any(not record.settled(run) for run in self._search()):
@@ -33,7 +33,7 @@ class Search:
         found = {lr: result for lr, result in tried if result is not None}
         if len(found) < 2:
             return next(iter(found), None)
-        return max(found, key=lambda lr: spread(found[lr].validation).mean)
+        return max(found, key=lambda lr: _merit(found[lr]))
 
     def at(self, lr: float) -> list[Run]:
         """The runs of a rate, by seed."""
@@ -64,3 +64,7 @@ class Search:
 
     def _search(self) -> list[Run]:
         return [Run(self.entry, lr, self.seeds[0]) for lr in self.rates]
+
+
+def _merit(run: Measured) -> float:
+    return run.measure.merit(spread(run.validation).mean)

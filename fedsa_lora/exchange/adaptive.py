@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Role
 from fedsa_lora.exchange.split import Factor, Share, SplitPolicy
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 Score = Literal["gradient", "fisher", "taylor"]
 
@@ -30,6 +34,7 @@ class Importance(SplitPolicy):
     """
 
     adaptive = True
+    by_importance = True
 
     score: Score = "gradient"
     pool: tuple[Factor, ...] = ("A",)
@@ -55,6 +60,18 @@ class Importance(SplitPolicy):
         ]
         if faults:
             raise ConfigError("; ".join(faults))
+
+    @property
+    def by_client(self) -> bool:
+        return self.scope == "client"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if run.train.steps == 1:
+            yield (
+                "split: importance is not measured in the first local step, where the gradient of A "
+                "vanishes; expected train.steps of at least 2"
+            )
 
     def of(self, role: Role) -> Share:
         if role in ("head", "base"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fedsa_lora.errors import ConfigError, WireError
 from fedsa_lora.exchange.arrays import Vector
 from fedsa_lora.exchange.numbers import FORMATS, NumberFormat, Numbers, numbers
 from fedsa_lora.exchange.positions import Bytes, Positions
+from fedsa_lora.group import Group
 
 MAX_BLOCK = 65_536
 
@@ -44,7 +45,7 @@ class Sparse:
         return vector
 
 
-class Codec(ABC):
+class Codec(Group, ABC):
     """A choice of values and a number format.
 
     ``block`` values of int8 and int4 share a scale. With ``error_feedback`` the client keeps what was not
@@ -54,6 +55,8 @@ class Codec(ABC):
     values: NumberFormat
     block: int
     error_feedback: bool
+
+    may_send_nothing: ClassVar[bool] = False  # of a vector with values
 
     def __post_init__(self) -> None:
         if self.values not in FORMATS:

@@ -6,34 +6,22 @@ declares itself, in its ``measures``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedsa_lora.errors import WireError
+from fedsa_lora.exchange.measure import ENTROPY, SHARE, Measure, Range
 
-Range = tuple[float, float]  # lowest and highest value
-
-LARGEST = 1e150  # neither sums nor squares of such numbers overflow
-ROUNDING = 1e-9  # by which the Matthews correlation of a perfect model may exceed 1
-SHARE: Range = (0.0, 1.0)  # of the examples that a client is measured on
-ENTROPY: Range = (0.0, LARGEST)
-CLASSES: Mapping[str, Range] = {
-    "accuracy": SHARE,
-    "loss": ENTROPY,
-    "macro_f1": SHARE,
-    "matthews": (-1 - ROUNDING, 1 + ROUNDING),
-}
-WORDS: Mapping[str, Range] = {"accuracy": SHARE, "loss": ENTROPY, "perplexity": (1.0, LARGEST)}
-MEASURES = {**CLASSES, **WORDS}  # of the tasks of this package
-
+LOSS = "loss"  # of training, in the range of the task's measure of that name, else of a cross-entropy
 TRAINING: Mapping[str, Range] = {  # beside the loss
     "steps": (0.0, 1e15),
     "tokens": (0.0, 1e15),
     "padded_tokens": (0.0, 1e15),
     "seconds": (0.0, 1e9),
 }
-REFERENCES: Mapping[str, Range] = {"global_accuracy": SHARE, "majority": SHARE}
-ATTACKED: Mapping[str, Range] = {"attack_success": SHARE}  # beside the measures of a task that is attacked
+ATTACKED = Measure(
+    "attack_success", SHARE, False, "percent"
+)  # beside the measures of a task that is attacked
 
 
 @dataclass(frozen=True)
@@ -65,15 +53,24 @@ class Numbers:
                 raise WireError(f"reports {name!r} of {value:g}, expected {low:g} to {high:g}")
 
 
-def of_training(measures: Mapping[str, Range], before: bool) -> Numbers:
-    """What the answer to a training message may report, with a task that has these ``measures``. ``before``:
-    the accuracy of the client's own model before aggregation was asked."""
-    always = {**TRAINING, "loss": measures["loss"]}
-    return Numbers(always, {"accuracy_before": measures["accuracy"]} if before else {}, needed=("loss",))
+def of_training(measures: Sequence[Measure], before: bool) -> Numbers:
+    """What the answer to a training message may report, with a task that has these ``measures``, the primary
+    one first. ``before``: that of the client's own model before aggregation was asked."""
+    primary = measures[0]
+    always = {**TRAINING, LOSS: _ranges(measures).get(LOSS, ENTROPY)}
+    return Numbers(always, {primary.before: primary.range} if before else {}, needed=(LOSS,))
 
 
-def of_evaluation(measures: Mapping[str, Range], alone: bool) -> Numbers:
+def of_evaluation(measures: Sequence[Measure], alone: bool) -> Numbers:
     """The same of an evaluation: of a client without examples to be measured on, nothing. ``alone``: what a
-    client reaches alone was asked."""
-    asked = {"local_only": SHARE} if alone else {}
-    return Numbers(measured={**measures, **REFERENCES, **asked}, needed=("loss", "accuracy"))
+    client reaches alone was asked. References are in the primary measure."""
+    primary, declared = measures[0], _ranges(measures)
+    references = [primary.of_global, "majority"]
+    if alone:
+        references.append("local_only")
+    needed = (LOSS, primary.name) if LOSS in declared else (primary.name,)
+    return Numbers(measured=declared | dict.fromkeys(references, primary.range), needed=needed)
+
+
+def _ranges(measures: Sequence[Measure]) -> dict[str, Range]:
+    return {measure.name: measure.range for measure in measures}

@@ -123,6 +123,7 @@ class Threshold(Codec):
     error_feedback: bool = True
 
     sparse = True
+    may_send_nothing = True
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not 0 < self.threshold < math.inf:

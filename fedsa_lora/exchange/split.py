@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedsa_lora.errors import ConfigError, SplitError
 from fedsa_lora.exchange.arrays import ROLES, Layout, Role
+from fedsa_lora.group import Group
 from fedsa_lora.suggest import listing
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 Disposition = Literal["shared", "local", "frozen"]
 Share = Disposition | float
@@ -55,7 +59,7 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPolicy(ABC):
+class SplitPolicy(Group, ABC):
     """Decides which tensors may be shared, and in which round.
 
     ``allow`` are the factors that a client lets out whatever a server asks for: B is not among them
@@ -68,6 +72,8 @@ class SplitPolicy(ABC):
 
     idle: ClassVar[Literal["local", "frozen"]] = "local"  # what a tensor is in a round that does not share it
     adaptive: ClassVar[bool] = False  # whether the server decides from what clients report
+    by_importance: ClassVar[bool] = False  # whether clients score tensors in their own training steps
+    by_role: ClassVar[bool] = False  # whether tensors of one role have one disposition, in every round
 
     @abstractmethod
     def of(self, role: Role) -> Share:
@@ -83,6 +89,30 @@ class SplitPolicy(ABC):
                     f"{role} is to be shared, which split.allow={list(self.allow)} forbids: add {role} to "
                     f"split.allow if {role} may leave the clients"
                 )
+
+    @property
+    def by_client(self) -> bool:
+        """True where clients share different tensors in a round."""
+        return False
+
+    @property
+    def turns(self) -> tuple[Factor, ...]:
+        """The factors that are trained one after the other, over and over; none: all are, in each round."""
+        return ()
+
+    @property
+    def shares_both(self) -> bool:
+        """True where every A and every B is shared as it is, in each round."""
+        return self.by_role and self.of("A") == self.of("B") == "shared"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        whole = self.of("base") != "frozen"
+        if whole and run.lora is not None:
+            yield "split.base is trained, so there must be no adapters beside it: set lora=none"
+        if not whole and run.lora is None:
+            yield "lora=none leaves only the head to train: choose split=full, or lora=default"
+        if all(self.of(role) == "frozen" for role in ROLES):
+            yield "split and head freeze everything: there is nothing to train"
 
     def __call__(self, layout: Layout) -> AdapterSplit:
         """Every tensor in one set; ``shared`` is all that may be shared in some round.
@@ -144,6 +174,8 @@ class RoleSplit(SplitPolicy):
     0 is "shared", 1 is "local", and between them each client mixes its own with the common value.
     """
 
+    by_role = True
+
     A: Share
     B: Share
     base: Disposition = "frozen"
@@ -170,6 +202,10 @@ class Alternate(SplitPolicy):
         super().__post_init__()
         if not self.order:
             raise ConfigError("order is empty: expected the factors in turn, such as [B, A]")
+
+    @property
+    def turns(self) -> tuple[Factor, ...]:
+        return self.order
 
     def of(self, role: Role) -> Share:
         return self.head if role == "head" else "frozen" if role == "base" else "shared"

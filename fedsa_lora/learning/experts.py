@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.personalisation import LocalRound, Personalisation, Training
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,31 @@ class Experts(Personalisation):
 
     beside = True
     mixes = True
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        """A client takes its own part off what is common, which must be the mean of what clients shared."""
+        yield from super().clashes(run)
+        if not run.split.shares_both:
+            yield "personalisation: Experts mixes whole adapters, A with B; expected split=share_ab"
+        if run.clusters is not None or run.federation.weights != "examples":
+            yield (
+                "personalisation: Experts takes a client's own part off the mean by its examples; expected "
+                "clusters=none and federation.weights=examples"
+            )
+        if not run.strategy.can("averages") and not run.strategy.needs_factors:
+            yield (
+                f"personalisation: Experts needs the mean of what clients shared, and {run.strategy.name} "
+                "makes something else of it; expected strategy=fedavg or fedprox"
+            )
+        for key, codec, plain in (
+            ("codec", run.codec, "dense"),
+            ("downlink", run.downlink, "whole or dense"),
+        ):
+            if codec is not None and not codec.lossless:
+                yield (
+                    f"{key}: Experts takes a client's own part off the mean, which {codec.name!r} alters; "
+                    f"expected {key}={plain}"
+                )
 
     def check(self, model: AdapterModel) -> None:
         model.factors()

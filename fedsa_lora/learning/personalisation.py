@@ -8,7 +8,7 @@ after another, and is handed the outcome of each; it holds no model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -17,6 +17,7 @@ import numpy as np
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.group import Group
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedsa_lora.learning.adapters import AdapterModel
     from fedsa_lora.learning.importance import Scoring
     from fedsa_lora.learning.job import Arrays, Job, Outcome
+    from fedsa_lora.settings import RunConfig
 
 Lesson: TypeAlias = "Generator[Job, Outcome, Outcome]"
 Training: TypeAlias = "Generator[Job, Outcome, tuple[Outcome, Arrays]]"
@@ -55,7 +57,11 @@ class LocalRound:
     scoring: Scoring | None = None
 
     def still(self, **changes: Any) -> Job:
-        """A job that trains nothing: the model as the round began, but for fields that are given."""
+        """A job that trains nothing: the model as the round began, but for fields that are given.
+
+        Its outcome has values as they stand in a model, which rounds those that are a difference from
+        pretrained weights.
+        """
         from fedsa_lora.learning.job import Job
 
         job = Job(
@@ -84,7 +90,7 @@ class LocalRound:
 
 
 @dataclass(frozen=True)
-class Personalisation:
+class Personalisation(Group):
     """None: a client trains the common model, and that is its own."""
 
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
@@ -94,6 +100,14 @@ class Personalisation:
     def adapts(self) -> bool:
         """A client trains its model on before it is used, and does not keep that."""
         return False
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if self.beside and run.strategy.needs_factors:
+            yield (
+                f"personalisation: {type(self).__name__} keeps a model beside the common one, and "
+                f"{run.strategy.name} changes the frozen weights or the factors under it; expected "
+                "personalisation=none or finetune"
+            )
 
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
@@ -146,7 +160,8 @@ class Reptile(FineTune):
             return outcome, {}
         start, end = outcome.start, outcome.values
         moved = {n: start[n] + np.float32(self.epsilon) * (end[n] - start[n]) for n in local.anchor}
-        return replace(outcome, values=end | moved), {}
+        standing = yield local.still(values=end | moved)
+        return replace(outcome, values=standing.values), {}
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,11 @@ class Distillation(Beside):
         _check("weight", self.weight, low=0, high=1)
         _check("temperature", self.temperature, low=0, open_=True)
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if not getattr(run.task, "classifies", False):
+            yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
+
     def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:
         import torch
 
@@ -249,9 +269,19 @@ class PFedMe(Personalisation):
         _check("eta", self.eta, low=0)
         _check("inner", self.inner, low=1)
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if run.strategy.proximal:
+            yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+        if run.split.by_importance and self.inner == 1:
+            yield (
+                "personalisation.inner=1: importance is not measured in the first of the inner steps; "
+                "expected at least 2"
+            )
+
     def fit(self, local: LocalRound, personal: NamedArrays) -> Training:
         pace = np.float32(self.eta * self.weight)
-        theta = dict(local.values)
+        theta = (yield local.still()).values
         w = {name: theta[name] for name in local.anchor}
         outcomes: list[Outcome] = []
         for part in range(max(1, len(local.plain().batches) // self.inner)):
@@ -266,7 +296,8 @@ class PFedMe(Personalisation):
             theta = outcome.values
             w = {name: value - pace * (value - theta[name]) for name, value in w.items()}
             outcomes.append(outcome)
-        return replace(sum(outcomes[1:], outcomes[0]), values=theta | w), theta
+        standing = yield local.still(values=theta | w)
+        return replace(sum(outcomes[1:], outcomes[0]), values=standing.values), theta
 
 
 def _check(name: str, value: float, *, low: float, high: float = float("inf"), open_: bool = False) -> None:

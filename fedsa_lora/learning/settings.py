@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.group import Group, at_least, more_than
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +17,7 @@ Intent = Literal["default", "attention", "all_linear"]
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Group):
     """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
 
     ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
@@ -31,9 +33,9 @@ class LoraSettings:
     Raises ConfigError for values that contradict each other.
     """
 
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
+    r: Annotated[int, at_least(1)] = 8
+    alpha: Annotated[float, more_than(0)] = 16.0
+    dropout: Annotated[float, at_least(0, 0.95)] = 0.05
     target_modules: list[str] | None = None
     rslora: bool = False
     variant: Literal["lora", "dora", "vera"] = "lora"
@@ -82,24 +84,29 @@ def _pattern_faults(lora: LoraSettings) -> list[str]:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Group):
     """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
     sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    head_lr: float | None = None
-    steps: int | None = 5
-    epochs: int | None = None
-    batch_size: int = 8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
+    lr: Annotated[float, more_than(0)] = 1e-3
+    head_lr: Annotated[float | None, more_than(0)] = None
+    steps: Annotated[int | None, at_least(1)] = 5
+    epochs: Annotated[int | None, at_least(1)] = None
+    batch_size: Annotated[int, at_least(1)] = 8
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    momentum: Annotated[float, at_least(0, 1)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.0
-    clip_norm: float | None = 1.0
-    max_update_norm: float | None = None
+    warmup: Annotated[float, at_least(0, 1)] = 0.0
+    clip_norm: Annotated[float | None, more_than(0)] = 1.0
+    max_update_norm: Annotated[float | None, more_than(0)] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    eval_batch_size: int = 64
+    eval_batch_size: Annotated[int, at_least(1)] = 64
+
+    @staticmethod
+    def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
+        if (node.get("steps") is None) == (node.get("epochs") is None):
+            yield "give either steps or epochs, and set the other to null"
 
     @property
     def dtype(self) -> torch.dtype:

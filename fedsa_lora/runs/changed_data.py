@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsa_lora.errors import DataError
-from fedsa_lora.runs.reading import read_json
+from fedsa_lora.errors import DataError, RunError
+from fedsa_lora.runs.reading import primary_in, read_json
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.fingerprint import CLASSES, Fingerprint, Part, fingerprint_of, of_classes
 
@@ -26,6 +26,16 @@ def recorded(run_dir: Path) -> Fingerprint | None:
     except (TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from None
     return Fingerprint(content["source"], parts)
+
+
+def check_measure(run_dir: Path, config: RunConfig) -> None:
+    """Raise RunError where the rows of a run are in another measure than those to come would be."""
+    then, now = primary_in(run_dir).name, config.task.measures[0].name
+    if then != now:
+        raise RunError(
+            f"{run_dir} was measured by {then}, and its task is now measured by {now}: run it anew, in "
+            "another run.dir"
+        )
 
 
 def check_data(run_dir: Path, config: RunConfig, allow: bool = False) -> str:

@@ -56,7 +56,7 @@ def evaluate_run(
 
 
 def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[str, Any]:
-    """Accuracy of each client's personalised model on the held-out examples of all clients together.
+    """The primary measure of each client's own model on the held-out examples of all clients together.
 
     Where label meanings differ, the examples of others are called what the evaluated client calls them: it
     is asked whether its model is right about their inputs, not whether it speaks their language.
@@ -72,27 +72,28 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}
     everything = Examples.joined([*parts.values()])
-    accuracy = {}
+    primary, values = bench.primary.name, {}
     for client in clients:
         served = ClientModel(client, bench, assemble.store(config, client))
         job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
         (outcome,) = bench.trainer([replace(job, asked=(everything,))])
-        labels = [renaming(names[other], names[client])[parts[other].labels] for other in clients]
-        accuracy[client] = task.evaluate(outcome.answers[0], np.concatenate(labels))["accuracy"]
-    return {"examples": len(everything), "accuracy": accuracy}
+        labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
+        values[client] = task.evaluate(outcome.answers[0], np.concatenate(labels))[primary]
+    return {"examples": len(everything), primary: values}
 
 
 def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps: int) -> dict[str, Any]:
     """Each client as if it joined at the end: it has what is shared and the common start of what is not,
     and trains it for some local steps on its own train part.
 
-    ``accuracy`` is on its own held-out part, of those that have one; ``alone`` the same from the common start
-    of everything, without what the federation learned. ``took_part``: its data had a part in what is shared,
-    so that only the others are newcomers in earnest.
+    The primary measure, under its name, is on its own held-out part, of those that have one; ``alone`` the
+    same from the common start of everything, without what the federation learned. ``took_part``: its data had
+    a part in what is shared, so that only the others are newcomers in earnest.
     """
     if steps < 0:
         raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
-    found: dict[str, Any] = {"steps": steps, "accuracy": {}, "alone": {}, "took_part": {}}
+    primary = bench.primary.name
+    found: dict[str, Any] = {"steps": steps, primary: {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
         served = ClientModel(client, bench, assemble.store(config, client))
@@ -102,10 +103,10 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
         initial, shared = cut(bench.initial, layout), exporter.own_model(client, own=False).common
         joins = served.local(0, config.split(layout).trained, shared, merged=exporter.merged)
         alone = served.local(0, config.split.alone()(layout).trained, initial, settings=settings)
-        found["accuracy"][client] = served.measure(newcomer(joins, steps))["accuracy"]
-        found["alone"][client] = served.measure(newcomer(alone, steps))["accuracy"]
+        found[primary][client] = served.measure(newcomer(joins, steps))[primary]
+        found["alone"][client] = served.measure(newcomer(alone, steps))[primary]
         found["took_part"][client] = served.store.load() is not None
-    if not found["accuracy"]:
+    if not found[primary]:
         raise RunError(
             f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
             "a simulation ran"
@@ -126,6 +127,11 @@ def newcomer(local: LocalRound, steps: int) -> Job:
     )
 
 
+def _called(labels: NDArray[np.int64], theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
+    """Labels of one client as another calls them; as they are where both have the same classes, or none."""
+    return labels if theirs == ours else renaming(theirs, ours)[labels]
+
+
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
     """By the number of a class at one client its number at another, found by its name.
 
@@ -136,6 +142,6 @@ def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64
     if len(set(ours)) < len(ours) or set(ours) != set(theirs):
         raise RunError(
             f"classes {sorted(theirs)} of one client cannot be found among {sorted(ours)} of another: "
-            "accuracy on the union of their examples is not defined"
+            "what a model reaches on the union of their examples is not defined"
         )
     return np.array([ours.index(name) for name in theirs], dtype=np.int64)

@@ -26,7 +26,7 @@ from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.runs.report import write_report
 from fedsa_lora.runs.resuming import is_complete, last_file
 from fedsa_lora.runs.rundir import RunDirectory, make, refuse_used
-from fedsa_lora.runs.wording import amount, percent
+from fedsa_lora.runs.wording import amount, shown
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import TERMINATED, stoppable
 
@@ -203,7 +203,9 @@ class RunView:
         if done := self.run.done:
             metrics = self.run.metrics
             total = metrics.sums["bytes_up"] + metrics.sums["bytes_down"]
-            facts = f"accuracy {percent(metrics.measured.get('accuracy'))}   sent {amount(total)}"
+            primary = metrics.primary
+            reached = shown(metrics.measured.get(primary.name), primary)
+            facts = f"{primary.words} {reached}   sent {amount(total)}"
             self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
         elif self._grew():
             if waiting := still_starting(self.log):

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
+from fedsa_lora.exchange.measure import Measure
+
 DPI = 150
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")  # a tick of 82.5 % says so
 
@@ -83,6 +85,12 @@ def name_axes(ax: Axes, style: FigureStyle, across: str, up: str) -> None:
     """Label both axes, with units."""
     ax.set_xlabel(across, color=style.ink, fontsize=style.text)
     ax.set_ylabel(up, color=style.ink, fontsize=style.text)
+
+
+def show_measure(axis: Axis, measure: Measure) -> None:
+    """Ticks in the format of a measure."""
+    if measure.format == "percent":
+        axis.set_major_formatter(PERCENT)
 
 
 def thin_ticks(axis: Axis, names: Sequence[str], most: int, tilt: int = 0) -> None:

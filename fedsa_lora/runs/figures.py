@@ -12,35 +12,36 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.figure_style import (
     LIGHT,
-    PERCENT,
     FigureStyle,
     add_legend,
     blank,
     name_axes,
+    show_measure,
     spread,
     thin_ticks,
     to_png,
 )
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, in_order
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
-from fedsa_lora.runs.wording import amount, byte_unit, percent
+from fedsa_lora.runs.wording import amount, byte_unit, of_measure, shown
 
 FEW_CLIENTS = 12  # as many single lines as an eye can follow
 CROWDED = 30  # more clients or classes than this need the full width
 
 
-def accuracy_by_round(
-    rounds: list[Row], clients: list[Row], summary: Row, style: FigureStyle = LIGHT
+def measure_by_round(
+    rounds: list[Row], clients: list[Row], summary: Row, measure: Measure, style: FigureStyle = LIGHT
 ) -> Figure:
-    """Mean accuracy on own test examples, the spread over clients, and both references without federation."""
-    fig, ax = blank(style, "Personalised accuracy by round", 3.7)
-    _draw_spread(ax, clients, style)
+    """Mean measure on own test examples, the spread over clients, and both references without federation."""
+    fig, ax = blank(style, f"Personalised {measure.words} by round", 3.7)
+    _draw_spread(ax, clients, measure, style)
     labels = [
-        _draw_mean(ax, rounds, "accuracy", "mean of clients", style.personalised, "-o"),
-        _draw_mean(ax, rounds, "global_accuracy", "global model", style.down, "-s"),
+        _draw_mean(ax, rounds, measure.name, "mean of clients", style.personalised, "-o"),
+        _draw_mean(ax, rounds, measure.of_global, "global model", style.down, "-s"),
     ]
     references = (
         ("local_only", "alone", style.alone, "--"),
@@ -51,16 +52,18 @@ def accuracy_by_round(
             mean = summary[key]["mean"]
             ax.axhline(mean, color=colour, linestyle=dashes, linewidth=1.8)
             labels.append((mean, name, colour))
-    name_axes(ax, style, "round", "accuracy on own test examples (%)")
+    name_axes(ax, style, "round", of_measure(measure))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.yaxis.set_major_formatter(PERCENT)
-    _label_ends(ax, [label for label in labels if label is not None], style)
+    show_measure(ax.yaxis, measure)
+    _label_ends(ax, [label for label in labels if label is not None], measure, style)
     add_legend(fig, ax, style)
     return fig
 
 
-def clients_before_and_after(outcomes: list[ClientOutcome], style: FigureStyle = LIGHT) -> Figure:
-    """One row per client, from its accuracy alone to that in the federation; largest gain on top."""
+def clients_before_and_after(
+    outcomes: list[ClientOutcome], measure: Measure, style: FigureStyle = LIGHT
+) -> Figure:
+    """One row per client, from what it reaches alone to that in the federation; largest gain on top."""
     shown = sorted((o for o in outcomes if o.personalised is not None), key=_by_gain)
     crowded = len(shown) > CROWDED
     height = min(2.2 + (0.16 if crowded else 0.26) * len(shown), 20)
@@ -86,8 +89,8 @@ def clients_before_and_after(outcomes: list[ClientOutcome], style: FigureStyle =
     names = [f"harmed ▼ {style.short(o.client)}" if o.harmed else style.short(o.client) for o in shown]
     thin_ticks(ax.yaxis, names, 110)
     ax.set_ylim(-0.7, len(shown) - 0.3)
-    ax.xaxis.set_major_formatter(PERCENT)
-    name_axes(ax, style, "accuracy on own test examples (%)", "client, by gain")
+    show_measure(ax.xaxis, measure)
+    name_axes(ax, style, of_measure(measure), "client, by gain")
     add_legend(fig, ax, style)
     return fig
 
@@ -147,11 +150,13 @@ def bytes_by_round(rounds: list[Row], summary: Row, style: FigureStyle = LIGHT) 
 def draw(record: RunRecord, style: FigureStyle = LIGHT) -> dict[str, Figure]:
     """Every figure for which the run recorded something, by name."""
     figures = {}
-    outcomes = client_outcomes(record)
-    if any(row.get("accuracy") is not None for row in record.rounds):
-        figures["accuracy_by_round"] = accuracy_by_round(record.rounds, record.clients, record.summary, style)
+    outcomes, primary = client_outcomes(record), record.primary
+    if any(row.get(primary.name) is not None for row in record.rounds):
+        figures[f"{primary.name}_by_round"] = measure_by_round(
+            record.rounds, record.clients, record.summary, primary, style
+        )
     if any(outcome.personalised is not None for outcome in outcomes):
-        figures["clients_before_and_after"] = clients_before_and_after(outcomes, style)
+        figures["clients_before_and_after"] = clients_before_and_after(outcomes, primary, style)
     if any(any(share.get("classes", [])) for share in record.partition.get("clients", {}).values()):
         figures["classes_by_client"] = classes_by_client(record.partition, style)
     if record.rounds:
@@ -186,19 +191,19 @@ def _draw_mean(ax: Axes, rounds: list[Row], key: str, name: str, colour: str, li
     return known[-1][1], name, colour
 
 
-def _draw_spread(ax: Axes, clients: list[Row], style: FigureStyle) -> None:
+def _draw_spread(ax: Axes, clients: list[Row], measure: Measure, style: FigureStyle) -> None:
     """The band from worst to best client and, where they can be told apart, each client."""
     by_round, by_client = defaultdict(list), defaultdict(list)
     for row in clients:
-        if row["phase"] == "evaluate" and row.get("accuracy") is not None:
-            by_round[row["round"]].append(row["accuracy"])
-            by_client[row["client"]].append((row["round"], row["accuracy"]))
+        if row["phase"] == "evaluate" and row.get(measure.name) is not None:
+            by_round[row["round"]].append(row[measure.name])
+            by_client[row["client"]].append((row["round"], row[measure.name]))
     if len(by_client) < 2:
         return
     when = sorted(by_round)
-    worst, best = [min(by_round[n]) for n in when], [max(by_round[n]) for n in when]
+    low, high = [min(by_round[n]) for n in when], [max(by_round[n]) for n in when]
     ax.fill_between(
-        when, worst, best, color=style.personalised, alpha=0.15, linewidth=0, label="worst to best client"
+        when, low, high, color=style.personalised, alpha=0.15, linewidth=0, label="worst to best client"
     )
     if len(by_client) <= FEW_CLIENTS:
         for number, line in enumerate(by_client.values()):
@@ -208,13 +213,13 @@ def _draw_spread(ax: Axes, clients: list[Row], style: FigureStyle) -> None:
             )
 
 
-def _label_ends(ax: Axes, labels: list[Label], style: FigureStyle) -> None:
+def _label_ends(ax: Axes, labels: list[Label], measure: Measure, style: FigureStyle) -> None:
     """Name the lines at their right end, where no legend has to be looked up."""
     low, high = ax.get_ylim()
     for (value, name, colour), height in zip(
         labels, spread([value for value, *_ in labels], 0.15 * (high - low)), strict=True
     ):
-        text = f"{name}\n{percent(value)}"
+        text = f"{name}\n{shown(value, measure)}"
         ax.annotate(
             text,
             (1.0, value),
@@ -237,7 +242,7 @@ def _mark(
     label: str,
     fill: str,
 ) -> None:
-    """One kind of mark in each row whose client has that accuracy."""
+    """One kind of mark in each row whose client has that value."""
     known = [(getattr(o, key), row) for row, o in enumerate(outcomes) if o and getattr(o, key) is not None]
     if known:
         ax.scatter(

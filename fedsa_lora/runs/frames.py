@@ -31,7 +31,7 @@ def load_run(path: str | Path) -> Run:
 class Run:
     """What a run recorded: ``record`` as it was written, and frames that are made when first asked for.
 
-    Accuracies are fractions of 1, sizes bytes, times seconds.
+    Accuracies are fractions of 1, other measures as the task has them, sizes bytes, times seconds.
     """
 
     record: RunRecord
@@ -57,18 +57,15 @@ class Run:
     @cached_property
     def clients(self) -> pd.DataFrame:
         """One row for each round, phase (fit, evaluate) and client. ``examples`` are those that the phase was
-        about; ``measured`` those that the row's accuracies are of, by which to weigh them: 0 of a client
+        about; ``measured`` those that the row's measures are of, by which to weigh them: 0 of a client
         without any."""
         return pd.DataFrame(self.record.clients)
 
     @cached_property
     def outcomes(self) -> pd.DataFrame:
-        """One row for each client, by id: sizes, references, personalised accuracy, gain, harm and bytes;
+        """One row for each client, by id: sizes, references, the primary measure, gain, harm and bytes;
         what was not measured of a client is missing."""
-        computed = ("gain", "harmed", "union_gap")
-        rows = [
-            asdict(o) | {name: getattr(o, name) for name in computed} for o in client_outcomes(self.record)
-        ]
+        rows = [asdict(outcome) for outcome in client_outcomes(self.record)]
         return pd.DataFrame(rows).set_index("client").astype({"harmed": "boolean"})  # which can be missing
 
     @cached_property

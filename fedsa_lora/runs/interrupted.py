@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import locked, out_of_space, overwrite, room_in, write_atomically
 from fedsa_lora.runs.metrics import ROUNDS, RunMetrics
-from fedsa_lora.runs.reading import read_json, read_jsonl
+from fedsa_lora.runs.reading import primary_in, read_json, read_jsonl
 from fedsa_lora.store import DirectoryStore
 
 log = logging.getLogger("flwr")
@@ -102,7 +102,7 @@ def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
             content |= {"state": state, "reason": reason, "ended": now()}
             write_status(path, content)
             known = read_jsonl(rows) if rows.is_file() else []
-            RunMetrics(path, content.get("rounds", 0), known).publish(state)
+            RunMetrics(path, content.get("rounds", 0), primary_in(path), known).publish(state)
     except RunError as error:
         log.error("that the run %s cannot be recorded: %s", state, error)
         return False

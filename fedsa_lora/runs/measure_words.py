@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.measures import mean_known
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.reading import Row, RunRecord
@@ -15,7 +17,8 @@ from fedsa_lora.runs.wording import (
     duration,
     number,
     percent,
-    points,
+    shown,
+    shown_gain,
     under_attack,
 )
 
@@ -33,48 +36,62 @@ class MeasureRow:
 
 def measure_rows(record: RunRecord) -> list[MeasureRow]:
     """Every measure that the run or an evaluation after it could have taken."""
-    summary, outcomes = record.summary, client_outcomes(record)
-    return [
-        *(_spread(summary, *named) for named in SPREADS),
-        _of_gain("Gain over alone", summary.get("gain_over_local"), f"training alone; {between(summary)}"),
-        _of_gain("Gain over majority class", summary.get("gain_over_majority"), "learning nothing"),
+    summary, outcomes, primary = record.summary, client_outcomes(record), record.primary
+    alone = f"training alone; {between(summary, primary)}"
+    rows = [
+        *_spreads(summary, primary),
+        _of_gain("Gain over alone", summary.get("gain_over_local"), alone, primary),
+        _of_gain("Gain over majority class", summary.get("gain_over_majority"), "learning nothing", primary),
         _harmed(summary),
         _target(summary.get("target")),
-        _union(record.evaluation.get("union"), outcomes),
-        _newcomer(record.evaluation.get("newcomer"), outcomes),
-        *([_attack(attack)] if (attack := summary.get("attack")) else []),
+        _union(record.evaluation.get("union"), outcomes, primary),
+        _newcomer(record.evaluation.get("newcomer"), outcomes, primary),
     ]
+    if attack := summary.get("attack"):
+        rows.append(_attack(attack, primary))
+    return rows
 
 
-def _deciles(values: Sequence[float] | None) -> str:
-    return " ".join(f"{100 * value:.0f}" for value in values) if values else NOT_MEASURED
+def _deciles(values: Sequence[float] | None, measure: Measure) -> str:
+    if not values:
+        return NOT_MEASURED
+    if measure.format == "percent":
+        return " ".join(f"{100 * value:.0f}" for value in values)
+    return " ".join(map(number, values))
 
 
-def _deviation(value: float | None) -> str:
-    return points(value).lstrip("+")
+def _deviation(value: float | None, measure: Measure) -> str:
+    return shown_gain(value, measure).lstrip("+")
 
 
-SPREADS: list[tuple[str, str, Callable[..., str], str]] = [
-    ("mean", "Mean accuracy", percent, "Each client counts the same."),
-    ("weighted", "Weighted mean", percent, "A client counts by its test examples."),
-    ("std", "Standard deviation", _deviation, "Between clients: smaller is more even."),
-    ("worst", "Minimum", percent, "The worst client."),
-    ("worst_tenth", "Worst tenth", percent, "Mean of the worst tenth of the clients, rounded up."),
-    ("deciles", "Deciles (%)", _deciles, "A tenth of the clients is below the first, nine below the last."),
-    ("jain", "Jain's index", number, "1: all clients alike; 1 / clients: one has everything."),
-    ("entropy", "Entropy", number, "Of the clients' shares of the sum, over its maximum; 1: all alike."),
-]
+def _plain(value: float | None, measure: Measure) -> str:
+    return number(value)
 
 
-def _spread(summary: Row, key: str, name: str, told: Callable[..., str], meaning: str) -> MeasureRow:
-    values = [
-        told((summary.get(model) or {}).get(key)) for model in ("personalised", "local_only", "majority")
+def _spreads(summary: Row, measure: Measure) -> list[MeasureRow]:
+    """Rows of the spread over clients, in the format of its measure."""
+    deciles = "Deciles (%)" if measure.format == "percent" else "Deciles"
+    extreme = "Minimum" if measure.higher_is_better else "Maximum"
+    named: list[tuple[str, str, Callable[[Any, Measure], str], str]] = [
+        ("mean", f"Mean {measure.words}", shown, "Each client counts the same."),
+        ("weighted", "Weighted mean", shown, "A client counts by its test examples."),
+        ("std", "Standard deviation", _deviation, "Between clients: smaller is more even."),
+        ("worst", extreme, shown, "The worst client."),
+        ("worst_tenth", "Worst tenth", shown, "Mean of the worst tenth of the clients, rounded up."),
+        ("deciles", deciles, _deciles, "A tenth of the clients is below the first, nine below the last."),
+        ("jain", "Jain's index", _plain, "1: all clients alike; 1 / clients: one has everything."),
+        ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all alike."),
     ]
-    return MeasureRow(name, values[0], meaning, *values[1:])
+    models = [summary.get(model) or {} for model in ("personalised", "local_only", "majority")]
+    rows = []
+    for key, name, told, meaning in named:
+        ours, *others = (told(model.get(key), measure) for model in models)
+        rows.append(MeasureRow(name, ours, meaning, *others))
+    return rows
 
 
-def _of_gain(name: str, gain: float | None, reference: str) -> MeasureRow:
-    return MeasureRow(name, points(gain), f"Mean over clients, against {reference}.")
+def _of_gain(name: str, gain: float | None, reference: str, measure: Measure) -> MeasureRow:
+    return MeasureRow(name, shown_gain(gain, measure), f"Mean over clients, against {reference}.")
 
 
 def _harmed(summary: Row) -> MeasureRow:
@@ -96,28 +113,29 @@ def _target(target: Row | None) -> MeasureRow:
     )
 
 
-def _union(union: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow:
+def _union(union: Row | None, outcomes: list[ClientOutcome], measure: Measure) -> MeasureRow:
     name = "On all clients' examples"
     if union is None:
         return MeasureRow(name, NOT_MEASURED, "In simulation: fedsa-lora evaluate RUN --union")
     gap = mean_known([outcome.union_gap for outcome in outcomes])
-    meaning = f"Each model on {union['examples']:,} examples. From there to its own it is {points(gap)}."
-    return MeasureRow(name, percent(mean_known([outcome.union for outcome in outcomes])), meaning)
+    gained = shown_gain(gap, measure)
+    meaning = f"Each model on {union['examples']:,} examples. From there to its own it is {gained}."
+    return MeasureRow(name, shown(mean_known([outcome.union for outcome in outcomes]), measure), meaning)
 
 
-def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome]) -> MeasureRow:
+def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome], measure: Measure) -> MeasureRow:
     if newcomer is None:
         meaning = "In simulation: fedsa-lora evaluate RUN --newcomer-steps N"
         return MeasureRow("A newcomer", NOT_MEASURED, meaning)
     known = sum(newcomer["took_part"].values())
     return MeasureRow(
         f"A newcomer, {newcomer['steps']} steps",
-        percent(mean_known([outcome.newcomer for outcome in outcomes])),
+        shown(mean_known([outcome.newcomer for outcome in outcomes]), measure),
         "Joins at the end and trains for so long, against the same steps from the start. Played by "
         f"{len(newcomer['took_part'])} clients, of which {known} had a part in what is shared.",
-        percent(mean_known([outcome.newcomer_alone for outcome in outcomes])),
+        shown(mean_known([outcome.newcomer_alone for outcome in outcomes]), measure),
     )
 
 
-def _attack(attack: Row) -> MeasureRow:
-    return MeasureRow("Attack success", percent(attack["success"]), under_attack(attack))
+def _attack(attack: Row, measure: Measure) -> MeasureRow:
+    return MeasureRow("Attack success", percent(attack["success"]), under_attack(attack, measure))

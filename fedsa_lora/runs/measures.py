@@ -1,7 +1,8 @@
 """Measures of personalisation: what a federation was worth to each client, and to all of them together.
 
-Values are accuracies, or another metric from 0 to 1 that is better when higher, of each client's own model
-on its own test examples, over all clients, also those that never took part.
+Values are accuracies, or whatever the primary measure of the task is, of each client's own model on its own
+test examples, over all clients, also those that never took part. Gains are better when higher, whichever way
+the measure is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.special import stdtrit
 
 LEVEL = 0.05  # of tests, and what an interval leaves out
 FEWEST_EQUAL = 6  # equal differences of one sign have a chance of 2 * 2**-6 < LEVEL where nothing differs
-SAME = 1e-9  # differences of accuracies that are equal but for rounding
+SAME = 1e-9  # differences of shares that are equal but for rounding
 Values = Mapping[str, float]  # by client
 
 
@@ -25,7 +26,8 @@ Values = Mapping[str, float]  # by client
 class Spread:
     """One value per client, summed up. ``std`` is that of the population of clients; ``worst_tenth`` the mean
     of the worst ceil(0.1 n); ``deciles`` the nine between minimum and maximum; ``jain`` (sum x)^2 / (n sum
-    x^2), from 1 / n to 1 (Jain et al., 1984); ``entropy`` that of x / sum x over log n, from 0 to 1."""
+    x^2), from 1 / n to 1 (Jain et al., 1984); ``entropy`` that of x / sum x over log n, from 0 to 1: shares,
+    which negative values have not, so both are None with one."""
 
     clients: int
     mean: float
@@ -35,27 +37,31 @@ class Spread:
     worst_client: str
     worst_tenth: float
     deciles: list[float]
-    jain: float
-    entropy: float
+    jain: float | None
+    entropy: float | None
 
 
-def spread(values: Values, examples: Mapping[str, float] | None = None) -> Spread:
+def spread(
+    values: Values, examples: Mapping[str, float] | None = None, higher_is_better: bool = True
+) -> Spread:
     """Of at least one client; ``weighted`` is by ``examples`` of the client, else the plain mean."""
     names = sorted(values)
     x = np.array([values[name] for name in names], float)
     weights = np.array([examples[name] for name in names], float) if examples else np.ones(len(x))
-    ascending = np.sort(x)
+    worst = int(x.argmin() if higher_is_better else x.argmax())
+    from_worst = np.sort(x) if higher_is_better else np.sort(x)[::-1]
+    shares = x.min() >= 0
     return Spread(
         clients=len(x),
         mean=float(x.mean()),
         weighted=float(np.average(x, weights=weights)),
         std=float(x.std()),
-        worst=float(ascending[0]),
-        worst_client=names[int(x.argmin())],
-        worst_tenth=float(ascending[: math.ceil(0.1 * len(x))].mean()),
+        worst=float(x[worst]),
+        worst_client=names[worst],
+        worst_tenth=float(from_worst[: math.ceil(0.1 * len(x))].mean()),
         deciles=np.quantile(x, np.arange(1, 10) / 10).tolist(),
-        jain=_jain(x),
-        entropy=_entropy(x),
+        jain=_jain(x) if shares else None,
+        entropy=_entropy(x) if shares else None,
     )
 
 
@@ -80,14 +86,17 @@ def mean_known(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def gains(values: Values, reference: Values) -> dict[str, float]:
-    """By client that both have: the value minus the reference's, such as training alone."""
-    return {name: values[name] - reference[name] for name in sorted(values.keys() & reference.keys())}
+def gains(values: Values, reference: Values, higher_is_better: bool = True) -> dict[str, float]:
+    """By client that both have: how much better the value is than the reference's, such as training alone."""
+    both = sorted(values.keys() & reference.keys())
+    if higher_is_better:
+        return {name: values[name] - reference[name] for name in both}
+    return {name: reference[name] - values[name] for name in both}
 
 
-def harmed(values: Values, reference: Values) -> float | None:
-    """Share of clients that are below their reference; None where none has one."""
-    found = gains(values, reference)
+def harmed(values: Values, reference: Values, higher_is_better: bool = True) -> float | None:
+    """Share of clients that are worse than their reference; None where none has one."""
+    found = gains(values, reference, higher_is_better)
     return sum(gain < 0 for gain in found.values()) / len(found) if found else None
 
 
@@ -101,7 +110,7 @@ def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     """The ends of the paired t interval of 95 % around the mean of one difference for each pair, with n - 1
     degrees of freedom (Student, 1908); infinite for a single pair, of which nothing is known.
 
-    Accuracies on few examples are coarse, so that all differences may be equal by chance, and an interval
+    Shares of few examples are coarse, so that all differences may be equal by chance, and an interval
     without width would claim certainty. Then the sign test decides (Dixon and Mood, 1946): fewer than six
     equal differences are told from nothing as little as a single one.
     """
@@ -112,10 +121,14 @@ def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     return mean - half, mean + half
 
 
-def first_at(curve: Sequence[tuple[float, float]], target: float) -> float | None:
+def first_at(
+    curve: Sequence[tuple[float, float]], target: float, higher_is_better: bool = True
+) -> float | None:
     """What it took until the target was first reached; ``curve`` has (rounds, bytes or seconds so far,
     value) in the order of time. None when it never was."""
-    return next((spent for spent, value in curve if value >= target), None)
+    if higher_is_better:
+        return next((spent for spent, value in curve if value >= target), None)
+    return next((spent for spent, value in curve if value <= target), None)
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

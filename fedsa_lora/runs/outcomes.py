@@ -1,10 +1,11 @@
-"""What the run came to for each client: data, accuracy alone and federated, bytes and failures."""
+"""What the run came to for each client: data, what it reaches alone and federated, bytes and failures."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.reading import Row, RunRecord
 
 # Kinds of remarks on answers: a client told an error, its answer was not taken, or it gave none
@@ -14,11 +15,14 @@ CLIPPED = "clipped"  # its update was taken, but scaled down to a bound
 
 @dataclass(frozen=True)
 class ClientOutcome:
-    """One client at the end of a run; accuracies are on its own test examples, None if not measured.
+    """One client at the end of a run; values are of the primary measure, on its own test examples, None if
+    not measured.
 
     ``measured`` are the examples that it was measured on last; 0: it has none, None: it was never asked.
     ``union`` is on those of all clients together; ``newcomer`` and ``newcomer_alone`` are of a client that
-    joins at the end (``fedsa-lora evaluate``).
+    joins at the end (``fedsa-lora evaluate``). ``gain``: how much better personalised is than local-only;
+    ``harmed``: the client would have been better off alone; ``union_gap``: how much better the client's model
+    is on its own examples than on those of all clients.
     """
 
     client: str
@@ -37,25 +41,9 @@ class ClientOutcome:
     union: float | None = None
     newcomer: float | None = None
     newcomer_alone: float | None = None
-
-    @property
-    def gain(self) -> float | None:
-        """Personalisation gain: personalised minus local-only accuracy."""
-        if self.personalised is None or self.local_only is None:
-            return None
-        return self.personalised - self.local_only
-
-    @property
-    def union_gap(self) -> float | None:
-        """How much better the client's model is on its own examples than on those of all clients."""
-        if self.personalised is None or self.union is None:
-            return None
-        return self.personalised - self.union
-
-    @property
-    def harmed(self) -> bool | None:
-        """Whether the client would have been better off alone; None where that was not measured."""
-        return None if self.gain is None else self.gain < 0
+    gain: float | None = None
+    harmed: bool | None = None
+    union_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
         rows[str(row["client"])].append(row)
     failed = Counter(remark["client"] for row in record.rounds for remark in failures(row))
     return [
-        _outcome(name, shares.get(name, {}), rows[name], failed[name], record.evaluation)
+        _outcome(name, shares.get(name, {}), rows[name], failed[name], record)
         for name in in_order({*shares, *rows})
     ]
 
@@ -114,31 +102,46 @@ def _place(name: str) -> tuple[int, int, str, str]:
     return (0, len(digits), digits, name)
 
 
-def _outcome(client: str, share: Row, rows: list[Row], failed: int, evaluation: Row) -> ClientOutcome:
+def _outcome(client: str, share: Row, rows: list[Row], failed: int, record: RunRecord) -> ClientOutcome:
+    primary = record.primary
     fits = [row for row in rows if row["phase"] == "fit"]
     answers = [row for row in rows if row["phase"] == "evaluate"]
-    evaluations = [row for row in answers if row.get("accuracy") is not None]
+    evaluations = [row for row in answers if row.get(primary.name) is not None]
     final: Row = evaluations[-1] if evaluations else {}
     measured = _last(answers, "examples")
-    newcomer: Row = evaluation.get("newcomer", {})
+    union: Row = record.evaluation.get("union", {})
+    newcomer: Row = record.evaluation.get("newcomer", {})
+    personalised, local_only = final.get(primary.name), final.get("local_only")
+    on_union = union.get(primary.name, {}).get(client)
+    gain = _better(primary, personalised, local_only)
     return ClientOutcome(
         client=client,
         train=share.get("train"),
         test=share.get("test", measured),
         measured=measured,
         majority=final.get("majority"),
-        local_only=final.get("local_only"),
-        before=_last(fits, "accuracy_before"),
-        personalised=final.get("accuracy"),
+        local_only=local_only,
+        before=_last(fits, primary.before),
+        personalised=personalised,
         evaluated_in=final.get("round"),
         rounds=len(fits),
         failures=failed,
         bytes_up=sum(row.get("bytes_up") or 0 for row in rows),
         bytes_down=sum(row.get("bytes_down") or 0 for row in rows),
-        union=evaluation.get("union", {}).get("accuracy", {}).get(client),
-        newcomer=newcomer.get("accuracy", {}).get(client),
+        union=on_union,
+        newcomer=newcomer.get(primary.name, {}).get(client),
         newcomer_alone=newcomer.get("alone", {}).get(client),
+        gain=gain,
+        harmed=None if gain is None else gain < 0,
+        union_gap=_better(primary, personalised, on_union),
     )
+
+
+def _better(primary: Measure, value: float | None, reference: float | None) -> float | None:
+    """Gain of a value over a reference; None where one of them was not measured."""
+    if value is None or reference is None:
+        return None
+    return primary.merit(value) - primary.merit(reference)
 
 
 def _last(rows: list[Row], key: str) -> Any:

@@ -11,10 +11,11 @@ from statistics import median
 
 from fedsa_lora.changes import changes_of
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.journal import SERVER_LOG
 from fedsa_lora.runs.metrics import CLIENTS, ROUNDS, RunMetrics
 from fedsa_lora.runs.outcomes import failures
-from fedsa_lora.runs.reading import Growing, Row, read_json
+from fedsa_lora.runs.reading import Growing, Row, primary_in, read_json
 
 QUIET_SECONDS = 120.0  # and five of its usual rounds: after that it is said since when nothing moved
 STARTING = "starting"
@@ -25,9 +26,10 @@ NOISE = "No fit_metrics_aggregation_fn provided"  # Flower's, in every run: our 
 
 @dataclass
 class ClientSeen:
-    """What the server knows of a client: ``answers`` are rounds that it trained in."""
+    """What the server knows of a client: ``answers`` are rounds that it trained in, ``value`` its primary
+    measure as last measured."""
 
-    accuracy: float | None = None
+    value: float | None = None
     answers: int = 0
     failures: int = 0
     round: int = 0
@@ -62,6 +64,11 @@ class RunProgress:
     def state(self) -> str:
         """starting, running, completed, failed or stopped."""
         return str(self.status.get("state", STARTING))
+
+    @property
+    def primary(self) -> Measure:
+        """The measure that its clients are compared by."""
+        return self.metrics.primary
 
     @property
     def done(self) -> int:
@@ -106,6 +113,8 @@ class RunProgress:
             environment = self.run_dir / "environment.json"
             known = read_json(environment) if environment.is_file() else {}
             self.changes = changes_of(known.get("command", ""))
+        if not self.done:  # written before any row
+            self.metrics.primary = primary_in(self.run_dir)
         for row in self._rounds.rows():
             self._take_round(row)
         for row in self._clients.rows():
@@ -116,7 +125,7 @@ class RunProgress:
     def _begin(self) -> None:
         files = (self.run_dir / name for name in (ROUNDS, CLIENTS, SERVER_LOG))
         self._rounds, self._clients, self._log = map(Growing, files)
-        self.metrics = RunMetrics(self.run_dir, 0)
+        self.metrics = RunMetrics(self.run_dir, 0, primary_in(self.run_dir))
         self.rounds, self.warnings, self.clients = deque(maxlen=LATELY), deque(maxlen=LATELY), {}
 
     def _take_round(self, row: Row) -> None:
@@ -130,8 +139,8 @@ class RunProgress:
         seen = self._client(str(row["client"]))
         seen.round = row.get("round") or seen.round
         seen.answers += row.get("phase") == "fit"
-        if row.get("accuracy") is not None:
-            seen.accuracy = row["accuracy"]
+        if row.get(self.primary.name) is not None:
+            seen.value = row[self.primary.name]
 
     def _take_logged(self, row: Row) -> None:
         if row.get("event") == "answer":

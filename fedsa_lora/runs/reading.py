@@ -9,8 +9,10 @@ from typing import Any
 
 from fedsa_lora.changes import changes_of
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import CLASSES, Measure
 
 Row = dict[str, Any]
+PARTITION = "partition.json"  # the clients' shares, and the measures of the task
 EVALUATION = "evaluation.json"  # what ``fedsa-lora evaluate`` measured after the run
 
 
@@ -29,9 +31,31 @@ class RunRecord:
     evaluation: Row = field(default_factory=dict)
 
     @property
+    def primary(self) -> Measure:
+        """The measure that its clients are compared by."""
+        return primary_of(self.partition)
+
+    @property
     def changes(self) -> dict[str, str]:
         """Changes of the experiment by its command, by key."""
         return changes_of(self.environment.get("command", ""))
+
+
+def primary_of(partition: Row) -> Measure:
+    """The primary measure, by what a run recorded of its task; accuracy of a run of a version that recorded
+    none. Raises RunError for what is no record of a measure."""
+    declared = partition.get("measures", [])
+    try:
+        return Measure.read(declared[0]) if declared else CLASSES[0]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{PARTITION}: its measures cannot be read ({error!r}); was it written by another version?"
+        ) from error
+
+
+def primary_in(run_dir: Path) -> Measure:
+    """The primary measure of the run in a directory."""
+    return primary_of(_json_if_there(run_dir / PARTITION))
 
 
 def read_json(path: Path, required: Collection[str] = ()) -> Row:
@@ -96,7 +120,7 @@ def read_run(run_dir: Path) -> RunRecord:
         config=_read(run_dir / "config.yaml").decode("utf-8", errors="replace"),
         status=read_json(run_dir / "status.json", required=["state"]),
         environment=_json_if_there(run_dir / "environment.json"),
-        partition=_json_if_there(run_dir / "partition.json"),
+        partition=_json_if_there(run_dir / PARTITION),
         rounds=_jsonl_if_there(run_dir / "rounds.jsonl", ["round"]),
         clients=_jsonl_if_there(run_dir / "clients.jsonl", ["round", "phase", "client"]),
         summary=_json_if_there(run_dir / "summary.json"),

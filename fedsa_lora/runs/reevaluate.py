@@ -19,12 +19,12 @@ from fedsa_lora.runs.rundir import RunDirectory
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """Accuracy of one client's personalised model, now and as the run recorded it; None of a client without
-    examples to be measured on."""
+    """The primary measure of one client's personalised model, now and as the run recorded it; None of a
+    client without examples to be measured on."""
 
     client: str
     examples: int
-    accuracy: float | None
+    value: float | None
     recorded: float | None
 
 
@@ -48,13 +48,14 @@ def reevaluate(
             f"{config.store_dir} holds no client's state: clients can be evaluated where they trained, which "
             "for a deployment is on the nodes"
         )
+    primary = bench.primary.name
     rows = read_jsonl(run_dir / "clients.jsonl")
-    recorded = {row["client"]: row.get("accuracy") for row in rows if row["phase"] == "evaluate"}
+    recorded = {row["client"]: row.get(primary) for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)
     for name in exporter.clients():
         client = ClientModel(name, bench, assemble.store(config, name))
-        accuracy = None
+        value = None
         if len(client.held_out):
             job = client.own(exporter.round, exporter.own_model(name), exporter.merged)
-            accuracy = client.measure(job, exporter.round if record else None)["accuracy"]
-        yield Reevaluation(name, len(client.held_out), accuracy, recorded.get(name))
+            value = client.measure(job, exporter.round if record else None)[primary]
+        yield Reevaluation(name, len(client.held_out), value, recorded.get(name))

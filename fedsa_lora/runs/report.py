@@ -8,7 +8,9 @@ import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
+from fedsa_lora.runs.account import absences, cost, naming, what_left
 from fedsa_lora.runs.measure_words import measure_rows
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, remarks
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
@@ -16,21 +18,18 @@ from fedsa_lora.runs.report_figures import embedded_figures
 from fedsa_lora.runs.report_template import PAGE, STYLE
 from fedsa_lora.runs.wording import (
     NOT_MEASURED,
-    absences,
-    accuracies,
     amount,
-    cost,
     counted,
     duration,
     left_out,
     moment,
-    naming,
     number,
     of_clients,
-    percent,
-    points,
+    reached,
+    shown,
+    shown_gain,
     verdict,
-    what_left,
+    without_unit,
 )
 
 
@@ -91,7 +90,7 @@ def render(record: RunRecord) -> str:
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
-    summary, outcomes = record.summary, client_outcomes(record)
+    summary, outcomes, primary = record.summary, client_outcomes(record), record.primary
     return {
         "style": Markup(STYLE),  # escaped quotes would break the style sheet
         "state": record.status["state"],
@@ -103,17 +102,18 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "meta": _meta(record),
         "stopped": _stopped(record),
         "results": bool(summary),
-        "verdict": verdict(summary),
-        "tiles": _tiles(summary) if summary else [],
+        "verdict": verdict(summary, primary),
+        "tiles": _tiles(summary, primary) if summary else [],
         "cost": cost(summary),
         "left": what_left(summary),
-        "accuracy": _accuracy_table(summary),
+        "measure": primary.words.capitalize(),
+        "reached": _reached_table(summary, primary),
         "left_out": left_out(summary),
         "measures": _measures_table(record),
         "figures": embedded_figures(record),
-        "clients": _clients_table(outcomes),
+        "clients": _clients_table(outcomes, primary),
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
-        "rounds": _rounds_table(record.rounds),
+        "rounds": _rounds_table(record.rounds, primary),
         "notes": [
             *record.partition.get("notes", []),
             *naming(_federation(record.config)),
@@ -158,14 +158,19 @@ def _stopped(record: RunRecord) -> Stopped | None:
     return None
 
 
-def _tiles(summary: Row) -> list[Tile]:
+def _tiles(summary: Row, measure: Measure) -> list[Tile]:
     ours, alone = summary.get("personalised") or {}, summary.get("local_only") or {}
     harmed = summary.get("clients_harmed")
     compared = summary.get("clients_compared", summary.get("clients"))
+    gain = shown_gain(summary.get("gain_over_local"), measure)
+
+    def told(key: str, model: Row) -> str:
+        return shown(model.get(key), measure)
+
     return [
-        Tile("Mean accuracy", percent(ours.get("mean")), f"alone {percent(alone.get('mean'))}"),
-        Tile("Worst client", percent(ours.get("worst")), f"worst alone {percent(alone.get('worst'))}"),
-        Tile("Gain over alone", points(summary.get("gain_over_local")), "mean over clients"),
+        Tile(f"Mean {measure.words}", told("mean", ours), f"alone {told('mean', alone)}"),
+        Tile("Worst client", told("worst", ours), f"worst alone {told('worst', alone)}"),
+        Tile("Gain over alone", gain, "mean over clients"),
         Tile(
             "Clients harmed",
             NOT_MEASURED if harmed is None else f"{harmed} of {compared}",
@@ -176,10 +181,10 @@ def _tiles(summary: Row) -> list[Tile]:
     ]
 
 
-def _accuracy_table(summary: Row) -> Table:
+def _reached_table(summary: Row, measure: Measure) -> Table:
     rows = [
         TableRow(row.model.capitalize(), [row.mean, row.weighted, row.worst], kind="ours" if row.ours else "")
-        for row in accuracies(summary)
+        for row in reached(summary, measure)
     ]
     return Table([f"Model{of_clients(summary)}", "Mean", "Weighted", "Worst client"], rows)
 
@@ -193,17 +198,18 @@ def _measures_table(record: RunRecord) -> Table:
     return Table(columns, rows)
 
 
-def _clients_table(outcomes: list[ClientOutcome]) -> Table:
-    columns = ["Client", "Federated", "Alone", "Gain (points)", "Before aggregation", "Majority class"]
+def _clients_table(outcomes: list[ClientOutcome], measure: Measure) -> Table:
+    gain = "Gain (points)" if measure.format == "percent" else "Gain"
+    columns = ["Client", "Federated", "Alone", gain, "Before aggregation", "Majority class"]
     columns += ["Train examples", "Test examples", "Rounds trained", "Up", "Down", "Remarks"]
     final = max((outcome.evaluated_in or 0 for outcome in outcomes), default=0)
-    return Table(columns, [_client_row(outcome, final) for outcome in outcomes])
+    return Table(columns, [_client_row(outcome, final, measure) for outcome in outcomes])
 
 
-def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
-    accuracies = [outcome.personalised, outcome.local_only, outcome.before, outcome.majority]
-    federated, alone, before, majority = map(percent, accuracies)
-    gain = points(outcome.gain).removesuffix(" points") + (" ▼ harmed" if outcome.harmed else "")
+def _client_row(outcome: ClientOutcome, final: int, measure: Measure) -> TableRow:
+    values = [outcome.personalised, outcome.local_only, outcome.before, outcome.majority]
+    federated, alone, before, majority = (shown(value, measure) for value in values)
+    gain = without_unit(shown_gain(outcome.gain, measure)) + (" ▼ harmed" if outcome.harmed else "")
     counts = [NOT_MEASURED if n is None else f"{n:,}" for n in (outcome.train, outcome.test, outcome.rounds)]
     sent = [amount(outcome.bytes_up), amount(outcome.bytes_down)]
     notes = [f"{counted(outcome.failures, 'failure')}, see Answers that failed"] if outcome.failures else []
@@ -221,13 +227,13 @@ def _client_row(outcome: ClientOutcome, final: int) -> TableRow:
     )
 
 
-def _rounds_table(rounds: list[Row]) -> Table:
+def _rounds_table(rounds: list[Row], measure: Measure) -> Table:
     columns = ["Round", "Mean", "Weighted", "Worst client", "Before aggregation", "Train loss"]
     columns += ["Clients", "Failures", "Up", "Down", "Time"]
-    accuracies = ("accuracy", "accuracy_weighted", "accuracy_worst", "accuracy_before")
+    keys = (measure.name, measure.weighted, measure.worst, measure.before)
     rows = []
     for row in rounds:
-        cells = [percent(row.get(key)) for key in accuracies] + [number(row.get("loss"))]
+        cells = [shown(row.get(key), measure) for key in keys] + [number(row.get("loss"))]
         cells += [str(row.get(key, NOT_MEASURED)) for key in ("fit_clients", "fit_failures")]
         cells += [amount(row.get("bytes_up")), amount(row.get("bytes_down")), duration(row.get("seconds"))]
         rows.append(TableRow(f"{row['round']}{' (skipped)' if row.get('skipped') else ''}", cells))

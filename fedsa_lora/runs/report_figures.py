@@ -10,7 +10,7 @@ from fedsa_lora.runs.figure_style import DARK, LIGHT, to_png
 from fedsa_lora.runs.figures import draw
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import RunRecord
-from fedsa_lora.runs.wording import amount, counted, listed, percent
+from fedsa_lora.runs.wording import amount, counted, listed, shown
 
 PHONE, NIGHT = "(max-width: 640px)", "(prefers-color-scheme: dark)"
 SCREENS = {  # a browser takes the first that fits
@@ -42,9 +42,10 @@ class EmbeddedFigure:
 def embedded_figures(record: RunRecord) -> list[EmbeddedFigure]:
     """All figures of a run, ready for the page."""
     elsewhere = {media: draw(record, style) for media, style in SCREENS.items()}
+    words = {f"{record.primary.name}_by_round": _rounds_words, **WORDS}
     embedded = []
     for name, fig in draw(record, LIGHT).items():
-        alt, caption = WORDS[name](record)
+        alt, caption = words[name](record)
         sources = [Source(media, _data_uri(figures[name])) for media, figures in elsewhere.items()]
         crowded = bool(fig.get_figwidth() > LIGHT.width())
         embedded.append(EmbeddedFigure(_data_uri(fig), sources, alt, caption, crowded))
@@ -55,20 +56,24 @@ def _data_uri(fig: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(to_png(fig)).decode("ascii")
 
 
-def _accuracy_words(record: RunRecord) -> tuple[str, str]:
-    known = [row for row in record.rounds if row.get("accuracy") is not None]
+def _rounds_words(record: RunRecord) -> tuple[str, str]:
+    primary = record.primary
+    known = [row for row in record.rounds if row.get(primary.name) is not None]
     first, last = known[0], known[-1]
     alt = (
-        f"Line chart: the mean accuracy of the clients is {percent(first['accuracy'])} "
+        f"Line chart: the mean {primary.words} of the clients is {shown(first[primary.name], primary)} "
         f"in round {first['round']} "
-        f"and {percent(last['accuracy'])} in round {last['round']}."
+        f"and {shown(last[primary.name], primary)} in round {last['round']}."
     )
     caption = "The thick line is the mean over clients after aggregation."
     if len({row["client"] for row in record.clients}) > 1:
         caption += " The band runs from the worst client to the best."
     if alone := record.summary.get("local_only"):
-        alt += f" Alone, the clients reach {percent(alone['mean'])}."
-        caption += " Federation pays where the line is above the dashed one, the same clients trained alone."
+        alt += f" Alone, the clients reach {shown(alone['mean'], primary)}."
+        side = "above" if primary.higher_is_better else "below"
+        caption += (
+            f" Federation pays where the line is {side} the dashed one, the same clients trained alone."
+        )
     return alt, caption
 
 
@@ -76,7 +81,7 @@ def _clients_words(record: RunRecord) -> tuple[str, str]:
     outcomes = [outcome for outcome in client_outcomes(record) if outcome.personalised is not None]
     compared = [outcome for outcome in outcomes if outcome.gain is not None]
     if not compared:
-        alt = f"Dot plot of the accuracy of {counted(len(outcomes), 'client')}."
+        alt = f"Dot plot of the {record.primary.words} of {counted(len(outcomes), 'client')}."
         return alt, "One row per client. No reference was trained alone, so gains are not known."
     harmed = [outcome.client for outcome in compared if outcome.harmed]
     named = f": {listed(harmed)}" if 0 < len(harmed) <= 10 else ""
@@ -111,7 +116,6 @@ def _bytes_words(record: RunRecord) -> tuple[str, str]:
 
 
 WORDS: dict[str, Callable[[RunRecord], tuple[str, str]]] = {
-    "accuracy_by_round": _accuracy_words,
     "clients_before_and_after": _clients_words,
     "classes_by_client": _classes_words,
     "bytes_by_round": _bytes_words,

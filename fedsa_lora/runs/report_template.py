@@ -139,11 +139,11 @@ PAGE = """
 <ul>{% for line in left %}<li>{{ line }}</li>{% endfor %}</ul>
 </section>
 </div>
-<h2>Accuracy</h2>
+<h2>{{ measure }}</h2>
 <p>Each client is measured on its own test examples, on which it was not trained.
 The weighted mean counts a client by its number of test examples. Before aggregation means
 with the client's own A, as it had just trained it.</p>
-{{ table(accuracy, "Accuracy", false) }}
+{{ table(reached, measure, false) }}
 {% for line in left_out %}<p>{{ line }}</p>
 {% endfor %}
 {% endif %}

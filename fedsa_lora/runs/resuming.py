@@ -9,18 +9,11 @@ from typing import Any
 
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.group import CHANGEABLE, marked
 from fedsa_lora.runs.interrupted import alone, recorded_rounds
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
 
-# What may change between the rounds of a run: how long it is, how it is measured, watched and placed.
-CHANGEABLE = (
-    "federation.rounds", "federation.wait_seconds", "federation.min_clients", "federation.round_timeout",
-    "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_",
-    "federation.clients_per_node",
-    "federation.superlink", "federation.root_certificates", "federation.insecure", "federation.registry",
-    "bounds.max_rejections", "evaluation.", "machine.", "run.",
-)  # fmt: skip
 OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of the run, wherever it is made
 # Of no consequence, or different by nature
 _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
@@ -39,7 +32,7 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
     words = [*_words(run_dir), *changes]
     config = load([*words, "run.resume=true"], default_dir=str(run_dir.resolve()))
     lines = list(differences(before.resolved, config.resolved))
-    fixed = [line for line in lines if not line.startswith(CHANGEABLE)]
+    fixed = [line for line in lines if not _is_changeable(line.partition(":")[0])]
     if fixed:
         raise ConfigError(
             f"{run_dir} was run with another config; it cannot go on with\n"
@@ -94,6 +87,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str =
             yield from differences(old, new, f"{name}.")
         else:
             yield f"{name}: {old} -> {new}"
+
+
+def _is_changeable(key: str) -> bool:
+    """True for a key that may change between the rounds of a run, by itself or with its group."""
+    parts = key.split(".")
+    groups = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return not groups.isdisjoint(marked(RunConfig, CHANGEABLE))
 
 
 def _words(run_dir: Path) -> list[str]:

@@ -20,12 +20,12 @@ from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, print
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import Held, append, sync, write_atomically, writing
 from fedsa_lora.journal import record, record_error
-from fedsa_lora.runs.changed_data import DATA, check_data
+from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
 from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
-from fedsa_lora.runs.reading import Row, holds_run, read_json, read_jsonl
-from fedsa_lora.runs.wording import percent
+from fedsa_lora.runs.reading import PARTITION, Row, holds_run, read_json, read_jsonl
+from fedsa_lora.runs.wording import shown
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -47,7 +47,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
         self.resumed: ClientState | None = None  # the checkpoint that is gone on from
-        self.metrics = RunMetrics(path, config.federation.rounds)
+        self.metrics = RunMetrics(path, config.federation.rounds, config.task.measures[0])
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self.resumptions = 0
         self._started = now()
@@ -95,13 +95,15 @@ class RunDirectory:
         ``command`` replaces that of before: it has what the resumption changed. Where every round is whole
         and the run is only to be finished, that is no resumption to remember.
 
-        Raises RunError when there is no round to go on from, or another process is at it, and DataError when
-        the data changed and the config does not allow it; the directory is then as it was.
+        Raises RunError when there is no round to go on from, another process is at it, or the task has
+        another primary measure than before, and DataError when the data changed and the config does not allow
+        it; the directory is then as it was.
         """
         directory = cls(config.run_dir, config)
         directory._open()
         try:
             remark = check_data(directory.path, config, config.run.allow_changed_data)
+            check_measure(directory.path, config)
             rounds = directory._whole_rounds()
         except BaseException:
             directory.close()
@@ -160,7 +162,8 @@ class RunDirectory:
         """Writes the clients' numbers of examples, and of which rows they were made. ``notes`` are added to
         those that the user is to see."""
         told = replace(federation, notes=(*federation.notes, *notes))
-        self._write_json("partition.json", asdict(told))
+        measures = [asdict(measure) for measure in self.config.task.measures]
+        self._write_json(PARTITION, asdict(told) | {"measures": measures})
         fingerprint = None if self.config.federation.own else fingerprint_of(self.config.task)
         if fingerprint is not None:
             self._write_json(DATA, asdict(fingerprint))
@@ -198,7 +201,8 @@ class RunDirectory:
         self.metrics.add(row)
         self.metrics.publish("running")
         sent = (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
-        told = f"{row.get('fit_clients')} clients, accuracy {percent(row.get('accuracy'))}"
+        primary = self.metrics.primary
+        told = f"{row.get('fit_clients')} clients, {primary.words} {shown(row.get(primary.name), primary)}"
         record("round", told, round=row.get("round"), seconds=row.get("seconds"), bytes=sent)
 
     def checkpoint(

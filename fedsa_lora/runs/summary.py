@@ -13,29 +13,34 @@ from typing import Any
 import numpy as np
 
 from fedsa_lora.egress import searches
+from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.federation import PASSED
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.outcomes import CLIPPED, failures, in_order
 from fedsa_lora.runs.reading import Row, read_jsonl
-from fedsa_lora.settings import PASSED, RunConfig
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backdoor import Backdoor
 
 
 def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str, Any]:
-    """Accuracies over clients with their references, bytes, seconds, parameters and the proof.
+    """The primary measure over clients with its references, bytes, seconds, parameters and the proof.
 
-    ``model`` is needed for its names and shapes only. Accuracy is that of the last evaluated
+    ``model`` is needed for its names and shapes only. The measure is that of the last evaluated
     round, personalised and after aggregation, over the clients that were measured; wherever clients are
     weighted, it is by the examples that they were measured on.
     """
+    primary = config.task.measures[0]
+    higher = primary.higher_is_better
     rounds = read_jsonl(run_dir / "rounds.jsonl")
     clients = read_jsonl(run_dir / "clients.jsonl")
     fits = [row for row in clients if row["phase"] == "fit"]
     final = [r for r in clients if r["phase"] == "evaluate" and r["round"] == rounds[-1]["round"]]
-    personalised, alone, floor = (over_clients(final, k) for k in ("accuracy", "local_only", "majority"))
-    ours, theirs = _by_client(final, "accuracy"), _by_client(final, "local_only")
-    gains, above = measures.gains(ours, theirs), measures.gains(ours, _by_client(final, "majority"))
-    before = [row for row in fits if row["round"] == rounds[-1]["round"] and "accuracy_before" in row]
+    models = (primary.name, "local_only", "majority")
+    personalised, alone, floor = (over_clients(final, key, higher) for key in models)
+    ours, theirs, least = (_by_client(final, key) for key in models)
+    gains, above = measures.gains(ours, theirs, higher), measures.gains(ours, least, higher)
+    before = [row for row in fits if row["round"] == rounds[-1]["round"] and primary.before in row]
     parameters = parameter_counts(config, model)
     sent = float(np.mean([row["bytes_up"] for row in fits]))
     heads = model.layout.select(config.split(model.layout).shared).count("head")
@@ -56,21 +61,21 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "codec": config.codec.name,
         "aggregation_error": _last(rounds, "aggregation_error"),
         "personalised": personalised,
-        "best": best_round(rounds),
-        "before_aggregation": over_clients(before, "accuracy_before"),
+        "best": best_round(rounds, primary),
+        "before_aggregation": over_clients(before, primary.before, higher),
         "local_only": alone,
         "majority": floor,
-        "global": over_clients(final, "global_accuracy"),
-        "attack": attacked(config.attack, final),
+        "global": over_clients(final, primary.of_global, higher),
+        "attack": attacked(config.attack, final, primary),
         "gain_over_local": measures.mean_known(gains.values()),
         "gain_interval": interval_over(gains),
         "gain_over_majority": measures.mean_known(above.values()),
         "clients_compared": len(gains),
         "clients_harmed": sum(gain < 0 for gain in gains.values()) if gains else None,
-        "share_harmed": measures.harmed(ours, theirs),
+        "share_harmed": measures.harmed(ours, theirs, higher),
         "rejected": remarked(rounds, "rejected"),
         CLIPPED: remarked(rounds, CLIPPED),
-        "target": to_target(rounds, fits, alone["mean"] if alone else None),
+        "target": to_target(rounds, fits, primary, alone["mean"] if alone else None),
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "bytes_up_per_client_round": sent,
@@ -81,14 +86,14 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     }
 
 
-def attacked(attack: Backdoor | None, final: Sequence[Row]) -> dict[str, Any] | None:
-    """What an attack achieved, on the mean over the clients that had no part in it, and their accuracy
+def attacked(attack: Backdoor | None, final: Sequence[Row], primary: Measure) -> dict[str, Any] | None:
+    """What an attack achieved, on the mean over the clients that had no part in it, and their primary measure
     without its trigger; None without an attack."""
     if attack is None:
         return None
     success, clean = (
         {client: value for client, value in _by_client(final, key).items() if client not in attack.names}
-        for key in ("attack_success", "accuracy")
+        for key in ("attack_success", primary.name)
     )
     return {
         "clients": sorted(attack.clients),
@@ -120,20 +125,22 @@ def remarked(rounds: Sequence[Row], kind: str) -> dict[str, int]:
     return {client: clients[client] for client in in_order(clients)}
 
 
-def best_round(rounds: Sequence[Row]) -> dict[str, Any] | None:
-    """The evaluated round with the highest mean accuracy, the earliest of equals. It is chosen by what it is
+def best_round(rounds: Sequence[Row], primary: Measure) -> dict[str, Any] | None:
+    """The evaluated round with the best mean over clients, the earliest of equals. It is chosen by what it is
     measured on, as published figures often are, so it flatters; None where no round was evaluated."""
-    evaluated = [row for row in rounds if row.get("accuracy") is not None]
+    evaluated = [row for row in rounds if row.get(primary.name) is not None]
     if not evaluated:
         return None
-    best = max(evaluated, key=lambda row: row["accuracy"])
-    return {"round": best["round"], "mean": best["accuracy"]}
+    best = max(evaluated, key=lambda row: primary.merit(row[primary.name]))
+    return {"round": best["round"], "mean": best[primary.name]}
 
 
-def over_clients(rows: Sequence[Row], key: str) -> dict[str, Any] | None:
+def over_clients(rows: Sequence[Row], key: str, higher_is_better: bool = True) -> dict[str, Any] | None:
     """The spread over clients, weighted by the examples that they were measured on; None without values."""
     values = _by_client(rows, key)
-    return asdict(measures.spread(values, _by_client(rows, "measured"))) if values else None
+    if not values:
+        return None
+    return asdict(measures.spread(values, _by_client(rows, "measured"), higher_is_better))
 
 
 def _by_client(rows: Sequence[Row], key: str) -> dict[str, float]:
@@ -148,26 +155,27 @@ def training_bytes(rounds: Sequence[Row], fits: Sequence[Row]) -> list[int]:
     return list(accumulate(sent[row["round"]] for row in rounds))
 
 
-def to_target(rounds: Sequence[Row], fits: Sequence[Row], accuracy: float | None) -> dict[str, Any] | None:
-    """What it took until the mean accuracy first reached that of training alone; None without one.
+def to_target(
+    rounds: Sequence[Row], fits: Sequence[Row], primary: Measure, alone: float | None
+) -> dict[str, Any] | None:
+    """What it took until the mean over clients first reached that of training alone; None without one.
 
     ``bytes`` and ``seconds`` are those of training until then, both ways and of all clients, without
     what was measured in between. All are None where the target was never reached.
     """
-    if accuracy is None:
+    if alone is None:
         return None
     spent = {
         "rounds": [row["round"] for row in rounds],
         "bytes": training_bytes(rounds, fits),
         "seconds": accumulate(row["fit_seconds"] for row in rounds),
     }
-    reached = [row.get("accuracy") for row in rounds]
-    return {"accuracy": accuracy} | {
-        name: measures.first_at(
-            [(n, v) for n, v in zip(so_far, reached, strict=True) if v is not None], accuracy
-        )
-        for name, so_far in spent.items()
-    }
+    reached = [row.get(primary.name) for row in rounds]
+    found: dict[str, Any] = {primary.name: alone}
+    for name, so_far in spent.items():
+        curve = [(n, value) for n, value in zip(so_far, reached, strict=True) if value is not None]
+        found[name] = measures.first_at(curve, alone, primary.higher_is_better)
+    return found
 
 
 def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:

@@ -7,16 +7,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsa_lora.errors import printable
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.outcomes import FAILURES, remarks
 from fedsa_lora.runs.reading import Row, RunRecord, holds_run, read_json, read_run
 from fedsa_lora.runs.wording import (
-    accuracies,
     amount,
     counted,
     duration,
     left_out,
     listed,
     of_clients,
+    reached,
     under_attack,
     verdict,
 )
@@ -25,16 +26,16 @@ TONES = {"good": "bold green", "bad": "bold red"}
 
 
 def print_summary(run_dir: Path, console: Console) -> None:
-    """Print how a run ended: accuracies with their references, failures, bytes, seconds, and where the report
-    is; of one that ended while Flower started, why."""
+    """Print how a run ended: what was reached with its references, failures, bytes, seconds, and where the
+    report is; of one that ended while Flower started, why."""
     if not holds_run(run_dir):
         print_reason(read_json(run_dir / "status.json", ["state"]), console)
         return
     record = read_run(run_dir)
     if record.summary:
         if record.summary.get("personalised"):
-            console.print(_accuracy_table(record.summary))
-        judged = verdict(record.summary)
+            console.print(_reached_table(record.summary, record.primary))
+        judged = verdict(record.summary, record.primary)
         _line(
             console,
             f"Better together than alone? {judged.answer}. {judged.sentence}",
@@ -45,7 +46,7 @@ def print_summary(run_dir: Path, console: Console) -> None:
         if told := _failures(record):
             _line(console, told, "bold yellow")
         if attack := record.summary.get("attack"):
-            _line(console, f"Attack: {under_attack(attack)}", TONES["bad"])
+            _line(console, f"Attack: {under_attack(attack, record.primary)}", TONES["bad"])
         _line(console, _cost(record.summary))
     report = run_dir / "report.html"
     _line(
@@ -64,15 +65,16 @@ def print_reason(status: Row, console: Console) -> None:
         _line(console, f"the run failed: {reason}", "bold red")
 
 
-def _accuracy_table(summary: Row) -> Table:
-    title = Text(str(summary.get("title") or summary.get("name") or "Accuracy on own test examples"))
+def _reached_table(summary: Row, measure: Measure) -> Table:
+    named = f"{measure.words.capitalize()} on own test examples"
+    title = Text(str(summary.get("title") or summary.get("name") or named))
     table = Table(title=title, title_justify="left")
     changed = " ".join(f"{key}={value}" for key, value in (summary.get("changes") or {}).items())
     table.caption, table.caption_justify = Text(f"changed: {changed}") if changed else None, "left"
-    table.add_column(f"accuracy{of_clients(summary)}")
+    table.add_column(f"{measure.words}{of_clients(summary)}")
     for name in ("mean", "weighted", "worst client"):
         table.add_column(name, justify="right")
-    for row in accuracies(summary):
+    for row in reached(summary, measure):
         table.add_row(row.model, row.mean, row.weighted, Text(row.worst), style="bold" if row.ours else "")
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsa_lora.errors import printable
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.metrics import FINISHING
 from fedsa_lora.runs.outcomes import FAILURES, failures
 from fedsa_lora.runs.progress import STARTING, ClientSeen, RunProgress
 from fedsa_lora.runs.reading import Row
-from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, percent
+from fedsa_lora.runs.wording import NOT_MEASURED, amount, counted, duration, moment, number, shown
 
 POLL_SECONDS = 1.0
 FEWEST, OTHER_LINES = 3, 11  # rows of a table at least; lines of the screen that are in no table
@@ -63,8 +65,9 @@ def _header(progress: RunProgress) -> Iterator[RenderableType]:
     yield bar
     traffic = f"{amount(metrics.sums['bytes_up'])} up, {amount(metrics.sums['bytes_down'])} down"
     lost = ", ".join(f"{metrics.failures[kind]} {kind}" for kind in FAILURES if metrics.failures[kind])
-    accuracy = percent(metrics.measured.get("accuracy"))
-    yield _line(f"accuracy {accuracy} · sent {traffic} · failures: {lost or 'none'}")
+    primary = progress.primary
+    value = shown(metrics.measured.get(primary.name), primary)
+    yield _line(f"{primary.words} {value} · sent {traffic} · failures: {lost or 'none'}")
 
 
 def _state(progress: RunProgress) -> str:
@@ -83,13 +86,15 @@ def _state(progress: RunProgress) -> str:
 
 
 def _rounds(progress: RunProgress, rows: int) -> Table:
-    table = _table("last rounds", "round", "accuracy", "worst", "loss", "time", "sent", "clients", "failures")
+    primary = progress.primary
+    columns = ("round", primary.words, "worst", "loss", "time", "sent", "clients", "failures")
+    table = _table("last rounds", *columns)
     for row in list(progress.rounds)[-rows:]:
         sent = (row.get("bytes_up") or 0) + (row.get("bytes_down") or 0)
         table.add_row(
             str(row.get("round")),
-            percent(row.get("accuracy")),
-            percent(row.get("accuracy_worst")),
+            shown(row.get(primary.name), primary),
+            shown(row.get(primary.worst), primary),
             number(row.get("loss")),
             duration(row.get("seconds")),
             amount(sent),
@@ -100,14 +105,18 @@ def _rounds(progress: RunProgress, rows: int) -> Table:
 
 
 def _clients(progress: RunProgress, rows: int) -> Table:
-    known = sorted(progress.clients.items(), key=lambda item: (_accuracy(item[1]), len(item[0]), item[0]))
-    more = f", the lowest {rows} of {len(known)}" if len(known) > rows else ""
-    table = _table(f"clients{more}", "client", "accuracy", "rounds", "failures", "last answer")
+    primary = progress.primary
+    known = sorted(
+        progress.clients.items(), key=lambda item: (_merit(item[1], primary), len(item[0]), item[0])
+    )
+    extreme = "lowest" if primary.higher_is_better else "highest"
+    more = f", the {extreme} {rows} of {len(known)}" if len(known) > rows else ""
+    table = _table(f"clients{more}", "client", primary.words, "rounds", "failures", "last answer")
     for name, seen in known[:rows]:
         ago = _ago(seen.time) if progress.state == "running" else ""
         table.add_row(
             Text(printable(name)),
-            percent(seen.accuracy),
+            shown(seen.value, primary),
             str(seen.answers),
             str(seen.failures),
             f"round {seen.round}{ago}",
@@ -115,8 +124,8 @@ def _clients(progress: RunProgress, rows: int) -> Table:
     return table
 
 
-def _accuracy(seen: ClientSeen) -> float:
-    return -1.0 if seen.accuracy is None else seen.accuracy
+def _merit(seen: ClientSeen, measure: Measure) -> float:
+    return -math.inf if seen.value is None else measure.merit(seen.value)
 
 
 def _warnings(progress: RunProgress, rows: int) -> Iterator[RenderableType]:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.group import Group
 from fedsa_lora.seeds import generator
 
 
 @dataclass(frozen=True)
-class Backdoor:
+class Backdoor(Group):
     """Data poisoning with a trigger: BadNets, arXiv:1708.06733; for texts arXiv:2004.06660.
 
     ``clients`` put the task's trigger (a rare word, a bright corner) into a ``share`` of their train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
-from fedsa_lora.exchange.reported import CLASSES, Range
+from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.partition import label_permutations
@@ -31,7 +30,8 @@ class ClassificationTask(DividedTask):
 
     attack: Backdoor | None = None
 
-    measures: ClassVar[Mapping[str, Range]] = CLASSES
+    classifies: ClassVar[bool] = True  # predictions are logits of classes
+    measures: ClassVar[tuple[Measure, ...]] = CLASSES
 
     @abstractmethod
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.reported import WORDS, Range
+from fedsa_lora.exchange.measure import ENTROPY, LARGEST, SHARE, Measure
 from fedsa_lora.tasks.rows import Columns
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
@@ -40,7 +39,11 @@ class GenerationTask(TextData):
     template: str = "{prompt}"
     max_new_tokens: int = 256
 
-    measures: ClassVar[Mapping[str, Range]] = WORDS
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("exact_match", SHARE, format="percent"),
+        Measure("loss", ENTROPY, higher_is_better=False),
+        Measure("perplexity", (1.0, LARGEST), higher_is_better=False),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,11 +147,12 @@ class GenerationTask(TextData):
         return [self._text(row) for row in written[:, ids.shape[1] :]]
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """``accuracy``, the share of answers that end in the right number; ``loss`` in nats and
+        """``exact_match``, the share of answers that end in the right number; ``loss`` in nats and
         ``perplexity`` by token of all answers."""
         total, tokens, right = predictions.astype(np.float64).sum(axis=0)
         loss = float(total / tokens)
-        return {"accuracy": float(right / len(predictions)), "loss": loss, "perplexity": float(np.exp(loss))}
+        perplexity = float(np.exp(loss))
+        return {"exact_match": float(right / len(predictions)), "loss": loss, "perplexity": perplexity}
 
     def _text(self, ids: torch.Tensor) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.group import READ, Group
 from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
 from fedsa_lora.tasks.hub import is_hub_id, is_revision
 
@@ -15,7 +16,7 @@ PACKAGE_SCHEME = "pkg://"
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Group):
     """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
@@ -28,10 +29,10 @@ class ModelSettings:
     sentence encoder, or that was exported from a run with it.
     """
 
-    path: str = ""
+    path: Annotated[str, READ] = ""
     pretrained: bool = True
     revision: str | None = None
-    tokenizer: str = ""
+    tokenizer: Annotated[str, READ] = ""
     config: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["auto", "model", "mean"] = "auto"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, DataError
+from fedsa_lora.group import Group, at_least, more_than
 from fedsa_lora.seeds import generator
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.partitioners import LABEL, MODULE, assign_rows
@@ -20,7 +21,7 @@ LabelMeaning = Literal["common", "per_client"]
 
 
 @dataclass(frozen=True)
-class PartitionSettings:
+class PartitionSettings(Group):
     """The partition of the rows among clients.
 
     ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
@@ -32,34 +33,21 @@ class PartitionSettings:
     Raises ConfigError that lists every fault.
     """
 
-    clients: int = 10
+    clients: Annotated[int, at_least(1)] = 10
     partitioner: dict[str, Any] = field(default_factory=lambda: {"_target_": f"{MODULE}.IidPartitioner"})
     train_examples: list[int] | None = None
-    validation_examples: int = 0
-    test_examples: int | None = None
-    min_examples: int = 1
-    test_fraction: float = 0.2
+    validation_examples: Annotated[int, at_least(0)] = 0
+    test_examples: Annotated[int | None, at_least(1)] = None
+    min_examples: Annotated[int, at_least(1)] = 1
+    test_fraction: Annotated[float, more_than(0, 0.9)] = 0.2
     label_meaning: LabelMeaning = "common"
 
     def __post_init__(self) -> None:
-        size, test = self.train_examples, self.test_examples
-        rules = {
-            "clients": (self.clients >= 1, "at least 1"),
-            "train_examples": (
-                size is None or (len(size) == 2 and 1 <= size[0] <= size[1]),
-                "[lo, hi] with 1 <= lo <= hi, or null",
-            ),
-            "validation_examples": (self.validation_examples >= 0, "0 or more"),
-            "test_examples": (test is None or test >= 1, "at least 1, or null"),
-            "min_examples": (self.min_examples >= 1, "at least 1"),
-            "test_fraction": (0 < self.test_fraction < 1, "a number between 0 and 1"),
-            "label_meaning": (self.label_meaning in get_args(LabelMeaning), "common or per_client"),
-        }
-        faults = [
-            f"{name} is {getattr(self, name)!r}: expected {expected}"
-            for name, (holds, expected) in rules.items()
-            if not holds
-        ]
+        size, faults = self.train_examples, self.out_of_range()
+        if size is not None and not (len(size) == 2 and 1 <= size[0] <= size[1]):
+            faults.append(f"train_examples is {size!r}: expected [lo, hi] with 1 <= lo <= hi, or null")
+        if self.label_meaning not in get_args(LabelMeaning):
+            faults.append(f"label_meaning is {self.label_meaning!r}: expected common or per_client")
         if faults:
             raise ConfigError("; ".join(faults))
 

@@ -40,7 +40,7 @@ def assign_rows(
     by = str(arguments.get("partition_by", LABEL))
     if by not in columns:
         raise ConfigError(
-            f"partition.partitioner.partition_by is {by!r}: expected {listing(columns)}. "
+            f"federation.partitioner.partition_by is {by!r}: expected {listing(columns)}. "
             + (
                 "Name the natural column in task.group."
                 if by == GROUP
@@ -74,7 +74,7 @@ def _partitioner_class(name: str) -> Any:
     allowed.remove("Partitioner")
     if name not in allowed:
         raise ConfigError(
-            f"partition.partitioner._target_ is {name!r}{nearest(name, allowed)}: expected "
+            f"federation.partitioner._target_ is {name!r}{nearest(name, allowed)}: expected "
             f"{MODULE}. followed by one of {listing(allowed, limit=len(allowed))}"
         )
     return getattr(partitioner, name)
@@ -97,7 +97,7 @@ def _arguments(target: Any, node: Mapping[str, Any], clients: int, seed: int) ->
         key for key, value in parameters.items() if value.default is value.empty and key not in arguments
     ]
     if missing:
-        raise ConfigError(f"{target.__name__} needs {listing(missing)}: add it to partition.partitioner")
+        raise ConfigError(f"{target.__name__} needs {listing(missing)}: add it to federation.partitioner")
     return arguments
 
 

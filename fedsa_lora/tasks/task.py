@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.exchange.reported import Range
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
 
 if TYPE_CHECKING:
@@ -106,11 +106,21 @@ class Task(Protocol):
     """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
 
     Client ids are strings; the simulated ones are "0" to "clients - 1".
-    ``measures`` are the numbers of ``evaluate`` with their ranges: a client may report these to the server,
-    and no others.
+
+    ``measures`` declare the numbers of ``evaluate``, each with its range, which way is better and how it is
+    shown. The first is the primary one: rows, summary, figures, report and comparisons carry its name, and
+    clients are compared by it. A client may report these numbers to the server, and no others::
+
+        measures = (
+            Measure("perplexity", (1.0, 1e9), higher_is_better=False),
+            Measure("loss", (0.0, 1e9), higher_is_better=False),
+        )
+
+    A measure named ``loss`` is the range of the loss of training as well. Names that stand in rows already,
+    such as ``round`` or ``majority``, are refused before anything runs.
     """
 
-    measures: ClassVar[Mapping[str, Range]]
+    measures: ClassVar[tuple[Measure, ...]]
 
     @property
     def auto_class(self) -> Any:
@@ -154,6 +164,6 @@ class Task(Protocol):
         ...
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """Metrics from the predictions of n examples (n, ...) and their labels (n,), each of ``measures``;
-        must contain ``accuracy`` and ``loss``."""
+        """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
+        the measure; the primary one, and the loss where it is a measure, must be among them."""
         ...

@@ -2,9 +2,11 @@
 
 import shlex
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedsa_lora import assemble
 from fedsa_lora.cli import EXIT_FAILED, main
@@ -20,7 +22,9 @@ from fedsa_lora.compare.probe import (
 )
 from fedsa_lora.config import load, read_config
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.learning.adapters import initial_state
+from fedsa_lora.tables import evidence_table
 
 NOISE = 0.02  # standard error of every difference below, but between equal accuracies
 BOTH, FEDIT = "share A and B, own head", "FedIT (share A and B)"
@@ -52,6 +56,24 @@ def chosen(found: Evidence) -> str:
 def test_the_made_up_noise_is_what_it_says():
     lead, noise = evidence(soft=0.8, alone=0.5).lead(SOFT, ALONE)
     assert (lead, noise) == pytest.approx((0.3, NOISE))
+
+
+def test_where_lower_is_better_the_advice_is_that_of_the_opposite_values():
+    loss_like = Measure("perplexity", (1.0, 1e6), higher_is_better=False)
+    for means in ({"soft": 0.8}, {"soft": 0.8, "fedit": 0.9}, {"alone": 0.8}, {"a": 0.7, "b": 0.71}):
+        straight = evidence({"A": 0.5, "B": 0.1}, **means)
+        turned = {
+            name: replace(probe, values={client: 10 - value for client, value in probe.values.items()})
+            for name, probe in straight.probes.items()
+        }
+        found = advise(replace(straight, probes=turned, measure=loss_like))
+        assert found.chosen.name == chosen(straight)
+        told = Console(file=StringIO(), width=200)
+        told.print(evidence_table(replace(straight, probes=turned, measure=loss_like), found))
+        text = " ".join([*found.reasons, told.file.getvalue()])
+        assert "points" not in text
+        assert "accuracy" not in text
+        assert "perplexity on validation examples" in text
 
 
 def test_soft_stands_unless_another_is_ahead_by_more_than_the_noise():

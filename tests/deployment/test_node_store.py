@@ -21,8 +21,9 @@ from fedsa_lora.deployment.node_store import COUNTED, EVALUATED, SECRET, NodeSto
 from fedsa_lora.errors import ConfigError, StoreError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.group import at_least, ranges
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState, DirectoryStore
-from fedsa_lora.validation import RANGES
 
 
 @pytest.fixture
@@ -66,12 +67,12 @@ def modes(folder) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o002])
-def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, monkeypatch, umask, mask):
+def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, umask, mask):
     umask(mask)
     desk, node = Desk(machine / "other"), {"keep-messages": True}
     words = [*SMOKE, "run.keep_messages=true"]
     for content in (fit_message(desk, "0", 1), evaluate_message(desk, "0", 1)):
-        assert asked(monkeypatch, machine, words, node=node, content=content).has_content()
+        assert asked(machine, words, node=node, content=content).has_content()
     (folder,) = (machine / "kept").glob("*/0")
     found = modes(folder)
     names = {
@@ -89,24 +90,24 @@ def test_everything_in_the_folder_of_a_nodes_client_is_its_users_alone(machine, 
     assert os.umask(mask) == mask, "the process's own umask is as it was"
 
 
-def test_what_an_older_version_left_open_is_closed_at_the_next_message(machine, monkeypatch, umask):
+def test_what_an_older_version_left_open_is_closed_at_the_next_message(machine, umask):
     umask(0o022)
     desk = Desk(machine / "other")
-    asked(monkeypatch, machine, SMOKE, content=fit_message(desk, "0", 1))
+    asked(machine, SMOKE, content=fit_message(desk, "0", 1))
     (folder,) = (machine / "kept").glob("*/0")
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
-    asked(monkeypatch, machine, SMOKE)
+    asked(machine, SMOKE)
     assert set(modes(folder).values()) == {0o700, 0o600}
 
 
-def test_a_private_digest_is_salted_and_the_same_from_round_to_round(machine, monkeypatch):
+def test_a_private_digest_is_salted_and_the_same_from_round_to_round(machine):
     desk, headers = Desk(machine / "other"), {}
     for client in ("0", "1"):
         for round_ in (1, 2):
             content = fit_message(desk, client, round_)
-            reply = asked(monkeypatch, machine, SMOKE, node={"client-id": client}, content=content)
+            reply = asked(machine, SMOKE, node={"client-id": client}, content=content)
             headers[client, round_] = header_of(reply)
             assert not headers[client, round_].error
         assert headers[client, 2].private_before == headers[client, 1].private_after
@@ -138,15 +139,13 @@ def test_a_guess_of_b_cannot_be_tested_without_the_secret(tmp_path):
     assert DirectoryStore(tmp_path, "7", "e").salted(guess) == guess, "in a simulation runs can be compared"
 
 
-def test_a_round_is_evaluated_as_often_as_the_node_allows(machine, monkeypatch):
+def test_a_round_is_evaluated_as_often_as_the_node_allows(machine):
     desk, node = Desk(machine / "other"), {"evaluations": 2}
-    asked(monkeypatch, machine, SMOKE, node=node, content=fit_message(desk, "0", 1))
+    asked(machine, SMOKE, node=node, content=fit_message(desk, "0", 1))
 
     def evaluate(round_, **changes):
         return header_of(
-            asked(
-                monkeypatch, machine, SMOKE, node=node, content=evaluate_message(desk, "0", round_, **changes)
-            )
+            asked(machine, SMOKE, node=node, content=evaluate_message(desk, "0", round_, **changes))
         )
 
     assert [evaluate(1).error, evaluate(1).error] == ["", ""]
@@ -166,18 +165,18 @@ def test_a_count_that_was_cut_off_begins_anew(tmp_path, left):
         store.count_evaluation(3)
 
 
-def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(machine, monkeypatch):
+def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(machine):
     desk = Desk(machine / "other")
-    asked(monkeypatch, machine, SMOKE, content=fit_message(desk, "0", 1))
+    asked(machine, SMOKE, content=fit_message(desk, "0", 1))
     held = sum(path.stat().st_size for path in (machine / "kept").rglob("*") if path.is_file())
     before = modes(machine / "kept")
     with pytest.raises(StoreError, match="delete the folders of runs that are over"):
         check_room(machine / "kept", held / 1e9)
     for words in (SMOKE, [*SMOKE, "run.dir=/runs/another"]):
-        reply = asked(monkeypatch, machine, words, node={"store-limit": held / 1e9})
+        reply = asked(machine, words, node={"store-limit": held / 1e9})
         assert "its store holds as much as its node config allows" in refusal(reply)
     assert modes(machine / "kept") == before
-    assert asked(monkeypatch, machine, SMOKE, node={"store-limit": (held + 9) / 1e9}).has_content()
+    assert asked(machine, SMOKE, node={"store-limit": (held + 9) / 1e9}).has_content()
 
 
 def test_the_room_of_a_store_is_counted_over_all_its_runs(tmp_path):
@@ -189,9 +188,9 @@ def test_the_room_of_a_store_is_counted_over_all_its_runs(tmp_path):
     check_room(tmp_path / "absent", 1e-9)
 
 
-def test_messages_are_kept_only_where_the_node_says_so(machine, monkeypatch):
+def test_messages_are_kept_only_where_the_node_says_so(machine):
     words = [*SMOKE, "run.keep_messages=true"]
-    assert "this node keeps no messages (run.keep_messages)" in refusal(asked(monkeypatch, machine, words))
+    assert "this node keeps no messages (run.keep_messages)" in refusal(asked(machine, words))
     assert not (machine / "kept").exists()
 
 
@@ -215,7 +214,7 @@ def test_a_limit_that_is_none_is_a_fault(config, said):
 
 
 def test_how_many_generations_a_run_asks_for_has_a_bound():
-    assert RANGES["run.keep_generations"][:2] == (1, 100)
+    assert ranges(RunConfig)["run.keep_generations"] == at_least(1, 100)
 
 
 def test_evaluations_are_counted_for_the_newest_rounds(tmp_path):

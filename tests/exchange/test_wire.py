@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.exchange.reported import MEASURES, of_evaluation, of_training
+from fedsa_lora.exchange.measure import CLASSES, Measure
+from fedsa_lora.exchange.reported import of_evaluation, of_training
 
 LAYOUT = Layout((TensorSpec("a", (2, 3), "A"), TensorSpec("b", (4,), "A")))
 VECTOR = np.random.default_rng(0).normal(size=LAYOUT.size).astype(np.float32)
@@ -50,6 +51,7 @@ REPORTING = replace(UPLOAD, counts=(30, 0, 30), scores=(0.25, 1, 0.0))
 HEADERS = [BROADCAST, CHANGE, UPLOAD, REPORTING]
 BOTH = pytest.mark.parametrize("header", [CHANGE, REPORTING], ids=["broadcast", "upload"])
 WRONG = [None, True, 1, 1.5, "text", [], {}, {"loss": "low"}, {"loss": None}, {"loss": True}]
+MEASURES = (*CLASSES, Measure("perplexity", (1.0, 1e150), higher_is_better=False))
 TRAINED, EVALUATED = of_training(MEASURES, True), of_evaluation(MEASURES, True)
 LISTS = ("merge", "counts", "scores")
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**9), 10**9)
@@ -517,10 +519,27 @@ def test_a_number_out_of_its_range_is_refused_by_name(numbers, name, value):
 def test_a_task_of_ones_own_declares_what_its_clients_may_report():
     report = {"loss": -3.5, "accuracy": 0.5, "bleu": 31.0}
     upload = replace(UPLOAD, measured=7, report=report)
-    own = {"accuracy": (0.0, 1.0), "loss": (-10.0, 10.0), "bleu": (0.0, 100.0)}
+    own = (Measure("accuracy", (0.0, 1.0)), Measure("loss", (-10.0, 10.0)), Measure("bleu", (0.0, 100.0)))
     wire.check_upload(upload, 3, of_evaluation(own, False))
     with pytest.raises(WireError, match=r"'loss' of -3\.5, expected 0 to"):
         wire.check_upload(upload, 3, EVALUATED)
+
+
+def test_the_primary_measure_is_asked_for_and_its_references_are_in_its_range():
+    own = (Measure("perplexity", (1.0, 1e6), higher_is_better=False),)
+    trained, evaluated = of_training(own, True), of_evaluation(own, True)
+    report = {"perplexity": 7.5, "global_perplexity": 9.5, "local_only": 8.5}
+    wire.check_upload(replace(UPLOAD, measured=7, report=report), 3, evaluated)
+    before = {"loss": 2.0, "perplexity_before": 7.0}
+    wire.check_upload(replace(UPLOAD, measured=7, report=before), 3, trained)
+    with pytest.raises(WireError, match=r"lacks \['perplexity'\]"):
+        wire.check_upload(replace(UPLOAD, measured=7, report={"local_only": 8.5}), 3, evaluated)
+    for name in ("local_only", "perplexity", "global_perplexity"):
+        with pytest.raises(WireError, match=f"reports '{name}' of 0.5, expected 1 to 1e"):
+            wire.check_upload(replace(UPLOAD, measured=7, report=report | {name: 0.5}), 3, evaluated)
+    for name in ("accuracy", "loss", "global_accuracy"):
+        with pytest.raises(WireError, match=f"reports '{name}', and there are"):
+            wire.check_upload(replace(UPLOAD, measured=7, report=report | {name: 0.5}), 3, evaluated)
 
 
 TEXTS = [

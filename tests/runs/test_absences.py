@@ -5,10 +5,10 @@ import json
 import pytest
 from synthetic_run import write_run
 
+from fedsa_lora.runs.account import absences, naming, rounds_of
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import read_run
 from fedsa_lora.runs.report import render
-from fedsa_lora.runs.wording import absences, naming, rounds_of
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_same_data_are_gone_on_with_without_a_word(made):
     run, _ = made
     assert check_data(run, read_config(run)) == ""
     check_classes(run, read_config(run))
-    assert [row.accuracy for row in reevaluate(run)] == [row.recorded for row in reevaluate(run)]
+    assert [row.value for row in reevaluate(run)] == [row.recorded for row in reevaluate(run)]
 
 
 def test_whatever_measures_again_stops_and_goes_on_where_it_may(changed):

@@ -12,7 +12,7 @@ from PIL import Image
 from synthetic_run import write_failed_run, write_run
 
 from fedsa_lora.runs.figure_style import DARK, LIGHT, spread
-from fedsa_lora.runs.figures import accuracy_by_round, bytes_by_round, classes_by_client, draw, draw_all
+from fedsa_lora.runs.figures import bytes_by_round, classes_by_client, draw, draw_all, measure_by_round
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import read_run
 
@@ -64,7 +64,7 @@ def test_nothing_global_is_touched(run_dir: Path) -> None:
 
 def test_references_are_labelled_with_their_values(run_dir: Path) -> None:
     record = read_run(run_dir)
-    text = words(accuracy_by_round(record.rounds, record.clients, record.summary))
+    text = words(measure_by_round(record.rounds, record.clients, record.summary, record.primary))
     assert f"alone\n{record.summary['local_only']['mean']:.1%}" in text
     assert f"majority class\n{record.summary['majority']['mean']:.1%}" in text
     assert f"mean of clients\n{record.rounds[-1]['accuracy']:.1%}" in text

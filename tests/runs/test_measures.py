@@ -126,6 +126,27 @@ def test_a_target_is_reached_when_it_is_first():
     assert first_at([], 0.0) is None
 
 
+@given(ACCURACIES, ACCURACIES)
+def test_where_lower_is_better_all_is_as_of_the_opposite_values(ours, alone):
+    mine, theirs = named(ours), named(alone)
+    turned, of_alone = named(-v for v in ours), named(-v for v in alone)
+    low, high = spread(mine, higher_is_better=False), spread(turned)
+    assert (low.worst, low.worst_client) == (-high.worst, high.worst_client)
+    assert low.worst_tenth == pytest.approx(-high.worst_tenth)
+    assert low.mean == pytest.approx(-high.mean)
+    assert gains(mine, theirs, higher_is_better=False) == gains(turned, of_alone)
+    assert harmed(mine, theirs, higher_is_better=False) == harmed(turned, of_alone)
+    curve = list(enumerate(ours))
+    opposite = [(n, -v) for n, v in curve]
+    for target in alone:
+        assert first_at(curve, target, higher_is_better=False) == first_at(opposite, -target)
+
+
+def test_negative_values_are_no_shares():
+    found = spread({"a": -0.5, "b": 0.5})
+    assert (found.jain, found.entropy, found.mean) == (None, None, 0.0)
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
 def test_a_confusion_is_that_of_scikit_learn(pairs):
     labels, predicted = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))

@@ -11,8 +11,12 @@ from synthetic_run import REASON, write_failed_run, write_run
 
 from fedsa_lora import files
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import CLASSES
+from fedsa_lora.runs.account import what_left
 from fedsa_lora.runs.report import write_report
-from fedsa_lora.runs.wording import verdict, what_left
+from fedsa_lora.runs.wording import verdict
+
+ACCURACY = CLASSES[0]
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "img", "source", "br", "link"}
@@ -174,16 +178,16 @@ def test_the_answer_follows_the_interval(
     alone = {"mean": 0.7, "worst": 0.5}
     ours = {"mean": 0.7 + (gain or 0), "worst": worst}
     summary = {"personalised": ours, "local_only": alone, "gain_over_local": gain}
-    assert verdict({**summary, "gain_interval": interval, "clients_compared": 5}).answer == answer
+    assert verdict({**summary, "gain_interval": interval, "clients_compared": 5}, ACCURACY).answer == answer
 
 
 def test_the_verdict_tells_the_interval_and_of_how_many_clients_it_is() -> None:
     known = {"personalised": {"mean": 0.75}, "local_only": {"mean": 0.7}, "gain_over_local": 0.05}
-    sentence = verdict({**known, "gain_interval": [-0.01, 0.11], "clients_compared": 5}).sentence
+    sentence = verdict({**known, "gain_interval": [-0.01, 0.11], "clients_compared": 5}, ACCURACY).sentence
     assert "+5.0 points (95% interval over 5 clients: \N{MINUS SIGN}1.0 to +11.0 points)." in sentence
-    sentence = verdict({**known, "gain_interval": None, "clients_compared": 1}).sentence
+    sentence = verdict({**known, "gain_interval": None, "clients_compared": 1}, ACCURACY).sentence
     assert "+5.0 points (1 client: too few for an interval)." in sentence
-    assert "without an interval" in verdict(known).sentence
+    assert "without an interval" in verdict(known, ACCURACY).sentence
 
 
 def test_clients_that_could_not_be_measured_are_told_with_the_reason(tmp_path: Path) -> None:
@@ -206,7 +210,7 @@ def test_clients_that_could_not_be_measured_are_told_with_the_reason(tmp_path: P
 
 def test_a_split_that_shares_nothing_claims_nothing() -> None:
     summary = {"split": {"A": "local", "B": "local", "head": "local", "base": "frozen"}}
-    assert verdict(summary).answer == "Nothing was shared"
+    assert verdict(summary, ACCURACY).answer == "Nothing was shared"
     assert what_left(summary) == ["Nothing: this split shares no part of the model."]
 
 

@@ -11,9 +11,10 @@ from scipy import stats
 
 from fedsa_lora import assemble
 from fedsa_lora.config import load
+from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
-from fedsa_lora.runs.wording import accuracies, left_out, of_clients
+from fedsa_lora.runs.wording import left_out, of_clients, reached
 from fedsa_lora.settings import RunConfig
 
 CLIENTS = ("0", "1", "2")
@@ -152,7 +153,7 @@ def test_who_could_not_be_measured_is_in_no_mean_and_is_named(tmp_path):
         "1 client gave no answer to the last evaluation.",
     ]
     assert of_clients(found) == ", 1 of 3 clients"
-    assert [row.model for row in accuracies(found)][:2] == [
+    assert [row.model for row in reached(found, CLASSES[0])][:2] == [
         "federated, personalised",
         "federated, before aggregation (2 clients)",
     ]

@@ -162,7 +162,7 @@ def test_the_lowest_clients_are_shown_where_not_all_have_room(tmp_path, width, h
     assert len(text.splitlines()) <= max(height, 20)
     assert all(len(line) <= width for line in text.splitlines())
     progress = RunProgress(tmp_path / "run")
-    lowest = min(progress.clients, key=lambda name: progress.clients[name].accuracy)
+    lowest = min(progress.clients, key=lambda name: progress.clients[name].value)
     below = text.partition("last answer")[2].splitlines()
     assert f" {lowest} " in f" {below[2].replace('│', ' ')} "
     assert "of 60" in text

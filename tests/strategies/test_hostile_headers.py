@@ -21,7 +21,8 @@ from fedsa_lora import assemble
 from fedsa_lora.config import load
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.reported import LARGEST, MEASURES, REFERENCES, TRAINING
+from fedsa_lora.exchange.measure import CLASSES, LARGEST
+from fedsa_lora.exchange.reported import TRAINING
 from fedsa_lora.journal import SERVER_LOG, journal
 from fedsa_lora.runs import report
 from fedsa_lora.runs.frames import load_run
@@ -67,7 +68,8 @@ KEYS = (
 )
 ROW = {"round", "client", "examples", "measured", "bytes_up", "bytes_down", "phase"}
 PRIVATE = {"private_before", "private_after"}
-KNOWN = ROW | PRIVATE | {*MEASURES, *REFERENCES, *TRAINING, "accuracy_before", "local_only"}
+REFERENCES = {"accuracy_before", "global_accuracy", "majority", "local_only"}
+KNOWN = ROW | PRIVATE | REFERENCES | {*TRAINING, *(measure.name for measure in CLASSES)}
 
 
 Alter = Callable[[wire.UploadHeader], str]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from flwr.common import FitRes, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -16,16 +17,18 @@ from flwr.server.strategy import (
     FedTrimmedAvg,
     FedYogi,
     Krum,
+    Strategy,
 )
 from server_side import LAYOUT, OK, SHARE_AB, Server, some_updates
 
-from fedsa_lora.binding import arguments_of, resolve_target
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import Alternate
 from strategies import Bulyan, FedEx, QFedAvg
-from strategies.rules import OfEach, OfFactors, OfMean, rule_for
+from strategies.abilities import able
+from strategies.inner import bind_inner
+from strategies.rules import OfEach, OfFactors, OfMean, recall, remembered, rule_for, sound_step
 from strategies.updates import Update
 
 START = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
@@ -220,15 +223,100 @@ def test_q_fedavg_without_a_loss_or_before_it_was_configured_says_so():
 
 
 class Own(FedAvg):
+    """A user's strategy, which averages as FedAvg does."""
+
+    def configure_fit(self, server_round, parameters, client_manager):
+        return super().configure_fit(server_round, parameters, client_manager)[:2]
+
+
+class Anything(FedAvg):
     """A user's strategy, which may do anything with its results."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        return super().aggregate_fit(server_round, results, failures)
+
+
+class Declared(Anything):
+    """One that says what it does with them."""
+
+    linear = True
+
+
+class Silent(Declared):
+    """One below it that does something else, and does not say what."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        return None, {}
 
 
 def test_strategies_that_use_the_mean_alone_get_it_and_all_others_every_client():
     kinds = {name: rule_for(make(), LAYOUT) for name, make in LINEAR.items()}
     assert {type(rule) for rule in kinds.values()} == {OfMean}
     assert {type(rule_for(make(), LAYOUT)) for make, _ in BY_HAND.values()} == {OfEach}
-    assert type(rule_for(Own(), LAYOUT)) is OfEach
     assert type(rule_for(FedEx(), LAYOUT)) is OfFactors
+
+
+def test_a_subclass_is_what_the_class_is_whose_aggregation_it_has_unless_it_declares_otherwise():
+    kinds = {kind: type(rule_for(kind(), LAYOUT)) for kind in (Own, Anything, Declared, Silent)}
+    assert kinds == {Own: OfMean, Anything: OfEach, Declared: OfMean, Silent: OfEach}
+    assert able(Own, "averages")
+    assert able(Own, "stateless")
+    assert not able(Declared, "stateless"), "only what is declared"
+    for make in LINEAR.values():
+        kind = type("Below", (type(make()),), {})
+        for ability in ("linear", "averages", "stateless"):
+            assert able(kind, ability) == able(kind.__base__, ability)
+
+
+def test_a_subclass_of_fedavg_gives_the_bits_of_fedavg():
+    found = []
+    for inner in (FedAvg(), type("Mine", (FedAvg,), {})()):
+        rule, vector = rule_for(inner, LAYOUT), START
+        for round_, updates in enumerate(rounds(), 1):
+            vector = rule(round_, vector, updates).vector
+        found.append(vector)
+    assert np.array_equal(*found)
+
+
+def clipped(inner: Strategy, norm: float, noise: float = 0.0) -> Strategy:
+    return DifferentialPrivacyServerSideFixedClipping(inner, noise, norm, 4)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_what_a_strategy_remembers_is_kept_and_recalled_through_one_around_it(name):
+    """A restored one continues with the bits of the one that was not interrupted."""
+    whole, early = (clipped(LINEAR[name](), 0.5) for _ in range(2))
+    vectors = dict.fromkeys((whole, early), START)
+    for round_, updates in enumerate(rounds(4), 1):
+        if round_ == 3:
+            memory = {key: value.copy() for key, value in remembered(early).items()}
+            late = clipped(LINEAR[name](), 0.5)
+            vectors[late] = vectors.pop(early)
+            recall(late, memory, vectors[late])
+        for strategy, vector in vectors.items():
+            strategy.current_round_params = [vector]
+            vectors[strategy] = rule_for(strategy, LAYOUT)(round_, vector, updates).vector
+    assert np.array_equal(*vectors.values())
+    assert bool(remembered(whole)) == (name not in ("FedAvg", "FedProx"))
+
+
+def test_a_strategy_around_another_is_given_every_client_and_clips_each():
+    inner, vectors = clipped(FedAvg(), 0.25), some_updates(4)
+    inner.current_round_params = [START]
+    rule = rule_for(inner, LAYOUT)
+    assert type(rule) is OfEach
+    short = [v * min(1, 0.25 / np.linalg.norm(v)) for v in vectors]
+    assert min(map(np.linalg.norm, vectors)) > 0.25
+    found = rule(1, START, updates_of(vectors)).vector
+    np.testing.assert_allclose(found, START + np.mean(short, axis=0), rtol=0, atol=1e-6)
+
+
+def test_a_client_whose_update_is_zero_is_named_where_a_strategy_divides_by_its_norm():
+    inner = clipped(FedAvg(), 1.0)
+    inner.current_round_params = [START]
+    vectors = [np.zeros_like(START), *some_updates(3)]
+    with pytest.raises(RunError, match=r"divided by 0; the updates of these clients are 0: \['0'\]"):
+        sound_step(rule_for(inner, LAYOUT), inner, 1, START, updates_of(vectors))
 
 
 PAIRED = Layout(
@@ -243,10 +331,9 @@ CONFIGS = sorted(Path(__file__).parents[2].glob("conf/strategy/*.yaml"))
 def configured(path: Path, **known):
     """The strategy of a config file."""
     node = yaml.safe_load(path.read_text())
-    cls = resolve_target(node, "strategy", ("flwr.server.strategy.", "strategies."), [])
-    taken = arguments_of(cls)
-    given = {k: v for k, v in node.items() if k != "_target_"}
-    return cls(**{k: v for k, v in known.items() if k in taken}, **given)
+    if "noise_multiplier" in node:  # noise has other bits each time
+        node |= {"noise_multiplier": 0.0, "num_sampled_clients": 7}
+    return bind_inner(node, "strategy", []).build(**known)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

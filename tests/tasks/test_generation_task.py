@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from language import LLAMA, words_of_a_run, write_sums, write_tokenizer
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.runs.inprocess import run_in_process
@@ -16,48 +15,17 @@ from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.generation import IGNORED, GenerationTask, final_number, same_answer
 from fedsa_lora.tasks.partition import PartitionSettings
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260k"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
-    """One token for each byte, and a beginning, an end and padding."""
-    special = ["<pad>", "<s>", "</s>"]
-    vocabulary = {c: i for i, c in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_.decoder = decoders.ByteLevel()
-    bytes_.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    folder = tmp_path_factory.mktemp("bytes")
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=bytes_, **names).save_pretrained(folder)
-    return folder
+    return write_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    """Sums in words, of lengths that differ."""
-    folder = tmp_path_factory.mktemp("rows")
-    sums = [(i, i * i) for i in range(24)]
-    for split, chosen in {"train": sums, "test": sums[::3]}.items():
-        lines = [
-            {"prompt": f"{a} and {b}", "answer": f"{a}+{b}={a + b}\n#### {a + b}", "word": "ab"[a % 2]}
-            for a, b in chosen
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return write_sums(tmp_path_factory.mktemp("rows"))
 
 
 def made(rows: Path, tokenizer: Path, clients: int = 2, **changes) -> GenerationTask:
@@ -157,7 +125,7 @@ def test_an_answer_that_a_model_has_learned_by_heart_is_right(rows, tokenizer):
         optimizer.step()
     with torch.no_grad():
         found = task.evaluate(task.predict(learner, batch).numpy(), np.full(2, -1))
-    assert found["accuracy"] == 1
+    assert found["exact_match"] == 1
     assert found["loss"] < 0.1
 
 
@@ -186,7 +154,7 @@ def test_answers_without_a_number_must_be_the_same_words():
 
 def test_metrics_by_hand(task):
     found = task.evaluate(np.float32([[2, 4, 1], [4, 2, 0]]), np.full(2, -1))
-    assert found == {"accuracy": 0.5, "loss": 1.0, "perplexity": pytest.approx(np.e)}
+    assert found == {"exact_match": 0.5, "loss": 1.0, "perplexity": pytest.approx(np.e)}
 
 
 def test_rows_are_divided_without_classes_and_by_a_natural_column(rows, tokenizer):
@@ -222,27 +190,8 @@ def test_a_column_or_an_end_that_is_not_there_is_named(rows, tokenizer):
         made(rows, tokenizer, model=encoder).load_client("0")
 
 
-def run(rows: Path, folder: Path, *words: str) -> Path:
-    places = [f"task.dataset={rows}", "task.subset=null", "task.prompt=prompt", f"run.dir={folder}"]
-    sizes = [
-        "federation.clients=2",
-        "federation.validation_examples=0",
-        "task.max_new_tokens=4",
-        "train.steps=6",
-    ]
-    sizes += ["federation.train_examples=[12,12]", "task.max_length=64"]
-    return run_in_process(["experiment=smoke", "task=gsm8k", "model=llama3_8b", *places, *sizes, *words])
-
-
 def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenizer, tmp_path):
-    config = ",".join(f"{key}: {value}" for key, value in LLAMA.items())
-    words = [
-        f"model.tokenizer={tokenizer}",
-        "model.path=",
-        "model.pretrained=false",
-        f"model.config={{{config}}}",
-    ]
-    path = run(rows, tmp_path / "run", *words)
+    path = run_in_process([*words_of_a_run(rows, tokenizer), f"run.dir={tmp_path / 'run'}"])
     found = json.loads((path / "summary.json").read_text())
     assert found["parameters"] | {"base": 0} == {"base": 0, "A": 1024, "B": 768, "head": 0, "shared": 1024}
     assert found["majority"] is None
@@ -259,6 +208,8 @@ def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenize
 def test_a_real_small_language_model_learns_in_a_federation(rows, tmp_path):
     if not STORIES.is_dir():
         pytest.skip(f"no local copy of the stories260k model at {STORIES}")
-    path = run(rows, tmp_path / "run", f"model.path={STORIES}", "run.report=false")
+    words = [word for word in words_of_a_run(rows, tmp_path) if not word.startswith("model.")]
+    place = f"run.dir={tmp_path / 'run'}"
+    path = run_in_process([*words, f"model.path={STORIES}", "run.report=false", place])
     losses = [row["loss"] for row in read_jsonl(path / "rounds.jsonl")]
     assert losses[-1] < losses[0]

@@ -174,12 +174,15 @@ def test_more_clients_than_examples_is_an_error():
     [
         ({}, "expected flwr_datasets.partitioner. followed by one of ContinuousPartitioner"),
         ({"_target_": PREFIX + "DirichletPartitoner"}, "did you mean 'DirichletPartitioner'"),
-        ({"_target_": "os.system"}, "_target_ is 'os.system'"),
+        ({"_target_": "os.system"}, r"federation\.partitioner\._target_ is 'os.system'"),
         ({"_target_": PREFIX + "Partitioner"}, "_target_ is 'Partitioner'"),
         ({"_target_": PREFIX + "VerticalEvenPartitioner"}, "_target_ is 'VerticalEvenPartitioner'"),
-        ({"_target_": PREFIX + "DirichletPartitioner"}, "DirichletPartitioner needs alpha"),
+        ({"_target_": PREFIX + "DirichletPartitioner"}, "needs alpha: add it to federation.partitioner"),
         ({**NODES["dirichlet"], "alhpa": 1}, "no argument 'alhpa' .did you mean 'alpha'"),
-        ({**NODES["natural"], "partition_by": "domain"}, "partition_by is 'domain': expected label, group"),
+        (
+            {**NODES["natural"], "partition_by": "domain"},
+            r"federation\.partitioner\.partition_by is 'domain': expected label, group",
+        ),
     ],
 )
 def test_a_bad_partitioner_is_refused_with_the_remedy(node, message):

@@ -1,0 +1,131 @@
+"""What a run cost, what left its clients, who was absent, and how far names can be trusted: in sentences."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from fedsa_lora.runs.reading import Row
+from fedsa_lora.runs.wording import ROLE_NAMES, amount, counted, duration, listed, roles
+
+DENSE = "dense fp32"  # the codec that sends every value as it is
+CAUTION = (
+    "This is data minimisation, not a privacy guarantee: what is sent was trained on the client's data "
+    "and can still tell something about it."
+)
+
+
+def cost(summary: Row) -> list[str]:
+    """What the run sent, and what FedIT, which also sends B, would have sent."""
+    each, fedit = summary.get("bytes_up_per_client_round"), summary.get("bytes_up_share_ab")
+    lines = [
+        f"{amount(summary.get('bytes_up'))} up and {amount(summary.get('bytes_down'))} down, "
+        f"{counted(summary.get('rounds', 0), 'round')} with {counted(summary.get('clients', 0), 'client')}, "
+        f"in {duration(summary.get('seconds'))}.",
+    ]
+    if each:
+        coded = summary.get("codec") or DENSE
+        lines.append(
+            f"A client sends {amount(each)} per round{'' if coded == DENSE else f', coded as {coded}'}."
+        )
+    if each and fedit and fedit > each:
+        lines.append(
+            f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
+        )
+    if error := summary.get("aggregation_error"):
+        lines.append(
+            f"The mean A times the mean B misses the mean of the products B A by {error:.1%} (last round)."
+        )
+    return lines
+
+
+def what_left(summary: Row) -> list[str]:
+    """What left the clients, what was checked about it, and what that does not prove."""
+    shared, local = roles(summary, "shared"), roles(summary, "local")
+    if not shared:
+        return ["Nothing: this split shares no part of the model."]
+    sent = f"Only {listed(shared)}" if local else _capital(listed(shared))
+    lines = [f"{sent}{_share_of_all(summary.get('parameters') or {})}."]
+    if warning := summary.get("warning"):
+        lines.append(f"Warning: {warning}. {_capital(listed(local))} went on to the next client.")
+    elif local:
+        lines.append(f"{_capital(listed(local))} stayed on each client.")
+    lines += _proof(summary.get("proof") or {}, several=summary.get("clients") != 1)
+    return [*lines, CAUTION]
+
+
+def _share_of_all(parameters: Row) -> str:
+    sent, every = parameters.get("shared"), sum(parameters.get(role) or 0 for role in ROLE_NAMES)
+    return f", {sent:,} of {every:,} parameters ({sent / every:.2%})" if sent and every else ""
+
+
+def _proof(proof: Row, several: bool) -> list[str]:
+    lines = []
+    if private := proof.get("private_values"):
+        place = f"{counted(proof['messages'], 'message')} ({amount(proof.get('bytes_searched'))})"
+        found = proof["matches"]
+        lines.append(
+            f"Warning: {counted(found, 'private value')} found in {place}."
+            if found
+            else f"Checked: {place} searched, each for up to {private:,} private values; 0 found."
+        )
+    if breaks := proof.get("chain_breaks"):
+        lines.append(f"Warning: {breaks:,} times a client did not go on from its own state.")
+    elif breaks == 0:
+        lines.append("Checked: each client went on from its own state in every round.")
+    if several and proof.get("distinct_b") is not None:
+        lines.append(
+            "Checked: no two clients ended with the same B."
+            if proof["distinct_b"]
+            else "Warning: at least two clients ended with the same B."
+        )
+    return lines
+
+
+def absences(rounds: list[Row], clients: int) -> list[str]:
+    """Which rounds were skipped, who was left out of which, and when clients were not there."""
+    lines = []
+    if skipped := [row["round"] for row in rounds if row.get("skipped")]:
+        lines.append(f"Skipped for too few results, what is common staying as it was: {rounds_of(skipped)}.")
+    left_out, fewer = defaultdict[str, list[int]](list), defaultdict[int, list[int]](list)
+    for row in rounds:
+        for client in row.get("excluded") or []:
+            left_out[client].append(row["round"])
+        if row.get("present", clients) < clients:
+            fewer[row["present"]].append(row["round"])
+    lines += [
+        f"Client {client} was left out of {rounds_of(numbers)}: it kept failing."
+        for client, numbers in sorted(left_out.items())
+    ]
+    lines += [
+        f"In {rounds_of(numbers)}, {there} of {counted(clients, 'client')} were there."
+        for there, numbers in fewer.items()
+    ]
+    return lines
+
+
+def naming(federation: Row) -> list[str]:
+    """How far the names of a deployed run's clients can be trusted; nothing of a simulation."""
+    if not federation.get("superlink"):
+        return []
+    if federation.get("registry"):
+        return ["A client is the node that has its key: names were checked by the registry in every round."]
+    return [
+        "A client is whoever says its name first: without federation.registry no key was asked for, so names "
+        "are claims of the nodes."
+    ]
+
+
+def rounds_of(numbers: list[int]) -> str:
+    """Ascending: [3] -> 'round 3'; [1, 2, 3, 7] -> 'rounds 1 to 3 and 7'."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1].append(n)
+        else:
+            spans.append([n])
+    words = [str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans]
+    return f"round{'' if len(numbers) == 1 else 's'} {listed(words)}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
