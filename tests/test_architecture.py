@@ -1,0 +1,47 @@
+"""The map of the house: what docs/architecture.md names is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+QUOTED = re.findall(r"`([^`]+)`", PAGE)
+PLACES = sorted(
+    {text for text in QUOTED if re.fullmatch(r"(fedsa_lora|strategies|tests|conf)(/[\w./]+)?", text)}
+)
+NAMES = sorted({text for text in QUOTED if re.fullmatch(r"[\w/]+\.py: [\w.]+", text)})
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """The classes and functions of a file, and the methods as Class.method."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_place_on_the_map_is_there(place):
+    assert (ROOT / place).exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_on_the_map_is_defined_where_it_says(name):
+    path, _, what = name.partition(": ")
+    assert what in defined(ast.parse((ROOT / path).read_text()))
+
+
+def test_every_room_is_on_the_map():
+    rooms = [
+        path.parent
+        for package in ("fedsa_lora", "strategies")
+        for path in (ROOT / package).rglob("__init__.py")
+    ]
+    assert {str(room.relative_to(ROOT)) for room in rooms} - {"fedsa_lora"} <= set(PLACES)
+    assert len(NAMES) > 25
