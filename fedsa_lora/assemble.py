@@ -111,7 +111,7 @@ def skeleton(config: RunConfig) -> AdapterModel:
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:
-    """Where a simulated client keeps what is its own: in the run, or where the run config says."""
+    """The store of a simulated client: in the run, or where the run config says."""
     kept = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*kept, passed=config.run_dir / "passed")
@@ -119,7 +119,7 @@ def store(config: RunConfig, client: str) -> DirectoryStore:
 
 
 def node_store(config: RunConfig, node: Node) -> DirectoryStore:
-    """Where the client of a node keeps what is its own: below the store that the node names, in a folder for
+    """The store of a node's client: below the store that the node names, in a folder for
     each run. Raises ConfigError where the node does not do what the run asks of its store."""
     if node.store is None:
         return store(config, node.client)
@@ -137,7 +137,7 @@ def node_store(config: RunConfig, node: Node) -> DirectoryStore:
 
 
 def simulated() -> bool:
-    """Whether the clients of this process are a simulation's, whose run config is the user's own: it was
+    """True where the clients of this process are a simulation's, whose run config is the user's own: it was
     started by ``fedsa-lora run`` or ``run_in_process``, or is an actor of Ray, as under ``flwr run``."""
     ray = sys.modules.get("ray")
     return SIMULATION in os.environ or (ray is not None and ray.is_initialized())
@@ -170,7 +170,7 @@ def refuse_unsimulated(config: RunConfig) -> None:
 
 
 def experiment_digest(config: RunConfig) -> str:
-    """What must be equal for a client's stored state to be of use, as 16 hex digits."""
+    """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
     parts = {key: at(config.resolved, key) for key in marked(RunConfig, IDENTITY)}
     for group in config.groups:
         parts |= group.identity(config)
@@ -230,8 +230,8 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
 
 
 def _roster(config: RunConfig) -> Roster:
-    """Who takes part. Raises ConfigError for a registry with faults; where it is not on this machine, it is
-    read on that of the SuperLink."""
+    """The roster of the run. Raises ConfigError for a registry with faults; where it is not on this machine,
+    it is read on that of the SuperLink."""
     federation, registry = config.federation, None
     if federation.registry is not None:
         path = Path(federation.registry)

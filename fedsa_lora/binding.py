@@ -124,7 +124,8 @@ def arguments_of(cls: type[Any]) -> dict[str, Any]:
 
 
 def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """What a class is made with; where it hands ``**arguments`` on, also what the class above it takes."""
+    """Arguments that a class is made with; where it hands ``**arguments`` on, also what the class above it
+    takes."""
     parameters, hints = dict(inspect.signature(cls).parameters), get_type_hints(cls.__init__)
     above = cls.__mro__[1]
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and above is not object:

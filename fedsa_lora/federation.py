@@ -20,7 +20,7 @@ PASSED = "B is passed from client to client: not FedSA"
 
 @dataclass(frozen=True)
 class FederationSettings(PartitionSettings):
-    """Who takes part with which data, and for how long.
+    """Settings of who takes part with which data, and for how long.
 
     ``wait_seconds``: how long to wait for all clients to connect and to say who they are; after that
     ``min_clients``, a share of them, are enough to start; simulated clients are waited for without a limit.

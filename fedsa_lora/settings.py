@@ -1,4 +1,4 @@
-"""What can be set, as frozen dataclasses, and the configuration that they make up."""
+"""Settings as frozen dataclasses, and the configuration that they make up."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TASKS = Target(("fedsa_lora.tasks.",))
 
 @dataclass(frozen=True)
 class HeadSettings(Group):
-    """What becomes of the classifier; ``row_norm`` sets the norm of its random rows at the start.
+    """Settings of the classifier; ``row_norm`` sets the norm of its random rows at the start.
 
     A ``soft`` head is local by ``degree``: 0 shared, 1 local. ``count_weighted``: a head that is shared
     is averaged row by row with the clients' class counts, which tells the server how many examples
@@ -91,7 +91,7 @@ class EvaluationSettings(Group):
 
 @dataclass(frozen=True)
 class MachineSettings(Group):
-    """What one simulated client may use; ``gpus_per_client`` null shares one GPU when there is one."""
+    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
@@ -101,7 +101,7 @@ class MachineSettings(Group):
 
 @dataclass(frozen=True)
 class RunSettings(Group):
-    """Where a run writes. ``store`` null keeps the clients' state in the run directory.
+    """Settings of what a run writes, and where. ``store`` null keeps the clients' state in the run directory.
 
     ``keep_messages`` writes every serialised reply of every client beside its state, for audits; a node does
     where its node config allows it.

@@ -1,4 +1,4 @@
-"""The map of the house: what docs/architecture.md names is there."""
+"""The map of the house: what docs/architecture.md names is there. And the first words of docstrings."""
 
 import ast
 import re
@@ -45,3 +45,15 @@ def test_every_room_is_on_the_map():
     ]
     assert {str(room.relative_to(ROOT)) for room in rooms} - {"fedsa_lora"} <= set(PLACES)
     assert len(NAMES) > 25
+
+
+def test_a_docstring_opens_with_a_verb_or_a_noun():
+    questions = ("What ", "Who ", "Whose ", "Which ", "Whether ", "How ", "Where ", "When ", "Why ")
+    found = []
+    for package in ("fedsa_lora", "strategies"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                    text = ast.get_docstring(node) or ""
+                    found += [f"{path.name}: {text[:60]}"] if text.startswith(questions) else []
+    assert found == []

@@ -80,7 +80,7 @@ class Exporter:
         return assemble.workbench(self.config)
 
     def own_model(self, client: str, own: bool = True) -> OwnModel:
-        """What makes up the client's own model after the last round; without its ``own``, what a newcomer
+        """The tensors of the client's own model after the last round; without its ``own``, what a newcomer
         of that name would be given."""
         state = assemble.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:

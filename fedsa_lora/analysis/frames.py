@@ -29,7 +29,7 @@ def load_run(path: str | Path) -> Run:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run recorded: ``record`` as it was written, and frames that are made when first asked for.
+    """A run as it was recorded: ``record`` as it was written, and frames that are made when first asked for.
 
     Accuracies are fractions of 1, other measures as the task has them, sizes bytes, times seconds.
     """
@@ -91,7 +91,7 @@ class Run:
         return pd.DataFrame(counts, index=names, columns=names)
 
     def similarity(self, other: Run | None = None) -> pd.DataFrame:
-        """How alike the A and the B of different clients are, by round and layer, before aggregation.
+        """Similarity of the A and the B of different clients, by round and layer, before aggregation.
 
         Of each pair of clients of this run, or with ``other`` of each client of this run and each of that:
         a run of another seed is the control, without which the cosine of A only shows the common start.

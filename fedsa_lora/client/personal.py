@@ -29,7 +29,7 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Received:
-    """What a broadcast means to a client: what it is asked for, the common values (pool.size,) that it now
+    """A broadcast as a client reads it: what it is asked for, the common values (pool.size,) that it now
     holds, and what is merged into the frozen weights by layer, (d_out, d_in)."""
 
     turn: Turn
@@ -39,7 +39,7 @@ class Received:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """What makes up a client's own model: ``common``, every tensor as its split has it; what its
+    """A client's own model: ``common``, every tensor as its split has it; what its
     personalisation method keeps ``beside`` that; and the mean of the ``others``, for one that uses it."""
 
     common: NamedArrays
@@ -77,7 +77,7 @@ def receive(
 
 
 def _remembered(header: wire.BroadcastHeader, state: ClientState | None) -> Arrays:
-    """What the message is the change from: nothing for a whole broadcast."""
+    """The values that the message is the change from: none for a whole broadcast."""
     if not header.base:
         return {}
     if state is None or state.round != header.base:
@@ -158,7 +158,7 @@ def personal(
 
 
 def beside(state: ClientState | None) -> Arrays:
-    """What a client's personalisation method keeps beside the common model; nothing without one."""
+    """Tensors that a personalisation method keeps beside the common model; none without one."""
     kept = {} if state is None else state.tensors | state.memory
     return {n.removeprefix(PERSONAL): a for n, a in kept.items() if n.startswith(PERSONAL)}
 

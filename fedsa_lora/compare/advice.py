@@ -1,4 +1,4 @@
-"""Which split to use, by a rule, from what runs on a user's own data came to.
+"""Advice on the split to use, by a rule, from the results of runs on a user's own data.
 
 The rule: ``soft`` stands unless another split is ahead of it by more than the noise; of those that are, the
 best mean. Between sharing A and sharing B, where both are and neither is ahead of the other, that role is
@@ -40,8 +40,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured; ``agreement`` is the mean cosine between clients of what training alone changed, by
-    role, from -1 to 1. ``majority``: that of always predicting a client's most frequent class, by client;
+    """Results of the runs; ``agreement`` is the mean cosine between clients of what training alone changed,
+    by role, from -1 to 1. ``majority``: that of always predicting a client's most frequent class, by client;
     empty where it is not known. ``looked``: rounds of each probe, of the ``rounds`` of a run."""
 
     probes: dict[str, Probe]
@@ -53,11 +53,11 @@ class Evidence:
 
     @property
     def partial(self) -> bool:
-        """Whether fewer rounds were looked at than a run has."""
+        """True where fewer rounds were looked at than a run has."""
         return self.looked < self.rounds
 
     def useless(self, name: str) -> bool:
-        """Whether a candidate does not beat always predicting the most frequent class."""
+        """True where a candidate does not beat always predicting the most frequent class."""
         if not self.majority:
             return False
         return self.merit(name) <= self.measure.merit(fmean(self.majority.values()))
@@ -78,14 +78,14 @@ class Evidence:
         return harmed(mine, alone, self.measure.higher_is_better)
 
     def ahead(self, one: str, other: str) -> bool:
-        """Whether one leads the other by more than the noise."""
+        """True where one leads the other by more than the noise."""
         lead, noise = self.lead(one, other)
         return lead > noise
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to run, None where nothing is worth it, and why, a sentence each."""
+    """Candidate to run, None where nothing is worth it, and the reasons, a sentence each."""
 
     chosen: Probe | None
     reasons: list[str]

@@ -39,13 +39,13 @@ class Comparison:
 
     @classmethod
     def to_run(cls, grid: Grid, name: str, folder: Path, file: Path | None = None) -> Comparison:
-        """What can be run here, checked as a whole. Raises ConfigError that lists every fault."""
+        """The grid as it can be run here, checked as a whole. Raises ConfigError that lists every fault."""
         entries, notes = check(grid, name)
         return cls(grid, folder, _searches(grid, entries), notes, Record(file or folder / "runs.jsonl"))
 
     @classmethod
     def recorded(cls, grid: Grid, folder: Path, file: Path | None = None) -> Comparison:
-        """What was run, perhaps elsewhere. Raises RunError where nothing was."""
+        """The grid as it was run, perhaps elsewhere. Raises RunError where nothing was."""
         record = Record(file or folder / "runs.jsonl")
         if not len(record):
             raise RunError(
@@ -114,7 +114,7 @@ class Comparison:
         ]
 
     def stopped(self) -> str:
-        """What remains of a comparison that was stopped, and how to go on."""
+        """Words for a comparison that was stopped: what remains, and the command to go on."""
         done = sum(search.settled(self.record) for search in self.searches)
         return (
             f"stopped; {done} of {done + self.missing()} runs are recorded in {self.record.path}: go on with "
@@ -122,7 +122,7 @@ class Comparison:
         )
 
     def missing(self) -> int:
-        """How many runs are still to be made."""
+        """Number of runs that are still to be made."""
         return sum(search.length - search.settled(self.record) for search in self.searches)
 
     def _check_data(self) -> None:

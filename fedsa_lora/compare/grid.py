@@ -1,4 +1,4 @@
-"""What is compared: methods in regimes, with their learning rates and seeds, as a file says it."""
+"""Grids of a comparison: methods in regimes, with their learning rates and seeds, from a file."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Grid:
         return found
 
     def overrides(self, run: Run) -> list[str]:
-        """What a run is started with: its words, with places where they are here, and what all have."""
+        """Overrides of a run: its words, with places where they are here, and what all have."""
         words = [self.located(word) for word in run.entry.words]
         return [
             *words, f"train.lr={run.lr}", f"seed={run.seed}", f"evaluation.every={self.every}",
@@ -233,7 +233,7 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
 
 
 def _of_data(config: RunConfig, chosen: bool) -> Iterator[str]:
-    """Why the data of a regime cannot be used; ``chosen``: rates are, which takes a validation part."""
+    """Faults of the data of a regime; ``chosen``: rates are, which takes a validation part."""
     if chosen and not config.federation.validation_examples:
         yield "rates are chosen with federation.validation_examples, which is 0"
     try:

@@ -81,7 +81,7 @@ def make(
 
 
 def at_once() -> int:
-    """How many runs at a time: one for each core, as many as memory holds."""
+    """Number of runs at a time: one for each core, as many as memory holds."""
     return max(1, min(usable_cores(), int(psutil.virtual_memory().available / WORKER_BYTES)))
 
 

@@ -47,7 +47,7 @@ def _quiet() -> Iterator[None]:
 
 
 def measured(run_dir: Path) -> Row:
-    """What a finished run came to, as ``Measured`` has it."""
+    """Measures a finished run."""
     rows, rounds = read_jsonl(run_dir / "clients.jsonl"), read_jsonl(run_dir / "rounds.jsonl")
     fits = [row for row in rows if row["phase"] == "fit"]
     primary = primary_in(run_dir)

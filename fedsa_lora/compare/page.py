@@ -194,7 +194,7 @@ def _cells(score: Score) -> list[str]:
 
 
 def _references(found: Sequence[Score], reference: str) -> list[str]:
-    """What a method is to be measured by, as far as it is known."""
+    """References of a regime, as far as they are known."""
     target = [f"Target: {s.mean:.3f}, the mean of {reference}." for s in found if s.method == reference]
     floor = next((s.majority for s in found if s.majority is not None), None)
     known = [] if floor is None else [f"Predicting each client's most frequent class: {floor:.3f}."]

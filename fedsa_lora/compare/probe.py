@@ -59,8 +59,8 @@ def probe(grid: Grid, folder: Path, processes: int, console: Console) -> Evidenc
 
 
 def probe_folder(grid: Grid, base: Path = Path("runs")) -> Path:
-    """Where the probes of a grid are recorded: the same for the same words, data and model, so that an
-    interrupted advice is resumed."""
+    """Folder in which the probes of a grid are recorded: the same for the same words, data and model, so that
+    an interrupted advice is resumed."""
     config = load(grid.regimes[YOURS])
     parts: list[object] = [grid.regimes, grid.fixed, grid.methods, grid.rates]
     for _, _, value in sorted(paths(config.resolved, READ, FILES, SERVED)):
@@ -72,7 +72,7 @@ def probe_folder(grid: Grid, base: Path = Path("runs")) -> Path:
 
 
 def regime(grid: Grid) -> dict[str, str]:
-    """What is tried on which data, by name, before it runs. Raises DataError for unusable data."""
+    """Names what is tried on which data, before it runs. Raises DataError for unusable data."""
     words = shlex.split(f"{grid.regimes[YOURS]} {grid.fixed[YOURS]}")
     config, looked = load(words), load(grid.entries()[0].words)
     federation = config.federation
@@ -94,7 +94,7 @@ def regime(grid: Grid) -> dict[str, str]:
 
 
 def command(grid: Grid, chosen: Probe) -> str:
-    """What runs the chosen candidate on the user's data, each key once."""
+    """The command that runs the chosen candidate on the user's data, each key once."""
     words = [*shlex.split(grid.regimes[YOURS]), *shlex.split(chosen.words), f"train.lr={chosen.lr}"]
     return shlex.join(["fedsa-lora", "run", *{named(word): word for word in words}.values()])
 
@@ -114,7 +114,7 @@ def _refuse_failed(comparison: Comparison) -> None:
 
 
 def evidence(searches: Sequence[Search], record: Record) -> Evidence:
-    """What complete searches came to, each at its best rate."""
+    """Results of complete searches, each at its best rate."""
     found = Evidence({}, {})
     for search in searches:
         best = search.best(record)
@@ -153,7 +153,7 @@ def probe_grid(words: Sequence[str], rounds: int | None = None) -> Grid:
 
 
 def probed(run_dir: Path) -> Row:
-    """What a finished probe came to, with the agreement of clients where they trained alone, and the
+    """Measures a finished probe, with the agreement of clients where they trained alone, and the
     majority class on the part that candidates are compared by."""
     return {**measured(run_dir), "agreement": agreement(run_dir), "majority": majority(run_dir) or None}
 

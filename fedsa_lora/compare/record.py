@@ -17,7 +17,7 @@ from fedsa_lora.runs.reading import Row, read_jsonl
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run came to. ``values`` are those of the primary ``measure`` by client, of its own model at the
+    """Results of a run. ``values`` are those of the primary ``measure`` by client, of its own model at the
     end, ``validation`` those on that part; bytes those of one client and round; ``seconds`` of training.
     ``curve`` has the mean over clients by evaluated round, under the name of the measure, with the ``bytes``
     of all training messages until then. ``majority`` is that of always predicting a client's most frequent
@@ -99,7 +99,7 @@ class Record:
         return self._results.get(run.key)
 
     def error(self, run: Run) -> str | None:
-        """Why a run failed; None as well when it was not made."""
+        """The reason why a run failed; None as well when it was not made."""
         return None if run.key in self._results else self._errors.get(run.key)
 
     def settled(self, run: Run) -> bool:

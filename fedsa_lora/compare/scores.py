@@ -1,4 +1,4 @@
-"""What the runs of a regime say about its methods, each against the reference and against the best."""
+"""Scores of the methods of a regime, each against the reference and against the best."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Score:
 
     @property
     def level(self) -> bool:
-        """Whether this method is the best or cannot be told from it."""
+        """True where this method is the best or cannot be told from it."""
         return self.behind is None or self.behind.p >= LEVEL
 
 

@@ -1,4 +1,4 @@
-"""Which runs a method needs: a search for its learning rate, then the best rate on every seed."""
+"""Runs that a method needs: a search for its learning rate, then the best rate on every seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Search:
         return [run for lr in self.rates for run in self.at(lr) if record.result(run) is not None]
 
     def settled(self, record: Record) -> int:
-        """How many of the ``length`` runs need not be made any more."""
+        """Counts those of the ``length`` runs that need not be made any more."""
         search, best = self._search(), self.best(record)
         if all(record.settled(run) for run in search) and best is None:
             return self.length
@@ -59,7 +59,7 @@ class Search:
 
     @property
     def length(self) -> int:
-        """How many runs the entry takes in all."""
+        """Number of runs that the entry takes in all."""
         return len(self.rates) + len(self.seeds) - 1
 
     def _search(self) -> list[Run]:

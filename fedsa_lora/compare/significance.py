@@ -1,4 +1,4 @@
-"""Whether two methods can be told apart: paired tests over the clients of the same federations."""
+"""Paired tests over the clients of the same federations: whether two methods can be told apart."""
 
 from __future__ import annotations
 

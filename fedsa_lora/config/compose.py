@@ -106,7 +106,7 @@ def _is_assignment(text: str, override: Override) -> bool:
 
 @lru_cache(maxsize=32)
 def _of_files(words: tuple[str, ...]) -> DictConfig:
-    """What Hydra composes of the files that are chosen; not to be changed."""
+    """Composes the files that are chosen with Hydra; not to be changed."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("run", overrides=list(words))
 

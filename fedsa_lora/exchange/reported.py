@@ -54,8 +54,8 @@ class Numbers:
 
 
 def of_training(measures: Sequence[Measure], before: bool) -> Numbers:
-    """What the answer to a training message may report, with a task that has these ``measures``, the primary
-    one first. ``before``: that of the client's own model before aggregation was asked."""
+    """Numbers that the answer to a training message may report, with a task that has these ``measures``, the
+    primary one first. ``before``: that of the client's own model before aggregation was asked."""
     primary = measures[0]
     always = {**TRAINING, LOSS: _ranges(measures).get(LOSS, ENTROPY)}
     return Numbers(always, {primary.before: primary.range} if before else {}, needed=(LOSS,))

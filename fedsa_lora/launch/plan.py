@@ -1,4 +1,4 @@
-"""What a run will be, before it starts: parameters, bytes, clients, processes and places."""
+"""Plan of a run, before it starts: parameters, bytes, clients, processes and places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each tensor matters to a client's training, read off the gradients that it computes anyway."""
+"""Importance of each tensor to a client's training, read off the gradients that it computes anyway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else a step may make smaller than the task's loss where the model stands."""
+"""Objectives of a step other than the task's loss where the model stands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers of a model get an adapter, by what models have in common rather than by their names."""
+"""Choice of the layers that get an adapter, by what models have in common rather than by their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])
 
 
 def choose(model: nn.Module, intent: Intent) -> list[str] | str:
-    """What PEFT calls ``target_modules``: names, last parts of names, or one regular expression.
+    """Chooses what PEFT calls ``target_modules``: names, last parts of names, or one regular expression.
 
     ``default``: PEFT's choice for the architecture, elsewhere query and value; ``attention``: the
     linear layers of attention, q, k, v and output; ``all_linear``: those and the MLP's. The last two

@@ -25,7 +25,7 @@ BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a fit did: mean loss over examples, counts, and seconds of wall time."""
+    """Report of a fit: mean loss over examples, counts, and seconds of wall time."""
 
     loss: float = 0.0
     steps: int = 0
@@ -49,7 +49,7 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step makes smaller: the task's loss on a batch."""
+    """Objective of a step: the task's loss on a batch."""
 
     model: AdapterModel
     task: Task

@@ -1,4 +1,4 @@
-"""What a run cost, what left its clients, who was absent, and how far names can be trusted: in sentences."""
+"""Account of a run in sentences: its cost, what left its clients, absences, and trust in names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAUTION = (
 
 
 def cost(summary: Row) -> list[str]:
-    """What the run sent, and what FedIT, which also sends B, would have sent."""
+    """Words the bytes that the run sent, and those that FedIT, which also sends B, would have sent."""
     each, fedit = summary.get("bytes_up_per_client_round"), summary.get("bytes_up_share_ab")
     lines = [
         f"{amount(summary.get('bytes_up'))} up and {amount(summary.get('bytes_down'))} down, "
@@ -39,7 +39,7 @@ def cost(summary: Row) -> list[str]:
 
 
 def what_left(summary: Row) -> list[str]:
-    """What left the clients, what was checked about it, and what that does not prove."""
+    """Words what left the clients, what was checked about it, and what that does not prove."""
     shared, local = roles(summary, "shared"), roles(summary, "local")
     if not shared:
         return ["Nothing: this split shares no part of the model."]
@@ -82,7 +82,7 @@ def _proof(proof: Row, several: bool) -> list[str]:
 
 
 def absences(rounds: list[Row], clients: int) -> list[str]:
-    """Which rounds were skipped, who was left out of which, and when clients were not there."""
+    """Words which rounds were skipped, who was left out of which, and when clients were not there."""
     lines = []
     if skipped := [row["round"] for row in rounds if row.get("skipped")]:
         lines.append(f"Skipped for too few results, what is common staying as it was: {rounds_of(skipped)}.")
@@ -104,7 +104,7 @@ def absences(rounds: list[Row], clients: int) -> list[str]:
 
 
 def naming(federation: Row) -> list[str]:
-    """How far the names of a deployed run's clients can be trusted; nothing of a simulation."""
+    """Words how far the names of a deployed run's clients can be trusted; nothing of a simulation."""
     if not federation.get("superlink"):
         return []
     if federation.get("registry"):

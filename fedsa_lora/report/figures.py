@@ -96,7 +96,7 @@ def clients_before_and_after(
 
 
 def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
-    """How many train examples of each class each client holds; blank where it has none."""
+    """Counts of each client's train examples by class; blank where it has none."""
     shares: Row = partition["clients"]
     names = in_order(shares)
     counts = np.array([shares[name]["classes"] for name in names], dtype=float).T

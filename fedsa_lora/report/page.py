@@ -62,7 +62,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why the run has no regular end, and what there is all the same."""
+    """The reason why the run has no regular end, and what there is all the same."""
 
     heading: str
     reason: str

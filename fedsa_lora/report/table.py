@@ -80,7 +80,7 @@ def _reached_table(summary: Row, measure: Measure) -> Table:
 
 
 def _failures(record: RunRecord) -> str:
-    """How many rounds were skipped and answers failed, and why; nothing where none did."""
+    """Counts skipped rounds and failed answers, with the reasons; nothing where there are none."""
     skipped, lost = (record.summary.get(key, 0) for key in ("skipped_rounds", "failures"))
     counts = [f"{counted(skipped, 'round')} skipped"] * bool(skipped)
     counts += [f"{counted(lost, 'answer')} failed"] * bool(lost)

@@ -30,7 +30,7 @@ MODEL_NAMES = {
 
 @dataclass(frozen=True)
 class Reached:
-    """What one kind of model reaches over all clients, as text."""
+    """Results of one kind of model over all clients, as text."""
 
     model: str
     mean: str
@@ -41,7 +41,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether federation was better than training alone: a short answer, a sentence, and its tone."""
+    """Verdict whether federation was better than training alone: a short answer, a sentence, and its tone."""
 
     answer: str
     sentence: str
@@ -233,7 +233,7 @@ def _reached(key: str, summary: Row, measure: Measure) -> Reached:
 
 
 def under_attack(attack: Row, measure: Measure) -> str:
-    """What an attack achieved at those that had no part in it, beside what they reach without it."""
+    """Words what an attack achieved at those that had no part in it, beside what they reach without it."""
     return (
         f"With the trigger of clients {listed([str(client) for client in attack['clients']])}, "
         f"{percent(attack['success'])} of the examples of other classes are called class {attack['target']} "

@@ -124,7 +124,7 @@ def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
 def first_at(
     curve: Sequence[tuple[float, float]], target: float, higher_is_better: bool = True
 ) -> float | None:
-    """What it took until the target was first reached; ``curve`` has (rounds, bytes or seconds so far,
+    """Cost until the target was first reached; ``curve`` has (rounds, bytes or seconds so far,
     value) in the order of time. None when it never was."""
     if higher_is_better:
         return next((spent for spent, value in curve if value >= target), None)

@@ -1,4 +1,4 @@
-"""What the run came to for each client: data, what it reaches alone and federated, bytes and failures."""
+"""Outcome of a run for each client: data, what it reaches alone and federated, bytes and failures."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ class ClientOutcome:
 
 @dataclass(frozen=True)
 class Remark:
-    """What was wrong with answers of a client (None: of nobody knows whose), of which kind it was, and the
+    """A fault of answers of a client (None: of nobody knows whose), of which kind it was, and the
     rounds in which it was."""
 
     client: str | None
@@ -79,7 +79,7 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
 
 
 def remarks(record: RunRecord) -> list[Remark]:
-    """What was wrong with which answers, by client; what repeats in each round is told once."""
+    """Faults of answers, by client; one that repeats in each round is told once."""
     rounds: dict[tuple[str | None, str, str], list[int]] = defaultdict(list)
     for row in record.rounds:
         for remark in row.get("remarks") or []:

@@ -1,4 +1,4 @@
-"""How a run stands now, read from its directory while it is being written."""
+"""State of a run, read from its directory while it is being written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = "No fit_metrics_aggregation_fn provided"  # Flower's, in every run: our 
 
 @dataclass
 class ClientSeen:
-    """What the server knows of a client: ``answers`` are rounds that it trained in, ``value`` its primary
+    """A client as the server knows it: ``answers`` are rounds that it trained in, ``value`` its primary
     measure as last measured."""
 
     value: float | None = None
@@ -92,13 +92,13 @@ class RunProgress:
 
     @property
     def moved(self) -> float:
-        """When something was last written, in seconds since 1970."""
+        """Time when something was last written, in seconds since 1970."""
         files = ("status.json", ROUNDS, CLIENTS, SERVER_LOG, "logs/flower.log", "logs")
         return max(map(self._changed, files))
 
     @property
     def quiet(self) -> bool:
-        """Whether a run that has not ended wrote nothing for so long that it may have been killed."""
+        """True where a run that has not ended wrote nothing for so long that it may have been killed."""
         usual = median([row.get("seconds") or 0.0 for row in self.rounds] or [0.0])
         waited = time.time() - self.moved
         return self.state in (STARTING, "running") and waited > max(QUIET_SECONDS, 5 * usual)

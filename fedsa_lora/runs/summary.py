@@ -87,7 +87,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
 
 
 def attacked(attack: Backdoor | None, final: Sequence[Row], primary: Measure) -> dict[str, Any] | None:
-    """What an attack achieved, on the mean over the clients that had no part in it, and their primary measure
+    """Result of an attack, on the mean over the clients that had no part in it, and their primary measure
     without its trigger; None without an attack."""
     if attack is None:
         return None
@@ -119,7 +119,7 @@ def _last(rounds: Sequence[Row], key: str) -> float | None:
 
 
 def remarked(rounds: Sequence[Row], kind: str) -> dict[str, int]:
-    """How many answers of each client were of a kind; those of which none was are left out."""
+    """Counts each client's answers of a kind; clients without one are left out."""
     remarks = (remark for row in rounds for remark in row.get("remarks") or [])
     clients = Counter(remark["client"] for remark in remarks if remark["kind"] == kind)
     return {client: clients[client] for client in in_order(clients)}
@@ -158,7 +158,7 @@ def training_bytes(rounds: Sequence[Row], fits: Sequence[Row]) -> list[int]:
 def to_target(
     rounds: Sequence[Row], fits: Sequence[Row], primary: Measure, alone: float | None
 ) -> dict[str, Any] | None:
-    """What it took until the mean over clients first reached that of training alone; None without one.
+    """Cost until the mean over clients first reached that of training alone; None without one.
 
     ``bytes`` and ``seconds`` are those of training until then, both ways and of all clients, without
     what was measured in between. All are None where the target was never reached.
@@ -184,7 +184,7 @@ def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:
 
 
 def proof(store_dir: Path, fits: Sequence[Row], salted: bool = False) -> dict[str, Any]:
-    """What shows that private tensors stayed where they belong.
+    """Evidence that private tensors stayed where they belong.
 
     ``chain_breaks``: fits that did not start from the private state that the same client had
     after its fit before. ``distinct_b``: no two clients ended with the same private state; None where their

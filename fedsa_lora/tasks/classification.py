@@ -1,4 +1,4 @@
-"""What every classification task shares: classes, what clients call them, and metrics of logits."""
+"""The common part of classification tasks: classes, what clients call them, and metrics of logits."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ClassificationTask(DividedTask):
         """The same inputs with the trigger of an attack in each."""
 
     def describe(self) -> FederationData:
-        """Who holds how many examples, and who poisons them. Raises ConfigError for an attack that cannot
-        be."""
+        """Counts each client's examples, and names those who poison them. Raises ConfigError for an attack
+        that cannot be."""
         found = super().describe()
         if self.attack is None:
             return found

@@ -127,7 +127,7 @@ class GenerationTask(TextData):
         return torch.stack([losses.sum(dim=1), tokens, torch.tensor(right, device=tokens.device)], dim=1)
 
     def write(self, model: Any, batch: Batch) -> list[str]:
-        """What the model answers to the prompts of a batch, by greedy decoding."""
+        """Generates the answers to the prompts of a batch, by greedy decoding."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
         from transformers import GenerationConfig
@@ -160,7 +160,7 @@ class GenerationTask(TextData):
 
 
 def same_answer(written: str, wanted: str) -> bool:
-    """Whether two answers end in the same number; in the same words where the wanted one has no number."""
+    """True where two answers end in the same number; in the same words where the wanted one has no number."""
     number = final_number(wanted)
     return written.strip() == wanted.strip() if number is None else final_number(written) == number
 

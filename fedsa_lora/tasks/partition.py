@@ -1,4 +1,4 @@
-"""Who holds which rows: train, validation and test parts of a client all follow its train partition."""
+"""Partition of the rows: train, validation and test parts of a client all follow its train partition."""
 
 from __future__ import annotations
 

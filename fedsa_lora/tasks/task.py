@@ -1,4 +1,4 @@
-"""What the client and the server need of a task: a model, a client's data, a loss and metrics."""
+"""Interface of a task to client and server: a model, a client's data, a loss and metrics."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class ClientShare:
-    """How much of the data a client holds: counts of examples, and of train examples by class."""
+    """A client's share of the data: counts of examples, and of train examples by class."""
 
     train: int
     validation: int
@@ -74,7 +74,7 @@ class ClientShare:
 
 @dataclass(frozen=True)
 class RowCount:
-    """How many rows of a split were read, and how many of them no client has, by the reason."""
+    """Counts of the rows of a split that were read, and of those that no client has, by the reason."""
 
     split: str
     read: int
@@ -88,7 +88,7 @@ class RowCount:
 
 @dataclass(frozen=True)
 class FederationData:
-    """Who holds what: shown by ``--dry-run`` and drawn in the report."""
+    """The clients' shares of the data: shown by ``--dry-run`` and drawn in the report."""
 
     labels: tuple[str, ...]
     clients: dict[str, ClientShare]
@@ -96,7 +96,7 @@ class FederationData:
     rows: tuple[RowCount, ...] = ()
 
     def classes_in_words(self) -> str:
-        """How many classes there are, and their names."""
+        """Number of the classes, and their names."""
         if not self.labels:
             return "none"
         return f"{len(self.labels)}: {listing(cut(label, 40) for label in self.labels)}"
@@ -140,7 +140,7 @@ class Task(Protocol):
         ...
 
     def describe(self) -> FederationData:
-        """Who holds how many examples of which class."""
+        """Counts each client's examples of each class."""
         ...
 
     def client_labels(self, client: str) -> tuple[str, ...]:
@@ -160,7 +160,8 @@ class Task(Protocol):
         ...
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """What metrics are made of, (batch, ...) by example: for classes the logits (batch, classes)."""
+        """Predictions that metrics are made of, (batch, ...) by example: for classes the logits (batch,
+        classes)."""
         ...
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:

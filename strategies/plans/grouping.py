@@ -1,4 +1,4 @@
-"""Which clients belong together, by the direction of their updates."""
+"""Groups of clients, by the direction of their updates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMBER, DIRECTION = "member/", "direction/"  # by client in the memory of a chec
 
 @dataclass(frozen=True)
 class Clusters(Group):
-    """How clients are grouped: into ``groups``, or as many as are farther apart than ``distance``
+    """Settings of groups: into ``groups``, or as many as are farther apart than ``distance``
     (1 - cosine, averaged over pairs).
 
     All are one group for the first ``after`` rounds, and are then grouped anew every ``every`` rounds
@@ -55,7 +55,7 @@ class Clusters(Group):
             raise ConfigError(f"ema={self.ema:g}: expected at least 0 and below 1")
 
     def due(self, round_: int) -> bool:
-        """Whether clients are grouped at the end of a round."""
+        """True where clients are grouped at the end of a round."""
         return round_ == self.after or (
             self.every > 0 and round_ > self.after and (round_ - self.after) % self.every == 0
         )

@@ -80,7 +80,7 @@ class Admission(Generic[Res]):
 
     @property
     def failures(self) -> list[Remark]:
-        """Why an answer is not there to go on with."""
+        """Remarks on answers that are not there to go on with."""
         return [remark for remark in self.remarks if remark.kind != "clipped"]
 
     @property

@@ -1,4 +1,4 @@
-"""How large an upload may be and how many may be rejected: what is believed of well-formed answers."""
+"""Bounds on the size of uploads and on the number of rejected ones: what is believed of sound answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by 
 
 @dataclass(frozen=True)
 class Bounds(Group):
-    """What an upload may be at most.
+    """Largest upload that is taken.
 
     ``norm``: the L2 norm of an update; ``median_factor``: the same in medians of the round. Given both,
     the smaller one counts; None: no bound. What exceeds it is rejected or clipped (``action``), that is,
@@ -164,7 +164,7 @@ def _norm(update: Update) -> float:
 
 
 def _sizes(layout: Layout, update: Update) -> list[int]:
-    """How many values of each tensor the client has to share, sent or left out by its codec."""
+    """Number of values of each tensor that the client has to share, sent or left out by its codec."""
     return [spec.size * (spec.name in update.shared) for spec in layout.limited(update.rank)]
 
 

@@ -17,7 +17,7 @@ from strategies.round.admission import Admission, Answer
 
 
 class Recorder(Protocol):
-    """Where a round is written down."""
+    """Receives the rows of a round."""
 
     def client(self, row: dict[str, Any]) -> None: ...
     def round(self, row: dict[str, Any]) -> None: ...
@@ -38,7 +38,7 @@ class Unwritten:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When all clients are evaluated: every ``every`` rounds and in the last one.
+    """Rounds in which all clients are evaluated: every ``every`` rounds and in the last one.
 
     ``before``: clients also measure their own model before aggregation. ``reference``: in the
     last round each client also trains alone, to be compared with.
@@ -53,11 +53,11 @@ class Evaluation:
         return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
 
     def compares_before(self, round_: int) -> bool:
-        """Whether clients measure their own model before aggregation then."""
+        """True where clients measure their own model before aggregation then."""
         return self.before and self.due(round_)
 
     def trains_alone(self, round_: int) -> bool:
-        """Whether clients also train alone then, for as many rounds as the run has."""
+        """True where clients also train alone then, for as many rounds as the run has."""
         return self.reference and round_ == self.rounds
 
 
@@ -105,7 +105,7 @@ class Ledger:
             self.recorder.client(row)
 
     def aggregated(self, said: dict[str, Any]) -> None:
-        """What is known of the round once it is aggregated."""
+        """Adds facts of the round that are known once it is aggregated."""
         self._row |= said
 
     def evaluate(self, admission: Admission[EvaluateRes]) -> list[dict[str, Any]]:

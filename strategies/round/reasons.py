@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class Cause(Protocol):
-    """What was wrong with the answer of a client."""
+    """A fault of the answer of a client."""
 
     @property
     def client(self) -> str | None: ...

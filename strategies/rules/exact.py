@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Combined:
-    """What a round made of the clients' values.
+    """New common values of a round.
 
     ``shared``: the new server value of every tensor of the layout, by name. ``merge``, by layer: what
     every client adds to its frozen weight W0, as factors A (n, d_in) and B (d_out, n) in float32 of
@@ -88,7 +88,7 @@ def pairs(layout: Layout) -> dict[str, Pair]:
 
 
 def _multiply(specs: Sequence[TensorSpec]) -> bool:
-    """Whether these are an A (r, ...) and a B (d_out, r), the latter perhaps with trailing axes of 1."""
+    """True where these are an A (r, ...) and a B (d_out, r), the latter perhaps with trailing axes of 1."""
     if [spec.role for spec in specs] != ["A", "B"]:
         return False
     a, b = (spec.shape for spec in specs)

@@ -1,4 +1,5 @@
-"""What the server makes of the updates: a Flower strategy's numbers, or an exact rule for LoRA factors."""
+"""Rules that make new common values of the updates: a Flower strategy's numbers, or an exact rule for LoRA
+factors."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ class Rule(ABC):
 
 
 def rule_for(inner: Strategy, layout: Layout) -> Rule:
-    """How an inner strategy is to be given what clients sent."""
+    """The rule by which an inner strategy is given what clients sent."""
     if isinstance(inner, FactorRule):
         return OfFactors(inner, layout)
     return OfMean(inner, layout) if can(inner, "linear") else OfEach(inner, layout)
@@ -167,7 +168,7 @@ def _aggregated(
     updates: Sequence[Update],
     results: list[FitRes],
 ) -> Vector:
-    """What the inner strategy makes of the results. What nobody shared keeps its value, whatever
+    """Aggregates the results with the inner strategy. What nobody shared keeps its value, whatever
     momentum says, and the strategy's own copy of the values is that of the server, in float32."""
     pairs: Any = [(None, result) for result in results]  # no strategy of Flower looks at the node
     parameters, _ = inner.aggregate_fit(server_round=round_, results=pairs, failures=[])
