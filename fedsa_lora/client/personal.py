@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import SplitError, WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.arrays import Arrays, Layout, NamedArrays, Vector, check_vector
 from fedsa_lora.exchange.broadcast import changed, unpack_factors
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import AdapterSplit, SplitPolicy, Turn
@@ -23,8 +23,6 @@ MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_o
 PERSONAL = "personal/"  # by tensor: its own model beside the common one, if it keeps one
 # By soft tensor: a round's start, end and broadcast; TRAINED of all that may be shared where a run keeps it.
 START, TRAINED, COMMON = "start/", "trained/", "common/"
-
-Arrays = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def _held(
     if not header.codec:
         if len(carried.specs) != len(pool.specs):
             raise WireError("a whole broadcast must carry every tensor that may be shared")
-        return wire.check_vector(payload, pool.size)
+        return check_vector(payload, pool.size)
     if downlink is None or downlink.name != header.codec:
         expected = "none" if downlink is None else downlink.name
         raise WireError(f"the broadcast is coded by {header.codec!r}, this client reads {expected}")

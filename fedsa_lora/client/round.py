@@ -19,7 +19,6 @@ from fedsa_lora.client.personal import (
     RESIDUAL,
     START,
     TRAINED,
-    Arrays,
     Received,
     others,
     personal,
@@ -30,7 +29,7 @@ from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, scored
-from fedsa_lora.exchange.arrays import NamedArrays, Vector, cut, digest, padded
+from fedsa_lora.exchange.arrays import Arrays, NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Outcome

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import LayoutError
+from fedsa_lora.errors import LayoutError, WireError
 
 Vector = NDArray[np.float32]
 NamedArrays = Mapping[str, NDArray[np.float32]]
+Arrays = dict[str, NDArray[np.float32]]
 Role = Literal["A", "B", "head", "base"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -203,3 +204,21 @@ def digest(arrays: NamedArrays) -> str:
         state.update(f"{name}{array.dtype.str}{array.shape}".encode())
         state.update(array.tobytes())
     return state.hexdigest()[:16]
+
+
+def check_vector(array: NDArray[Any], size: int | None = None) -> Vector:
+    """A float32 vector (size,), all values finite. Raises WireError for anything else; nothing is cast
+    or broadcast to fit."""
+    fits = array.ndim == 1 if size is None else array.shape == (size,)
+    if array.dtype != np.float32 or not fits:
+        raise WireError(
+            f"expected float32 ({'n' if size is None else size},), got {array.dtype} {array.shape}"
+        )
+    return check_finite(array)
+
+
+def check_finite(values: Vector) -> Vector:
+    """The values, if all are finite. Raises WireError otherwise."""
+    if not np.isfinite(values).all():
+        raise WireError(f"{int((~np.isfinite(values)).sum())} values are NaN or infinite")
+    return values

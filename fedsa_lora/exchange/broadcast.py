@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import WireError
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout, Vector, check_vector
 from fedsa_lora.exchange.codec import Codec
-from fedsa_lora.exchange.wire import check_vector
 
 Matrix = NDArray[np.float32]
 

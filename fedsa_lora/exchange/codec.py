@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, WireError
-from fedsa_lora.exchange.arrays import Vector
+from fedsa_lora.exchange.arrays import Vector, check_vector
 from fedsa_lora.exchange.numbers import FORMATS, NumberFormat, Numbers, numbers
 from fedsa_lora.exchange.positions import Bytes, Positions
 from fedsa_lora.group import Group
@@ -156,10 +156,3 @@ class Dense(Codec):
 
     def max_bytes(self, size: int) -> int:
         return self.numbers.bytes_of(size)
-
-
-def check_vector(vector: NDArray[Any]) -> None:
-    if vector.dtype != np.float32 or vector.ndim != 1:
-        raise WireError(f"expected float32 (n,), got {vector.dtype} {vector.shape}")
-    if not np.isfinite(vector).all():
-        raise WireError(f"{int((~np.isfinite(vector)).sum())} values are NaN or infinite")

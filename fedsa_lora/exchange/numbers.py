@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import WireError
-from fedsa_lora.exchange.arrays import Vector
+from fedsa_lora.exchange.arrays import Vector, check_finite
 
 Bytes = NDArray[np.uint8]
 NumberFormat = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -61,9 +61,7 @@ class Floats:
 
     def decode(self, payload: Bytes, count: int) -> Vector:
         values = self.read(_expect(payload, self.bytes_of(count), count, self.name))
-        if not np.isfinite(values).all():
-            raise WireError(f"{int((~np.isfinite(values)).sum())} values are NaN or infinite")
-        return values
+        return check_finite(values)
 
 
 def _write_fp32(values: Vector) -> Bytes:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, WireError
 from fedsa_lora.exchange import positions as coding
-from fedsa_lora.exchange.arrays import Vector
-from fedsa_lora.exchange.codec import Codec, Sparse, check_vector
+from fedsa_lora.exchange.arrays import Vector, check_vector
+from fedsa_lora.exchange.codec import Codec, Sparse
 from fedsa_lora.exchange.numbers import NumberFormat, Numbers
 from fedsa_lora.exchange.positions import Bytes, Positions, decode_positions, encode_positions
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import LayoutError, WireError
-from fedsa_lora.exchange.arrays import Layout, Vector
+from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.reported import Numbers
 
 KEY = "fedsa"
@@ -233,16 +233,6 @@ def _announced(content: bytes) -> tuple[str, tuple[int, ...]]:
     except Exception:  # NumPy's parser meets hostile text with errors of many kinds
         return "no NumPy array", ()
     return dtype.str, shape
-
-
-def check_vector(array: NDArray[Any], size: int) -> Vector:
-    """A float32 vector (size,), all values finite. Raises WireError for anything else; nothing is cast
-    or broadcast to fit."""
-    if array.dtype != np.float32 or array.shape != (size,):
-        raise WireError(f"expected float32 ({size},), got {array.dtype} {array.shape}")
-    if not np.isfinite(array).all():
-        raise WireError(f"{int((~np.isfinite(array)).sum())} values are NaN or infinite")
-    return array
 
 
 def check_size(values: NDArray[Any]) -> None:

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import Objective, TrainReport, predict, train
 from fedsa_lora.tasks.task import Examples, Task
 
-Arrays = dict[str, NDArray[np.float32]]
 Extension = Callable[[AdapterModel], AbstractContextManager[Mapping[str, nn.Parameter]]]
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.exchange.arrays import Arrays, Layout, NamedArrays
 from fedsa_lora.group import Group
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.seeds import generator, torch_seed
@@ -25,7 +25,7 @@ from fedsa_lora.tasks.task import Examples
 if TYPE_CHECKING:
     from fedsa_lora.learning.adapters import AdapterModel
     from fedsa_lora.learning.importance import Scoring
-    from fedsa_lora.learning.job import Arrays, Job, Outcome
+    from fedsa_lora.learning.job import Job, Outcome
     from fedsa_lora.settings import RunConfig
 
 Lesson: TypeAlias = "Generator[Job, Outcome, Outcome]"

@@ -9,7 +9,7 @@ from flwr.common import FitRes
 
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout
+from fedsa_lora.exchange.arrays import Layout, check_vector
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Turn
 from fedsa_lora.exchange.stages import upload
@@ -48,7 +48,7 @@ class Decoder:
         )
         wire.check_digest(header, payload)
         sent = upload(self.codec).undo(payload, part.size)
-        wire.check_vector(sent.values, sent.values.size)
+        check_vector(sent.values, sent.values.size)
         wire.check_size(sent.values)
         index, positions = self.layout.index(part), sent.positions
         if index is not None:

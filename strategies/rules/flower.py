@@ -14,8 +14,7 @@ from flwr.server.strategy import FedAvgM, FedOpt, Strategy
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
-from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector, check_vector
 from strategies.rules.abilities import can, layers
 from strategies.rules.exact import FactorRule
 from strategies.rules.factors import Factors
@@ -195,7 +194,7 @@ def _sound(inner: Strategy, parameters: Parameters, layout: Layout) -> Vector:
     """The aggregate as float32, to be written to. Raises RunError when it is not such a vector."""
     try:
         (vector,) = parameters_to_ndarrays(parameters)
-        return np.array(wire.check_vector(vector.astype(np.float32, copy=False), layout.size))
+        return np.array(check_vector(vector.astype(np.float32, copy=False), layout.size))
     except (WireError, ValueError) as error:
         raise RunError(f"strategy {type(inner).__name__} made an unusable aggregate: {error}") from None
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.exchange.arrays import Layout, TensorSpec, check_vector
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.exchange.reported import of_evaluation, of_training
 
@@ -275,14 +275,14 @@ def test_another_dtype_or_shape_is_refused_and_never_cast_or_broadcast(array):
         received(sent(array), max_bytes=10**6)
     assert str(array.shape) in str(caught.value)
     with pytest.raises(WireError, match=r"expected float32 \(10,\), got"):
-        wire.check_vector(array, LAYOUT.size)
+        check_vector(array, LAYOUT.size)
 
 
 @pytest.mark.case(9)
 @pytest.mark.parametrize("array", [VECTOR[:-1], np.append(VECTOR, np.float32(0)), VECTOR[:1], VECTOR[:0]])
 def test_a_vector_of_another_length_is_refused(array):
     with pytest.raises(WireError, match=r"expected float32 \(10,\), got"):
-        wire.check_vector(array, LAYOUT.size)
+        check_vector(array, LAYOUT.size)
 
 
 @pytest.mark.case(11)
@@ -298,8 +298,8 @@ def test_values_that_are_not_finite_are_counted_and_refused(bad):
     vector = VECTOR.copy()
     vector[[2, 5]] = bad
     with pytest.raises(WireError, match="2 values are NaN or infinite"):
-        wire.check_vector(vector, LAYOUT.size)
-    assert wire.check_vector(VECTOR, LAYOUT.size) is VECTOR
+        check_vector(vector, LAYOUT.size)
+    assert check_vector(VECTOR, LAYOUT.size) is VECTOR
 
 
 @pytest.mark.case(10)
@@ -392,7 +392,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 def let_in(content: bytes) -> None:
     vector = received([content])
     wire.check_digest(UPLOAD, vector)
-    wire.check_vector(vector, LAYOUT.size)
+    check_vector(vector, LAYOUT.size)
 
 
 @pytest.mark.case(14)
