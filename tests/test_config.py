@@ -3,7 +3,6 @@
 import re
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from flwr.server.strategy import FedAdam, FedAvg, FedProx
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedsa_lora import config as config_module
+from fedsa_lora.config import compose as config_module
 from fedsa_lora.config.changes import changes, changes_of
-from fedsa_lora.config.compose import CONF, load, places, read_config, to_yaml
+from fedsa_lora.config.compose import CONF, PACKAGE, load, places, read_config, to_yaml
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
@@ -469,10 +468,8 @@ def test_what_is_no_config_of_a_run_is_refused(tmp_path, content, said):
 
 def test_conf_lies_beside_or_in_the_package():
     assert (CONF / "run.yaml").is_file()
-    assert CONF.parent in (
-        Path(load.__code__.co_filename).parent,
-        Path(load.__code__.co_filename).parent.parent,
-    )
+    assert CONF.parent in (PACKAGE, PACKAGE.parent)
+    assert (PACKAGE / "cli.py").is_file()
 
 
 def test_a_title_is_the_experiments_or_of_the_data_and_holds_no_overrides(tmp_path):
