@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import orth
 
 Matrix = NDArray[np.floating]
 T = TypeVar("T")
@@ -21,11 +22,9 @@ def cosine(one: Matrix, two: Matrix) -> float:
 
 
 def basis(matrix: Matrix) -> Matrix:
-    """Orthonormal columns that span the columns of a matrix (d, r): (d, rank)."""
-    left, values, _ = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    tolerance = values.max(initial=0.0) * max(matrix.shape) * np.finfo(np.float32).eps
-    kept: Matrix = left[:, values > tolerance]
-    return kept
+    """Orthonormal columns that span the columns of a matrix (d, r), to the accuracy of float32: (d, rank)."""
+    columns: Matrix = orth(matrix.astype(np.float64), rcond=max(matrix.shape) * np.finfo(np.float32).eps)
+    return columns
 
 
 def overlap(one: Matrix, two: Matrix) -> float:
