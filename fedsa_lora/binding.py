@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -84,8 +85,14 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
         return None
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+        place = importlib.import_module(module)
+    except Exception as error:  # also what a plug-in raises where it is imported
+        faults.append(
+            f"{path}._target_={target}: no such class, as {module} cannot be imported "
+            f"({type(error).__name__}: {error}); install it, or have its folder on PYTHONPATH"
+        )
+        return None
+    if (found := getattr(place, name, None)) is None:
         faults.append(unknown(f"{path}._target_={target}", "class", _neighbours(module), name))
         return None
     if not inspect.isclass(found):
@@ -107,7 +114,9 @@ def check_arguments(
     declares, or that it needs and that is neither given nor one of ``known``."""
     parameters, hints = _constructor(cls)
     for key, value in arguments.items():
-        if key in hints:
+        if isinstance(value, float) and not math.isfinite(value):
+            faults.append(f"{_join(path, key)}: {value!r} is out of range; expected a finite number")
+        elif key in hints:
             value_of(hints[key], value, _join(path, key), faults)
         elif key not in parameters and key != TARGET:
             faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", list(parameters)))

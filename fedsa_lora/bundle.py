@@ -49,7 +49,7 @@ def unpack(whole: RecordDict, size: int) -> dict[int, Part]:
 def _part(content: RecordDict) -> Part:
     if list(content) != [ERROR]:
         return content
-    told = content.config_records[ERROR]
+    told = content.config_records.get(ERROR, ConfigRecord())
     code, reason = told.get("code"), told.get("reason")
     if not isinstance(code, int) or not isinstance(reason, str):
         raise ValueError("it has an error without code and reason")

@@ -140,6 +140,16 @@ def test_an_answer_that_is_no_bundle_is_unreadable_for_each_client(reply):
             grid.pull_messages([one])
 
 
+@pytest.mark.parametrize("record", [ArrayRecord(), ConfigRecord(), ConfigRecord({"code": "1", "reason": ""})])
+def test_an_error_that_is_none_is_unreadable_for_each_client(record):
+    whole = pack({1: content("one")}, 2)
+    whole["0/error"] = record
+    grid, ids = asked(whole)
+    for one in ids:
+        with pytest.raises(UnreadableReply, match="an error without code and reason"):
+            grid.pull_messages([one])
+
+
 def test_a_client_that_is_asked_again_gets_a_message_of_its_own():
     grid, (first, _) = asked(pack({0: content("zero"), 1: content("one")}, 2))
     grid.pull_messages([first])

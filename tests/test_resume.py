@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 from disk import full, watching
 from test_methods import checkpoint, rows, states
 
-from fedsa_lora.config.compose import to_yaml
+from fedsa_lora.config.compose import read_config, to_yaml
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import digest
-from fedsa_lora.launch.resuming import differences, is_complete, to_resume
+from fedsa_lora.launch.resuming import differences, is_complete, to_resume, with_defaults
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_run
@@ -271,3 +273,14 @@ def test_a_run_that_says_completed_with_fewer_rounds_than_its_config_asks_for_is
     (copy / "config.yaml").write_text(to_yaml(config))
     assert not is_complete(copy)
     assert to_resume(copy, ["federation.rounds=3"], allow=True)[0].federation.rounds == 3
+
+
+def test_a_key_that_an_earlier_version_did_not_have_is_no_difference(finished):
+    before = read_config(finished)
+    older = deepcopy(before.resolved)
+    del older["federation"]["clients_per_node"], older["run"]["allow_changed_data"]
+    known = with_defaults(replace(before, resolved=older), before.resolved)
+    assert list(differences(known, before.resolved)) == []
+    other = deepcopy(before.resolved)
+    other["federation"]["clients_per_node"] = 2
+    assert list(differences(known, other)) == ["federation.clients_per_node: 1 -> 2"]

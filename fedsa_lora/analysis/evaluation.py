@@ -30,7 +30,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import EVALUATION, read_json
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.task import Examples
+from fedsa_lora.tasks.task import Examples, measured
 
 
 def evaluate_run(
@@ -78,7 +78,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
         job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
         (outcome,) = bench.trainer([replace(job, asked=(everything,))])
         labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
-        values[client] = task.evaluate(outcome.answers[0], np.concatenate(labels))[primary]
+        values[client] = measured(task, outcome.answers[0], np.concatenate(labels))[primary]
     return {"examples": len(everything), primary: values}
 
 

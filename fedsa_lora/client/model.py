@@ -16,7 +16,7 @@ from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.personalisation import LocalRound
 from fedsa_lora.predictions import from_logits
 from fedsa_lora.store import ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples, Task
+from fedsa_lora.tasks.task import ClientData, Examples, Task, measured
 
 
 class ClientModel:
@@ -70,7 +70,7 @@ class ClientModel:
         if names and self.data.attacked:
             asked.append(self.data.attacked)
         (outcome,) = self.bench.trainer([replace(job, asked=asked)])
-        metrics = task.evaluate(outcome.answers[0], data.labels)
+        metrics = measured(task, outcome.answers[0], data.labels)
         if recorded is not None and names:
             self.store.record(from_logits(recorded, names, data.labels, outcome.answers[0]))
         for examples, answers in zip(asked[1:], outcome.answers[1:], strict=True):
@@ -93,4 +93,4 @@ def majority(task: Task, train_part: Examples, test_part: Examples) -> float:
     of a task with classes."""
     logits = np.zeros((len(test_part), len(task.labels())), np.float32)
     logits[:, np.bincount(train_part.labels).argmax()] = 1
-    return task.evaluate(logits, test_part.labels)[task.measures[0].name]
+    return measured(task, logits, test_part.labels)[task.measures[0].name]

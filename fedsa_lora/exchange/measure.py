@@ -84,6 +84,10 @@ RESERVED = frozenset(
         "excluded", "asked", "shared", "split", "groups", "aggregation_error", "measured_clients",
         "evaluated", "training_bytes", "rounds", "bytes", "alone", "took_part", "validation", "curve",
         "data", "agreement", "measure", "mean", "group_sizes", "threshold",
+        # and the families of metrics.prom
+        "run_state", "rounds_total", "rounds_planned", "failures_total", "traffic_bytes_total",
+        "rounds_seconds_total", "last_round_timestamp_seconds", "round_clients", "round_loss",
+        "round_seconds",
     )
 )  # fmt: skip
 
@@ -91,9 +95,8 @@ RESERVED = frozenset(
 def faults(measures: object) -> list[str]:
     """Faults of what a task declares as its ``measures``, a line each; none where they are of use."""
     if not isinstance(measures, tuple) or not measures:
-        return [
-            "measures: none declared; expected a tuple of Measure, the one that clients are compared by first"
-        ]
+        given = f"a {type(measures).__name__}" if measures else "none declared"
+        return [f"measures: {given}; expected a tuple of Measure, the one that clients are compared by first"]
     if strange := [entry for entry in measures if not isinstance(entry, Measure)]:
         return [
             f"measures: {strange[0]!r} is no Measure; expected Measure(name, range, higher_is_better, format)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
-from fedsa_lora.group import CHANGEABLE, marked
+from fedsa_lora.group import CHANGEABLE, Group, marked
 from fedsa_lora.runs.interrupted import alone, recorded_rounds
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
@@ -31,7 +31,7 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
         pass
     words = [*_words(run_dir), *changes]
     config = load([*words, "run.resume=true"], default_dir=str(run_dir.resolve()))
-    lines = list(differences(before.resolved, config.resolved))
+    lines = list(differences(with_defaults(before, config.resolved), config.resolved))
     fixed = [line for line in lines if not _is_changeable(line.partition(":")[0])]
     if fixed:
         raise ConfigError(
@@ -74,6 +74,18 @@ def to_run_again(words: Sequence[str]) -> str:
     return shlex.join(
         ["fedsa-lora", "run", *(word for key, word in last.items() if key not in OF_THE_MOMENT)]
     )
+
+
+def with_defaults(before: RunConfig, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved config of a run, with the keys of groups that there are ``now`` and that it was written
+    without, by an earlier version, at their defaults."""
+    node = dict(before.resolved)
+    for name, group in node.items():
+        bound, known = getattr(before, name), now.get(name)
+        if isinstance(bound, Group) and isinstance(group, Mapping) and isinstance(known, Mapping):
+            new = [key for key in known if key not in group and hasattr(bound, key)]
+            node[name] = {**group, **{key: getattr(bound, key) for key in new}}
+    return node
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedsa_lora.bundle import Part, pack, unpack
-from strategies.round.replies import Replies, UnreadableReply
+from strategies.round.replies import OF_ALL, Replies, UnreadableReply
 
 Parts = dict[int, Message]  # the messages to clients of one node, by place on the node
 LOST = Error(ErrorCode.NODE_UNAVAILABLE, "its node cannot be reached")
@@ -114,10 +114,12 @@ class ClientGrid(Grid):
                 answers = dict.fromkeys(self._sent[message_id], replies[0].error)
             else:
                 answers = unpack(replies[0].content, self._each)
-        except UnreadableReply as error:
+        except (*OF_ALL, UnreadableReply) as error:
+            if not isinstance(error, UnreadableReply):
+                raise
             answers = error
-        except ValueError as error:
-            answers = UnreadableReply(str(error))
+        except Exception as error:  # what a foreign app may answer fails in many ways
+            answers = UnreadableReply(f"{type(error).__name__}: {error}")
         parts = self._sent.pop(message_id)
         for part in parts.values():
             del self._carrier[part.metadata.message_id]

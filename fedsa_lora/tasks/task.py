@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
 
@@ -168,3 +169,20 @@ class Task(Protocol):
         """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
         the measure; the primary one, and the loss where it is a measure, must be among them."""
         ...
+
+
+def measured(task: Task, predictions: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, float]:
+    """The numbers of ``task.evaluate`` that the task declares, in its order; others stay where they are.
+
+    Raises ConfigError for a task that declares a number which its ``evaluate`` does not return.
+    """
+    numbers = task.evaluate(predictions, labels)
+    declared = [measure.name for measure in task.measures]
+    if missing := [name for name in declared if name not in numbers]:
+        raise ConfigError(
+            f"task: {type(task).__name__} declares the measures {listing(declared)}, and its evaluate "
+            f"returns no {listing(missing)}, only {listing(sorted(numbers)) or 'nothing'}: correct either",
+            sent="its evaluate does not return every measure that the task declares",
+            key="task",
+        )
+    return {name: float(numbers[name]) for name in declared}

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 from flwr.common import Code, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server.strategy import FedAvgM, FedOpt, Strategy
+from flwr.server.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    FedAvgM,
+    FedOpt,
+    Strategy,
+)
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import RunError, WireError
@@ -32,15 +37,18 @@ class Step:
 
 SERVER = "server/"  # in the memory of a checkpoint: what a strategy of Flower remembers of earlier rounds
 _REMEMBERED = ("m_t", "v_t", "momentum_vector")
+ADAPTED = SERVER + "clipping_norm"
 
 
 def remembered(inner: Strategy) -> dict[str, NDArray[Any]]:
-    """The momentum of a server optimizer, by name; nothing of a strategy without."""
+    """The momentum of a server optimizer and a norm that adapts, by name; nothing of a strategy without."""
     found = {}
     for layer in layers(inner):
         for name in _REMEMBERED:
             if values := getattr(layer, name, None):
                 found[SERVER + name] = values[0]
+        if isinstance(layer, DifferentialPrivacyServerSideAdaptiveClipping):
+            found[ADAPTED] = np.array([layer.clipping_norm], float)
     return found
 
 
@@ -50,6 +58,8 @@ def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
         for name in _REMEMBERED:
             if SERVER + name in memory and hasattr(layer, name):
                 setattr(layer, name, [memory[SERVER + name]])
+        if isinstance(layer, DifferentialPrivacyServerSideAdaptiveClipping) and ADAPTED in memory:
+            layer.clipping_norm = float(memory[ADAPTED][0])
     _set_values(inner, vector)
 
 

@@ -132,6 +132,16 @@ class Inner(Group):
                 f"strategy: the noise of {name} is for a mean of all that were sampled; expected "
                 "federation.min_results=1"
             )
+        if not all(able(layer.kind, "averages") for layer in self.layers[1:]):
+            yield (
+                f"strategy: the noise of {name} is for a mean, and {self.layers[1].name} makes "
+                "something else of the updates; expected FedAvg within it"
+            )
+        if run.bounds.median_factor is not None:
+            yield (
+                f"bounds.median_factor: one client would move what others are held to, to which {name} adds "
+                "no noise; expected bounds=default, as its clipping bounds norms"
+            )
         if run.split.adaptive:
             yield (
                 f"split: {type(run.split).__name__} chooses by what clients send, to which {name} adds no "

@@ -1,5 +1,7 @@
 """The inner strategy of a config: what it is made of, what it can do, and what keeps it from being made."""
 
+import math
+
 import numpy as np
 import pytest
 from flwr.common import ndarrays_to_parameters
@@ -103,6 +105,12 @@ def test_faults_of_all_levels_are_listed_at_once():
     assert any("strategy.noise: no such argument" in fault for fault in found)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_argument_that_is_not_finite_is_a_fault_with_its_key(value):
+    (found,) = faults_of({**AROUND, "clipping_norm": value, "strategy": ONE})
+    assert found == f"strategy.clipping_norm: {value!r} is out of range; expected a finite number"
+
+
 def test_a_nested_strategy_composes_shows_in_the_plan_and_reads_back_equal():
     words = ["experiment=smoke", "strategy=dp_fixed_clipping", "strategy.noise_multiplier=0"]
     config = load(
@@ -121,6 +129,11 @@ def test_a_nested_strategy_composes_shows_in_the_plan_and_reads_back_equal():
         ((), "expected federation.min_results=1"),
         (("strategy.num_sampled_clients=9",), "num_sampled_clients=9: 4 are sampled"),
         (("split=importance",), "split: Importance chooses by what clients send"),
+        (
+            (f"++strategy.strategy._target_={FLOWER}FedAdam",),
+            "for a mean, and FedAdam makes something",
+        ),
+        (("bounds=median",), "one client would move what others are held to"),
         (("head=shared",), "expected head.count_weighted=false"),
         (
             ("clusters=updates",),

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from flwr.common import FitRes, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
     FedAdagrad,
     FedAdam,
@@ -298,6 +299,19 @@ def test_what_a_strategy_remembers_is_kept_and_recalled_through_one_around_it(na
             vectors[strategy] = rule_for(strategy, LAYOUT)(round_, vector, updates).vector
     assert np.array_equal(*vectors.values())
     assert bool(remembered(whole)) == (name not in ("FedAvg", "FedProx"))
+
+
+def test_a_clipping_norm_that_adapts_goes_on_where_it_was():
+    def adaptive() -> Strategy:
+        return DifferentialPrivacyServerSideAdaptiveClipping(
+            FedAvg(), 0.0, 4, initial_clipping_norm=0.05, clipped_count_stddev=0.0
+        )
+
+    before, after = adaptive(), adaptive()
+    before.clipping_norm = 0.07
+    recall(after, remembered(before), START)
+    assert after.clipping_norm == 0.07
+    assert remembered(clipped(FedAvg(), 0.5)) == {}, "a fixed one is the config's"
 
 
 def test_a_strategy_around_another_is_given_every_client_and_clips_each():

@@ -5,7 +5,9 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from language import Surprise, words_of_a_run, write_sums, write_tokenizer
 
@@ -19,6 +21,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
 from fedsa_lora.tasks.generation import GenerationTask
+from fedsa_lora.tasks.task import measured
 from fedsa_lora.telemetry.exposition import METRICS
 
 PERPLEXITY = Surprise.measures[0]
@@ -193,7 +196,9 @@ def test_a_comparison_prefers_the_lower(words, tmp_path, capsys):
 
 CHANGES = {
     "no measures": ((), "none declared; expected a tuple of Measure"),
-    "as ranges": ({"accuracy": (0.0, 1.0)}, "none declared; expected a tuple of Measure"),
+    "as ranges": ({"accuracy": (0.0, 1.0)}, "a dict; expected a tuple of Measure"),
+    "a list": ([Measure("bleu", (0.0, 1.0))], "a list; expected a tuple of Measure"),
+    "a family of metrics": ((Measure("round_loss", (0.0, 1.0)),), "'round_loss' would stand for two things"),
     "a name alone": (("perplexity",), "'perplexity' is no Measure; expected Measure"),
     "no name": ((Measure("A measure", (0.0, 1.0)),), "'A measure' is no name"),
     "an empty range": (
@@ -222,6 +227,26 @@ def test_what_declares_nothing_of_use_is_refused_before_anything_runs(words, mon
         load(words)
     assert "task._target_: Surprise.measures: " in str(caught.value)
     assert said in str(caught.value)
+
+
+class Answers(Surprise):
+    """Returns what a test says."""
+
+    numbers: ClassVar[dict[str, object]] = {}
+
+    def evaluate(self, predictions, labels):
+        return self.numbers
+
+
+def test_what_a_task_returns_beside_its_measures_is_left_out_and_what_it_lacks_is_named(monkeypatch):
+    task = object.__new__(Answers)
+    monkeypatch.setattr(Answers, "numbers", {"accuracy": 0.5, "perplexity": np.float32(2.5)})
+    found = measured(task, np.zeros((1, 2), np.float32), np.zeros(1))
+    assert (found, type(found["perplexity"])) == ({"perplexity": 2.5}, float)
+    monkeypatch.setattr(Answers, "numbers", {"perplexty": 2.5})
+    told = "Answers declares the measures perplexity, .* no perplexity, only perplexty"
+    with pytest.raises(ConfigError, match=told):
+        measured(task, np.zeros((1, 2), np.float32), np.zeros(1))
 
 
 @pytest.mark.parametrize("measures", [CLASSES, GenerationTask.measures, Surprise.measures])
