@@ -133,15 +133,18 @@ def _advise(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from fedsa_lora.launch.resuming import to_resume
+
+    config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
+
+    # what trains takes seconds to load, and faults of the command need none of it
     from fedsa_lora.files import Held
     from fedsa_lora.launch.federate import stopped
     from fedsa_lora.launch.plan import make_plan
-    from fedsa_lora.launch.resuming import to_resume
     from fedsa_lora.report.table import print_summary
     from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.server.finish import finish_interrupted
 
-    config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
     words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
     config = replace(config, run=replace(config.run, allow_changed_data=options.allow_changed_data))
@@ -180,14 +183,16 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from fedsa_lora.config.compose import read_config
+
+    config = read_config(options.run_dir)
+
     from fedsa_lora.analysis.evaluation import evaluate_run
     from fedsa_lora.analysis.reevaluate import reevaluate
-    from fedsa_lora.config.compose import read_config
     from fedsa_lora.report.wording import NOT_MEASURED, shown
     from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.runs.reading import EVALUATION
 
-    config = read_config(options.run_dir)
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
     primary = config.task.measures[0]
     table = Table(title=f"personalised {primary.words} on each client's test examples")
@@ -210,13 +215,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from fedsa_lora.config.compose import read_config
+
+    config = read_config(options.run_dir)
+
     from fedsa_lora import assemble
     from fedsa_lora.analysis.export import Exporter
-    from fedsa_lora.config.compose import read_config
     from fedsa_lora.runs.changed_data import check_classes
     from fedsa_lora.runs.directory import RunDirectory
 
-    config = read_config(options.run_dir)
     if options.store is not None:
         config = replace(config, run=replace(config.run, store=str(options.store)))
     check_classes(options.run_dir, config)

@@ -41,6 +41,15 @@ def test_what_needs_no_model_is_answered_without_libraries_of_models_or_flower(w
     assert not names & (TRAIN | DATA | {"flwr", "hydra"})
 
 
+@pytest.mark.parametrize(
+    "words", [["resume", "nowhere"], ["evaluate", "nowhere"], ["export", "nowhere", "--client", "0"]]
+)
+def test_a_folder_without_a_run_is_reported_without_libraries_that_train(words, tmp_path):
+    code, names = loaded(*words, cwd=tmp_path)
+    assert code == 1
+    assert not names & (TRAIN | DATA)
+
+
 def test_faults_of_a_config_are_reported_without_libraries_that_train(tmp_path):
     words = ["train.lr=-1", "trian.lr=1", "split=share_aa", "lora.r=0.5", "strategy.fraction_fit=half"]
     code, names = loaded("run", *words, cwd=tmp_path)
