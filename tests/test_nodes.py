@@ -6,6 +6,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.server.compat.grid_client_proxy import GridClientProxy
 from remarks import failures_of
 from test_methods import rows
 from test_resume import assert_same_run
@@ -17,7 +18,7 @@ from fedsa_lora.deployment.node_config import Node, of_clients
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.inprocess import InProcessGrid, run_in_process
-from fedsa_lora.server.nodes import ClientGrid
+from fedsa_lora.server.nodes import ClientGrid, ClientsOfNodes
 from strategies.round.replies import UnreadableReply
 
 WORDS = ("experiment=smoke", "federation.clients=4", "federation.rounds=2", "run.keep_generations=9")
@@ -157,6 +158,16 @@ def test_a_client_that_is_asked_again_gets_a_message_of_its_own():
     (again,) = grid.push_messages([Message(content("again"), node, "train")])
     (answer,) = grid.pull_messages([again])
     assert answer.content["said"]["text"] == "zero"
+
+
+def test_a_client_is_named_by_its_node_and_its_place_there():
+    manager = ClientsOfNodes(2)
+    nodes = [GridClientProxy(node, Answering(None), 1) for node in (70, 80)]
+    assert all(manager.register(node) for node in nodes)
+    assert sorted(manager.all()) == ["70/0", "70/1", "80/0", "80/1"]
+    assert [manager.all()[cid].node_id for cid in sorted(manager.all())] == [140, 141, 160, 161]
+    manager.unregister(GridClientProxy(70, Answering(None), 1))
+    assert sorted(manager.all()) == ["80/0", "80/1"]
 
 
 def test_a_node_is_the_clients_that_its_config_names():

@@ -156,5 +156,11 @@ class ClientsOfNodes(SimpleClientManager):
         assert isinstance(node, GridClientProxy)
         if self._grid is None:
             self._grid = ClientGrid(node.grid, self._each)
-        ids = [node.node_id * self._each + place for place in range(self._each)]
-        return [GridClientProxy(one, self._grid, node.run_id) for one in ids]
+        clients = []
+        for place in range(self._each):
+            client = GridClientProxy(node.node_id * self._each + place, self._grid, node.run_id)
+            client.cid = (
+                f"{node.cid}/{place}"  # as messages name it
+            )
+            clients.append(client)
+        return clients
