@@ -553,7 +553,8 @@ def test_floor_and_loss_by_hand(desk):
 @pytest.mark.parametrize("found", [float("nan"), float("inf")])
 def test_a_measure_that_is_no_number_is_this_clients_error_and_names_the_remedy(desk, monkeypatch, found):
     desk.fit("0", 1)
-    monkeypatch.setattr(type(desk.bench.task), "evaluate", lambda *_: {"loss": found, "accuracy": 0.5})
+    numbers = {"accuracy": 0.5, "loss": found, "macro_f1": 0.5, "matthews": 0.0}
+    monkeypatch.setattr(type(desk.bench.task), "evaluate", lambda *_: numbers)
     loss, count, metrics = desk.evaluate("0", 1)
     header = wire.read_header(metrics, wire.UploadHeader)
     assert (loss, count) == (0.0, 0)
