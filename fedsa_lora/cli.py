@@ -147,7 +147,12 @@ def _resume(options: argparse.Namespace) -> int:
 
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
     words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
-    config = replace(config, run=replace(config.run, allow_changed_data=options.allow_changed_data))
+    # in the text that the apps are handed as well
+    resolved = config.resolved | {
+        "run": config.resolved["run"] | {"allow_changed_data": options.allow_changed_data}
+    }
+    run = replace(config.run, allow_changed_data=options.allow_changed_data)
+    config = replace(config, run=run, resolved=resolved)
     with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words)):
         if finish_interrupted(config, words):  # without Flower: no client is asked
             print_summary(config.run_dir, console)
