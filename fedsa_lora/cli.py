@@ -135,7 +135,9 @@ def _advise(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.launch.resuming import to_resume
 
-    config, words = to_resume(options.run_dir, options.overrides, options.allow_changes)
+    config, words = to_resume(
+        options.run_dir, options.overrides, options.allow_changes, options.allow_changed_data
+    )
 
     # what trains takes seconds to load, and faults of the command need none of it
     from fedsa_lora.files import Held
@@ -146,13 +148,6 @@ def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.server.finish import finish_interrupted
 
     _remark(check_data(options.run_dir, config, options.allow_changed_data))
-    words += ["run.resume=true", f"run.allow_changed_data={str(options.allow_changed_data).lower()}"]
-    # in the text that the apps are handed as well
-    resolved = config.resolved | {
-        "run": config.resolved["run"] | {"allow_changed_data": options.allow_changed_data}
-    }
-    run = replace(config.run, allow_changed_data=options.allow_changed_data)
-    config = replace(config, run=run, resolved=resolved)
     with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words)):
         if finish_interrupted(config, words):  # without Flower: no client is asked
             print_summary(config.run_dir, console)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsa_lora.lazy import lazily
 
 if TYPE_CHECKING:
     from fedsa_lora.client.client import FedSAClient
 
 __all__ = ["FedSAClient"]
 
-
-def __getattr__(name: str) -> Any:
-    # a client trains; what only reads its folder does without torch
-    if name in __all__:
-        from fedsa_lora.client import client
-
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# a client trains; what only reads its folder does without torch
+__getattr__ = lazily("fedsa_lora.client.client", __all__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -132,6 +132,14 @@ class Layout:
             numbers = np.arange(start, start + whole.size).reshape(whole.shape)
             places.append(numbers[_corner(spec)].ravel())
         return np.concatenate(places)
+
+    def bits(self, names: Collection[str]) -> NDArray[np.float32]:
+        """Some of the tensors as numbers for a checkpoint, (tensors,): 1 for each of these, else 0."""
+        return np.array([name in names for name in self.names], np.float32)
+
+    def of_bits(self, bits: NDArray[np.float32]) -> frozenset[str]:
+        """The tensors of which ``bits`` were made."""
+        return frozenset(name for name, bit in zip(self.names, bits, strict=True) if bit)
 
     def mask(self, names: Iterable[str]) -> str:
         """Some of the tensors as text: one bit for each in the order of packing, as hex.

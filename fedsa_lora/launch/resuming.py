@@ -19,8 +19,11 @@ OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of th
 _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 
 
-def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -> tuple[RunConfig, list[str]]:
-    """The config that goes on with a run, and its overrides: those that it has had so far, and ``changes``.
+def to_resume(
+    run_dir: Path, changes: Sequence[str] = (), allow: bool = False, allow_changed_data: bool = False
+) -> tuple[RunConfig, list[str]]:
+    """The config that goes on with a run, and its overrides: those that it has had so far, ``changes``, and
+    those of a resumption, which goes on with other data where ``allow_changed_data`` says so.
 
     Raises RunError for a run that is complete, results included, or that another process is at. Raises
     ConfigError with every difference to the config that the run has had so far, unless they are of what can
@@ -29,8 +32,9 @@ def to_resume(run_dir: Path, changes: Sequence[str] = (), allow: bool = False) -
     before = read_config(run_dir)
     with alone(run_dir):  # until the server of this resumption has it for itself
         pass
-    words = [*_words(run_dir), *changes]
-    config = load([*words, "run.resume=true"], default_dir=str(run_dir.resolve()))
+    changed_data = f"run.allow_changed_data={str(allow_changed_data).lower()}"
+    words = [*_words(run_dir), *changes, "run.resume=true", changed_data]
+    config = load(words, default_dir=str(run_dir.resolve()))
     lines = list(differences(with_defaults(before, config.resolved), config.resolved))
     fixed = [line for line in lines if not _is_changeable(line.partition(":")[0])]
     if fixed:

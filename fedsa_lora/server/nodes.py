@@ -15,10 +15,10 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedsa_lora.bundle import Part, pack, unpack
+from strategies.round.collection import UNREACHABLE
 from strategies.round.replies import OF_ALL, Replies, UnreadableReply
 
 Parts = dict[int, Message]  # the messages to clients of one node, by place on the node
-LOST = Error(ErrorCode.NODE_UNAVAILABLE, "its node cannot be reached")
 SILENT = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "its node did not answer for it")
 
 
@@ -97,7 +97,7 @@ class ClientGrid(Grid):
         )
         ids = list(self._grid.push_messages([message]))
         if not (ids and ids[0]):  # Flower's word for a node that it does not know any more
-            self._keep(parts, dict.fromkeys(parts, LOST))
+            self._keep(parts, dict.fromkeys(parts, UNREACHABLE))
             return
         self._sent[ids[0]] = parts
         for part in parts.values():
@@ -114,9 +114,9 @@ class ClientGrid(Grid):
                 answers = dict.fromkeys(self._sent[message_id], replies[0].error)
             else:
                 answers = unpack(replies[0].content, self._each)
-        except (*OF_ALL, UnreadableReply) as error:
-            if not isinstance(error, UnreadableReply):
-                raise
+        except OF_ALL:
+            raise
+        except UnreadableReply as error:
             answers = error
         except Exception as error:  # what a foreign app may answer fails in many ways
             answers = UnreadableReply(f"{type(error).__name__}: {error}")
@@ -159,8 +159,6 @@ class ClientsOfNodes(SimpleClientManager):
         clients = []
         for place in range(self._each):
             client = GridClientProxy(node.node_id * self._each + place, self._grid, node.run_id)
-            client.cid = (
-                f"{node.cid}/{place}"  # as messages name it
-            )
+            client.cid = f"{node.cid}/{place}"  # as messages name it
             clients.append(client)
         return clients

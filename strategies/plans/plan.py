@@ -97,17 +97,16 @@ class AdaptivePlan(Plan):
     def state(self) -> dict[str, NDArray[Any]]:
         state: dict[str, NDArray[Any]] = {CHOICE + name: a for name, a in self.choice.state().items()}
         for client, shared in self._last.items():
-            state[LAST + client] = np.array([name in shared for name in self._layout.names], np.float32)
+            state[LAST + client] = self._layout.bits(shared)
         return state
 
     def restore(self, memory: NamedArrays) -> None:
         chosen, last = {}, {}
-        names = np.array(self._layout.names, object)
         for name, array in memory.items():
             if name.startswith(CHOICE):
                 chosen[name.removeprefix(CHOICE)] = np.asarray(array, float)
             elif name.startswith(LAST):
-                last[name.removeprefix(LAST)] = frozenset(names[array > 0])
+                last[name.removeprefix(LAST)] = self._layout.of_bits(array)
         self.choice.restore(chosen)
         self._last = last
 

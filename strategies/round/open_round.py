@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
@@ -53,9 +52,9 @@ def asked_state(layout: Layout, turns: Mapping[str, Turn]) -> dict[str, NDArray[
     """Turns as arrays for a checkpoint, (tensors,) each."""
     state: dict[str, NDArray[Any]] = {}
     for client, turn in turns.items():
-        state[SHARED + client] = _bits(layout, turn.shared)
+        state[SHARED + client] = layout.bits(turn.shared)
         if turn.joining:
-            state[JOINING + client] = _bits(layout, turn.joining)
+            state[JOINING + client] = layout.bits(turn.joining)
     return state
 
 
@@ -63,15 +62,7 @@ def asked_turn(layout: Layout, client: str, memory: NamedArrays) -> Turn | None:
     """The turn of a client by ``asked_state``; None where it is not in it."""
     if SHARED + client not in memory:
         return None
-    shared = _names(layout, memory[SHARED + client])
+    shared = layout.of_bits(memory[SHARED + client])
     if JOINING + client not in memory:
         return Turn(shared)
-    return Turn(shared, _names(layout, memory[JOINING + client]))
-
-
-def _bits(layout: Layout, names: frozenset[str]) -> NDArray[np.float32]:
-    return np.array([name in names for name in layout.names], np.float32)
-
-
-def _names(layout: Layout, bits: NDArray[np.float32]) -> frozenset[str]:
-    return frozenset(name for name, bit in zip(layout.names, bits, strict=True) if bit)
+    return Turn(shared, layout.of_bits(memory[JOINING + client]))
