@@ -1,7 +1,8 @@
 """The bare loop that the product is measured against: ``python benchmarks/bare_loop.py``.
 
-Forward, backward and AdamW for every client and step in plain PyTorch and PEFT: one resident backbone, adapters
-copied in place, tokens as tensors beforehand, in the batches that the product makes, so with no more padding.
+Forward, backward and AdamW for every client and step in plain PyTorch and PEFT: one resident backbone,
+adapters copied in place, tokens as tensors beforehand, in the batches that the product makes, so with no more
+padding.
 There are no messages, stores, searches or records. Run as a command, it compares the attentions of
 transformers and the forms of AdamW of PyTorch, of which the benchmarks take sdpa and fused: in float32 on an
 AMD Zen 4 all four come out within 8 % of each other.
