@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
-from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.exchange.witness import search
 from fedsa_lora.files import append_whole
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.telemetry.journal import MAX_BYTES, OLDER, current, record_error
@@ -83,7 +83,7 @@ class Egress:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
         states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
-        found = matches(content, private_values(states))
+        found = search(content, states)
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder
