@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -25,7 +23,6 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.federation import PASSED
-from fedsa_lora.group import IDENTITY, at, marked
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore, PassedStore
@@ -112,7 +109,7 @@ def skeleton(config: RunConfig) -> AdapterModel:
 
 def store(config: RunConfig, client: str) -> DirectoryStore:
     """The store of a simulated client: in the run, or where the run config says."""
-    kept = (config.store_dir, client, experiment_digest(config), config.run.keep_generations)
+    kept = (config.store_dir, client, config.experiment, config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*kept, passed=config.run_dir / "passed")
     return DirectoryStore(*kept)
@@ -132,7 +129,7 @@ def node_store(config: RunConfig, node: Node) -> DirectoryStore:
             sent="this node keeps no messages",
             key="run.keep_messages",
         )
-    place, experiment = node.store / config.run_dir.name, experiment_digest(config)
+    place, experiment = node.store / config.run_dir.name, config.experiment
     return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
 
 
@@ -167,14 +164,6 @@ def refuse_unsimulated(config: RunConfig) -> None:
             sent="clients poison their data in simulation only",
             key="attack",
         )
-
-
-def experiment_digest(config: RunConfig) -> str:
-    """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
-    parts = {key: at(config.resolved, key) for key in marked(RunConfig, IDENTITY)}
-    for group in config.groups:
-        parts |= group.identity(config)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int = 0) -> FedSA:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -21,8 +24,10 @@ from fedsa_lora.group import (
     Group,
     Keys,
     Target,
+    at,
     at_least,
     held,
+    marked,
     more_than,
 )
 from fedsa_lora.learning.personalisation import Personalisation
@@ -168,6 +173,14 @@ class RunConfig:
     @property
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
+
+    @cached_property
+    def experiment(self) -> str:
+        """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
+        parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
+        for group in self.groups:
+            parts |= group.identity(self)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def groups(self) -> list[Group]:
