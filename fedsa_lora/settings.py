@@ -166,11 +166,11 @@ class RunConfig:
     run: Annotated[RunSettings, CHANGEABLE]
     resolved: dict[str, Any] = field(repr=False)
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         return Path(self.run.dir or f"runs/{self.name}").expanduser().resolve()
 
-    @property
+    @cached_property
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
 
