@@ -201,6 +201,7 @@ def strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int 
             rounds=config.federation.rounds,
             every=config.evaluation.every,
             before=config.evaluation.before,
+            before_each=config.evaluation.before_each,
             reference=config.evaluation.local_only,
         ),
         recorder=recorder,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
 
-CHUNK = 1 << 14  # values added at a time: their float64 forms stay in the cache
+CHUNK = 1 << 15  # values added at a time: their float64 forms stay in the cache
 COUNT_FLOOR = 1e-3  # examples that a client is taken to have of a class it never saw
 
 
