@@ -219,16 +219,16 @@ def _export(options: argparse.Namespace) -> int:
 
     config = read_config(options.run_dir)
 
-    from fedsa_lora import assemble
     from fedsa_lora.analysis.export import Exporter
     from fedsa_lora.runs.changed_data import check_classes
     from fedsa_lora.runs.directory import RunDirectory
+    from fedsa_lora.server.build import skeleton
 
     if options.store is not None:
         config = replace(config, run=replace(config.run, store=str(options.store)))
     check_classes(options.run_dir, config)
     directory = RunDirectory(options.run_dir.resolve(), config)
-    exporter = Exporter(config, directory, assemble.skeleton(config))
+    exporter = Exporter(config, directory, skeleton(config))
     folder = options.to or options.run_dir / "export" / options.client
     written = exporter.export(options.client, folder, merge=options.merge)
     console.print(f"written: {escape(str(written))}")

@@ -9,25 +9,26 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks.classification import cross_entropy
 
 
 def exporter(run):
     config = read_config(run)
-    return Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    return Exporter(config, RunDirectory(run, config), skeleton(config))
 
 
 def in_the_run(run, client: str) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
     """Single-example inputs of a client's test part, and the logits of its model as the run has it."""
     config = read_config(run)
-    bench = assemble.workbench(config)
+    bench = build.workbench(config)
     bench.model.merge(exporter(run).merged)
     bench.model.write(exporter(run).tensors(client))
     test = config.task.load_client(client).test
@@ -83,7 +84,7 @@ def test_a_whole_model_is_loaded_as_its_card_says(which, request, tmp_path, monk
 
 
 def predict_one(run, client: str, batch) -> np.ndarray:
-    bench = assemble.workbench(read_config(run))
+    bench = build.workbench(read_config(run))
     bench.model.write(exporter(run).tensors(client))
     return logits_of(bench.model.module, [batch])
 
