@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import FedSAError
@@ -18,6 +17,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.summary import summarise
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.telemetry.journal import SERVER_LOG, journal
 
@@ -31,7 +31,7 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     read once. There are no adapter folders where that backbone is large, where what was trained is relative
     to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the run did."""
     directory.finishing()
-    model = assemble.skeleton(config)
+    model = skeleton(config)
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
     directory.write_summary(summary | {"changes": changes_of(command)})

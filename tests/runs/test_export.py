@@ -10,26 +10,27 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks.classification import cross_entropy
 
 
 @cache  # the run is complete, so what is read of it stays true
 def exporter(run):
     config = read_config(run)
-    return Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    return Exporter(config, RunDirectory(run, config), skeleton(config))
 
 
 @cache
 def workbench(run):
     """A run's resident model, which each use overwrites completely."""
-    return assemble.workbench(exporter(run).config)
+    return build.workbench(exporter(run).config)
 
 
 def in_the_run(run, client: str) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
