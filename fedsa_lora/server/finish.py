@@ -48,8 +48,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
 
 @contextmanager
 def to_the_end(directory: RunDirectory) -> Iterator[None]:
-    """However the run of a directory ends inside, the directory tells, and its report where it has one; another
-    process can have it afterwards."""
+    """However the run of a directory ends inside, the directory tells, and its report where it has one;
+    another process can have it afterwards."""
     with closing(directory), journal(directory.path / SERVER_LOG, "server"):
         try:
             with directory.recording():
