@@ -8,7 +8,7 @@ import inspect
 import math
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsa_lora.errors import ConfigError, FedSAError
@@ -149,6 +149,22 @@ def raise_faults(faults: list[str], *, sent: str = "") -> None:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         text = f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}"
         raise ConfigError(text, sent=sent)
+
+
+def attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
+    """The result of a look, or None after adding its error to ``faults``."""
+    try:
+        return look()
+    except FedSAError as error:
+        faults.append(error)
+        return None
+
+
+def raise_errors(faults: list[FedSAError]) -> None:
+    """Raise the one error as it is, of several a ConfigError that lists them."""
+    if len(faults) == 1:
+        raise faults[0]
+    raise_faults([str(fault) for fault in faults])
 
 
 def _neighbours(module: str) -> list[str]:
