@@ -76,7 +76,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     for client in clients:
         served = ClientModel(client, bench, build.store(config, client))
         job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
-        (outcome,) = bench.trainer([replace(job, asked=(everything,))])
+        outcome = bench.outcome(replace(job, asked=(everything,)))
         labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
         values[client] = measured(task, outcome.answers[0], np.concatenate(labels))[primary]
     return {"examples": len(everything), primary: values}

@@ -71,7 +71,7 @@ class Exporter:
         model = self.own_model(client)
         if self.config.personalisation.adapts:
             served = ClientModel(client, self._bench, build.store(self.config, client))
-            (outcome,) = self._bench.trainer([served.own(self.round, model, self.merged)])
+            outcome = self._bench.outcome(served.own(self.round, model, self.merged))
             return outcome.values
         return padded({**model.common, **model.beside}, self.model.layout)
 

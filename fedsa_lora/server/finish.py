@@ -48,8 +48,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
 
 @contextmanager
 def to_the_end(directory: RunDirectory) -> Iterator[None]:
-    """However the run of a directory ends inside, the directory and its report tell, and another process can
-    have it afterwards."""
+    """However the run of a directory ends inside, the directory tells, and its report where it has one;
+    another process can have it afterwards."""
     with closing(directory), journal(directory.path / SERVER_LOG, "server"):
         try:
             with directory.recording():
@@ -57,7 +57,8 @@ def to_the_end(directory: RunDirectory) -> Iterator[None]:
         except BaseException:
             with suppress(FedSAError):  # of a report that cannot be written: what ended the run matters more
                 directory.check()
-                write_report(directory.path)
+                if directory.config.run.report:
+                    write_report(directory.path)
             raise
 
 
