@@ -28,7 +28,6 @@ from fedsa_lora.client.personal import (
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.importance import Scoring
@@ -88,10 +87,8 @@ class ClientRounds:
     @cached_property
     def scoring(self) -> Scoring | None:
         """Scores that the split decides from, if it does."""
-        policy = self.bench.split
-        if not isinstance(policy, Importance):
-            return None
-        return Scoring(policy.score, scored(policy, self.pool).names)
+        asked = self.bench.split.scoring(self.pool)
+        return None if asked is None else Scoring(*asked)
 
     def open(
         self,
