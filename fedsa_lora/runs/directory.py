@@ -206,11 +206,11 @@ class RunDirectory:
         record("round", told, round=row.get("round"), seconds=row.get("seconds"), bytes=sent)
 
     def checkpoint(
-        self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
+        self, round_: int, layout: Layout, common: Vector, memory: dict[str, NDArray[Any]]
     ) -> None:
         """Keep what the server knows at the end of a round."""
         self.check()
-        self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
+        self._checkpoints().save(ClientState(round_, layout.unpack(common), memory))
 
     def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""
