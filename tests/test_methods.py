@@ -295,9 +295,9 @@ CHOICES = {
     "topk": ("codec=topk", "codec.error_feedback=false"),
     "importance": ("split=importance",),
 }
-# Those that go with every choice by default: a mean, a server optimizer, a rule over whole vectors, one that
-# selects, and an exact one. All others do in the slow tests.
-KINDS = ("fedavg", "fedadam", "fedmedian", "krum", "fedex")
+# Those that go with every choice by default: a server optimizer, a rule that selects, and an exact one. All
+# others do in the slow tests.
+KINDS = ("fedadam", "krum", "fedex")
 TOGETHER = [
     pytest.param(name, choice, marks=[] if choice == "dense" or name in KINDS else pytest.mark.slow)
     for name in STRATEGIES
