@@ -77,7 +77,8 @@ class HeadSettings(Group):
 class EvaluationSettings(Group):
     """All clients are evaluated every ``every`` rounds (0: never between) and at the end.
 
-    ``before``: also measure each client before aggregation. ``local_only``: at the end, train
+    ``before``: at the end also measure each client before aggregation, with ``before_each`` whenever it is
+    evaluated. ``local_only``: at the end, train
     each client alone for comparison, with its own learning rate where one is given. ``part``:
     "validation" measures on held-out train examples, to choose hyperparameters with.
     """
@@ -85,6 +86,7 @@ class EvaluationSettings(Group):
     part: Literal["test", "validation"] = "test"
     every: Annotated[int, at_least(0)] = 1
     before: bool = True
+    before_each: bool = False
     local_only: bool = True
     local_only_lr: Annotated[float | None, more_than(0)] = None
     local_only_head_lr: Annotated[float | None, more_than(0)] = None
@@ -92,6 +94,8 @@ class EvaluationSettings(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.part == "validation" and run.federation.validation_examples == 0:
             yield "evaluation.part=validation needs federation.validation_examples of at least 1"
+        if self.before_each and not self.before:
+            yield "evaluation.before_each needs evaluation.before=true"
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,11 @@ class RunConfig:
     run: Annotated[RunSettings, CHANGEABLE]
     resolved: dict[str, Any] = field(repr=False)
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         return Path(self.run.dir or f"runs/{self.name}").expanduser().resolve()
 
-    @property
+    @cached_property
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
 

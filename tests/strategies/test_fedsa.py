@@ -272,6 +272,14 @@ def test_all_clients_are_evaluated_when_due_and_always_in_the_last_round(every, 
     assert [round_ for round_ in (1, 2) if evaluation.due(round_)] == due
 
 
+@pytest.mark.parametrize(
+    ("words", "rounds"), [({}, [4]), ({"before_each": True}, [2, 4]), ({"before": False}, [])]
+)
+def test_before_aggregation_is_measured_at_the_end_and_in_each_evaluated_round_on_request(words, rounds):
+    evaluation = Evaluation(rounds=4, every=2, **words)
+    assert [round_ for round_ in range(1, 5) if evaluation.compares_before(round_)] == rounds
+
+
 def test_a_node_that_comes_during_a_round_is_evaluated_in_it():
     server = Server(every=1)
     server.ask()
