@@ -1,4 +1,4 @@
-"""Where a model drops out, and a forward pass with drawn masks there.
+"""Dropout sites of a model, and forward passes with drawn masks there.
 
 The layers that are reached: ``nn.Dropout`` on tokens (examples, tokens, width) and on whole examples
 (examples, width), PEFT's on linear layers among them, and attention probabilities of the families below.
@@ -59,7 +59,7 @@ def configs(module: nn.Module) -> list[Any]:
 
 
 class _Dropout:
-    """What stands in for the dropout of a module within a context."""
+    """Stands in for the dropout of a module within a context."""
 
     def begin(self, module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
         """Sees a forward pass begin, with the inputs of the model by name."""
