@@ -7,7 +7,6 @@ Any other dropout, and all of it on a GPU, whose kernels draw their own at no co
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -132,7 +131,7 @@ class _Drawing(_Dropout):
         self.number = -1
         self.padded: _Padded | None = None
         self.real: torch.Tensor | None = None
-        self.calls: Counter[tuple[int, nn.Module]] = Counter()
+        self.calls: dict[tuple[Strip, nn.Module], int] = {}
 
     def begin(self, module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
         if module.training:
@@ -143,12 +142,13 @@ class _Drawing(_Dropout):
     def drop(self, layer: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
         if not layer.training:
             return x
-        for strip, dimensions in ((self.sites.tokens, 3), (self.sites.examples, 2)):
-            if x.dim() == dimensions and (columns := self._columns(strip, layer)) is not None:
-                padded = self._masks(len(x))
-                mask = (padded.tokens if dimensions == 3 else padded.examples)[..., columns]
-                if mask.shape == x.shape:
-                    return x * mask
+        strip = self.sites.tokens if x.dim() == 3 else self.sites.examples
+        columns = self._columns(strip, layer)
+        if columns is not None:
+            padded = self._masks(x.shape[0])
+            mask = padded.of_tokens(columns) if x.dim() == 3 else padded.of_examples(columns)
+            if mask.shape == x.shape:
+                return x * mask
         return functional.dropout(x, layer.p)
 
     def drop_attention(self, layer: nn.Module, weights: torch.Tensor, p: float) -> torch.Tensor:
@@ -156,7 +156,7 @@ class _Drawing(_Dropout):
             return weights
         columns = self._columns(self.sites.attention, layer)
         if columns is not None:
-            mask = self._masks(len(weights)).attention[:, columns]
+            mask = self._masks(weights.shape[0]).of_attention(columns)
             if mask.shape == weights.shape:
                 return weights * mask.to(weights.dtype)
         return functional.dropout(weights, p)
@@ -164,8 +164,8 @@ class _Drawing(_Dropout):
     def _columns(self, strip: Strip, layer: nn.Module) -> slice | None:
         """Those of this call of a layer; None for a layer or a call that was not foreseen."""
         columns = strip.columns.get(layer, [])
-        call = self.calls[id(strip), layer]
-        self.calls[id(strip), layer] += 1
+        call = self.calls.get((strip, layer), 0)
+        self.calls[strip, layer] = call + 1
         return columns[call] if call < len(columns) else None
 
     def _masks(self, examples: int) -> _Padded:
@@ -179,22 +179,36 @@ class _Drawing(_Dropout):
 
 
 class _Padded:
-    """Masks with 1 / (1 - p) where they keep, laid out as a batch is padded: ``tokens`` (examples, length,
-    width), ``examples`` (examples, width) and ``attention`` (examples, heads, length, length)."""
+    """Masks laid out as a batch is padded. Those of a site have 1 / (1 - p) where they keep, and are made
+    when it is met: they are then still near the processor."""
 
     def __init__(self, sites: Sites, masks: Masks, real: NDArray[np.bool_]) -> None:
         """``real`` (examples, length): the real tokens of an example stand side by side."""
-        examples, length = real.shape
+        self.sites, self.masks, self.shape = sites, masks, real.shape
         rows = np.maximum(real.cumsum() - 1, 0)  # of padding any
-        tokens = np.multiply(masks.tokens[rows], sites.tokens.scales)
-        self.tokens = torch.from_numpy(tokens.reshape(examples, length, sites.tokens.width))
-        self.examples = torch.from_numpy(np.multiply(masks.examples, sites.examples.scales))
-        attention = np.ones((examples, sites.attention.width, length, length), bool)
+        self.tokens = masks.tokens[rows]
+        examples, length = real.shape
+        self.attention = np.ones((examples, sites.attention.width, length, length), bool)
         for at, mask in enumerate(masks.attention):
             first, count = int(real[at].argmax()), mask.shape[1]
-            attention[at, :, first : first + count, first : first + count] = mask
-        scales = sites.attention.scales[:, None, None]
-        self.attention = torch.from_numpy(np.multiply(attention, scales))
+            self.attention[at, :, first : first + count, first : first + count] = mask
+
+    def of_tokens(self, columns: slice) -> torch.Tensor:
+        """(examples, length, width)."""
+        mask = _scaled(self.tokens[:, columns], self.sites.tokens, columns)
+        return mask.reshape(*self.shape, mask.shape[1])
+
+    def of_examples(self, columns: slice) -> torch.Tensor:
+        """(examples, width)."""
+        return _scaled(self.masks.examples[:, columns], self.sites.examples, columns)
+
+    def of_attention(self, columns: slice) -> torch.Tensor:
+        """(examples, heads, length, length)."""
+        return _scaled(self.attention[:, columns], self.sites.attention, columns)
+
+
+def _scaled(mask: NDArray[np.bool_], strip: Strip, columns: slice) -> torch.Tensor:
+    return torch.from_numpy(np.multiply(mask, strip.scales[columns.start]))
 
 
 def _real(inputs: dict[str, Any]) -> torch.Tensor | None:
