@@ -7,7 +7,7 @@ Any other dropout, and all of it on a GPU, whose kernels draw their own at no co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -31,26 +31,28 @@ FAMILIES = frozenset({"bert", "camembert", "distilbert", "gpt2", "llama", "rober
 def find_sites(module: nn.Module, forward: Callable[[], object]) -> Sites:
     """The sites that ``forward`` meets, a pass of ``module`` in training over a single example; it computes
     without dropout there. The module is left in training mode."""
-    recorder = _Recorder()
+    recorder, configs = _Recorder(), _configs(module)
+    layers = [layer for layer in module.modules() if type(layer) is nn.Dropout and 0 < layer.p < 1]
     module.train()
-    with torch.no_grad(), recorder.installed(module, configs(module)):
+    with torch.no_grad(), recorder.installed(module, layers, configs):
         forward()
-    return Sites(
-        Strip(tuple(recorder.tokens)), Strip(tuple(recorder.examples)), Strip(tuple(recorder.attention)),
-        recorder.span,
-    )  # fmt: skip
+    tokens, examples, attention = (
+        Strip(tuple(found)) for found in (recorder.tokens, recorder.examples, recorder.attention)
+    )
+    return Sites(tokens, examples, attention, recorder.span, tuple(configs) if attention.sites else ())
 
 
 @contextmanager
 def masked(module: nn.Module, sites: Sites, seed: int) -> Iterator[None]:
     """Within it, each forward pass of ``module`` in training takes its masks at ``sites`` from the seed and
     its own number, counted from 0."""
-    reached = configs(module) if sites.attention.sites else []
-    with _Drawing(sites, seed).installed(module, reached):
+    reached = dict.fromkeys(site.module for site in (*sites.tokens.sites, *sites.examples.sites))
+    layers = [layer for layer in reached if isinstance(layer, nn.Dropout)]
+    with _Drawing(sites, seed).installed(module, layers, sites.configs):
         yield
 
 
-def configs(module: nn.Module) -> list[Any]:
+def _configs(module: nn.Module) -> list[Any]:
     """The configs of those models within a module whose attention can be computed here."""
     models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
     found = {id(model.config): model.config for model in models}
@@ -73,15 +75,16 @@ class _Dropout:
         raise NotImplementedError
 
     @contextmanager
-    def installed(self, module: nn.Module, reached: list[Any]) -> Iterator[None]:
-        layers = [layer for layer in module.modules() if type(layer) is nn.Dropout and 0 < layer.p < 1]
+    def installed(
+        self, module: nn.Module, layers: Iterable[nn.Dropout], configs: Iterable[Any]
+    ) -> Iterator[None]:
         with ExitStack() as undo:
             hook = module.register_forward_pre_hook(self.begin, with_kwargs=True)
             undo.callback(hook.remove)
             for layer in layers:
                 layer.forward = partial(self.drop, layer)  # type: ignore[method-assign]
                 undo.callback(layer.__dict__.pop, "forward")
-            for config in reached:
+            for config in configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
             undo.callback(_CURRENT.reset, _CURRENT.set(self))
