@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
+from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
 from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
@@ -65,6 +66,7 @@ class AdapterModel:
             for name in self.relative
             if not self._parameters[name].is_meta
         }
+        self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
         _keep_statistics(model)
