@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, UserConfig
 from flwr.app.message import make_message
 from flwr.client import Client
 from flwr.clientapp import ClientApp
@@ -36,6 +36,12 @@ def _resident(
     config = as_handed(overrides, composed, f"runs/{run_id}", folders)
     assemble.refuse_unsimulated(config)
     return config, assemble.workbench(config, data)
+
+
+def make_resident(run_config: UserConfig) -> None:
+    """Make the resident model of a simulation before the first client is served: processes that are forked
+    afterwards have it in common memory. Raises ConfigError, DataError or ModelError."""
+    _resident(str(run_config["overrides"]), assemble.composed(run_config), 1, None, None)
 
 
 def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore]:

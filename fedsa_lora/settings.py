@@ -91,8 +91,13 @@ class EvaluationSettings(Group):
 
 @dataclass(frozen=True)
 class MachineSettings(Group):
-    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one."""
+    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
 
+    ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
+    simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
+    """
+
+    engine: Literal["auto", "inprocess", "ray"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None

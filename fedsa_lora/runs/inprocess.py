@@ -26,6 +26,7 @@ from fedsa_lora.config.compose import handed, load, places, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.server_app import app as server_app
+from fedsa_lora.settings import RunConfig
 
 
 class InProcessGrid(Grid):
@@ -80,10 +81,13 @@ class InProcessGrid(Grid):
         return [] if first is None else [self._serve(self._unanswered.pop(first))]
 
     def _serve(self, message: Message) -> Message:
-        received = message_from_proto(message_to_proto(message))
+        return self.answer(message_from_proto(message_to_proto(message)))
+
+    def answer(self, received: Message) -> Message:
+        """The answer of the client that a message is to."""
         with self._lock:
             try:
-                return client_app(received, self._contexts[message.metadata.dst_node_id])
+                return client_app(received, self._contexts[received.metadata.dst_node_id])
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
@@ -95,15 +99,21 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     config = load(overrides)
     text = shlex.join([*overrides, *places(config)])
     run_config: UserConfig = {"overrides": text, "composed": to_yaml(config)}
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
     handed.cache_clear()  # the data may be others than those of a run before
+    play(config, InProcessGrid(config.federation.nodes, run_config), run_config)
+    return config.run_dir
+
+
+def play(config: RunConfig, grid: Grid, run_config: UserConfig) -> None:
+    """Run the ServerApp in this process on the nodes of a grid. Raises what it raises, and RunError where it
+    came back without a complete run."""
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
     os.environ[SIMULATION] = "1"
     try:
-        server_app(InProcessGrid(config.federation.nodes, run_config), context)
+        server_app(grid, context)
     finally:
         os.environ.pop(SIMULATION)
     if not is_complete(config.run_dir, last_file(config), config.federation.rounds):
         raise RunError(
             f"the ServerApp ended, but the run in {config.run_dir} does not say that it is complete"
         )
-    return config.run_dir
