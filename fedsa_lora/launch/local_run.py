@@ -117,7 +117,7 @@ def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection)
 
 
 def _print_to(log: Path) -> None:
-    """Have all that this process and its children print end in a file, and Flower's log as Flower shows it."""
+    """Have what this process and its children print end in a file, and Flower's log as Flower shows it."""
     file = log.open("a", buffering=1, encoding="utf-8", errors="replace")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)

@@ -28,9 +28,9 @@ Unit = list[Message]  # messages that one process answers, in this order
 
 
 def context(threads: int) -> ForkContext | SpawnContext:
-    """A way to start processes that train on so many threads. A fork shares the memory of what was imported and
-    of the resident model; where a pool of threads is to work in it, or on another system than Linux, it may
-    hang, and a process starts anew."""
+    """A way to start processes that train on so many threads. A fork shares the memory of what was imported
+    and of the resident model; where a pool of threads is to work in it, or on another system than Linux, it
+    may hang, and a process starts anew."""
     if threads == 1 and sys.platform == "linux":
         return multiprocessing.get_context("fork")
     return multiprocessing.get_context("spawn")
@@ -40,8 +40,8 @@ class WorkerGrid(InProcessGrid):
     """A Grid whose nodes are calls of the ClientApp in ``workers`` processes, until it is closed.
 
     What was pushed is dealt when an answer is first asked for: sorted by node, messages of one type to
-    ``together`` neighbours are a unit, and whichever process is idle takes the next. Which one does changes no
-    bit. A client whose process is killed has crashed; a new one serves the others.
+    ``together`` neighbours are a unit, and whichever process is idle takes the next. Which one does changes
+    no bit. A client whose process is killed has crashed; a new one serves the others.
     """
 
     def __init__(
@@ -127,7 +127,9 @@ class Worker:
 
     def answers(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Yields the answer to each message in their order. Raises EOFError or OSError where the process
-        ended before."""
+        ends before; one that was killed while it was idle is replaced first."""
+        if not self._process.is_alive():
+            self.start()
         self._channel.send([message_to_proto(message).SerializeToString() for message in messages])
         for _ in list(messages):
             yield _read(self._channel.recv_bytes())
