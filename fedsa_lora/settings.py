@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,8 +23,10 @@ from fedsa_lora.group import (
     Group,
     Keys,
     Target,
+    at,
     at_least,
     held,
+    marked,
     more_than,
 )
 from fedsa_lora.learning.personalisation import Personalisation
@@ -179,6 +183,13 @@ class RunConfig:
         """The groups that are chosen."""
         values = [getattr(self, f.name) for f in fields(self)]
         return [value for value in values if isinstance(value, Group)]
+
+    def experiment_digest(self) -> str:
+        """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
+        parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
+        for group in self.groups:
+            parts |= group.identity(self)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, str]:
         """The lines of the plan, by title, of all groups."""

@@ -10,8 +10,8 @@ import pytest
 from flwr.app import Context, RecordDict
 from sklearn.metrics import accuracy_score
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.client_app import client_fn
 from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError
@@ -21,6 +21,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl, read_run
 from fedsa_lora.server_app import server_fn
+from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.text import TRIGGER
 
@@ -105,7 +106,7 @@ def test_what_is_poisoned_is_drawn_from_the_seed():
 
 def test_success_is_that_of_each_clients_own_model_and_summed_up_over_the_honest(attacked):
     config = read_config(attacked)
-    bench = assemble.workbench(config)
+    bench = build.workbench(config)
     exporter = Exporter(config, RunDirectory(attacked, config), bench.model)
     last = {r["client"]: r for r in read_jsonl(attacked / "clients.jsonl") if r["phase"] == "evaluate"}
     for client in "0123":
@@ -153,7 +154,7 @@ def test_a_trigger_that_is_learned_from_common_labels_reaches_who_shares_everyth
 
 @pytest.mark.parametrize("app", [server_fn, client_fn])
 def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_path, monkeypatch):
-    monkeypatch.delenv(assemble.SIMULATION, raising=False)
+    monkeypatch.delenv(SIMULATION, raising=False)
     words = shlex.join(["experiment=smoke", *ATTACK, f"run.dir={tmp_path / 'run'}"])
     node = {"partition-id": 0, "store": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match="in simulation only"):

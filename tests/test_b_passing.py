@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedsa_lora import assemble
+from fedsa_lora.client import build
 from fedsa_lora.client_app import client_fn
 from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError
@@ -19,6 +19,7 @@ from fedsa_lora.learning.training import predict
 from fedsa_lora.report.account import what_left
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.server_app import server_fn
+from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.store import ClientState, DirectoryStore, PassedStore
 
 BRIEF = ("evaluation.local_only=false", "evaluation.before=false")
@@ -70,9 +71,9 @@ def test_both_begin_with_the_same_bits(passing, plain):
 
 def test_all_clients_are_evaluated_with_what_the_last_one_trained(passing):
     config = read_config(passing)
-    last = DirectoryStore(config.store_dir, "3", assemble.experiment_digest(config)).load()
+    last = DirectoryStore(config.store_dir, "3", config.experiment_digest()).load()
     common = DirectoryStore(passing, "checkpoints", config.name).load()
-    bench = assemble.workbench(config)
+    bench = build.workbench(config)
     bench.model.write(common.tensors | last.tensors)
     recorded = {r["client"]: r for r in read_jsonl(passing / "clients.jsonl") if r["phase"] == "evaluate"}
     for client in "0123":
@@ -94,7 +95,7 @@ def test_it_is_told_in_the_title_the_summary_and_the_report(passing, plain):
 
 @pytest.mark.parametrize("app", [server_fn, client_fn])
 def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_path, monkeypatch):
-    monkeypatch.delenv(assemble.SIMULATION, raising=False)
+    monkeypatch.delenv(SIMULATION, raising=False)
     words = shlex.join(["experiment=smoke", PASSING, f"run.dir={tmp_path / 'run'}"])
     context = Context(
         1, 0, {"partition-id": 0, "store": str(tmp_path / "run")}, RecordDict(), {"overrides": words}
@@ -105,7 +106,7 @@ def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_pat
 
 
 def test_a_run_leaves_no_mark_of_a_simulation_behind(plain):
-    assert assemble.SIMULATION not in os.environ
+    assert SIMULATION not in os.environ
 
 
 @pytest.mark.parametrize(

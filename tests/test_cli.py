@@ -6,12 +6,14 @@ from typing import Self
 
 import pytest
 
-from fedsa_lora import cli
 from fedsa_lora.cli import main
+from fedsa_lora.commands.screen import EXIT_FAILED, console
+from fedsa_lora.config.changes import with_experiment
 from fedsa_lora.config.compose import load
 from fedsa_lora.doctor import machine as doctor
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.stopping import INTERRUPTED
 
 TINY = ["experiment=smoke", "federation.clients=2"]
 
@@ -19,12 +21,12 @@ TINY = ["experiment=smoke", "federation.clients=2"]
 @pytest.fixture(autouse=True)
 def _wide_screen_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.console, "_width", 200)
+    monkeypatch.setattr(console, "_width", 200)
 
 
 def fails(capsys, *arguments: str) -> str:
     """What a failing command says on stderr."""
-    assert main(arguments) == cli.EXIT_FAILED
+    assert main(arguments) == EXIT_FAILED
     captured = capsys.readouterr()
     assert "Traceback" not in captured.out + captured.err
     return captured.err
@@ -68,11 +70,11 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
 )
 def test_data_or_a_regime_of_ones_own_come_without_the_quickstarts_artificial_setting(words, tmp_path):
     (tmp_path / "d.csv").write_text("text,label\n" + "hello,a\ngood bye,b\n" * 200)
-    config = load(cli._with_experiment(words))
+    config = load(with_experiment(words))
     assert (config.head.policy, config.federation.label_meaning) == ("local", "common")
     assert "Quickstart" not in config.title
     quickstart = load(["experiment=quickstart", "split=share_ab", "model=tiny_bert"])
-    assert load(cli._with_experiment(["split=share_ab", "model=tiny_bert"])).resolved == quickstart.resolved
+    assert load(with_experiment(["split=share_ab", "model=tiny_bert"])).resolved == quickstart.resolved
 
 
 def test_a_plan_has_a_plain_title_and_a_table_of_what_the_command_changes(capsys):
@@ -174,18 +176,18 @@ def test_the_doctor_says_yes_or_no(capsys, monkeypatch):
     assert "much [free]" in capsys.readouterr().out
     ill = doctor.Check("GPU", False, "broken", "mend it")
     monkeypatch.setattr(doctor, "examine", lambda: [*well, ill])
-    assert main(["doctor"]) == cli.EXIT_FAILED
+    assert main(["doctor"]) == EXIT_FAILED
     said = capsys.readouterr().out
     assert "broken" in said
     assert "mend it" in said
 
 
 def test_an_interrupted_command_says_so(capsys, monkeypatch):
-    def interrupt(options):
+    def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "doctor", interrupt)
-    assert main(["doctor"]) == cli.INTERRUPTED == 130
+    monkeypatch.setattr(doctor, "examine", interrupt)
+    assert main(["doctor"]) == INTERRUPTED == 130
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from fedsa_lora import assemble
+from fedsa_lora.client import build
 from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.client.model import majority
 from fedsa_lora.client.personal import HELD, RESIDUAL, TRAINED
@@ -31,14 +31,14 @@ class Desk:
     def __init__(self, folder, *overrides: str) -> None:
         self.config = load(["experiment=smoke", f"run.dir={folder}", *overrides])
         self.config.store_dir.mkdir(parents=True, exist_ok=True)  # which a run begins with
-        self.bench = assemble.workbench(self.config)
+        self.bench = build.workbench(self.config)
         layout = self.bench.model.layout
         self.pool = layout.select(self.bench.split(layout).shared)
         self.start = self.pool.pack({n: self.bench.initial[n] for n in self.pool.names})
         self.downlink = Downlink(self.pool, self.start, self.config.downlink, seed=0)
 
     def store(self, client: str):
-        return assemble.store(self.config, client)
+        return build.store(self.config, client)
 
     def client(self, name: str, *forbid: str) -> FedSAClient:
         return FedSAClient(name, self.bench, self.store(name), forbid)
@@ -134,7 +134,7 @@ def test_neither_the_order_of_the_clients_nor_the_others_of_a_process_change_a_b
     assert alone == {key: forward[key] for key in alone}
     for name in "0123":
         states = [
-            assemble.store(load(["experiment=smoke", *overrides, f"run.dir={tmp_path}/{at}"]), name)
+            build.store(load(["experiment=smoke", *overrides, f"run.dir={tmp_path}/{at}"]), name)
             for at in "fb"
         ]
         one, two = (store.load() for store in states)

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout
@@ -19,6 +19,7 @@ from fedsa_lora.learning.training import round_batches
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.seeds import generator, torch_seed
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 
@@ -31,7 +32,7 @@ def rows(run: Path, phase: str | None = None) -> list[dict]:
 
 
 def private(run: Path, client: str, round_: int | None = None) -> dict[str, np.ndarray]:
-    state = assemble.store(read_config(run), client).load(round_)
+    state = build.store(read_config(run), client).load(round_)
     assert state is not None
     return state.tensors
 
@@ -44,7 +45,7 @@ def shared(run: Path) -> dict[str, np.ndarray]:
 
 
 def layout_of(config: RunConfig) -> Layout:
-    return assemble.skeleton(config).layout
+    return skeleton(config).layout
 
 
 class PlainClient:
@@ -171,7 +172,7 @@ def test_no_value_of_b_or_the_head_is_in_any_message_of_a_run(smoke_run):
     for client in "0123":
         messages = [p.read_bytes() for p in sorted((smoke_run / "clients" / client / "messages").iterdir())]
         assert len(messages) == 1 + 3 + 3  # properties, fits, evaluations
-        store = assemble.store(read_config(smoke_run), client)
+        store = build.store(read_config(smoke_run), client)
         for round_ in store.rounds():
             for name, array in private(smoke_run, client, round_).items():
                 values = array.ravel()
@@ -274,7 +275,7 @@ def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
     assert [row.client for row in found] == list("0123")
     assert all(row.value == row.recorded for row in found)
     config = read_config(run)
-    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(run, config), skeleton(config))
     groups = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])["groups"]
     assert len(set(groups.values())) == 2
     tensors = {client: exporter.tensors(client) for client in groups}

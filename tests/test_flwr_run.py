@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from under_way import under_way
 
-from fedsa_lora import assemble, cli
+from fedsa_lora import cli
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.store import DirectoryStore
 
 OVERRIDES = [
@@ -46,7 +48,7 @@ def states(run: Path) -> dict[tuple[str, int], dict[str, np.ndarray]]:
     """Every state of every client that is still kept, and those of the server under the name 'A', each
     with what is remembered beside it."""
     config = read_config(run)
-    stores = {folder.name: assemble.store(config, folder.name) for folder in (run / "clients").iterdir()}
+    stores = {folder.name: build.store(config, folder.name) for folder in (run / "clients").iterdir()}
     stores["A"] = DirectoryStore(run, "checkpoints", config.name, 9)
     found = {(name, r): store.load(r) for name, store in sorted(stores.items()) for r in store.rounds()}
     return {
@@ -82,7 +84,7 @@ def test_the_bytes_reported_are_those_of_the_serialised_messages_and_hold_a_alon
     from fedsa_lora.learning.adapters import initial_state
 
     config = read_config(flwr_run)
-    layout = assemble.skeleton(config).layout
+    layout = skeleton(config).layout
     start = initial_state(layout, config.seed)
     reported = [row["bytes_up"] for row in lines(flwr_run, "clients.jsonl") if row["phase"] == "fit"]
     values = sum(spec.size for spec in layout if spec.role == "A")

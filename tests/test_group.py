@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from fedsa_lora import assemble
 from fedsa_lora.binding import bind
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.group import (
@@ -131,7 +130,7 @@ DIGESTS = {
 
 @pytest.mark.parametrize(("words", "digest"), DIGESTS.items())
 def test_the_digest_of_an_experiment_is_that_of_the_runs_that_are_stored(words, digest):
-    assert assemble.experiment_digest(load(words)) == digest
+    assert load(words).experiment_digest() == digest
 
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}

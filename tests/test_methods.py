@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from remarks import failures_of
 
-from fedsa_lora import assemble
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import matches, private_values
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.store import ClientState, DirectoryStore
 from strategies.audience import GROUP, held_by
 from strategies.plans.grouping import MEMBER
@@ -53,7 +54,7 @@ def checkpoint(path: Path, round_: int | None = None) -> ClientState:
 def states(path: Path) -> dict[str, ClientState]:
     """The last state of every client that took part."""
     folders = sorted(folder.name for folder in (path / "clients").iterdir())
-    found = {client: assemble.store(read_config(path), client).load() for client in folders}
+    found = {client: build.store(read_config(path), client).load() for client in folders}
     return {client: state for client, state in found.items() if state is not None}
 
 
@@ -232,7 +233,7 @@ def test_groups_go_with_any_split_head_and_codec_and_each_client_holds_what_its_
     assert set(found[0]["groups"]) == set("0123")
     assert len({n for row in found for n in row["group_sizes"]}) == 2
     seen = {row["client"] for row in fits(path)}
-    layout = assemble.skeleton(read_config(path)).layout.select(checkpoint(path).tensors)
+    layout = skeleton(read_config(path)).layout.select(checkpoint(path).tensors)
     for client, number in found[-1]["groups"].items():
         assert (MEMBER + client in memory) == (client in seen)
         held = held_by(client, layout.pack(checkpoint(path).tensors), memory)
@@ -332,7 +333,7 @@ def test_clients_of_different_ranks_train_together_and_send_what_their_rank_is(r
     path = run("split=share_ab", f"strategy={rule}", f"federation.ranks={ranks}")
     assert_sound(path)
     config = read_config(path)
-    layout = assemble.skeleton(config).layout
+    layout = skeleton(config).layout
     pool = layout.select(n for n in layout.names if "lora" in n)
     for row in fits(path):
         values = 4 * pool.limited(config.federation.client_ranks(config.seed)[row["client"]]).size
@@ -347,7 +348,7 @@ def test_every_variant_of_lora_sends_what_is_like_a_and_no_value_of_what_is_like
     path = run(f"lora={variant}", "run.keep_messages=true", "federation.rounds=2")
     assert_sound(path)
     config = read_config(path)
-    layout = assemble.skeleton(config).layout
+    layout = skeleton(config).layout
     shared = {spec.name for spec in layout if spec.role == "A"}
     assert checkpoint(path).tensors.keys() == shared
     values = 4 * layout.select(shared).size
@@ -355,7 +356,7 @@ def test_every_variant_of_lora_sends_what_is_like_a_and_no_value_of_what_is_like
     messages = [p.read_bytes() for p in (path / "clients").glob("*/messages/*.bin")]
     assert len(messages) == 3 * (1 + 2 + 1)
     for client in "012":
-        store = assemble.store(config, client)
+        store = build.store(config, client)
         kept = [store.load(round_).tensors for round_ in store.rounds()]
         assert {name for tensors in kept for name in tensors} == set(layout.names) - shared
         private = private_values(kept)

@@ -11,9 +11,10 @@ from flwr.common import FitIns, GetPropertiesIns, RecordDict, ndarrays_to_parame
 from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getpropertiesins_to_recorddict
 from test_client import Desk
 
-from fedsa_lora import assemble, client_app
+from fedsa_lora import client_app
 from fedsa_lora.config.compose import load, to_yaml
 from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.deployment.node_store import node_store
 from fedsa_lora.errors import ConfigError
 
 SMOKE = ["experiment=smoke"]
@@ -243,7 +244,7 @@ def test_a_model_config_cannot_bring_code(config):
 @pytest.mark.parametrize("store", ["null", "/other/client"])
 def test_the_store_is_where_the_node_config_says_whatever_the_run_config_says(tmp_path, run_dir, store):
     config = load([*SMOKE, f"run.dir={run_dir}", f"run.store={store}"])
-    kept = assemble.node_store(config, Node("7", store=tmp_path / "kept"))
+    kept = node_store(config, Node("7"), tmp_path / "kept")
     assert kept.folder == tmp_path / "kept" / config.run_dir.name / "7"
 
 
@@ -255,7 +256,7 @@ ODD = ["/", "/..", "/a b", "/x;y", "'/\u202ex'", "/.hidden", "/-rf", f"/{'a' * 1
 def test_a_run_whose_folder_has_no_plain_name_is_refused_by_its_submitter_and_every_node(tmp_path, run_dir):
     config = load([*SMOKE, f"run.dir={run_dir}"])
     with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
-        assemble.node_store(config, Node("7", store=tmp_path / "kept"))
+        node_store(config, Node("7"), tmp_path / "kept")
     with pytest.raises(ConfigError, match=r"run\.dir: nodes keep .* is none: expected"):
         load([*SMOKE, "federation=deployment", "federation.superlink=hub:1", f"run.dir={run_dir}"])
     assert not (tmp_path / "kept").exists()

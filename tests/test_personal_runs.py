@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from test_methods import BRIEF, checkpoint, everything, fits, rows, states
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.analysis.reevaluate import reevaluate
+from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.personal import PERSONAL, beside, others
 from fedsa_lora.config.compose import load, read_config
@@ -18,6 +18,7 @@ from fedsa_lora.exchange.witness import matches, private_values
 from fedsa_lora.learning.job import complete
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.server.build import build_strategy, skeleton
 from strategies.round.ledger import Unwritten
 
 SOME = ("strategy.fraction_fit=0.7", "strategy.min_fit_clients=2")
@@ -44,7 +45,7 @@ def personalised(run, method, *words):
 
 def exporter(path):
     config = read_config(path)
-    return Exporter(config, RunDirectory(path, config), assemble.skeleton(config))
+    return Exporter(config, RunDirectory(path, config), skeleton(config))
 
 
 def own_models(path):
@@ -125,7 +126,7 @@ def parts_of(path, round_=3):
     """A and B of each client that took part in a round as its own store has them, and its examples."""
     found = {}
     for row in (row for row in fits(path) if row["round"] == round_):
-        own = beside(assemble.store(read_config(path), row["client"]).load(round_))
+        own = beside(build.store(read_config(path), row["client"]).load(round_))
         found[row["client"]] = {n: a for n, a in own.items() if "lora_" in n}, row["examples"]
     return found
 
@@ -156,9 +157,9 @@ def test_what_a_client_mixes_in_is_the_weighted_mean_of_the_other_clients_expert
 def test_a_round_is_trained_with_the_mean_of_the_others_that_it_began_with(experts):
     """The last round of each client once more, by its method alone, from what was stored before it."""
     config, parts, common = read_config(experts), parts_of(experts, 2), checkpoint(experts, 2).tensors
-    bench = assemble.workbench(config)
+    bench = build.workbench(config)
     for client in parts_of(experts, 3):
-        store = assemble.store(config, client)
+        store = build.store(config, client)
         state = store.load(2)
         share = parts[client][1] / sum(n for _, n in parts.values()) if client in parts else 0.0
         kept = bench.initial if state is None else state.tensors
@@ -175,10 +176,10 @@ def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
     assert all(row.value == row.recorded for row in reevaluate(experts))
     config = read_config(experts)
     recorded = {row["client"]: row["loss"] for row in rows(experts, "clients") if row["phase"] == "evaluate"}
-    bench, made = assemble.workbench(config), exporter(experts)
+    bench, made = build.workbench(config), exporter(experts)
     for client in "012":
         model, other = made.own_model(client), made.own_model(str((int(client) + 1) % 3))
-        served = ClientModel(client, bench, assemble.store(config, client))
+        served = ClientModel(client, bench, build.store(config, client))
         assert served.measure(served.own(3, model, {}))["loss"] == recorded[client]
         mixed = replace(model, others=other.others)
         assert served.measure(served.own(3, mixed, {}))["loss"] != recorded[client]
@@ -186,7 +187,7 @@ def test_the_evaluation_of_experts_can_be_repeated_to_the_last_bit(experts):
 
 def test_no_gate_is_in_any_message(experts):
     for client, state in states(experts).items():
-        store = assemble.store(read_config(experts), client)
+        store = build.store(read_config(experts), client)
         kept = [beside(store.load(round_)) for round_ in store.rounds()]
         gates = [{name: own[name] for name in own if ".gate." in name} for own in kept]
         assert all(f"{PERSONAL}{name}" in state.tensors for name in gates[-1])
@@ -202,21 +203,21 @@ def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_i
     path = run(*EXPERTS, "strategy.fraction_fit=0.4", "strategy.min_fit_clients=1")
     absent = {"0", "1", "2"} - states(path).keys()
     config, common = read_config(path), everything(path)["server"]
-    plain = replace(assemble.workbench(config), personalisation=Personalisation())
+    plain = replace(build.workbench(config), personalisation=Personalisation())
     recorded = {row["client"]: row["loss"] for row in rows(path, "clients") if row["phase"] == "evaluate"}
     assert absent
     for client in absent:
         model = exporter(path).own_model(client)
         assert not model.beside
         assert all(np.array_equal(model.others[name], value) for name, value in common.items())
-        served = ClientModel(client, plain, assemble.store(config, client))
+        served = ClientModel(client, plain, build.store(config, client))
         assert served.measure(served.own(3, model, {}))["loss"] == recorded[client]
 
 
 def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():
     config = load(["experiment=smoke", *EXPERTS, "lora=dora"])
     with pytest.raises(ModelError, match="expected plain LoRA on a linear layer"):
-        assemble.strategy(config, Unwritten())
+        build_strategy(config, Unwritten())
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,15 @@ from remarks import failures_of
 from test_methods import checkpoint, rows
 from test_resume import assert_same_run, broken
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.seeds import generator
+from fedsa_lora.server.build import skeleton
 
 KEPT = ("run.keep_generations=9",)
 DEADLINE = "federation.round_timeout=60"
@@ -74,7 +75,7 @@ def test_when_every_client_fails_again_and_again_a_is_unchanged_and_the_run_ends
     assert last == "client 0: OSError: no such device (likewise 3 more: 1, 2, 3)"
     run = tmp_path / "run"
     config = read_config(run)
-    start = initial_state(assemble.skeleton(config).layout, config.seed)
+    start = initial_state(skeleton(config).layout, config.seed)
     assert checkpoint(run, 2).tensors.keys() < start.keys()
     for name, array in checkpoint(run, 2).tensors.items():
         assert np.array_equal(array, start[name])
@@ -119,7 +120,7 @@ def test_who_is_silent_is_late_its_round_goes_on_without_it_and_it_takes_part_in
     assert failures_of(told[1]) == ["client 2: late: no answer within 60 s"]
     assert [row["fit_clients"] for row in told] == [4, 3, 4]
     assert not failures_of(told[2])
-    assert assemble.store(read_config(run), "2").rounds() == [1, 3]
+    assert build.store(read_config(run), "2").rounds() == [1, 3]
 
 
 def test_who_keeps_failing_is_left_out_for_a_while_returns_and_the_report_tells_when_and_why(
@@ -198,7 +199,7 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     assert "In rounds 1 to 2, 3 of 4 clients were there." in page
     assert "In round 3, 2 of 4 clients were there." in page
     config = read_config(run)
-    assert Exporter(config, RunDirectory(run, config), assemble.skeleton(config)).tensors("3")
+    assert Exporter(config, RunDirectory(run, config), skeleton(config)).tensors("3")
     words = [*DEPLOYED, "federation.min_clients=1"]
     with pytest.raises(RunError, match=r"3 of 4 clients are connected after 300 s.*federation\.min_clients"):
         run_with(monkeypatch, plan, words, tmp_path / "strict", missing="3")

@@ -8,11 +8,11 @@ import pytest
 from remarks import failures_of
 from test_flwr_run import command_line, lines, states
 
-from fedsa_lora import assemble
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.outcomes import remarks
 from fedsa_lora.runs.reading import read_run
+from fedsa_lora.server.build import skeleton
 from strategies.round.reasons import KILLED
 
 TESTS = Path(__file__).resolve().parent
@@ -32,7 +32,7 @@ def test_when_every_client_fails_in_every_round_the_command_says_so_and_a_is_unc
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     assert [row["skipped"] for row in lines(run, "rounds.jsonl")] == [True, True]
     config = read_config(run)
-    start = initial_state(assemble.skeleton(config).layout, config.seed)
+    start = initial_state(skeleton(config).layout, config.seed)
     kept = states(run)
     assert [key for key in kept if key[0] != "A"] == []
     for round_ in (1, 2):

@@ -20,7 +20,7 @@ from fedsa_lora.errors import FedSAError, TrainingError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import NamedArrays, cut, digest
 from fedsa_lora.exchange.reported import LOSS
-from fedsa_lora.learning.job import complete
+from fedsa_lora.learning.job import complete, settled
 from fedsa_lora.store import ClientStore
 
 
@@ -94,7 +94,7 @@ class FedSAClient(NumPyClient):
             scoring=self.rounds.scoring,
         )
         training = self.bench.personalisation.fit(local, beside(state))
-        ((outcome, own),) = complete([training], self.bench.trainer)
+        outcome, own = settled(*complete([training], self.bench.trainer))
         check_finite(outcome.values | {PERSONAL + name: array for name, array in own.items()})
         numbers = {k: float(v) for k, v in asdict(outcome.report).items() if k != "examples"}
         measured = len(self.model.held_out) if header.measure_before else 0

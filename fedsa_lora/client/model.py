@@ -69,7 +69,7 @@ class ClientModel:
         asked = [data]
         if names and self.data.attacked:
             asked.append(self.data.attacked)
-        (outcome,) = self.bench.trainer([replace(job, asked=asked)])
+        outcome = self.bench.outcome(replace(job, asked=asked))
         metrics = measured(task, outcome.answers[0], data.labels)
         if recorded is not None and names:
             self.store.record(from_logits(recorded, names, data.labels, outcome.answers[0]))
@@ -83,7 +83,7 @@ class ClientModel:
         values: NamedArrays = cut(self.bench.initial, self.layout)
         for round_ in range(1, alone.rounds + 1):
             job = self.local(round_, trained, values, settings=alone.settings).job()
-            (outcome,) = self.bench.trainer([job])
+            outcome = self.bench.outcome(job)
             values = outcome.values
         return self.measure(replace(job, values=values, batches=()))[self.bench.primary.name]
 

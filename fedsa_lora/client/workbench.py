@@ -16,7 +16,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
-from fedsa_lora.learning.job import OneByOne, Trainer
+from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.vocabulary import token_tensors
@@ -80,6 +80,10 @@ class Workbench:
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
         return OneByOne(self.model, self.task)
+
+    def outcome(self, job: Job) -> Outcome:
+        """The outcome of a job alone. Raises TrainingError where it cannot be done."""
+        return settled(*self.trainer([job]))
 
     @cached_property
     def stages(self) -> Stages:

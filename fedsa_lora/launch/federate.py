@@ -13,7 +13,6 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.config.compose import CONF, PACKAGE, places, to_yaml
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
@@ -29,6 +28,7 @@ from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_a
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, stoppable
 
 FLOWER_LOG = Path("logs", "flower.log")

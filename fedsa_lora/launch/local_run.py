@@ -19,7 +19,6 @@ from typing import Self
 from flwr.app import UserConfig
 from flwr.supercore.logger import console_handler
 
-from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import make_resident
 from fedsa_lora.config.compose import handed, to_yaml
 from fedsa_lora.errors import FedSAError
@@ -29,6 +28,7 @@ from fedsa_lora.launch.superlink import GRACE_SECONDS
 from fedsa_lora.launch.workers import WorkerGrid, context
 from fedsa_lora.runs.inprocess import play
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, end_with_parent, exit_on_signal, undisturbed
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import torch
 
-from fedsa_lora import assemble
 from fedsa_lora.binding import raise_faults
+from fedsa_lora.client import build
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_run import Simulation
@@ -22,6 +22,7 @@ from fedsa_lora.launch.local_run import Processes
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.directory import refuse_unmeasured, refuse_used
 from fedsa_lora.runs.summary import parameter_counts
+from fedsa_lora.server.build import build_strategy, skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.inspection import inspect_task
@@ -64,7 +65,7 @@ def make_plan(config: RunConfig) -> Plan:
     remarks = None
     if not faults:
         remarks = _attempt(lambda: inspect_task(config.task), faults)
-        _attempt(lambda: assemble.strategy(config, Unwritten()), faults)
+        _attempt(lambda: build_strategy(config, Unwritten()), faults)
     if len(faults) == 1:
         raise faults[0]
     raise_faults([str(fault) for fault in faults])
@@ -96,7 +97,7 @@ def _trained_on(config: RunConfig) -> torch.device | Connection:
     """The device to simulate on, or the SuperLink whose nodes bring their own."""
     federation = config.federation
     if federation.superlink is None:
-        return assemble.device(config)
+        return build.device(config)
     certificates = federation.root_certificates
     return Connection(
         federation.superlink,
@@ -182,7 +183,7 @@ def _attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
 def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterModel | None:
     """The model's names and shapes; where the data failed, a look at the model without their classes."""
     if federation is not None:
-        return assemble.skeleton(config)
+        return skeleton(config)
     build_backbone(config.task.auto_class, config.model, ("a", "b"), seed=0, empty=True)
     return None
 

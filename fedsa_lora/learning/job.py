@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedsa_lora.errors import TrainingError
+from fedsa_lora.errors import FedSAError, TrainingError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring
@@ -77,8 +77,8 @@ class Outcome:
 class Trainer(Protocol):
     """Does jobs, each as if there were no other."""
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """The outcomes in the order of the jobs. Raises TrainingError where a job cannot be done."""
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome | TrainingError]:
+        """The outcomes in the order of the jobs; an error in the place of one that cannot be done."""
         ...
 
 
@@ -89,8 +89,14 @@ class OneByOne:
     model: AdapterModel
     task: Task
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        return [self._outcome(job) for job in jobs]
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome | TrainingError]:
+        outcomes: list[Outcome | TrainingError] = []
+        for job in jobs:
+            try:
+                outcomes.append(self._outcome(job))
+            except TrainingError as error:
+                outcomes.append(error)
+        return outcomes
 
     def _outcome(self, job: Job) -> Outcome:
         model = self.model
@@ -129,20 +135,43 @@ class OneByOne:
         return standing
 
 
-def complete(trainings: Sequence[Generator[Job, Outcome, Result]], trainer: Trainer) -> list[Result]:
+def complete(
+    trainings: Sequence[Generator[Job, Outcome, Result]], trainer: Trainer
+) -> list[Result | FedSAError]:
     """Carry out trainings that each yield one job after another and are handed its outcome: the next jobs of
-    all go to the trainer together. Returns what each returns, in their order."""
-    results: dict[int, Result] = {}
-    outcomes: dict[int, Outcome | None] = dict.fromkeys(range(len(trainings)))  # None begins a generator
+    all go to the trainer together. An error in the place of an outcome is raised in its training alone.
+
+    Returns what each training returns, in their order, or the error that ended it.
+    """
+    results: dict[int, Result | FedSAError] = {}
+    outcomes: dict[int, Outcome | TrainingError | None] = dict.fromkeys(range(len(trainings)))
     while outcomes:
         jobs: dict[int, Job] = {}
         for at, outcome in outcomes.items():
             try:
-                jobs[at] = trainings[at].send(outcome)  # type: ignore[arg-type]
+                jobs[at] = _advance(trainings[at], outcome)
             except StopIteration as end:
                 results[at] = end.value
+            except FedSAError as error:
+                results[at] = error
         outcomes = dict(zip(jobs, trainer([*jobs.values()]), strict=True))
     return [results[at] for at in range(len(trainings))]
+
+
+def settled(result: Result | FedSAError) -> Result:
+    """The result. Raises the error that is in its place."""
+    if isinstance(result, FedSAError):
+        raise result
+    return result
+
+
+def _advance(training: Generator[Job, Outcome, Result], outcome: Outcome | TrainingError | None) -> Job:
+    """The next job of a training; without an outcome its first."""
+    if outcome is None:
+        return next(training)
+    if isinstance(outcome, TrainingError):
+        return training.throw(outcome)
+    return training.send(outcome)
 
 
 def _array(parameter: nn.Parameter) -> NDArray[np.float32]:

@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.evaluation import evaluate_run, renaming
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.cli import main
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.server.build import skeleton
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_where_meanings_differ_a_model_is_right_when_it_names_the_true_class(run
     run = run_smoke("federation.label_meaning=per_client", "head=frozen", "federation.rounds=2")
     union = evaluate_run(run, union=True)["union"]
     config = read_config(run)
-    bench, task = assemble.workbench(config), config.task
+    bench, task = build.workbench(config), config.task
     exporter = Exporter(config, RunDirectory(run, config), bench.model)
     meanings = {client: np.array(task.client_labels(client)) for client in "0123"}
     assert len({tuple(names) for names in meanings.values()}) == 4
@@ -69,7 +70,7 @@ def test_a_newcomer_of_a_federation_that_shares_nothing_is_alone(run_smoke):
 
 def test_what_a_newcomer_is_given_is_nobodys_own(smoke_run):
     config = read_config(smoke_run)
-    exporter = Exporter(config, RunDirectory(smoke_run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(smoke_run, config), skeleton(config))
     given, own = exporter.own_model("0", own=False).common, exporter.tensors("0")
     assert all(np.array_equal(given[n], exporter.own_model("1", own=False).common[n]) for n in given)
     for spec in exporter.model.layout:

@@ -1,6 +1,7 @@
 """What `export` writes is what stock PEFT and transformers load, with the logits of the run."""
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,32 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks.classification import cross_entropy
 
 
+@cache  # the run is complete, so what is read of it stays true
 def exporter(run):
     config = read_config(run)
-    return Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    return Exporter(config, RunDirectory(run, config), skeleton(config))
+
+
+@cache
+def workbench(run):
+    """A run's resident model, which each use overwrites completely."""
+    return build.workbench(exporter(run).config)
 
 
 def in_the_run(run, client: str) -> tuple[list[dict[str, torch.Tensor]], np.ndarray]:
     """Single-example inputs of a client's test part, and the logits of its model as the run has it."""
-    config = read_config(run)
-    bench = assemble.workbench(config)
+    config, bench = exporter(run).config, workbench(run)
     bench.model.merge(exporter(run).merged)
     bench.model.write(exporter(run).tensors(client))
     test = config.task.load_client(client).test
@@ -83,7 +91,7 @@ def test_a_whole_model_is_loaded_as_its_card_says(which, request, tmp_path, monk
 
 
 def predict_one(run, client: str, batch) -> np.ndarray:
-    bench = assemble.workbench(read_config(run))
+    bench = workbench(run)
     bench.model.write(exporter(run).tensors(client))
     return logits_of(bench.model.module, [batch])
 
@@ -123,7 +131,7 @@ METHODS = {
 def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke, tmp_path, overrides):
     run = run_smoke(*overrides, "evaluation.local_only=false")
     rows = read_jsonl(run / "clients.jsonl")
-    labels = {c: read_config(run).task.load_client(c).test.labels for c in "0123"}
+    labels = {c: exporter(run).config.task.load_client(c).test.labels for c in "0123"}
     measured = {row["client"]: row for row in rows if row["phase"] == "evaluate"}
     for client, row in measured.items():
         inputs, logits = in_the_run(run, client)

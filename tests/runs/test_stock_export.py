@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.learning.training import predict
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.server.build import skeleton
 
 # What a stranger runs: the code of each model card, then the texts in batches of 1 and of 8.
 STRANGER = """
@@ -71,8 +72,8 @@ def test_an_export_gives_the_answers_of_the_run_in_stock_code(run_smoke, tmp_pat
         "federation.test_examples=24", *overrides,
     )  # fmt: skip
     config = read_config(run)
-    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
-    bench = assemble.workbench(config)
+    exporter = Exporter(config, RunDirectory(run, config), skeleton(config))
+    bench = build.workbench(config)
     bench.model.write(exporter.tensors("1"))
     data = config.task.load_client("1").test
     expected = predict(bench.model, config.task, data, config.train)
@@ -101,7 +102,7 @@ def test_an_export_gives_the_answers_of_the_run_in_stock_code(run_smoke, tmp_pat
 @pytest.fixture(scope="module")
 def exported(smoke_run, tmp_path_factory) -> Path:
     config = read_config(smoke_run)
-    exporter = Exporter(config, RunDirectory(smoke_run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(smoke_run, config), skeleton(config))
     place = tmp_path_factory.mktemp("exported")
     exporter.export("2", place / "adapter")
     exporter.export("2", place / "merged", merge=True)
@@ -124,7 +125,7 @@ def test_overrides_padding_and_length_are_in_what_is_exported(run_smoke, tmp_pat
         "+model.config.hidden_dropout_prob=0.03",
     )  # fmt: skip
     config = read_config(run)
-    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(run, config), skeleton(config))
     exporter.export("0", tmp_path / "adapter")
     exporter.export("0", tmp_path / "merged", merge=True)
     for folder in (tmp_path / "adapter" / "backbone", tmp_path / "merged"):
@@ -142,7 +143,7 @@ def test_a_second_run_starts_from_what_the_first_exported(run_smoke, tmp_path):
     quick = ["federation.clients=2", "evaluation.local_only=false", "evaluation.before=false"]
     run = run_smoke(*quick, *MEAN, "federation.rounds=2")
     config = read_config(run)
-    exporter = Exporter(config, RunDirectory(run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(run, config), skeleton(config))
     folder = exporter.export("1", tmp_path / "merged", merge=True)
     still = ["train.lr=1e-12", "train.head_lr=1e-12", "federation.rounds=1"]
     again = run_smoke(*quick, "model=roberta_base", f"model.path={folder}", *still)
@@ -171,7 +172,7 @@ def test_a_merged_model_answers_in_a_pipeline_from_any_folder(exported, smoke_ru
 
 def test_an_export_is_replaced_whole_and_other_files_are_left_alone(exported, smoke_run):
     config = read_config(smoke_run)
-    exporter = Exporter(config, RunDirectory(smoke_run, config), assemble.skeleton(config))
+    exporter = Exporter(config, RunDirectory(smoke_run, config), skeleton(config))
     folder = exporter.export("1", exported / "again")
     assert (folder / "adapter_config.json").is_file()
     exporter.export("1", folder, merge=True)
