@@ -7,6 +7,7 @@ import shlex
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,9 +19,10 @@ from under_way import under_way
 
 from fedsa_lora import cli
 from fedsa_lora.config.compose import load, places
-from fedsa_lora.launch import workers
+from fedsa_lora.launch import local_run, workers
 from fedsa_lora.launch.flower_run import Outcome
 from fedsa_lora.launch.local_run import LocalRun, Processes
+from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round
@@ -67,6 +69,20 @@ def test_processes_are_forked_only_where_that_is_safe(monkeypatch):
 @pytest.mark.slow
 def test_processes_of_several_threads_start_anew_and_do_not_hang(tmp_path):
     assert in_processes(2, [*BRIEF, "machine.threads=2"], tmp_path / "run") == Outcome("completed", "")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_neighbours_that_are_answered_at_the_same_time_give_the_same_bits(count, tmp_path, monkeypatch):
+    words = [*SAMPLED, "personalisation=ditto", "evaluation.local_only=true"]
+    plain = run_in_process([*words, f"run.dir={tmp_path / 'plain'}"])
+    run = tmp_path / "run"
+    if count:
+        monkeypatch.setattr(local_run, "WorkerGrid", partial(workers.WorkerGrid, together=4))
+        assert in_processes(count, words, run) == Outcome("completed", "")
+    else:
+        monkeypatch.setattr(inprocess, "InProcessGrid", partial(inprocess.InProcessGrid, together=4))
+        run_in_process([*words, f"run.dir={run}"])
+    assert_same_bits(run, plain)
 
 
 def plugged_in(monkeypatch) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, SpawnContext
 
@@ -19,12 +20,12 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as Proto
 
+from fedsa_lora.learning.together import at_the_same_time
 from fedsa_lora.runs.inprocess import InProcessGrid
 from fedsa_lora.stopping import end_with_parent
 from strategies.round.reasons import KILLED
 
 CRASHED = Error(ErrorCode.CLIENT_APP_CRASHED, KILLED)
-Unit = list[Message]  # messages that one process answers, in this order
 
 
 def context(threads: int) -> ForkContext | SpawnContext:
@@ -39,21 +40,18 @@ def context(threads: int) -> ForkContext | SpawnContext:
 class WorkerGrid(InProcessGrid):
     """A Grid whose nodes are calls of the ClientApp in ``workers`` processes, until it is closed.
 
-    What was pushed is dealt when an answer is first asked for: sorted by node, messages of one type to
-    ``together`` neighbours are a unit, and whichever process is idle takes the next. Which one does changes
-    no bit. A client whose process is killed has crashed; a new one serves the others.
+    What was pushed is dealt when an answer is first asked for, and whichever process is idle takes the next
+    message, or those that are answered at the same time. Which one does changes no bit. A client whose
+    process is killed has crashed; a new one serves the others.
     """
 
     def __init__(
         self, workers: int, threads: int, nodes: int, run_config: UserConfig, together: int = 1
     ) -> None:
-        super().__init__(nodes, run_config)
-        self._together = together
-        self._answers: dict[str, Message] = {}  # by the id of the message
-        self._units: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-        self._workers = [
-            Worker(context(threads), nodes, run_config) for _ in range(workers)
-        ]  # before this process has threads
+        super().__init__(nodes, run_config, together)
+        self._dealt: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
+        start = context(threads)
+        self._workers = [Worker(start, nodes, run_config) for _ in range(workers)]  # all before a thread
         for worker in self._workers:
             threading.Thread(target=self._serve_units, args=(worker,), daemon=True).start()
 
@@ -73,20 +71,14 @@ class WorkerGrid(InProcessGrid):
         raise NotImplementedError("push the messages, and pull their answers")
 
     def _deal(self) -> None:
-        """Put the messages that wait into the queue of all processes."""
-        units: dict[tuple[str, int], Unit] = {}
-        waiting = sorted(self._unanswered.values(), key=lambda message: message.metadata.dst_node_id)
-        self._unanswered.clear()
-        for message in waiting:
-            block = (message.metadata.dst_node_id - 1) // self._together
-            units.setdefault((message.metadata.message_type, block), []).append(message)
-        for unit in units.values():
-            self._units.put(unit)
+        """Put what waits into the queue of all processes."""
+        for unit in sorted(self._units):
+            self._dealt.put([*self._take(unit).values()])
 
     def _serve_units(self, worker: Worker) -> None:
         """Have a process answer one unit after another."""
         while True:
-            unit = deque(message for message in self._units.get() if not _expired(message))
+            unit = deque(message for message in self._dealt.get() if not _expired(message))
             while unit:
                 try:
                     for reply in worker.answers(unit):
@@ -149,8 +141,8 @@ def _answer(channel: Connection, nodes: int, run_config: UserConfig) -> None:
     clients = InProcessGrid(nodes, run_config)
     with suppress(EOFError):
         while True:
-            for content in channel.recv():
-                reply = clients.answer(_read(content))
+            unit = [_read(content) for content in channel.recv()]
+            for reply in at_the_same_time([partial(clients.answer, message) for message in unit]):
                 channel.send_bytes(message_to_proto(reply).SerializeToString())
 
 
