@@ -87,7 +87,7 @@ def make_plan(config: RunConfig) -> Plan:
         federation=federation,
         model=remarks,
         place=place,
-        machine=_machine(place),
+        machine=_machine(place, config.federation.clients),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
@@ -146,12 +146,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(place: Simulation | Processes | Connection) -> str:
+def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
     if isinstance(place, Connection):
         return f"the nodes of the SuperLink at {place.address}"
     if isinstance(place, Processes):
-        each = -(-place.nodes // place.workers)
-        return f"{place.workers} clients at a time on cpu, in processes of this machine: {each} by process"
+        each = -(-clients // place.workers)
+        return f"{place.workers} clients at a time on cpu, inprocess: about {each} for each process"
     device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
     return f"{_actors(place)} clients at a time on {device}, through Ray"
 
