@@ -104,8 +104,12 @@ class MachineSettings(Group):
 
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
     of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
+
+    ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
+    simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
     """
 
+    engine: Literal["auto", "inprocess", "ray"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None

@@ -19,6 +19,7 @@ from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.together import Together
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
@@ -79,7 +80,7 @@ class Workbench:
     @cached_property
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
-        return OneByOne(self.model, self.task)
+        return Together(OneByOne(self.model, self.task))
 
     def outcome(self, job: Job) -> Outcome:
         """The outcome of a job alone. Raises TrainingError where it cannot be done."""
