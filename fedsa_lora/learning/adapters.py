@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
+from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.lora import ADAPTER, VERA_D, attach
 from fedsa_lora.learning.settings import LoraSettings
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
@@ -90,6 +91,7 @@ class AdapterModel:
             for name in self.relative
             if not self._parameters[name].is_meta
         }
+        self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
         _keep_statistics(model)

@@ -17,6 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.dropout import Sites
+from fedsa_lora.learning.masking import find_sites, masked
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
@@ -128,7 +130,6 @@ def train(
     ``objective`` is what is made smaller in place of the task's loss.
     Raises TrainingError at the first loss that is not finite.
     """
-    torch.manual_seed(torch_seed)
     model.set_trainable(trained)
     model.module.train()
     optimizer = _optimizer(model, trained, settings, beside)
@@ -136,23 +137,26 @@ def train(
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
     minimised = objective(model, task, examples, settings)
+    sites = dropout_sites(minimised, batches[0])
+    torch.manual_seed(torch_seed)  # for dropout that no mask reaches
     started, total = time.perf_counter(), 0.0
-    for step, indices in enumerate(batches):
-        with minimised.at(indices) as loss:
-            value = finite(loss.item(), step, len(batches), settings)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(scaler.scale(loss))
-        scaler.unscale_(optimizer)
-        if observe is not None and step > 0:
-            observe(model)
-        if proximal:
-            _pull(model, anchor, proximal[0])
-        if settings.clip_norm is not None:
-            clip_grad_norm_([*map(model.parameter, sorted(trained)), *beside], settings.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        total += value * len(indices)
+    with masked(model.module, sites, torch_seed):
+        for step, indices in enumerate(batches):
+            with minimised.at(indices) as loss:
+                value = finite(loss.item(), step, len(batches), settings)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(scaler.scale(loss))
+            scaler.unscale_(optimizer)
+            if observe is not None and step > 0:
+                observe(model)
+            if proximal:
+                _pull(model, anchor, proximal[0])
+            if settings.clip_norm is not None:
+                clip_grad_norm_([*map(model.parameter, sorted(trained)), *beside], settings.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            total += value * len(indices)
     return _report(examples, batches, total, time.perf_counter() - started)
 
 
@@ -182,6 +186,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
+    """The dropout sites of the model, found once in a pass over the first of the examples."""
+    model = objective.model
+    if model.device.type != "cpu":
+        return Sites()
+    if model.sites is None:
+        model.sites = finddropout_sites(model.module, lambda: objective.loss(indices[:1]))
+    return model.sites
 
 
 def _optimizer(
