@@ -194,7 +194,7 @@ def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
     if model.device.type != "cpu":
         return Sites()
     if model.sites is None:
-        model.sites = finddropout_sites(model.module, lambda: objective.loss(indices[:1]))
+        model.sites = find_sites(model.module, lambda: objective.loss(indices[:1]))
     return model.sites
 
 

@@ -3,6 +3,7 @@ length, and padded within a group only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
 
+# by group, dropout of probabilities (sequences x heads, longest, longest); none without dropout
+Masks = Sequence[Callable[[torch.Tensor], torch.Tensor]] | None
+
 NAME = "fedsa_cohort"  # of this attention among those of transformers
 GROUPS = 3
 WORTH = 4096  # scores of a head and layer that a further group must save
@@ -19,13 +23,17 @@ WORTH = 4096  # scores of a head and layer that a further group must save
 
 @dataclass(frozen=True)
 class _Group:
-    """``sequences`` of at most ``longest`` tokens: rows ``begin`` to ``end`` of a head's padded tokens.
+    """``members`` are sequences of at most ``longest`` tokens, whose padded tokens begin at ``begin``.
     ``beyond`` (sequences, 1, 1, longest) marks padding, None where there is none."""
 
-    sequences: int
+    members: NDArray[np.int64]
     longest: int
     begin: int
     beyond: torch.Tensor | None
+
+    @property
+    def sequences(self) -> int:
+        return len(self.members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +59,7 @@ class Groups:
             at = begins[part, None] + np.minimum(steps, lengths[part, None] - 1)
             places[at[held]] = filled + np.flatnonzero(held)
             beyond = None if held.all() else torch.from_numpy(~held)[:, None, None, :]
-            groups.append(_Group(len(part), longest, filled, beyond))
+            groups.append(_Group(part, longest, filled, beyond))
             tokens.append(at.reshape(-1))
             filled += at.size
         return cls(tuple(groups), np.concatenate(tokens), places)
@@ -123,23 +131,25 @@ class _Attention(torch.autograd.Function):
         heads: int,
         scale: float,
         causal: bool,
+        masks: Masks,
     ) -> torch.Tensor:
         index = groups.index(heads, q.device)
         q, k, v = (x.index_select(0, index.gather) for x in (q, k, v))
         q.mul_(scale)
         out, weights = torch.empty_like(v), []
-        for group, mask in zip(groups.groups, index.masks, strict=True):
+        for at, (group, beyond) in enumerate(zip(groups.groups, index.masks, strict=True)):
             q_, k_, v_, out_ = (_part(x, group, heads) for x in (q, k, v, out))
             scores = torch.bmm(q_, k_.mT)
-            if mask is not None:
-                scores.view(group.sequences, heads, group.longest, -1).masked_fill_(mask, -torch.inf)
+            if beyond is not None:
+                scores.view(group.sequences, heads, group.longest, -1).masked_fill_(beyond, -torch.inf)
             if causal:
                 later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(1)
                 scores.masked_fill_(later, -torch.inf)
             weights.append(torch.softmax(scores, dim=-1))
-            torch.bmm(weights[-1], v_, out=out_)
+            drop = masks[at] if masks else _nothing
+            torch.bmm(drop(weights[-1]), v_, out=out_)
         ctx.save_for_backward(q, k, v, *weights)
-        ctx.groups, ctx.heads, ctx.scale = groups, heads, scale
+        ctx.groups, ctx.heads, ctx.scale, ctx.masks = groups, heads, scale, masks
         return out.index_select(0, index.back)
 
     @staticmethod
@@ -149,15 +159,20 @@ class _Attention(torch.autograd.Function):
         above = gradients[0].index_select(0, index.gather)
         above.index_fill_(0, index.unused, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        for group, p in zip(groups.groups, weights, strict=True):
+        for at, (group, p) in enumerate(zip(groups.groups, weights, strict=True)):
             q_, k_, v_, above_ = (_part(x, group, heads) for x in (q, k, v, above))
-            torch.bmm(p.mT, above_, out=_part(dv, group, heads))
-            ds = torch._softmax_backward_data(torch.bmm(above_, v_.mT), p, -1, p.dtype)
+            drop = ctx.masks[at] if ctx.masks else _nothing
+            torch.bmm(drop(p).mT, above_, out=_part(dv, group, heads))
+            ds = torch._softmax_backward_data(drop(torch.bmm(above_, v_.mT)), p, -1, p.dtype)
             torch.bmm(ds, k_, out=_part(dq, group, heads))
             torch.bmm(ds.mT, q_, out=_part(dk, group, heads))
         dq.mul_(ctx.scale)
         dq, dk, dv = (x.index_select(0, index.back) for x in (dq, dk, dv))
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, None, None, None, None, None
+
+
+def _nothing(weights: torch.Tensor) -> torch.Tensor:
+    return weights
 
 
 def _part(rows: torch.Tensor, group: _Group, heads: int) -> torch.Tensor:
@@ -175,11 +190,13 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     groups: Groups,
+    masks_of: Callable[[Any], Masks],
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of transformers' interface over a flat batch: query (1, heads, tokens, width), key and value
-    with as many heads or a divisor of it. Returns (1, tokens, heads, width)."""
+    with as many heads or a divisor of it. ``masks_of`` a layer are those of its probabilities. Returns (1,
+    tokens, heads, width)."""
     heads, tokens, width = query.shape[1:]
     shared = heads // key.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
@@ -187,7 +204,7 @@ def attend(
         k, v = k.repeat_interleave(shared, dim=2), v.repeat_interleave(shared, dim=2)
     rows = [x.reshape(tokens * heads, width) for x in (q, k, v)]
     causal = bool(getattr(module, "is_causal", False))
-    out = _Attention.apply(*rows, groups, heads, scaling, causal)  # type: ignore[no-untyped-call]
+    out = _Attention.apply(*rows, groups, heads, scaling, causal, masks_of(module))  # type: ignore[no-untyped-call]
     return out.view(1, tokens, heads, width), None
 
 

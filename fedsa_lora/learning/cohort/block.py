@@ -13,11 +13,13 @@ from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import Arrays
 from fedsa_lora.learning.cohort.answers import Logits, answer
 from fedsa_lora.learning.cohort.flat import FlatModel
+from fedsa_lora.learning.cohort.masks import FlatMasks
 from fedsa_lora.learning.cohort.packed import Corpus, Packed
 from fedsa_lora.learning.cohort.rows import Optimizer, Pull, Rows
+from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
-from fedsa_lora.learning.training import TrainReport, autocast, finite, schedule
+from fedsa_lora.learning.training import TrainReport, autocast, dropout_sites, finite, schedule
 
 TOKENS = 4096  # of a pass that holds more than one client's batch: more do not stay in a core's cache
 NONE = np.zeros(0, np.int64)
@@ -41,10 +43,13 @@ class Block:
         self._totals = np.zeros(len(jobs))  # of losses over examples
         self._seconds = 0.0
         self.errors: dict[int, TrainingError] = {}
+        self._sites: Sites | None = None
 
     def outcomes(self) -> list[Outcome | TrainingError]:
         """The outcomes of the jobs, in the order that they were given in; an error in the place of one."""
         starts = self._install()
+        if self.jobs[0].batches:
+            self._sites = self._dropout()
         with self._flat.installed():
             self.train()
             answers = answer(self._flat, self._model, self.jobs, self._settings)
@@ -101,6 +106,14 @@ class Block:
         self.rows.refresh()
         self._seconds = time.perf_counter() - began
 
+    def _dropout(self) -> Sites | None:
+        """Where the model drops out; None of one that does not."""
+        job = self.jobs[0]
+        objective = job.objective(self._model, self._alone.task, job.examples, job.settings)
+        sites = dropout_sites(objective, job.batches[0])
+        dropping = (sites.tokens, sites.examples, sites.attention)
+        return sites if any(strip.width for strip in dropping) else None
+
     def _parts(self, clients: Sequence[int], step: int) -> Iterator[list[int]]:
         """The clients of a step in passes of a bounded number of tokens, or of one client."""
         part: list[int] = []
@@ -121,8 +134,9 @@ class Block:
         for k in clients:
             chosen[k] = self.jobs[k].batches[step]
         packed = corpus.pack(chosen)
+        masks = self._masks(packed, clients, step)
         with autocast(self._settings, self._model.device):
-            logits = self._flat.logits(packed)
+            logits = self._flat.logits(packed, masks)
         means, total = _losses(logits, packed)
         torch.autograd.backward(total)
         for k in clients:
@@ -133,6 +147,12 @@ class Block:
                 self.errors[k] = error
             else:
                 self._totals[k] += loss * len(job.batches[step])
+
+    def _masks(self, packed: Packed, clients: Sequence[int], step: int) -> FlatMasks | None:
+        if self._sites is None:
+            return None
+        seeds = {k: self.jobs[k].dropout for k in clients}
+        return FlatMasks.draw(self._sites, seeds, step, packed)
 
     def _observe(self, clients: Sequence[int], step: int) -> None:
         """Show the gradients of the losses to the meters, at every step but the first."""

@@ -73,10 +73,11 @@ def _why_not_model(model: AdapterModel) -> str | None:
         factors = model.factors()
     except ModelError:
         return "an adapter is not plain LoRA on a linear layer"
-    if any(module.p > 0 for module in model.module.modules() if isinstance(module, nn.Dropout)):
-        return "there is dropout"
-    if getattr(base.config, "attention_dropout", 0.0) > 0:
-        return "there is dropout"
+    drops = any(module.p > 0 for module in model.module.modules() if isinstance(module, nn.Dropout))
+    if drops and model.device.type != "cpu":
+        return "a GPU draws dropout of its own"
+    if READINGS[kind].images and getattr(base.config, "attention_probs_dropout_prob", 0) > 0:
+        return "attention drops out over images"
     found = {id(factor.weight) for pair in factors.values() for factor in pair}
     for module in base.modules():
         if isinstance(module, nn.Linear):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.attention import NAME
 from fedsa_lora.learning.cohort.fit import READINGS
 from fedsa_lora.learning.cohort.layers import LowRank, Own, passed
+from fedsa_lora.learning.cohort.masks import FlatMasks, Mask, dropped
 from fedsa_lora.learning.cohort.packed import Packed
 from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.tasks.heads import unwrapped
@@ -35,6 +36,7 @@ class FlatModel:
         self._mean = is_mean_pooled(model.module)
         self._layers = _layers(model, rows)
         self._packed: Packed
+        self._masks: FlatMasks | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -42,6 +44,9 @@ class FlatModel:
         with ExitStack() as stack:
             for module, layer in self._layers.items():
                 stack.enter_context(_replaced(module, partial(self._pass, layer)))
+            for module in self._base.modules():
+                if type(module) is nn.Dropout and module.p > 0:
+                    stack.enter_context(_replaced(module, partial(self._drop, module)))
             if not self._reading.images:
                 config, before = self._base.config, self._base.config._attn_implementation
                 stack.callback(setattr, config, "_attn_implementation", before)
@@ -49,9 +54,10 @@ class FlatModel:
                 self._hook(stack)
             yield
 
-    def logits(self, packed: Packed) -> torch.Tensor:
-        """Logits (sequences, classes); of a language model (places that words are learned in, tokens)."""
-        self._packed = packed
+    def logits(self, packed: Packed, masks: FlatMasks | None = None) -> torch.Tensor:
+        """Logits (sequences, classes); of a language model (places that words are learned in, tokens). There
+        is no dropout without ``masks``."""
+        self._packed, self._masks = packed, masks
         logits: torch.Tensor
         if self._reading.images:
             logits = self._base(**packed.inputs).logits
@@ -73,10 +79,20 @@ class FlatModel:
             stack.enter_context(hook)
 
     def _pass(self, layer: LowRank | Own, x: torch.Tensor) -> torch.Tensor:
-        return passed(x, layer, self._packed.spans(x.shape[:-1].numel()), self.rows)
+        mask = None
+        if self._masks is not None and isinstance(layer, LowRank):
+            mask = self._masks.of(layer.dropout, self.rows.work.dtype)
+        return passed(x, layer, self._packed.spans(x.shape[:-1].numel()), self.rows, mask)
+
+    def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        mask = None if self._masks is None else self._masks.of(layer, x.dtype)
+        return x if mask is None else dropped(x, mask)
+
+    def _attention_masks(self, layer: nn.Module) -> Sequence[Mask] | None:
+        return None if self._masks is None else self._masks.of_attention(layer, self.rows.work.dtype)
 
     def _flat_inputs(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        given = {**self._packed.inputs, "groups": self._packed.groups}
+        given = {**self._packed.inputs, "groups": self._packed.groups, "masks_of": self._attention_masks}
         if self._reading.from_pad:
             given["position_ids"] = self._positions_from_pad()
         if self._reading.last:

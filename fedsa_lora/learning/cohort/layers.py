@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedsa_lora.learning.cohort.masks import Mask
 from fedsa_lora.learning.cohort.rows import Rows
 
 Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
@@ -18,11 +19,12 @@ Views = list[torch.Tensor] | None
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """h = W x + b + s B_k A_k x: ``weight`` (d_in, d_out) is common, A (r, d_in) and B (d_out, r) are those
-    of each client, with their gradients where they are trained."""
+    of each client, with their gradients where they are trained. ``dropout`` is the layer before A."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     scale: float
+    dropout: nn.Module
     A: list[torch.Tensor]
     B: list[torch.Tensor]
     dA: Views
@@ -37,7 +39,8 @@ class LowRank:
             weight = weight.T
         bias = None if base.bias is None else base.bias.detach().to(kind)
         collected = rows.collected(A), rows.collected(B)
-        return cls(weight, bias, scale, rows.working(A), rows.working(B), *collected)
+        (dropout,) = layer.lora_dropout.values()
+        return cls(weight, bias, scale, dropout, rows.working(A), rows.working(B), *collected)
 
 
 class _LowRankPass(torch.autograd.Function):
@@ -45,22 +48,28 @@ class _LowRankPass(torch.autograd.Function):
     where they are collected."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, _: torch.Tensor, layer: LowRank, spans: Spans) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, _: torch.Tensor, layer: LowRank, spans: Spans, mask: Mask | None
+    ) -> torch.Tensor:
         x = x.to(layer.weight.dtype)
         out = _affine(x, layer.weight, layer.bias)
+        if mask is not None:
+            x = mask(x)
         inner = x.new_empty(len(x), layer.A[0].shape[0])
         for k, begin, end in spans:
             torch.mm(x[begin:end], layer.A[k].mT, out=inner[begin:end])
             out[begin:end].addmm_(inner[begin:end], layer.B[k].mT, alpha=layer.scale)
         ctx.save_for_backward(x, inner)
-        ctx.layer, ctx.spans = layer, spans
+        ctx.layer, ctx.spans, ctx.mask = layer, spans, mask
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         x, inner = ctx.saved_tensors
         layer, (above,) = ctx.layer, gradients
-        below = above @ layer.weight.mT if ctx.needs_input_grad[0] else None
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = torch.zeros_like(x) if ctx.mask is not None else above @ layer.weight.mT
         for k, begin, end in ctx.spans:
             above_k = above[begin:end]
             if layer.dB is not None:
@@ -72,7 +81,9 @@ class _LowRankPass(torch.autograd.Function):
                 _collect(layer.dA[k], back.mT, x[begin:end], layer.scale)
             if below is not None:
                 below[begin:end].addmm_(back, layer.A[k], alpha=layer.scale)
-        return below, None, None, None
+        if below is not None and ctx.mask is not None:
+            below = ctx.mask(below).addmm_(above, layer.weight.mT)
+        return below, None, None, None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +133,17 @@ class _OwnPass(torch.autograd.Function):
         return below, None, None, None
 
 
-def passed(x: torch.Tensor, layer: LowRank | Own, spans: Spans, rows: Rows) -> torch.Tensor:
-    """The layer's output (..., d_out) for x (..., d_in), whose rows are in the order of the clients."""
-    through = _LowRankPass if isinstance(layer, LowRank) else _OwnPass
+def passed(
+    x: torch.Tensor, layer: LowRank | Own, spans: Spans, rows: Rows, mask: Mask | None = None
+) -> torch.Tensor:
+    """The layer's output (..., d_out) for x (..., d_in), whose rows are in the order of the clients. The
+    ``mask`` is that of its dropout, for LoRA."""
     flat = x.reshape(-1, x.shape[-1])
-    out: torch.Tensor = through.apply(flat, rows.leaf, layer, spans)  # type: ignore[no-untyped-call]
+    out: torch.Tensor
+    if isinstance(layer, LowRank):
+        out = _LowRankPass.apply(flat, rows.leaf, layer, spans, mask)  # type: ignore[no-untyped-call]
+    else:
+        out = _OwnPass.apply(flat, rows.leaf, layer, spans)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
 
 

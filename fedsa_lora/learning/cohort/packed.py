@@ -35,6 +35,11 @@ class Packed:
     targets_of: list[int]
     kept: torch.Tensor | None = None
 
+    @property
+    def flat(self) -> bool:
+        """False for images, which the model makes tokens of."""
+        return "position_ids" in self.inputs
+
     @cached_property
     def groups(self) -> Groups:
         """The sequences by length, as attention takes them."""
