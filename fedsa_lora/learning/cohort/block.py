@@ -31,8 +31,8 @@ class Block:
 
     def __init__(self, alone: OneByOne, jobs: Sequence[Job]) -> None:
         self._alone, self._model = alone, alone.model
-        self._places = sorted(range(len(jobs)), key=lambda at: -len(jobs[at].batches))
-        self.jobs = [jobs[at] for at in self._places]
+        self.places = sorted(range(len(jobs)), key=lambda at: -len(jobs[at].batches))
+        self.jobs = [jobs[at] for at in self.places]
         self._settings = jobs[0].settings
         kind = next(iter(self._model.module.parameters())).dtype
         if self._settings.precision != "fp32":
@@ -54,7 +54,7 @@ class Block:
             self.train()
             answers = answer(self._flat, self._model, self.jobs, self._settings)
         found: dict[int, Outcome | TrainingError] = {}
-        for k, place in enumerate(self._places):
+        for k, place in enumerate(self.places):
             found[place] = self.errors[k] if k in self.errors else self._outcome(k, starts[k], answers[k])
         return [found[place] for place in range(len(self.jobs))]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,7 @@ class FlatMasks:
     examples: NDArray[np.bool_]
     attention: Sequence[NDArray[np.bool_]]
     groups: Groups
+    _calls: Counter[nn.Module] = field(default_factory=Counter)
 
     @classmethod
     def draw(cls, sites: Sites, seeds: Mapping[int, int], step: int, packed: Packed) -> FlatMasks:
@@ -59,11 +61,12 @@ class FlatMasks:
         )
 
     def of(self, layer: nn.Module, kind: torch.dtype) -> Mask | None:
-        """The mask of a dropout layer, (tokens, width) or (sequences, width); None of one that drops
-        nothing."""
+        """The mask of the next call of a dropout layer, (tokens, width) or (sequences, width); None of one
+        that drops nothing."""
         for strip, masks in ((self.sites.tokens, self.tokens), (self.sites.examples, self.examples)):
             if layer in strip.columns:
-                (columns,) = strip.columns[layer]
+                columns = strip.columns[layer][self._calls[layer]]
+                self._calls[layer] += 1
                 kept = torch.from_numpy(masks[:, columns].view(np.uint8)).to(kind)
                 return Mask(kept, _scale(strip, columns))
         return None
