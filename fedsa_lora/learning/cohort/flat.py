@@ -18,8 +18,10 @@ from fedsa_lora.learning.cohort.fit import READINGS
 from fedsa_lora.learning.cohort.layers import LowRank, Own, passed
 from fedsa_lora.learning.cohort.masks import FlatMasks, Mask, dropped
 from fedsa_lora.learning.cohort.packed import Packed
+from fedsa_lora.learning.cohort.products import Product, multiplied
 from fedsa_lora.learning.cohort.rows import Rows
-from fedsa_lora.tasks.heads import unwrapped
+from fedsa_lora.learning.targets import LINEAR
+from fedsa_lora.tasks.heads import block, unwrapped
 from fedsa_lora.tasks.pooling import is_mean_pooled
 
 
@@ -35,6 +37,7 @@ class FlatModel:
         self._backbone, self._reading = self._base.base_model, READINGS[self._base.config.model_type]
         self._mean = is_mean_pooled(model.module)
         self._layers = _layers(model, rows)
+        self._products = _products(model, self._layers, rows.work.dtype)
         self._packed: Packed
         self._masks: FlatMasks | None = None
 
@@ -44,6 +47,8 @@ class FlatModel:
         with ExitStack() as stack:
             for module, layer in self._layers.items():
                 stack.enter_context(_replaced(module, partial(self._pass, layer)))
+            for module, product in self._products.items():
+                stack.enter_context(_replaced(module, partial(multiplied, product=product)))
             for module in self._base.modules():
                 if type(module) is nn.Dropout and module.p > 0:
                     stack.enter_context(_replaced(module, partial(self._drop, module)))
@@ -105,7 +110,8 @@ class FlatModel:
         counted = ids.ne(pad).long()
         before = counted.cumsum(0) - counted
         begins = torch.from_numpy(np.repeat(self._packed.begins, self._packed.lengths)).to(ids.device)
-        return ((before - before[begins] + 1) * counted + pad).unsqueeze(0)
+        positions: torch.Tensor = (before - before[begins] + 1) * counted + pad
+        return positions.unsqueeze(0)
 
     def _read_before(self, module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (self._read_tokens(args[0]),)
@@ -153,6 +159,18 @@ def _layers(model: AdapterModel, rows: Rows) -> dict[nn.Module, LowRank | Own]:
             bias = None if module.bias is None else names[id(module.bias)]
             found[module] = Own.of(names[id(module.weight)], bias, rows)
     return found
+
+
+def _products(
+    model: AdapterModel, layers: Mapping[nn.Module, LowRank | Own], kind: torch.dtype
+) -> dict[nn.Module, Product]:
+    """The products of the linear layers in repeated blocks that no client has anything of."""
+    under = {id(part) for layer in layers for part in layer.modules()}
+    return {
+        module: Product.of(module, kind)
+        for name, module in model.module.named_modules()
+        if isinstance(module, LINEAR) and block(name) and id(module) not in under
+    }
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedsa_lora.learning.cohort.masks import Mask
+from fedsa_lora.learning.cohort.products import Product
 from fedsa_lora.learning.cohort.rows import Rows
 
 Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
@@ -18,11 +19,10 @@ Views = list[torch.Tensor] | None
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """h = W x + b + s B_k A_k x: ``weight`` (d_in, d_out) is common, A (r, d_in) and B (d_out, r) are those
-    of each client, with their gradients where they are trained. ``dropout`` is the layer before A."""
+    """h = W x + b + s B_k A_k x: the ``base`` product is common, A (r, d_in) and B (d_out, r) are those of
+    each client, with their gradients where they are trained. ``dropout`` is the layer before A."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    base: Product
     scale: float
     dropout: nn.Module
     A: list[torch.Tensor]
@@ -33,14 +33,10 @@ class LowRank:
     @classmethod
     def of(cls, layer: Any, A: str, B: str, scale: float, rows: Rows) -> LowRank:
         """Of PEFT's layer, by the names of its factors."""
-        base, kind = layer.get_base_layer(), rows.work.dtype
-        weight = base.weight.detach().to(kind)
-        if isinstance(base, nn.Linear):  # transformers' Conv1D has it turned already
-            weight = weight.T
-        bias = None if base.bias is None else base.bias.detach().to(kind)
+        base = Product.of(layer.get_base_layer(), rows.work.dtype)
         collected = rows.collected(A), rows.collected(B)
         (dropout,) = layer.lora_dropout.values()
-        return cls(weight, bias, scale, dropout, rows.working(A), rows.working(B), *collected)
+        return cls(base, scale, dropout, rows.working(A), rows.working(B), *collected)
 
 
 class _LowRankPass(torch.autograd.Function):
@@ -51,8 +47,8 @@ class _LowRankPass(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, _: torch.Tensor, layer: LowRank, spans: Spans, mask: Mask | None
     ) -> torch.Tensor:
-        x = x.to(layer.weight.dtype)
-        out = _affine(x, layer.weight, layer.bias)
+        x = x.to(layer.base.kind)
+        out = layer.base.forward(x)
         if mask is not None:
             x = mask(x)
         inner = x.new_empty(len(x), layer.A[0].shape[0])
@@ -69,7 +65,7 @@ class _LowRankPass(torch.autograd.Function):
         layer, (above,) = ctx.layer, gradients
         below = None
         if ctx.needs_input_grad[0]:
-            below = torch.zeros_like(x) if ctx.mask is not None else above @ layer.weight.mT
+            below = torch.zeros_like(x) if ctx.mask is not None else layer.base.backward(above)
         for k, begin, end in ctx.spans:
             above_k = above[begin:end]
             if layer.dB is not None:
@@ -82,7 +78,7 @@ class _LowRankPass(torch.autograd.Function):
             if below is not None:
                 below[begin:end].addmm_(back, layer.A[k], alpha=layer.scale)
         if below is not None and ctx.mask is not None:
-            below = ctx.mask(below).addmm_(above, layer.weight.mT)
+            below = ctx.mask(below).add_(layer.base.backward(above))
         return below, None, None, None, None
 
 
@@ -145,10 +141,6 @@ def passed(
     else:
         out = _OwnPass.apply(flat, rows.leaf, layer, spans)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
-
-
-def _affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 
 def _collect(into: torch.Tensor, one: torch.Tensor, two: torch.Tensor, scale: float) -> None:
