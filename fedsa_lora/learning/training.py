@@ -64,7 +64,7 @@ class Objective:
             return self.task.loss(self.model.module, self.batch(indices))
 
     def autocast(self) -> AbstractContextManager[object]:
-        return _autocast(self.settings, self.model.device)
+        return autocast(self.settings, self.model.device)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         return to_device(self.task.collate(self.examples, indices), self.model.device)
@@ -133,17 +133,17 @@ def train(
     model.set_trainable(trained)
     model.module.train()
     optimizer = _optimizer(model, trained, settings, beside)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
     minimised = objective(model, task, examples, settings)
-    sites = _sites(minimised, batches[0])
+    sites = dropout_sites(minimised, batches[0])
     torch.manual_seed(torch_seed)  # for dropout that no mask reaches
     started, total = time.perf_counter(), 0.0
     with masked(model.module, sites, torch_seed):
         for step, indices in enumerate(batches):
             with minimised.at(indices) as loss:
-                value = _finite(loss, f"step {step + 1} of {len(batches)}", settings)
+                value = finite(loss.item(), step, len(batches), settings)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(scaler.scale(loss))
             scaler.unscale_(optimizer)
@@ -171,7 +171,7 @@ def predict(
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):
         batch = to_device(task.collate(examples, indices), model.device)
-        with _autocast(settings, model.device):
+        with autocast(settings, model.device):
             parts.append(task.predict(model.module, batch).float().cpu().numpy())
     by_length = np.concatenate(parts)
     result = np.empty_like(by_length)
@@ -188,7 +188,7 @@ def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
         yield order[start : start + size]
 
 
-def _sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
+def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
     """The dropout sites of the model, found once in a pass over the first of the examples."""
     model = objective.model
     if model.device.type != "cpu":
@@ -220,7 +220,8 @@ def _optimizer(
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+def schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate at each of ``steps``, of which the first is 0."""
     warmup = round(settings.warmup * steps)
 
     def factor(step: int) -> float:
@@ -234,19 +235,21 @@ def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
+def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
+    """Multiplication in the precision of the settings, within it."""
     if settings.precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=settings.dtype)
 
 
-def _finite(loss: torch.Tensor, where: str, settings: TrainSettings) -> float:
-    if not math.isfinite(value := loss.item()):
+def finite(loss: float, step: int, steps: int, settings: TrainSettings) -> float:
+    """The loss of a step, of which the first is 0. Raises TrainingError where it is not finite."""
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss became {value} at {where}: lower train.lr (now {settings.lr:g}), set "
-            "train.clip_norm, or use train.precision=fp32"
+            f"the loss became {loss} at step {step + 1} of {steps}: lower train.lr (now {settings.lr:g}), "
+            "set train.clip_norm, or use train.precision=fp32"
         )
-    return value
+    return loss
 
 
 def _pull(model: AdapterModel, anchor: Mapping[str, torch.Tensor], mu: float) -> None:
