@@ -107,6 +107,10 @@ class MachineSettings(Group):
 
     ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
     simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
+
+    ``cohort``: clients, neighbours by id, whose jobs are done in one pass over their tokens; null: as many as
+    leave work for every process, at most ten, where the engine is "inprocess", decided once for a run, and
+    one elsewhere. The size changes results by rounding alone.
     """
 
     engine: Literal["auto", "inprocess", "ray"] = "auto"
@@ -114,6 +118,7 @@ class MachineSettings(Group):
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
+    cohort: Annotated[int | None, at_least(1, 1024)] = None
     attention: Literal["auto", "eager", "sdpa"] = "auto"
 
     def clashes(self, run: RunConfig) -> Iterator[str]:

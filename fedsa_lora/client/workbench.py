@@ -16,6 +16,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
@@ -45,7 +46,8 @@ class Workbench:
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
-    training left it, before aggregation, which no method needs.
+    training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
+    done in one pass.
     """
 
     task: Task
@@ -62,6 +64,7 @@ class Workbench:
     part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
     keep_trained: bool = False
+    cohort: int = 1
 
     @property
     def primary(self) -> Measure:
@@ -80,6 +83,8 @@ class Workbench:
     @cached_property
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
+        if self.cohort > 1:
+            return Together(Cohort(self.model, self.task, self.cohort))
         return Together(OneByOne(self.model, self.task))
 
     def outcome(self, job: Job) -> Outcome:

@@ -21,12 +21,13 @@ from flwr.supercore.logger import console_handler
 
 from fedsa_lora.client_app import make_resident
 from fedsa_lora.config.compose import handed, to_yaml
+from fedsa_lora.decision import COHORT, decided
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.files import writing
 from fedsa_lora.launch.flower_run import POLL_SECONDS, Outcome
 from fedsa_lora.launch.superlink import GRACE_SECONDS
 from fedsa_lora.launch.workers import WorkerGrid, context
-from fedsa_lora.runs.inprocess import play
+from fedsa_lora.runs.inprocess import play, together
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, end_with_parent, exit_on_signal, undisturbed
@@ -34,10 +35,12 @@ from fedsa_lora.stopping import TERMINATED, end_with_parent, exit_on_signal, und
 
 @dataclass(frozen=True)
 class Processes:
-    """Size of a simulation on this machine: processes that serve clients, and nodes that they serve."""
+    """Size of a simulation on this machine: processes that serve clients, nodes that they serve, and the
+    clients whose jobs are done in one pass, unless the run decided so before."""
 
     workers: int
     nodes: int
+    cohort: int = 1
 
 
 class LocalRun:
@@ -105,10 +108,11 @@ def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection)
     config = handed(str(run_config["composed"]))
     threads = config.machine.threads
     try:
+        decided(config.run_dir, COHORT, lambda: str(place.cohort))
         if isinstance(context(threads), ForkContext):
             with suppress(FedSAError):  # which each client then answers
                 make_resident(run_config)
-        with WorkerGrid(place.workers, threads, place.nodes, run_config) as grid:
+        with WorkerGrid(place.workers, threads, place.nodes, run_config, together(config)) as grid:
             play(config, grid, run_config)
     except Exception as error:
         told.send(f"{type(error).__name__}: {error}")
