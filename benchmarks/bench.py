@@ -26,7 +26,7 @@ from bare_loop import QUICKSTART, SMALL, BareLoop, timed
 from product import PLAIN, Spent, run
 from topk_aggregation import drawn
 
-from fedsa_lora import assemble
+from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import load
@@ -100,7 +100,7 @@ def _side_by_side(words: Sequence[str], rounds: int) -> tuple[Spent, list[tuple[
 
 def precision_and_padding() -> list[Figure]:
     """Training alone in bf16 over fp32; tokens that the model computes over those that there are."""
-    benches = {p: assemble.workbench(load([*QUICKSTART, f"train.precision={p}"])) for p in ("fp32", "bf16")}
+    benches = {p: build.workbench(load([*QUICKSTART, f"train.precision={p}"])) for p in ("fp32", "bf16")}
     for bench in benches.values():
         _train(bench, 0)
     ratios = []

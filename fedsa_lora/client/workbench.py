@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
 
-KEPT = 32  # clients whose encoded examples stay in memory
+KEPT = 128 * 2**20  # bytes of encoded examples that stay in memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,25 @@ class Alone:
     split: RoleSplit
     settings: TrainSettings
     rounds: int
+
+
+class LastServed:
+    """Loads the data of clients and holds those of the last ones: one, and more up to ``most`` bytes."""
+
+    def __init__(self, load: Callable[[str], ClientData], most: int) -> None:
+        self._load, self._most, self._bytes = load, most, 0
+        self._held: OrderedDict[str, ClientData] = OrderedDict()
+
+    def __call__(self, client: str) -> ClientData:
+        if client in self._held:
+            self._held.move_to_end(client)
+            return self._held[client]
+        data = self._held[client] = self._load(client)
+        self._bytes += data.bytes
+        while len(self._held) > 1 and self._bytes > self._most:
+            _, oldest = self._held.popitem(last=False)
+            self._bytes -= oldest.bytes
+        return data
 
 
 @dataclass(frozen=True)
@@ -114,4 +134,4 @@ class Workbench:
     @cached_property
     def data(self) -> Callable[[str], ClientData]:
         """The data of a client. Those of the clients that were served last stay in memory, encoded."""
-        return lru_cache(maxsize=KEPT)(self.task.load_client)
+        return LastServed(self.task.load_client, KEPT)

@@ -214,7 +214,7 @@ def evaluated(client: str, round_: int, accuracy: float = 0.5, measured: int = 1
 
 @pytest.mark.parametrize("codec", [Dense(), TopK(ratio=0.3)], ids=lambda codec: codec.name)
 def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways(codec):
-    server = Server(every=1, codec=codec, inner=FedProx(proximal_mu=0.1, **EVERYONE))
+    server = Server(every=1, rounds=1, codec=codec, inner=FedProx(proximal_mu=0.1, **EVERYONE))
     asked = list(server.ask().values())
     results = answers(server, some_updates())
     server.take(results)
