@@ -21,7 +21,7 @@ from strategies.audience import GROUP, held_by
 from strategies.plans.grouping import MEMBER
 from strategies.round.downlink import HELD, MERGED_A, MERGED_B
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Runner = Callable[..., Path]
 BRIEF = (
     "federation.clients=3", "federation.rounds=3", "run.keep_generations=9",

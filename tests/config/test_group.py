@@ -32,7 +32,7 @@ from fedsa_lora.group import (
 from fedsa_lora.launch.resuming import _is_changeable
 from fedsa_lora.settings import RunConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
