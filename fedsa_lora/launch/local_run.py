@@ -18,6 +18,7 @@ from typing import Self
 
 from flwr.app import UserConfig
 from flwr.supercore.logger import console_handler
+from threadpoolctl import threadpool_limits
 
 from fedsa_lora.client_app import make_resident
 from fedsa_lora.config.compose import handed, to_yaml
@@ -107,6 +108,7 @@ def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection)
     handed.cache_clear()  # the data may be others than those of a run before
     config = handed(str(run_config["composed"]))
     threads = config.machine.threads
+    threadpool_limits(threads)  # of BLAS: bits depend on the order of sums
     try:
         decided(config.run_dir, COHORT, lambda: str(place.cohort))
         if isinstance(context(threads), ForkContext):
