@@ -111,7 +111,7 @@ class Block:
         self._seconds = time.perf_counter() - began
 
     def _dropout(self) -> Sites | None:
-        """Where the model drops out; None of one that does not."""
+        """The dropout sites of the model; None of one without dropout."""
         job = self.jobs[0]
         objective = job.objective(self._model, self._alone.task, job.examples, job.settings)
         sites = dropout_sites(objective, job.batches[0])
