@@ -12,45 +12,48 @@ from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsa_lora import assemble
 from fedsa_lora.bundle import Part, pack, size_of, unpack
+from fedsa_lora.client import build
 from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.client.egress import Egress, discreet
 from fedsa_lora.client.record import ClientRecord, header_of
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import as_handed
 from fedsa_lora.deployment.node_config import Node, of_clients
-from fedsa_lora.deployment.node_store import check_room, unreadable_by_others
+from fedsa_lora.deployment.node_store import check_room, node_store, unreadable_by_others
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.wire import BroadcastHeader
 from fedsa_lora.files import writing
 from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import composed, refuse_unsimulated, simulated
 from fedsa_lora.store import DirectoryStore
 
 
 @lru_cache(maxsize=1)
 def _resident(
-    overrides: str, composed: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
+    overrides: str, resolved: str, run_id: int, data: Path | None, folders: tuple[Path, ...] | None
 ) -> tuple[RunConfig, Workbench]:
-    config = as_handed(overrides, composed, f"runs/{run_id}", folders)
-    assemble.refuse_unsimulated(config)
-    return config, assemble.workbench(config, data)
+    config = as_handed(overrides, resolved, f"runs/{run_id}", folders)
+    refuse_unsimulated(config)
+    return config, build.workbench(config, data)
 
 
 def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore]:
     """Outside of simulation the node config alone names places: a run config is a stranger's."""
     node = Node.read(context.node_config)
-    simulated = assemble.simulated()
-    if node.store is None and not simulated:
+    local = simulated()
+    if node.store is None and not local:
         raise ConfigError(
             "this node names no store for what is its client's own: start it with store=FOLDER",
             sent="its node config names no store",
         )
-    overrides, folders = str(context.run_config["overrides"]), None if simulated else node.paths
-    composed = assemble.composed(context.run_config)
-    config, bench = _resident(overrides, composed, context.run_id, node.data, folders)
-    return node, config, bench, assemble.node_store(config, node)
+    overrides, folders = str(context.run_config["overrides"]), None if local else node.paths
+    resolved = composed(context.run_config)
+    config, bench = _resident(overrides, resolved, context.run_id, node.data, folders)
+    if node.store is None:
+        return node, config, bench, build.store(config, node.client)
+    return node, config, bench, node_store(config, node, node.store)
 
 
 def _make_folder(store: DirectoryStore, run_dir: Path, run: str) -> None:

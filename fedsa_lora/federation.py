@@ -89,6 +89,15 @@ class FederationSettings(PartitionSettings):
             found["b_passing"] = True
         return found
 
+    def check_deployed(self) -> None:
+        if self.b_passing:
+            raise ConfigError(
+                f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora "
+                "run`, or set it to false",
+                sent="clients pass B on in simulation only",
+                key="federation.b_passing",
+            )
+
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.b_passing:
             yield from self._of_passing(run)

@@ -101,6 +101,9 @@ class Group:
         use."""
         return {}
 
+    def check_deployed(self) -> None:
+        """Raise ConfigError where the group asks clients for something that only simulated ones do."""
+
     def out_of_range(self) -> list[str]:
         """A fault for each number that is not in its interval, for a group that is made without a config."""
         return [

@@ -11,15 +11,16 @@ from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, Si
 from flwr.server.history import History
 from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
 
-from fedsa_lora import assemble
 from fedsa_lora.config.compose import as_handed
 from fedsa_lora.federation import PASSED
 from fedsa_lora.launch.flower_log import COMPLETE
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.server.build import build_strategy
 from fedsa_lora.server.finish import finish, to_the_end
 from fedsa_lora.server.nodes import ClientsOfNodes
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import composed, refuse_unsimulated
 from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.telemetry.journal import about
 from strategies.round.admission import Res
@@ -34,7 +35,7 @@ class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
-        strategy = assemble.strategy(config, directory, directory.run, directory.resumptions)
+        strategy = build_strategy(config, directory, directory.run, directory.resumptions)
         each = config.federation.clients_per_node
         manager = ClientsOfNodes(each) if each > 1 else SimpleClientManager()
         super().__init__(client_manager=manager, strategy=strategy)
@@ -83,8 +84,8 @@ class RecordedServer(Server):
 
 def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
-    config = as_handed(overrides, assemble.composed(context.run_config), f"runs/{context.run_id}")
-    assemble.refuse_unsimulated(config)
+    config = as_handed(overrides, composed(context.run_config), f"runs/{context.run_id}")
+    refuse_unsimulated(config)
     inspect_task(config.task)
     command = to_run_again(shlex.split(overrides))
     if config.run.resume:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -21,8 +24,10 @@ from fedsa_lora.group import (
     Group,
     Keys,
     Target,
+    at,
     at_least,
     held,
+    marked,
     more_than,
 )
 from fedsa_lora.learning.personalisation import Personalisation
@@ -91,12 +96,29 @@ class EvaluationSettings(Group):
 
 @dataclass(frozen=True)
 class MachineSettings(Group):
-    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one."""
+    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
+
+    ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
+    of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        of_model = run.model.config.get("attn_implementation", self.attention)
+        if self.attention not in ("auto", of_model):
+            yield (
+                f"machine.attention={self.attention}: model.config.attn_implementation is {of_model}; remove "
+                "one of them"
+            )
+
+    def describe(self) -> dict[str, str]:
+        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        return {"attention": words if self.attention == "auto" else self.attention}
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,14 @@ class RunConfig:
     @property
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
+
+    @cached_property
+    def experiment(self) -> str:
+        """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
+        parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
+        for group in self.groups:
+            parts |= group.identity(self)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def groups(self) -> list[Group]:

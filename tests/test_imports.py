@@ -43,6 +43,10 @@ ONLY_IN = {
     "hydra": ["fedsa_lora/config/compose.py"],
     "omegaconf": ["fedsa_lora/config/compose.py"],
     "pandas": ["fedsa_lora/analysis/frames.py"],
+    "fedsa_lora.commands": [
+        "fedsa_lora/cli.py",
+        *(f"fedsa_lora/commands/{family}.py" for family in ("comparisons", "machines", "results", "runs")),
+    ],
     "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.similarity import basis, cosine, factor, over_pairs, overlap
+from fedsa_lora.client import build
 from fedsa_lora.client.personal import TRAINED
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec, padded
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import ClientState
 
@@ -32,12 +33,12 @@ class Factors:
 def trained_factors(config: RunConfig) -> Factors:
     """Of every generation that the clients' folders hold. Raises RunError where they do not hold what was
     trained, because it is shared and was not kept."""
-    model = assemble.skeleton(config)
+    model = skeleton(config)
     trained = config.split(model.layout).trained
     layout = model.layout.select(s.name for s in model.layout if s.role in ("A", "B") and s.name in trained)
     rounds: dict[int, list[NamedArrays]] = {}
     for folder in sorted(config.store_dir.iterdir()) if config.store_dir.is_dir() else []:
-        store = assemble.store(config, folder.name)
+        store = build.store(config, folder.name)
         for round_ in store.rounds():
             state = store.load(round_)
             assert state is not None

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import read_config
@@ -22,7 +22,7 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.learning.training import round_batches
 from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.changed_data import check_data
@@ -41,7 +41,7 @@ def evaluate_run(
     changed and that is not allowed, as other classes never are."""
     config = read_config(run_dir)
     check_data(run_dir, config, allow_changed_data)
-    bench = assemble.workbench(config)
+    bench = build.workbench(config)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     path = run_dir / EVALUATION
     found: dict[str, Any] = read_json(path) if path.exists() else {}
@@ -74,7 +74,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     everything = Examples.joined([*parts.values()])
     primary, values = bench.primary.name, {}
     for client in clients:
-        served = ClientModel(client, bench, assemble.store(config, client))
+        served = ClientModel(client, bench, build.store(config, client))
         job = served.own(exporter.round, exporter.own_model(client), exporter.merged)
         outcome = bench.outcome(replace(job, asked=(everything,)))
         labels = [_called(parts[other].labels, names[other], names[client]) for other in clients]
@@ -96,7 +96,7 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
     found: dict[str, Any] = {"steps": steps, primary: {}, "alone": {}, "took_part": {}}
     settings = bench.alone.settings if bench.alone else config.train
     for client in sorted(config.task.describe().clients):
-        served = ClientModel(client, bench, assemble.store(config, client))
+        served = ClientModel(client, bench, build.store(config, client))
         if not len(served.held_out):
             continue
         layout = bench.layout(client)

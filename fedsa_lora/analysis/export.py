@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.model_card import CARD, is_card, model_card
+from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.personal import OwnModel, Received, beside, others, personal
 from fedsa_lora.client.workbench import Workbench
@@ -70,26 +70,26 @@ class Exporter:
         the run used it so."""
         model = self.own_model(client)
         if self.config.personalisation.adapts:
-            served = ClientModel(client, self._bench, assemble.store(self.config, client))
+            served = ClientModel(client, self._bench, build.store(self.config, client))
             outcome = self._bench.outcome(served.own(self.round, model, self.merged))
             return outcome.values
         return padded({**model.common, **model.beside}, self.model.layout)
 
     @cached_property
     def _bench(self) -> Workbench:
-        return assemble.workbench(self.config)
+        return build.workbench(self.config)
 
     def own_model(self, client: str, own: bool = True) -> OwnModel:
         """The tensors of the client's own model after the last round; without its ``own``, what a newcomer
         of that name would be given."""
-        state = assemble.store(self.config, client).load() if own else None
+        state = build.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
         policy, rank = self.config.split, self._ranks.get(client)
         layout = self.model.layout.limited(rank)
         received = Received(self._checkpoint.turn(client), self._checkpoint.held(client, rank), {})
         values = personal(policy, layout, received, cut(self._initial, layout), state)
-        common = layout.select(policy(layout).shared).unpack(received.held)
+        common = layout.select(policy(layout).shared).unpack(received.common)
         share = self._checkpoint.share(client)
         return OwnModel(values, beside(state), others(common, state, share, self.round))
 
@@ -150,7 +150,7 @@ class Exporter:
         self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path, base: str
     ) -> None:
         # what is relative to the pretrained weights is saved with them
-        model = assemble.model(self.config) if self.model.relative else self.model
+        model = build.model(self.config) if self.model.relative else self.model
         model.save_adapter(folder, tensors, base)
         self._save_card(client, folder, base)
 
@@ -160,7 +160,7 @@ class Exporter:
         self._save_tokenizer(folder)
 
     def _save_merged(self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path) -> None:
-        model = assemble.model(self.config)
+        model = build.model(self.config)
         model.merge(self.merged)
         model.write(tensors)
         labels = self.config.task.client_labels(client)

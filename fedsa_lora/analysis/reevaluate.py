@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
@@ -41,7 +41,7 @@ def reevaluate(
     """
     config = read_config(run_dir)
     check_data(run_dir, config, allow_changed_data)
-    bench = replace(assemble.workbench(config), part=part or config.evaluation.part)
+    bench = replace(build.workbench(config), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     if not exporter.clients():
         raise RunError(
@@ -53,7 +53,7 @@ def reevaluate(
     recorded = {row["client"]: row.get(primary) for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)
     for name in exporter.clients():
-        client = ClientModel(name, bench, assemble.store(config, name))
+        client = ClientModel(name, bench, build.store(config, name))
         value = None
         if len(client.held_out):
             job = client.own(exporter.round, exporter.own_model(name), exporter.merged)

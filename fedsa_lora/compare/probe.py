@@ -12,7 +12,6 @@ from statistics import fmean
 
 from rich.console import Console
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.client.model import majority as most_frequent
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
@@ -29,6 +28,7 @@ from fedsa_lora.group import FILES, READ, SERVED
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.server.build import skeleton
 from strategies.plans.importance import disagreement
 from strategies.rules.updates import Update
 
@@ -176,7 +176,7 @@ def agreement(run_dir: Path) -> dict[str, float]:
     """By role A and B, the mean cosine over pairs of clients, and over tensors, of what a run that shared
     nothing has changed; empty for a run that shared something."""
     config = read_config(run_dir)
-    model = assemble.skeleton(config)
+    model = skeleton(config)
     if config.split(model.layout).shared:
         return {}
     factors = model.layout.select(spec.name for spec in model.layout if spec.role in SHARES.values())

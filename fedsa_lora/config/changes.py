@@ -11,11 +11,19 @@ CONNECTION = tuple(f"federation.{key}" for key in ("superlink", "root_certificat
 # What decides where, with which seed and under which name a run is made, but not what it is.
 _PLAIN = ("experiment", "seed", "title", "name", "description", *CONNECTION)
 _PLACES = ("run.", "machine.")
+OWN_SETTING = {"experiment", "regime", "task", "task.dataset", "task.files"}  # instead of the quickstart
 
 
 def named(word: str) -> str:
     """The key of an override: ``+model.config.x=1`` -> ``model.config.x``."""
     return word.partition("=")[0].lstrip("+~")
+
+
+def with_experiment(words: Sequence[str]) -> list[str]:
+    """The quickstart, where neither an experiment nor data or a regime of the user's are named: those come
+    with plain settings, not with the quickstart's artificial ones."""
+    chosen = {named(word) for word in words}
+    return list(words) if chosen & OWN_SETTING else ["experiment=quickstart", *words]
 
 
 def changes(words: Sequence[str]) -> dict[str, str]:

@@ -11,8 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from stat import S_IRWXG, S_IRWXO
 
-from fedsa_lora.errors import StoreError
+from fedsa_lora.config.outside import run_name_fault
+from fedsa_lora.deployment.node_config import Node
+from fedsa_lora.errors import ConfigError, StoreError
 from fedsa_lora.files import write_atomically, writing
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.store import DirectoryStore
 
 SECRET, SECRET_BYTES = "secret", 32
@@ -86,6 +89,24 @@ class NodeStore(DirectoryStore):
                 sent="the secret in its store was cut off or altered",
             )
         return secret
+
+
+def node_store(config: RunConfig, node: Node, root: Path) -> NodeStore:
+    """The store of a node's client: below ``root``, the store that the node names, in a folder for each run.
+
+    Raises ConfigError where the node does not do what the run asks of its store.
+    """
+    if fault := run_name_fault(config.run_dir.name):
+        raise ConfigError(fault, sent="a node cannot name a folder by this directory", key="run.dir")
+    if config.run.keep_messages and not node.keep_messages:
+        raise ConfigError(
+            "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
+            "without",
+            sent="this node keeps no messages",
+            key="run.keep_messages",
+        )
+    place, experiment = root / config.run_dir.name, config.experiment
+    return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,13 +77,15 @@ class Sites:
     """All dropout of a model that masks can be drawn for: on tokens (tokens, width), on whole examples, such
     as pooled ones (examples, width), and on attention probabilities (heads, tokens, tokens).
 
-    ``span`` is the number of tokens of an example where a batch has no attention mask.
+    ``span`` is the number of tokens of an example where a batch has no attention mask; ``configs`` are those
+    of transformers that say how the attention with sites is computed.
     """
 
     tokens: Strip = Strip()
     examples: Strip = Strip()
     attention: Strip = Strip()
     span: int = 0
+    configs: tuple[Any, ...] = ()
 
     def draw(self, seed: int, number: int, lengths: Sequence[int] | NDArray[np.int64]) -> Masks:
         """The masks of forward pass ``number`` of a training with ``seed``, for examples of so many real

@@ -1,4 +1,4 @@
-"""Where a model drops out, and a forward pass with drawn masks there.
+"""Dropout sites of a model, and forward passes with drawn masks there.
 
 The layers that are reached: ``nn.Dropout`` on tokens (examples, tokens, width) and on whole examples
 (examples, width), PEFT's on linear layers among them, and attention probabilities of the families below.
@@ -7,8 +7,7 @@ Any other dropout, and all of it on a GPU, whose kernels draw their own at no co
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -32,26 +31,28 @@ FAMILIES = frozenset({"bert", "camembert", "distilbert", "gpt2", "llama", "rober
 def find_sites(module: nn.Module, forward: Callable[[], object]) -> Sites:
     """The sites that ``forward`` meets, a pass of ``module`` in training over a single example; it computes
     without dropout there. The module is left in training mode."""
-    recorder = _Recorder()
+    recorder, configs = _Recorder(), _configs(module)
+    layers = [layer for layer in module.modules() if type(layer) is nn.Dropout and 0 < layer.p < 1]
     module.train()
-    with torch.no_grad(), recorder.installed(module, configs(module)):
+    with torch.no_grad(), recorder.installed(module, layers, configs):
         forward()
-    return Sites(
-        Strip(tuple(recorder.tokens)), Strip(tuple(recorder.examples)), Strip(tuple(recorder.attention)),
-        recorder.span,
-    )  # fmt: skip
+    tokens, examples, attention = (
+        Strip(tuple(found)) for found in (recorder.tokens, recorder.examples, recorder.attention)
+    )
+    return Sites(tokens, examples, attention, recorder.span, tuple(configs) if attention.sites else ())
 
 
 @contextmanager
 def masked(module: nn.Module, sites: Sites, seed: int) -> Iterator[None]:
     """Within it, each forward pass of ``module`` in training takes its masks at ``sites`` from the seed and
     its own number, counted from 0."""
-    reached = configs(module) if sites.attention.sites else []
-    with _Drawing(sites, seed).installed(module, reached):
+    reached = dict.fromkeys(site.module for site in (*sites.tokens.sites, *sites.examples.sites))
+    layers = [layer for layer in reached if isinstance(layer, nn.Dropout)]
+    with _Drawing(sites, seed).installed(module, layers, sites.configs):
         yield
 
 
-def configs(module: nn.Module) -> list[Any]:
+def _configs(module: nn.Module) -> list[Any]:
     """The configs of those models within a module whose attention can be computed here."""
     models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
     found = {id(model.config): model.config for model in models}
@@ -59,7 +60,7 @@ def configs(module: nn.Module) -> list[Any]:
 
 
 class _Dropout:
-    """What stands in for the dropout of a module within a context."""
+    """Stands in for the dropout of a module within a context."""
 
     def begin(self, module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
         """Sees a forward pass begin, with the inputs of the model by name."""
@@ -74,15 +75,16 @@ class _Dropout:
         raise NotImplementedError
 
     @contextmanager
-    def installed(self, module: nn.Module, reached: list[Any]) -> Iterator[None]:
-        layers = [layer for layer in module.modules() if type(layer) is nn.Dropout and 0 < layer.p < 1]
+    def installed(
+        self, module: nn.Module, layers: Iterable[nn.Dropout], configs: Iterable[Any]
+    ) -> Iterator[None]:
         with ExitStack() as undo:
             hook = module.register_forward_pre_hook(self.begin, with_kwargs=True)
             undo.callback(hook.remove)
             for layer in layers:
                 layer.forward = partial(self.drop, layer)  # type: ignore[method-assign]
                 undo.callback(layer.__dict__.pop, "forward")
-            for config in reached:
+            for config in configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION
             undo.callback(_CURRENT.reset, _CURRENT.set(self))
@@ -132,7 +134,7 @@ class _Drawing(_Dropout):
         self.number = -1
         self.padded: _Padded | None = None
         self.real: torch.Tensor | None = None
-        self.calls: Counter[tuple[int, nn.Module]] = Counter()
+        self.calls: dict[tuple[Strip, nn.Module], int] = {}
 
     def begin(self, module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
         if module.training:
@@ -143,12 +145,13 @@ class _Drawing(_Dropout):
     def drop(self, layer: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
         if not layer.training:
             return x
-        for strip, dimensions in ((self.sites.tokens, 3), (self.sites.examples, 2)):
-            if x.dim() == dimensions and (columns := self._columns(strip, layer)) is not None:
-                padded = self._masks(len(x))
-                mask = (padded.tokens if dimensions == 3 else padded.examples)[..., columns]
-                if mask.shape == x.shape:
-                    return x * mask
+        strip = self.sites.tokens if x.dim() == 3 else self.sites.examples
+        columns = self._columns(strip, layer)
+        if columns is not None:
+            padded = self._masks(x.shape[0])
+            mask = padded.of_tokens(columns) if x.dim() == 3 else padded.of_examples(columns)
+            if mask.shape == x.shape:
+                return x * mask
         return functional.dropout(x, layer.p)
 
     def drop_attention(self, layer: nn.Module, weights: torch.Tensor, p: float) -> torch.Tensor:
@@ -156,7 +159,7 @@ class _Drawing(_Dropout):
             return weights
         columns = self._columns(self.sites.attention, layer)
         if columns is not None:
-            mask = self._masks(len(weights)).attention[:, columns]
+            mask = self._masks(weights.shape[0]).of_attention(columns)
             if mask.shape == weights.shape:
                 return weights * mask.to(weights.dtype)
         return functional.dropout(weights, p)
@@ -164,8 +167,8 @@ class _Drawing(_Dropout):
     def _columns(self, strip: Strip, layer: nn.Module) -> slice | None:
         """Those of this call of a layer; None for a layer or a call that was not foreseen."""
         columns = strip.columns.get(layer, [])
-        call = self.calls[id(strip), layer]
-        self.calls[id(strip), layer] += 1
+        call = self.calls.get((strip, layer), 0)
+        self.calls[strip, layer] = call + 1
         return columns[call] if call < len(columns) else None
 
     def _masks(self, examples: int) -> _Padded:
@@ -179,22 +182,36 @@ class _Drawing(_Dropout):
 
 
 class _Padded:
-    """Masks with 1 / (1 - p) where they keep, laid out as a batch is padded: ``tokens`` (examples, length,
-    width), ``examples`` (examples, width) and ``attention`` (examples, heads, length, length)."""
+    """Masks laid out as a batch is padded. Those of a site have 1 / (1 - p) where they keep, and are made
+    when it is met: they are then still near the processor."""
 
     def __init__(self, sites: Sites, masks: Masks, real: NDArray[np.bool_]) -> None:
         """``real`` (examples, length): the real tokens of an example stand side by side."""
-        examples, length = real.shape
+        self.sites, self.masks, self.shape = sites, masks, real.shape
         rows = np.maximum(real.cumsum() - 1, 0)  # of padding any
-        tokens = np.multiply(masks.tokens[rows], sites.tokens.scales)
-        self.tokens = torch.from_numpy(tokens.reshape(examples, length, sites.tokens.width))
-        self.examples = torch.from_numpy(np.multiply(masks.examples, sites.examples.scales))
-        attention = np.ones((examples, sites.attention.width, length, length), bool)
+        self.tokens = masks.tokens[rows]
+        examples, length = real.shape
+        self.attention = np.ones((examples, sites.attention.width, length, length), bool)
         for at, mask in enumerate(masks.attention):
             first, count = int(real[at].argmax()), mask.shape[1]
-            attention[at, :, first : first + count, first : first + count] = mask
-        scales = sites.attention.scales[:, None, None]
-        self.attention = torch.from_numpy(np.multiply(attention, scales))
+            self.attention[at, :, first : first + count, first : first + count] = mask
+
+    def of_tokens(self, columns: slice) -> torch.Tensor:
+        """(examples, length, width)."""
+        mask = _scaled(self.tokens[:, columns], self.sites.tokens, columns)
+        return mask.reshape(*self.shape, mask.shape[1])
+
+    def of_examples(self, columns: slice) -> torch.Tensor:
+        """(examples, width)."""
+        return _scaled(self.masks.examples[:, columns], self.sites.examples, columns)
+
+    def of_attention(self, columns: slice) -> torch.Tensor:
+        """(examples, heads, length, length)."""
+        return _scaled(self.attention[:, columns], self.sites.attention, columns)
+
+
+def _scaled(mask: NDArray[np.bool_], strip: Strip, columns: slice) -> torch.Tensor:
+    return torch.from_numpy(np.multiply(mask, strip.scales[columns.start]))
 
 
 def _real(inputs: dict[str, Any]) -> torch.Tensor | None:

@@ -20,12 +20,12 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
-from fedsa_lora.assemble import SIMULATION
 from fedsa_lora.client_app import app as client_app
 from fedsa_lora.config.compose import handed, load, places, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.server_app import app as server_app
+from fedsa_lora.simulation import SIMULATION
 
 
 class InProcessGrid(Grid):

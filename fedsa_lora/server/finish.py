@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import FedSAError
@@ -18,6 +17,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.runs.summary import summarise
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.telemetry.journal import SERVER_LOG, journal
 
@@ -31,7 +31,7 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     read once. There are no adapter folders where that backbone is large, where what was trained is relative
     to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the run did."""
     directory.finishing()
-    model = assemble.skeleton(config)
+    model = skeleton(config)
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
     directory.write_summary(summary | {"changes": changes_of(command)})
@@ -48,8 +48,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
 
 @contextmanager
 def to_the_end(directory: RunDirectory) -> Iterator[None]:
-    """However the run of a directory ends inside, the directory and its report tell, and another process can
-    have it afterwards."""
+    """However the run of a directory ends inside, the directory tells, and its report where it has one;
+    another process can have it afterwards."""
     with closing(directory), journal(directory.path / SERVER_LOG, "server"):
         try:
             with directory.recording():
@@ -57,7 +57,8 @@ def to_the_end(directory: RunDirectory) -> Iterator[None]:
         except BaseException:
             with suppress(FedSAError):  # of a report that cannot be written: what ended the run matters more
                 directory.check()
-                write_report(directory.path)
+                if directory.config.run.report:
+                    write_report(directory.path)
             raise
 
 

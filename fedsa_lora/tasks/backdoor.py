@@ -34,6 +34,14 @@ class Backdoor(Group):
                 "client, more than 0 and at most 1 of its train examples, and the number of a class"
             )
 
+    def check_deployed(self) -> None:
+        raise ConfigError(
+            "attack: clients that poison their data exist in simulation only; start it with `fedsa-lora "
+            "run`, or set attack=none",
+            sent="clients poison their data in simulation only",
+            key="attack",
+        )
+
     def check(self, known: Collection[str], classes: int) -> None:
         """Raise ConfigError unless the clients are among the ``known``, not all of them, and the target is
         one of the classes."""

@@ -82,20 +82,13 @@ class ClassificationTask(DividedTask):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels
         (n,)."""
-        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
         if predictions.shape != (len(labels), len(self.labels())) or not len(labels):
             raise DataError(
                 f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
                 f"at least one, and {len(self.labels())} columns"
             )
-        predicted = predictions.argmax(axis=1)
-        return {
-            "accuracy": float(accuracy_score(labels, predicted)),
-            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-            "matthews": float(matthews_corrcoef(labels, predicted)),
-            "loss": cross_entropy(predictions, labels),
-        }
+        found = agreement(labels, predictions.argmax(axis=1), len(self.labels()))
+        return {**found, "loss": cross_entropy(predictions, labels)}
 
     @cached_property
     def _permutations(self) -> list[NDArray[np.int64]]:
@@ -105,6 +98,29 @@ class ClassificationTask(DividedTask):
         if self.partition.label_meaning == "common":
             return labels
         return self._permutations[int(client)][labels]
+
+
+def agreement(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> dict[str, float]:
+    """Accuracy, macro F1 and Matthews correlation of n predicted classes (n,), at least one, to the bit as
+    scikit-learn computes them, without the milliseconds of its checks.
+
+    Macro F1 is the mean over the classes that are among the labels or the predictions; the correlation is 0
+    where either side has one class alone (Gorodkin, 2004).
+    """
+    right = labels == predicted
+    hits = np.bincount(labels[right], minlength=classes)
+    true = np.bincount(labels, minlength=classes).astype(np.float64)
+    called = np.bincount(predicted, minlength=classes).astype(np.float64)
+    there = true + called > 0
+    f1 = 2 * hits[there] / (true + called)[there]
+    total = float(len(labels))
+    covariance = hits.sum() * total - true @ called
+    variances = (total**2 - called @ called) * (total**2 - true @ true)
+    return {
+        "accuracy": float(right.mean()),
+        "macro_f1": float(f1.mean()),
+        "matthews": float(covariance / np.sqrt(variances)) if variances else 0.0,
+    }
 
 
 def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

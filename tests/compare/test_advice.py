@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedsa_lora import assemble
 from fedsa_lora.cli import EXIT_FAILED, main
+from fedsa_lora.client import build
 from fedsa_lora.compare.advice import ALONE, SOFT, Evidence, Probe, advise
 from fedsa_lora.compare.probe import (
     CANDIDATES,
@@ -25,6 +25,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.report.tables import evidence_table
+from fedsa_lora.server.build import skeleton
 
 NOISE = 0.02  # standard error of every difference below, but between equal accuracies
 BOTH, FEDIT = "share A and B, own head", "FedIT (share A and B)"
@@ -149,9 +150,9 @@ def test_words_that_choose_a_split_are_refused(word, capsys):
 def test_agreement_is_the_mean_cosine_of_what_clients_changed_alone(run_smoke):
     run = run_smoke("split=local_only", "head=local", "federation.rounds=2", "federation.clients=3")
     config = read_config(run)
-    layout = assemble.skeleton(config).layout
+    layout = skeleton(config).layout
     initial = initial_state(layout, config.seed)
-    states = [assemble.store(config, str(client)).load().tensors for client in range(3)]
+    states = [build.store(config, str(client)).load().tensors for client in range(3)]
     measured = agreement(run)
     assert measured.keys() == {"A", "B"}
     for role, found in measured.items():

@@ -15,8 +15,8 @@ from datasets import Dataset
 from flwr.common.config import parse_config_args
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
-from fedsa_lora import assemble
 from fedsa_lora.cli import main
+from fedsa_lora.client import build
 from fedsa_lora.config.compose import load
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.node import run_node
@@ -191,8 +191,8 @@ def test_a_node_that_cannot_be_is_refused_before_anything_starts(words, fault, m
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_data_of_a_node_are_its_clients_own_in_every_format(rows, tmp_path, suffix):
     config = load(OWN)
-    plain = assemble.task(config, written(rows, tmp_path / "reference.csv")).load_client("north")
-    data = assemble.task(config, written(rows, tmp_path / f"mine{suffix}")).load_client("north")
+    plain = build.task(config, written(rows, tmp_path / "reference.csv")).load_client("north")
+    data = build.task(config, written(rows, tmp_path / f"mine{suffix}")).load_client("north")
     parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
     assert {name: len(part) for name, part in parts.items()} == {"train": 28, "validation": 4, "test": 8}
     ids = [tuple(ids) for part in parts.values() for ids in part.features["input_ids"]]
@@ -204,21 +204,21 @@ def test_data_of_a_node_are_its_clients_own_in_every_format(rows, tmp_path, suff
 def test_a_folder_with_a_test_split_is_tested_on_it(rows, tmp_path):
     written(rows, tmp_path / "mine" / "train.csv")
     written(rows.iloc[:6], tmp_path / "mine" / "test.csv")
-    data = assemble.task(load([*OWN, "task.test_split=test"]), tmp_path / "mine").load_client("any name")
+    data = build.task(load([*OWN, "task.test_split=test"]), tmp_path / "mine").load_client("any name")
     assert (len(data.train), len(data.test)) == (36, 6)
 
 
 def test_a_label_that_was_not_agreed_is_refused(rows, tmp_path):
     rows.loc[7, "label"] = "maybe"
     with pytest.raises(DataError, match="row 8: unknown label 'maybe'"):
-        assemble.task(load(OWN), written(rows, tmp_path / "mine.csv")).load_client("north")
+        build.task(load(OWN), written(rows, tmp_path / "mine.csv")).load_client("north")
 
 
 def test_run_and_node_must_agree_whose_data_are_trained_on(tmp_path):
     with pytest.raises(ConfigError, match="start this one with data"):
-        assemble.task(load(OWN), None)
+        build.task(load(OWN), None)
     with pytest.raises(ConfigError, match="the run divides another data set"):
-        assemble.task(load(DEPLOYED), tmp_path)
+        build.task(load(DEPLOYED), tmp_path)
 
 
 def test_the_server_needs_no_data_where_nodes_have_their_own(tmp_path):

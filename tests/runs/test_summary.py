@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsa_lora import assemble
 from fedsa_lora.config.compose import load
 from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.report.wording import left_out, of_clients, reached
 from fedsa_lora.runs import measures
 from fedsa_lora.runs.summary import over_clients, parameter_counts, proof, summarise
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 
 CLIENTS = ("0", "1", "2")
@@ -64,7 +64,7 @@ def written_run(folder: Path, *overrides: str, **last) -> RunConfig:
 
 
 def summary_of(config: RunConfig) -> dict:
-    return summarise(config, config.run_dir, assemble.skeleton(config))
+    return summarise(config, config.run_dir, skeleton(config))
 
 
 def test_the_summary_by_hand(tmp_path):
@@ -187,7 +187,7 @@ def test_what_both_factors_would_have_cost_is_told_whatever_was_shared(tmp_path,
 
 def test_parameters_by_role_are_those_of_the_model(tmp_path):
     config = load(["experiment=smoke", "head=shared"])
-    counts = parameter_counts(config, assemble.skeleton(config))
+    counts = parameter_counts(config, skeleton(config))
     assert counts["A"] == counts["B"] == 2 * 2 * 8 * 32
     assert counts["head"] == 7 * 32 + 7
     assert counts["shared"] == counts["A"] + counts["head"]

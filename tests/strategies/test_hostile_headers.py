@@ -17,7 +17,6 @@ from flwr.common import Code, EvaluateRes, FitRes, Status
 from rich.console import Console
 from server_side import LAYOUT, OK, Server, some_updates
 
-from fedsa_lora import assemble
 from fedsa_lora.analysis.frames import load_run
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import RunError
@@ -32,6 +31,7 @@ from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import read_json, read_run
 from fedsa_lora.runs.summary import summarise
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.telemetry.journal import SERVER_LOG, journal
 from strategies import Bounds, QFedAvg
 
@@ -176,14 +176,14 @@ def play(directory: RunDirectory, alter: Alter, hostile: int, sort: str) -> None
             told = [RuntimeError(text), (server.nodes["0"], replace(answer, status=Status(Code.OK, text)))]
             aggregate = getattr(server.strategy, f"aggregate_{phase}")
             aggregate(round_, arrived, told if hostile else [])
-        assert np.isfinite(server.strategy.shared).all()
+        assert np.isfinite(server.strategy.common).all()
 
 
 @pytest.fixture(scope="module")
 def smoke():
     """The config of a run and its model, read once."""
     config = load(["experiment=smoke"])
-    return config, assemble.skeleton(config)
+    return config, skeleton(config)
 
 
 def recorded(smoke, folder: Path, alter: Alter, hostile: int = HOSTILE, sort: str = "plain") -> Path:

@@ -8,9 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn import metrics
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.tasks.backbone import ModelSettings
+from fedsa_lora.tasks.classification import agreement
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.task import ClientShare, Task
 from fedsa_lora.tasks.text import TextTask
@@ -119,6 +124,19 @@ def test_metrics():
     for shape in ((3, 2), (4, 3)):
         with pytest.raises(DataError, match="one row per example"):
             task.evaluate(np.zeros(shape, np.float32), labels)
+
+
+@given(st.data())
+def test_metrics_are_those_of_scikit_learn_to_the_bit(data):
+    classes = data.draw(st.integers(1, 7))
+    count = data.draw(st.integers(1, 40))
+    of_a_class = arrays(np.int64, count, elements=st.integers(0, classes - 1))
+    labels, predicted = data.draw(of_a_class), data.draw(of_a_class)  # classes may be absent from either
+    assert agreement(labels, predicted, classes) == {
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "macro_f1": metrics.f1_score(labels, predicted, average="macro", zero_division=0.0),
+        "matthews": metrics.matthews_corrcoef(labels, predicted),
+    }
 
 
 def test_a_server_builds_the_model_without_data_when_classes_are_named():

@@ -1,0 +1,117 @@
+"""Builds the objects of a client from the config of its run: model, task, store, and the workbench of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsa_lora.client.workbench import Alone, Workbench
+from fedsa_lora.decision import decided, recorded
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.learning.adapters import AdapterModel, attach
+from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import simulated
+from fedsa_lora.store import DirectoryStore, PassedStore
+from fedsa_lora.tasks.task import Task
+from fedsa_lora.tasks.text import TextData
+
+
+def device(config: RunConfig) -> torch.device:
+    """The device to train on. Raises ConfigError when a GPU is asked for that is not there."""
+    wanted = config.machine.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "machine.device=cuda, but torch sees no CUDA device: set machine.device=cpu, or check the driver "
+            "and that torch was installed with CUDA",
+            sent="there is no CUDA device here",
+            key="machine.device",
+        )
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
+    """The resident model and task of a process that serves clients; ``data`` are a node's own.
+
+    Raises ConfigError where run and node disagree about whose data are trained on.
+    """
+    own = task(config, data)
+    torch.set_num_threads(config.machine.threads)
+    resident = model(config)
+    resident.hold_frozen(config.train.dtype)
+    _choose_attention(config, resident, own)
+    return Workbench(
+        task=own,
+        model=resident,
+        split=config.split,
+        settings=config.train,
+        seed=config.seed,
+        personalisation=config.personalisation,
+        codec=config.codec,
+        downlink=config.downlink,
+        ranks=config.federation.client_ranks(config.seed),
+        counted=config.head.counted,
+        head_row_norm=config.head.row_norm,
+        part=config.evaluation.part,
+        alone=_alone(config) if config.evaluation.local_only else None,
+        keep_trained=config.run.keep_trained,
+    )
+
+
+def task(config: RunConfig, data: Path | None) -> Task:
+    """The run's task, on the data of a node that has some of its own."""
+    if data is not None and not config.federation.own:
+        raise ConfigError(
+            f"this node has data of its own, {data}, and the run divides another data set: start the run "
+            "with partition=own, or the node without data.path",
+            sent="this node has data of its own, and the run divides another data set",
+            key="partition",
+        )
+    if not config.federation.own:
+        return config.task
+    if data is None or not isinstance(config.task, TextData):
+        raise ConfigError(
+            "every node of this run has data of its own (partition=own): start this one with data.path=FILE",
+            sent="this node has no data of its own, or the task reads none",
+            key="partition",
+        )
+    return config.task.at(data)
+
+
+def model(config: RunConfig) -> AdapterModel:
+    """The pretrained model with its adapters, on the device to train on."""
+    backbone = config.task.build_model(seed=config.seed).to(device(config))
+    return AdapterModel(attach(backbone, config.lora, config.seed))
+
+
+def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> None:
+    """Have the model compute attention as the config says; where it leaves that open, as the run decided, or
+    as a simulation measures now."""
+
+    def measure() -> dict[str, str]:
+        examples = own.load_client("0").train
+        return {"attention": measured_attention(resident, own, examples, config.train)}
+
+    given = config.machine.attention
+    found = recorded(config.run_dir) if given == "auto" else {"attention": given}
+    if not found and simulated() and config.run_dir.is_dir() and worth_measuring(resident, config.train):
+        found = decided(config.run_dir, measure)
+    if found.get("attention") in ATTENTIONS:
+        use_attention(resident, found["attention"])
+
+
+def store(config: RunConfig, client: str) -> DirectoryStore:
+    """The store of a simulated client: in the run, or where the run config says."""
+    kept = (config.store_dir, client, config.experiment, config.run.keep_generations)
+    if config.federation.b_passing:
+        return PassedStore(*kept, passed=config.run_dir / "passed")
+    return DirectoryStore(*kept)
+
+
+def _alone(config: RunConfig) -> Alone:
+    lr = config.evaluation.local_only_lr or config.train.lr
+    head_lr = config.evaluation.local_only_head_lr or config.train.head_lr
+    settings = replace(config.train, lr=lr, head_lr=head_lr)
+    return Alone(config.split.alone(), settings, config.federation.rounds)

@@ -1,0 +1,21 @@
+"""Arguments that commands of several families take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_changed_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-changed-data", action="store_true", help="although the data are not those of the run"
+    )
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number

@@ -1,0 +1,94 @@
+"""Commands that make many runs: compare, advise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from fedsa_lora.commands.arguments import positive
+from fedsa_lora.commands.screen import EXIT_FAILED, console
+from fedsa_lora.config.changes import with_experiment
+from fedsa_lora.stopping import stoppable
+
+if TYPE_CHECKING:
+    from fedsa_lora.commands.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this family."""
+    _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
+    _add_advise(commands.add_parser("advise", help="which split and head to use, by runs on your data"))
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
+    compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
+    begin = compare.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
+    begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
+    begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
+    _add_processes(compare)
+    compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
+    compare.add_argument(
+        "--record", type=Path, help="file of the runs, which grids may share (default: runs.jsonl there)"
+    )
+    compare.set_defaults(call=_compare)
+
+
+def _add_advise(advise: argparse.ArgumentParser) -> None:
+    advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
+    advise.add_argument("--rounds", type=positive, help="of each run, to be quicker (default: all of yours)")
+    _add_processes(advise)
+    advise.set_defaults(call=_advise)
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--processes", type=positive, help="runs at the same time (default: as cores and memory allow)"
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fedsa_lora.compare.comparison import Comparison
+    from fedsa_lora.compare.grid import read_grid
+    from fedsa_lora.compare.making import at_once
+
+    grid, name = read_grid(options.grid), Path(options.grid).stem
+    if options.quick:
+        grid, name = grid.quickly(), f"{name}-quick"
+    folder = options.to or Path("runs") / f"compare-{name}"
+    if options.recorded:
+        comparison = Comparison.recorded(grid, folder, options.record)
+    else:
+        comparison = Comparison.to_run(grid, name, folder, options.record)
+        with stoppable(comparison.stopped):
+            comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+    complete = comparison.write()
+    for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
+        console.print(escape(line), soft_wrap=True)
+    console.print(f"written: {escape(str(comparison.folder / 'table.md'))}", soft_wrap=True)
+    return 0 if complete else EXIT_FAILED
+
+
+def _advise(options: argparse.Namespace) -> int:
+    from fedsa_lora.compare.advice import advise
+    from fedsa_lora.compare.making import at_once
+    from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
+    from fedsa_lora.report.tables import evidence_table, two_columns
+
+    grid = probe_grid(with_experiment(options.overrides), options.rounds)
+    folder = probe_folder(grid)
+    console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
+    with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
+        evidence = probe(grid, folder, options.processes or at_once(), console)
+    advice = advise(evidence)
+    console.print(evidence_table(evidence, advice))
+    for reason in advice.reasons:
+        console.print(escape(reason), soft_wrap=True)
+    if advice.chosen is not None:
+        told = escape(command(grid, advice.chosen))
+        console.print(told, style="bold", soft_wrap=True, highlight=False)
+    return 0

@@ -1,0 +1,93 @@
+"""Commands on the clients' models of a finished run: evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedsa_lora.commands.arguments import add_changed_data
+from fedsa_lora.commands.screen import console, remark
+
+if TYPE_CHECKING:
+    from fedsa_lora.commands.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this family."""
+    evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
+    evaluate.add_argument("run_dir", type=Path)
+    add_changed_data(evaluate)
+    evaluate.add_argument(
+        "--union",
+        action="store_true",
+        help="each model also on all clients' test parts together (simulation)",
+    )
+    evaluate.add_argument(
+        "--newcomer-steps", type=int, metavar="N", help="each client also as one that joins now, for N steps"
+    )
+    evaluate.set_defaults(call=_evaluate)
+    export = commands.add_parser("export", help="write a client's model as stock PEFT loads it")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("--client", required=True)
+    export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
+    export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
+    export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
+    export.set_defaults(call=_export)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fedsa_lora.config.compose import read_config
+
+    config = read_config(options.run_dir)
+
+    from fedsa_lora.analysis.evaluation import evaluate_run
+    from fedsa_lora.analysis.reevaluate import reevaluate
+    from fedsa_lora.report.wording import NOT_MEASURED, shown
+    from fedsa_lora.runs.changed_data import check_data
+    from fedsa_lora.runs.reading import EVALUATION
+
+    remark(check_data(options.run_dir, config, options.allow_changed_data))
+    primary = config.task.measures[0]
+    table = Table(title=f"personalised {primary.words} on each client's test examples")
+    for column in ("client", "examples", f"{primary.words} now", "in the run"):
+        table.add_column(column, justify="right")
+    for row in reevaluate(options.run_dir, allow_changed_data=True):
+        values = [NOT_MEASURED if value is None else f"{value:.4f}" for value in (row.value, row.recorded)]
+        table.add_row(row.client, str(row.examples), *values)
+    console.print(table)
+    if not options.union and options.newcomer_steps is None:
+        return 0
+    found = evaluate_run(options.run_dir, options.union, options.newcomer_steps, allow_changed_data=True)
+    for name in ("union", "newcomer"):
+        if name in found:
+            by_client = found[name][primary.name].values()
+            mean = shown(sum(by_client) / len(by_client), primary)
+            console.print(f"{name}: mean {primary.words} {mean}")
+    console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fedsa_lora.config.compose import read_config
+
+    config = read_config(options.run_dir)
+
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.runs.changed_data import check_classes
+    from fedsa_lora.runs.directory import RunDirectory
+    from fedsa_lora.server.build import skeleton
+
+    if options.store is not None:
+        config = replace(config, run=replace(config.run, store=str(options.store)))
+    check_classes(options.run_dir, config)
+    directory = RunDirectory(options.run_dir.resolve(), config)
+    exporter = Exporter(config, directory, skeleton(config))
+    folder = options.to or options.run_dir / "export" / options.client
+    written = exporter.export(options.client, folder, merge=options.merge)
+    console.print(f"written: {escape(str(written))}")
+    return 0

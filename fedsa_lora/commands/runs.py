@@ -1,0 +1,117 @@
+"""Commands that make a run, and follow it: run, watch, resume."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from fedsa_lora.commands.arguments import add_changed_data
+from fedsa_lora.commands.screen import EXIT_FAILED, console, remark
+from fedsa_lora.config.changes import changes, with_experiment
+from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
+
+if TYPE_CHECKING:
+    from fedsa_lora.commands.arguments import Commands
+    from fedsa_lora.launch.plan import Plan
+    from fedsa_lora.settings import RunConfig
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this family."""
+    run = commands.add_parser("run", help="run a federation through `flwr run`: a simulation, or deployed")
+    run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    run.set_defaults(call=_run)
+    watch = commands.add_parser("watch", help="follow a run: rounds, clients, warnings, time left")
+    watch.add_argument("run_dir", type=Path)
+    watch.add_argument("--once", action="store_true", help="print how it stands now, and stop")
+    watch.set_defaults(call=_watch)
+    resume = commands.add_parser("resume", help="go on with a run that was broken off, to the same bits")
+    resume.add_argument("run_dir", type=Path)
+    resume.add_argument("overrides", nargs="*", help="what changes, e.g. federation.rounds=24")
+    resume.add_argument(
+        "--allow-changes", action="store_true", help="of rounds, evaluation, machine or logging"
+    )
+    add_changed_data(resume)
+    resume.set_defaults(call=_resume)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fedsa_lora.config.compose import load
+    from fedsa_lora.launch.places import check_places
+    from fedsa_lora.runs.place import new_run_dir
+
+    overrides = with_experiment(options.overrides)
+    config = load(overrides, default_dir=str(new_run_dir(load(overrides).name)))
+    check_places(config)
+    # what trains is loaded once there is something to train: what was wrong so far is reported without it
+    from fedsa_lora.launch.plan import make_plan
+    from fedsa_lora.report.tables import plan_tables
+
+    plan = make_plan(config)
+    for table in plan_tables(config, plan, changes(overrides)):
+        console.print(table)
+    if options.dry_run:
+        return 0
+    return _federate(config, overrides, plan)
+
+
+def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
+    from fedsa_lora.launch.federate import federate
+    from fedsa_lora.report.table import print_summary
+
+    if federate(config, overrides, plan.place, console):
+        print_summary(config.run_dir, console)
+    else:
+        console.print(f"the report is on the SuperLink's machine: {escape(str(config.run_dir))}")
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from fedsa_lora.report.table import print_reason, print_summary
+    from fedsa_lora.report.watch import follow, view
+    from fedsa_lora.runs.progress import RunProgress
+
+    progress = RunProgress(options.run_dir)
+    codes = {"failed": EXIT_FAILED, "stopped": TERMINATED}
+    if options.once:
+        console.print(view(progress, console))
+        if progress.state in codes:
+            print_reason(progress.status, console)
+        return codes.get(progress.state, 0)
+    try:
+        follow(progress, console)
+    except KeyboardInterrupt:
+        print("no longer watched; the run goes on", file=sys.stderr)
+        return INTERRUPTED
+    print_summary(options.run_dir, console)
+    return codes.get(progress.state, 0)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from fedsa_lora.launch.resuming import to_resume
+
+    config, words = to_resume(
+        options.run_dir, options.overrides, options.allow_changes, options.allow_changed_data
+    )
+
+    # what trains takes seconds to load, and faults of the command need none of it
+    from fedsa_lora.files import Held
+    from fedsa_lora.launch.federate import stopped
+    from fedsa_lora.launch.plan import make_plan
+    from fedsa_lora.report.table import print_summary
+    from fedsa_lora.runs.changed_data import check_data
+    from fedsa_lora.server.finish import finish_interrupted
+
+    remark(check_data(options.run_dir, config, options.allow_changed_data))
+    with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words)):
+        if finish_interrupted(config, words):  # without Flower: no client is asked
+            print_summary(config.run_dir, console)
+            return 0
+    return _federate(config, words, make_plan(config))

@@ -1,0 +1,15 @@
+"""The screen that commands write on, and their exit code where they fail."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+EXIT_FAILED = 1
+console = Console()
+
+
+def remark(text: str) -> None:
+    """Print a remark that a user should see first."""
+    if text:
+        console.print(escape(text), style="yellow", soft_wrap=True)

@@ -1,0 +1,153 @@
+"""Builds the strategy of a run from its config: from names and shapes, without the weights of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from flwr.common import ndarrays_to_parameters
+from flwr.server.strategy import Strategy
+
+from fedsa_lora.deployment.registry import read_registry
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
+from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.exchange.reported import ATTACKED
+from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.settings import RunConfig
+from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
+from strategies.rules.exact import FactorRule, pairs
+from strategies.rules.exactness import Frozen
+
+
+def skeleton(config: RunConfig) -> AdapterModel:
+    """The model on the meta device: names, shapes and roles, not one weight."""
+    empty = config.task.build_model(seed=config.seed, empty=True)
+    return AdapterModel(attach(empty, config.lora, config.seed))
+
+
+def build_strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int = 0) -> FedSA:
+    """FedSA around the configured strategy; ``run`` is what clients know it by, and ``resumed`` how often it
+    was.
+
+    Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
+    does not fit.
+    """
+    empty = skeleton(config)
+    config.personalisation.check(empty)
+    split: AdapterSplit = config.split(empty.layout)
+    layout = empty.layout.select(split.shared)
+    start = initial_state(empty.layout, config.seed, config.head.row_norm)
+    initial = layout.pack({name: start[name] for name in layout.names})
+    return _kind(config)(
+        _inner(config, initial, layout, empty),
+        layout,
+        initial,
+        split=config.split,
+        codec=config.codec,
+        downlink=config.downlink,
+        ranks=config.federation.client_ranks(config.seed),
+        tell_total=config.personalisation.mixes,
+        classes=_counted_classes(config, layout),
+        frozen=_frozen(empty, split, start),
+        roster=_roster(config),
+        evaluation=_evaluation(config),
+        recorder=recorder,
+        uniform=config.federation.weights == "uniform",
+        bounds=config.bounds,
+        measures=_measures(config),
+        min_results=config.federation.min_results,
+        attendance=_attendance(config),
+        run=run,
+        resumed=resumed,
+    )
+
+
+def _kind(config: RunConfig) -> Callable[..., FedSA]:
+    if config.clusters is None:
+        return FedSA
+    return partial(ClusteredFedSA, clusters=config.clusters)
+
+
+def _inner(config: RunConfig, initial: Vector, layout: Layout, model: AdapterModel) -> Strategy:
+    """The strategy that does the numbers. Raises ConfigError where a rule cannot have the factors
+    themselves."""
+    inner = config.strategy.build(initial_parameters=ndarrays_to_parameters([initial]), seed=config.seed)
+    if not isinstance(inner, FactorRule):
+        return inner
+    if unknown := sorted(_beyond_head(model) & set(layout.names)):
+        raise ConfigError(
+            f"{type(inner).__name__} needs the factors themselves; with this lora.variant and lora.init the "
+            f"server knows only their change, for example of {unknown[0]}: expected lora.init=default"
+        )
+    pairs(layout)
+    return inner
+
+
+def _counted_classes(config: RunConfig, layout: Layout) -> int:
+    """The number of classes by which the rows of a shared head are averaged; 0 where they are not."""
+    if config.head.counted and layout.count("head"):
+        return len(config.task.labels())
+    return 0
+
+
+def _frozen(model: AdapterModel, split: AdapterSplit, start: NamedArrays) -> Frozen | None:
+    """The factors that no client trains; None where the server knows only their change."""
+    if _beyond_head(model):
+        return None
+    layout = model.layout.select(split.frozen)
+    factors = layout.select(spec.name for spec in layout if spec.role in ("A", "B"))
+    return Frozen(factors, {name: start[name] for name in factors.names})
+
+
+def _beyond_head(model: AdapterModel) -> frozenset[str]:
+    """The tensors that are exchanged as differences, without those of a head that the checkpoint has."""
+    return frozenset(
+        spec.name for spec in model.layout if spec.name in model.relative and spec.role != "head"
+    )
+
+
+def _roster(config: RunConfig) -> Roster:
+    """The roster of the run. Raises ConfigError for a registry with faults; where it is not on this machine,
+    it is read on that of the SuperLink."""
+    federation, registry = config.federation, None
+    if federation.registry is not None:
+        path = Path(federation.registry)
+        registry = partial(read_registry, path)
+        if path.exists():
+            registry()
+    return Roster(
+        config.seed,
+        federation.clients,
+        None if federation.superlink is None else federation.wait_seconds,
+        least=federation.min_clients,
+        registry=registry,
+        over_select=federation.over_select,
+    )
+
+
+def _evaluation(config: RunConfig) -> Evaluation:
+    return Evaluation(
+        rounds=config.federation.rounds,
+        every=config.evaluation.every,
+        before=config.evaluation.before,
+        reference=config.evaluation.local_only,
+    )
+
+
+def _measures(config: RunConfig) -> tuple[Measure, ...]:
+    """The measures that clients answer with, that of an attack last."""
+    if config.attack is None:
+        return tuple(config.task.measures)
+    return (*config.task.measures, ATTACKED)
+
+
+def _attendance(config: RunConfig) -> Attendance:
+    federation = config.federation
+    return Attendance(
+        max_skipped=min(federation.max_skipped, federation.rounds),
+        exclude_after=federation.exclude_after,
+        exclude_rounds=federation.exclude_rounds,
+    )
