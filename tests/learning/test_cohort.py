@@ -186,28 +186,33 @@ def test_a_model_is_as_it_was_after_a_cohort(bert):
 
 def test_what_cannot_be_done_together_is_done_alone_with_the_same_bits(bert):
     ahead = partial(Ahead, alpha=0.1, trained=frozenset(bert.layout.names), seed=0, key=())
-    layer = next(spec.layer for spec in bert.layout if spec.role == "B")
-    (shape,) = {s.shape for s in bert.layout if s.name.startswith(f"{layer}.lora_B")}
-    merged = {layer: np.full((shape[0], 16), 0.1, np.float32)}
     jobs = [
         bert.job(0, ADAMW),
         bert.job(1, ADAMW, objective=ahead),
-        bert.job(2, ADAMW, merged=merged),
+        bert.job(2, replace(ADAMW, precision="fp16")),
         bert.job(3, SGD),
         bert.job(4, ADAMW, roles="B"),
     ]
     reasons = [why_not(job, bert.model, bert.task) for job in jobs]
-    assert reasons[1] == "the method has an objective of its own"
-    assert reasons[2] == "values are merged into the frozen weights"
-    assert not any((reasons[0], *reasons[3:]))
+    expected = ["the method has an objective of its own", "fp16 scales losses"]
+    assert reasons == [None, *expected, None, None]
+    jobs.pop(2)  # the model is of float64
     found = Cohort(bert.model, bert.task, 8)(jobs)
-    for at in (1, 2):
-        (alone,) = OneByOne(bert.model, bert.task)([jobs[at]])
-        assert all(np.array_equal(found[at].values[n], alone.values[n]) for n in alone.values)
-    for at in (0, 3, 4):
-        (alone,) = OneByOne(bert.model, bert.task)([jobs[at]])
-        for name in alone.values:
-            assert_allclose(found[at].values[name], alone.values[name], rtol=1e-6, atol=1e-8)
+    for job, outcome in zip(jobs, found, strict=True):
+        (alone,) = OneByOne(bert.model, bert.task)([job])
+        assert all(np.array_equal(outcome.values[n], alone.values[n]) for n in alone.values)
+
+
+def test_what_is_merged_into_the_weights_of_some_is_merged_for_them_alone(bert):
+    def merged(client: int, value: float) -> Job:
+        layers = {s.layer: np.full((16, 16), value, np.float32) for s in bert.layout if s.role == "B"}
+        return bert.job(client, ADAMW, merged=layers)
+
+    same(bert, [merged(0, 0.1), merged(1, 0.1)], FLOAT64)
+    jobs = [bert.job(0, ADAMW), merged(1, 0.1), merged(2, 0.2), bert.job(3, ADAMW), merged(4, 0.1)]
+    alone, cohort = OneByOne(bert.model, bert.task)(jobs), Cohort(bert.model, bert.task, 5)(jobs)
+    for one, other in zip(alone, cohort, strict=True):
+        assert abs(one.report.loss - other.report.loss) < FLOAT64
 
 
 @pytest.mark.parametrize(

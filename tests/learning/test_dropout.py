@@ -8,6 +8,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from fedsa_lora.learning.adapters import LoraSettings, attach
 from fedsa_lora.learning.dropout import Site, Sites, Strip
+from fedsa_lora.learning.masking import FAMILIES as REACHED
 from fedsa_lora.learning.masking import find_sites, masked
 from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.model_settings import ModelSettings
@@ -21,6 +22,8 @@ LLAMA = {**BERT, "num_key_value_heads": 1, "pad_token_id": 0}
 FAMILIES = {
     "bert": (BERT, 1 + 2 * 2 + 4, 1, 2),
     "roberta": (BERT, 1 + 2 * 2 + 4, 2, 2),
+    "xlm-roberta": (BERT, 1 + 2 * 2 + 4, 2, 2),
+    "camembert": (BERT, 1 + 2 * 2 + 4, 2, 2),
     "distilbert": ({"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24,
                     "max_position_embeddings": 40, "initializer_range": 0.3}, 1 + 2 + 4, 1, 2),
     "gpt2": ({"vocab_size": 60, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40,
@@ -99,6 +102,10 @@ def test_masks_of_sites_seeds_and_passes_are_independent_and_the_same_ones_equal
     for one, two in pairs:
         correlation = np.corrcoef(one.ravel(), two.ravel())[0, 1]
         assert abs(correlation) < 5 / np.sqrt(one.size)
+
+
+def test_every_family_that_is_reached_is_tested_here():
+    assert frozenset(FAMILIES) == REACHED
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.cohort.fit import spread
 from fedsa_lora.learning.cohort.flat import FlatModel
 from fedsa_lora.learning.cohort.packed import Corpus, Indices
 from fedsa_lora.learning.job import Job
@@ -33,7 +34,7 @@ def answer(
         parts = [asked.get(k, next(iter(asked.values()))) for k in range(len(jobs))]
         corpus = Corpus(parts, model.device)
         given: dict[int, list[tuple[Indices, Logits]]] = {k: [] for k in asked}
-        for chosen in _passes(asked, len(jobs), settings.eval_batch_size):
+        for chosen in _passes(asked, len(jobs), max(1, TOKENS // spread(model))):
             with autocast(settings, model.device):
                 logits = flat.logits(corpus.pack(chosen)).float().cpu().numpy()
             counts = np.cumsum([len(part) for part in chosen])[:-1]
@@ -45,14 +46,14 @@ def answer(
     return found
 
 
-def _passes(asked: dict[int, Examples], clients: int, images: int) -> Iterator[list[Indices]]:
-    """The indices of every client's examples, by length, in passes of a bounded number of tokens."""
+def _passes(asked: dict[int, Examples], clients: int, most: int) -> Iterator[list[Indices]]:
+    """The indices of every client's examples, by length, in passes of about ``most`` tokens or images."""
     of = np.concatenate([np.full(len(examples), k) for k, examples in asked.items()])
     orders = [np.argsort(examples.lengths, kind="stable") for examples in asked.values()]
     at = np.concatenate(orders)
     lengths = np.concatenate([e.lengths[order] for e, order in zip(asked.values(), orders, strict=True)])
     begins = np.cumsum(lengths) - lengths
-    number = begins // TOKENS
+    number = begins // most
     for current in np.unique(number):
         here = number == current
         yield [at[here & (of == k)] for k in range(clients)]

@@ -103,7 +103,7 @@ class _Index:
 
 
 def _cuts(lengths: NDArray[np.int64]) -> list[int]:
-    """Where sorted lengths are cut into groups, so that the fewest scores are computed."""
+    """Cuts sorted lengths into groups, so that the fewest scores are computed."""
     cuts = [0, len(lengths)]
     for _ in range(GROUPS - 1):
         best, saved = 0, WORTH

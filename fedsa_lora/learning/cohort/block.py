@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import Arrays
 from fedsa_lora.learning.cohort.answers import Logits, answer
+from fedsa_lora.learning.cohort.fit import spread
 from fedsa_lora.learning.cohort.flat import FlatModel
 from fedsa_lora.learning.cohort.masks import FlatMasks
 from fedsa_lora.learning.cohort.packed import Corpus, Packed
@@ -38,16 +39,19 @@ class Block:
         if self._settings.precision != "fp32":
             kind = self._settings.dtype
         self.rows = Rows(self._model, jobs[0].trained, len(jobs), kind)
-        self._flat = FlatModel(self._model, self.rows)
+        self._each = spread(self._model)
         self._meters = {k: ImportanceMeter(job.scoring) for k, job in enumerate(self.jobs) if job.scoring}
         self._totals = np.zeros(len(jobs))  # of losses over examples
         self._seconds = 0.0
         self.errors: dict[int, TrainingError] = {}
+        self._flat: FlatModel
         self._sites: Sites | None = None
 
     def outcomes(self) -> list[Outcome | TrainingError]:
         """The outcomes of the jobs, in the order that they were given in; an error in the place of one."""
         starts = self._install()
+        tokens = self._each * sum(map(_all_tokens, self.jobs))
+        self._flat = FlatModel(self._model, self.rows, tokens)  # over the weights as they are installed
         if self.jobs[0].batches:
             self._sites = self._dropout()
         with self._flat.installed():
@@ -107,7 +111,7 @@ class Block:
         self._seconds = time.perf_counter() - began
 
     def _dropout(self) -> Sites | None:
-        """Where the model drops out; None of one that does not."""
+        """The dropout sites of the model; None of one without dropout."""
         job = self.jobs[0]
         objective = job.objective(self._model, self._alone.task, job.examples, job.settings)
         sites = dropout_sites(objective, job.batches[0])
@@ -119,7 +123,7 @@ class Block:
         part: list[int] = []
         held = 0
         for k in clients:
-            tokens = int(self.jobs[k].examples.lengths[self.jobs[k].batches[step]].sum())
+            tokens = self._each * int(self.jobs[k].examples.lengths[self.jobs[k].batches[step]].sum())
             if part and held + tokens > TOKENS:
                 yield part
                 part, held = [], 0
@@ -185,6 +189,10 @@ class Block:
 
 def _tokens(job: Job) -> int:
     return int(sum(job.examples.lengths[batch].sum() for batch in job.batches))
+
+
+def _all_tokens(job: Job) -> int:
+    return _tokens(job) + sum(int(examples.lengths.sum()) for examples in job.asked)
 
 
 def _losses(logits: torch.Tensor, packed: Packed) -> tuple[list[float], torch.Tensor]:

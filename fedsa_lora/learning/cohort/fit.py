@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.training import Objective
@@ -44,22 +45,37 @@ _COLLATES = (TextTask.collate, GenerationTask.collate, ImageTask.collate)
 
 def why_not(job: Job, model: AdapterModel, task: Task) -> str | None:
     """The reason that a job is done alone; None for one that others can be done with in one pass."""
+    return why_not_any(model, task) or why_not_job(job, task)
+
+
+def why_not_any(model: AdapterModel, task: Task) -> str | None:
+    """The reason that every job of a model and a task is done alone, if there is one."""
+    return _why_not_model(model) or _why_not_task(task)
+
+
+def why_not_job(job: Job, task: Task) -> str | None:
+    """The reason that this one is, where the model and the task have none."""
     if job.extension is not None:
         return "the method computes with parameters of its own"
     if job.batches and job.objective is not Objective:
         return "the method has an objective of its own"
-    if job.merged:
-        return "values are merged into the frozen weights"
     if job.settings.precision == "fp16":
         return "fp16 scales losses"
     if job.asked and isinstance(task, GenerationTask):
         return "answers are generated"
-    return _why_not_model(model) or _why_not_task(task)
+    return None
 
 
 def alike(job: Job) -> Any:
-    """Equal for jobs that have a pass in common."""
-    return job.trained, job.settings.optimizer, job.settings.precision
+    """Equal for jobs that may have a pass in common: they train the same tensors over the same weights."""
+    return job.trained, job.settings.optimizer, job.settings.precision, digest(job.merged)
+
+
+def spread(model: AdapterModel) -> int:
+    """Tokens that the model makes of one of ``Examples.lengths``: of an image its patches and one more."""
+    config = unwrapped(model.module).config
+    patches: int = (config.image_size // config.patch_size) ** 2 if READINGS[config.model_type].images else 0
+    return patches + 1
 
 
 def _why_not_model(model: AdapterModel) -> str | None:

@@ -24,6 +24,8 @@ from fedsa_lora.learning.targets import LINEAR
 from fedsa_lora.tasks.heads import block, unwrapped
 from fedsa_lora.tasks.pooling import is_mean_pooled
 
+MANY = 2048  # tokens of a block, from which frozen weights are laid out anew for it
+
 
 class FlatModel:
     """A model whose layers take the tensors of each client from ``rows``, as long as it is ``installed``.
@@ -32,12 +34,15 @@ class FlatModel:
     the one that the head reads, or the mean of all: the head sees sequences of one token.
     """
 
-    def __init__(self, model: AdapterModel, rows: Rows) -> None:
+    def __init__(self, model: AdapterModel, rows: Rows, tokens: int) -> None:
+        """``tokens`` are about to be computed: few are not worth another layout of the frozen weights."""
         self.rows, self._base = rows, unwrapped(model.module)
         self._backbone, self._reading = self._base.base_model, READINGS[self._base.config.model_type]
         self._mean = is_mean_pooled(model.module)
         self._layers = _layers(model, rows)
-        self._products = _products(model, self._layers, rows.work.dtype)
+        self._products: dict[nn.Module, Product] = {}
+        if tokens >= MANY:
+            self._products = _products(model, self._layers, rows.work.dtype)
         self._packed: Packed
         self._masks: FlatMasks | None = None
 

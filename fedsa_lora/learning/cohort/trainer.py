@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.block import Block
-from fedsa_lora.learning.cohort.fit import alike, why_not
+from fedsa_lora.learning.cohort.fit import alike, why_not_any, why_not_job
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
 from fedsa_lora.tasks.task import Task
 
@@ -16,7 +17,8 @@ from fedsa_lora.tasks.task import Task
 @dataclass(frozen=True)
 class Cohort:
     """Jobs in blocks of at most ``size``, in their order, each block in one pass. Jobs that ``why_not`` has a
-    reason against are done one by one."""
+    reason against are done one by one, and so is the training of a job that is the only one of its block,
+    which would gain nothing."""
 
     model: AdapterModel
     task: Task
@@ -27,13 +29,21 @@ class Cohort:
         outcomes: dict[int, Outcome | TrainingError] = {}
         kinds: dict[object, list[int]] = {}
         for at, job in enumerate(jobs):
-            if why_not(job, self.model, self.task):
+            if self._reason or why_not_job(job, self.task):
                 (outcomes[at],) = alone([job])
             else:
                 kinds.setdefault(alike(job), []).append(at)
         for places in kinds.values():
             for begin in range(0, len(places), self.size):
                 block = places[begin : begin + self.size]
-                found = Block(alone, [jobs[at] for at in block]).outcomes()
+                chosen = [jobs[at] for at in block]
+                if len(chosen) == 1 and chosen[0].batches:
+                    found = alone(chosen)
+                else:
+                    found = Block(alone, chosen).outcomes()
                 outcomes |= zip(block, found, strict=True)
         return [outcomes[at] for at in range(len(jobs))]
+
+    @cached_property
+    def _reason(self) -> str | None:
+        return why_not_any(self.model, self.task)
