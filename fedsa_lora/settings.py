@@ -100,12 +100,38 @@ class EvaluationSettings(Group):
 
 @dataclass(frozen=True)
 class MachineSettings(Group):
-    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one."""
+    """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
 
+    ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
+    of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
+
+    ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
+    simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
+
+    ``cohort``: clients, neighbours by id, whose jobs are done in one pass over their tokens; null: as many as
+    leave work for every process, at most ten, where the engine is "inprocess", decided once for a run, and
+    one elsewhere. The size changes results by rounding alone.
+    """
+
+    engine: Literal["auto", "inprocess", "ray"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
+    cohort: Annotated[int | None, at_least(1, 1024)] = None
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        of_model = run.model.config.get("attn_implementation", self.attention)
+        if self.attention not in ("auto", of_model):
+            yield (
+                f"machine.attention={self.attention}: model.config.attn_implementation is {of_model}; remove "
+                "one of them"
+            )
+
+    def describe(self) -> dict[str, str]:
+        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        return {"attention": words if self.attention == "auto" else self.attention}
 
 
 @dataclass(frozen=True)

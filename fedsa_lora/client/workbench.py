@@ -17,9 +17,11 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.together import Together
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
@@ -64,7 +66,8 @@ class Workbench:
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
-    training left it, before aggregation, which no method needs.
+    training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
+    done in one pass.
     """
 
     task: Task
@@ -81,6 +84,7 @@ class Workbench:
     part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
     keep_trained: bool = False
+    cohort: int = 1
 
     @property
     def primary(self) -> Measure:
@@ -99,7 +103,9 @@ class Workbench:
     @cached_property
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
-        return OneByOne(self.model, self.task)
+        if self.cohort > 1:
+            return Together(Cohort(self.model, self.task, self.cohort))
+        return Together(OneByOne(self.model, self.task))
 
     def outcome(self, job: Job) -> Outcome:
         """The outcome of a job alone. Raises TrainingError where it cannot be done."""
