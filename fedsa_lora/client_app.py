@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, UserConfig
 from flwr.app.message import make_message
 from flwr.client import Client
 from flwr.clientapp import ClientApp
@@ -24,6 +25,7 @@ from fedsa_lora.deployment.node_store import check_room, node_store, unreadable_
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.wire import BroadcastHeader
 from fedsa_lora.files import writing
+from fedsa_lora.learning.together import at_the_same_time
 from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import composed, refuse_unsimulated, simulated
@@ -37,6 +39,12 @@ def _resident(
     config = as_handed(overrides, resolved, f"runs/{run_id}", folders)
     refuse_unsimulated(config)
     return config, build.workbench(config, data)
+
+
+def make_resident(run_config: UserConfig) -> None:
+    """Make the resident model of a simulation before the first client is served: processes that are forked
+    afterwards have it in common memory. Raises ConfigError, DataError or ModelError."""
+    _resident(str(run_config["overrides"]), composed(run_config), 1, None, None)
 
 
 def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore]:
@@ -81,19 +89,31 @@ def client_fn(context: Context) -> Client:
 
 
 def each(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answers a message to several clients of this node, one after the other, as if each were asked alone."""
+    """Answers a message to several clients of this node, as if each were asked alone."""
     size = size_of(message.content) if message.has_content() else None
     if size is None:
         return call_next(message, context)
     configs = of_clients(context.node_config, size)
-    answers: dict[int, Part] = {}
+    calls: dict[int, Callable[[], Message]] = {}
     for place, asked in unpack(message.content, size).items():
         if isinstance(asked, Error):
             continue  # a server asks for nothing by it
         own = replace(context, node_config=configs[place])
-        reply = discreet(make_message(message.metadata, asked), own, call_next)
-        answers[place] = reply.error if reply.has_error() else reply.content
+        calls[place] = partial(discreet, make_message(message.metadata, asked), own, call_next)
+    replies = _called([*calls.values()])
+    answers: dict[int, Part] = {
+        place: reply.error if reply.has_error() else reply.content
+        for place, reply in zip(calls, replies, strict=True)
+    }
     return Message(pack(answers, size), reply_to=message)
+
+
+def _called(calls: list[Callable[[], Message]]) -> list[Message]:
+    """The answers of clients: in a simulation at the same time. What those of a node write is kept from other
+    users by a setting of the process, for one client at a time."""
+    if simulated():
+        return at_the_same_time(calls)
+    return [call() for call in calls]
 
 
 def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -101,9 +121,9 @@ def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     node writes down is its user's alone, and nothing where its store is full."""
     node, config, _, store = _serve(context)
     searched = partial(Egress(store, config.run.keep_messages), call_next=call_next)
-    answer = partial(ClientRecord(store.folder), message, context, searched)
+    asked = header_of(message, BroadcastHeader)
+    answer = partial(ClientRecord(store.folder, asked), message, context, searched)
     if node.store is None:
-        asked = header_of(message, BroadcastHeader)
         _make_folder(store, config.run_dir, "" if asked is None else asked.run)
         return answer()
     check_room(node.store, node.store_limit)

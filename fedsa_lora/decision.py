@@ -10,23 +10,28 @@ from pathlib import Path
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import writing
+from fedsa_lora.settings import RunConfig
 
 DECISION = "decision.json"
+ATTENTION = "attention"
+COHORT = "cohort"
 
 
-def decided(folder: Path, measure: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """The decisions of the run in ``folder``. The first process that asks for them measures and writes them
-    down; others wait meanwhile. Raises RunError where the file cannot be written or is damaged."""
+def decided(folder: Path, what: str, decide: Callable[[], str]) -> str:
+    """A decision of the run in ``folder``. The first process that asks for it decides and writes it down;
+    others wait meanwhile. Raises RunError where the file cannot be written or is damaged."""
     path = folder / DECISION
     with writing(path), open(path, "a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed, or the process ends
         file.seek(0)
         text = file.read()
-        if text:
-            return _read(path, text)
-        found = measure()
-        file.write(json.dumps(found) + "\n")
-        return found
+        found = _read(path, text) if text else {}
+        if what not in found:
+            found[what] = decide()
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(found) + "\n")
+        return found[what]
 
 
 def recorded(folder: Path) -> dict[str, str]:
@@ -35,6 +40,20 @@ def recorded(folder: Path) -> dict[str, str]:
     path = folder / DECISION
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return _read(path, text) if text else {}
+
+
+def cohort_size(config: RunConfig) -> int:
+    """The number of clients whose jobs are done in one pass: as the config says, or as the run decided; one
+    where neither does. Raises RunError as ``recorded`` does."""
+    if config.machine.cohort is not None:
+        return config.machine.cohort
+    found = recorded(config.run_dir).get(COHORT, "1")
+    if not found.isdigit() or int(found) < 1:
+        raise RunError(
+            f"{config.run_dir / DECISION}: {COHORT} is {found!r}, expected the number of clients in a pass",
+            sent="the decisions of the run are damaged on its machine",
+        )
+    return int(found)
 
 
 def _read(path: Path, text: str) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -57,3 +59,31 @@ def _caught() -> dict[signal.Signals, Any]:
             if number != signal.SIGINT:  # which raises KeyboardInterrupt already
                 signal.signal(number, exit_on_signal)
     return handlers
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that would stop what is under way do nothing inside: cleaning is not cut off."""
+    handlers = _caught()
+    for number in handlers:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent(first: Callable[[], None] = lambda: None) -> None:
+    """Make this process of ``multiprocessing`` leave a Ctrl-C to its parent, and end when that vanishes
+    without a word (SIGKILL, out of memory), once ``first`` was done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        first()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

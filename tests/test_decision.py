@@ -23,10 +23,11 @@ def in_use(model: AdapterModel) -> str:
 
 def test_what_is_decided_is_measured_once_and_read_by_all_after(tmp_path):
     assert recorded(tmp_path) == {}
-    measurements = iter([{"attention": "eager"}])
+    measurements = iter(["eager"])
     for _ in range(3):
-        assert decided(tmp_path, lambda: next(measurements)) == {"attention": "eager"}
-    assert recorded(tmp_path) == {"attention": "eager"}
+        assert decided(tmp_path, "attention", lambda: next(measurements)) == "eager"
+    assert decided(tmp_path, "cohort", lambda: "5") == "5"
+    assert recorded(tmp_path) == {"attention": "eager", "cohort": "5"}
 
 
 def test_a_measurement_that_fails_decides_nothing(tmp_path):
@@ -34,15 +35,15 @@ def test_a_measurement_that_fails_decides_nothing(tmp_path):
         raise ValueError("no data")
 
     with pytest.raises(ValueError, match="no data"):
-        decided(tmp_path, fails)
+        decided(tmp_path, "attention", fails)
     assert recorded(tmp_path) == {}
-    assert decided(tmp_path, lambda: {"attention": "sdpa"}) == {"attention": "sdpa"}
+    assert decided(tmp_path, "attention", lambda: "sdpa") == "sdpa"
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / DECISION).write_text(text)
-    for look in (recorded, lambda folder: decided(folder, dict)):
+    for look in (recorded, lambda folder: decided(folder, "attention", str)):
         with pytest.raises(RunError, match=r"decision\.json is damaged: .* remove it"):
             look(tmp_path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fedsa_lora.client.workbench import Alone, Workbench
-from fedsa_lora.decision import decided, recorded
+from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
@@ -57,6 +57,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
+        cohort=cohort_size(config),
     )
 
 
@@ -90,16 +91,18 @@ def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> N
     """Have the model compute attention as the config says; where it leaves that open, as the run decided, or
     as a simulation measures now."""
 
-    def measure() -> dict[str, str]:
+    def measure() -> str:
         examples = own.load_client("0").train
-        return {"attention": measured_attention(resident, own, examples, config.train)}
+        return measured_attention(resident, own, examples, config.train)
 
-    given = config.machine.attention
-    found = recorded(config.run_dir) if given == "auto" else {"attention": given}
-    if not found and simulated() and config.run_dir.is_dir() and worth_measuring(resident, config.train):
-        found = decided(config.run_dir, measure)
-    if found.get("attention") in ATTENTIONS:
-        use_attention(resident, found["attention"])
+    name: str = config.machine.attention
+    if name == "auto":
+        name = recorded(config.run_dir).get(ATTENTION, name)
+    undecided = name == "auto" and simulated() and config.run_dir.is_dir()
+    if undecided and worth_measuring(resident, config.train):
+        name = decided(config.run_dir, ATTENTION, measure)
+    if name in ATTENTIONS:
+        use_attention(resident, name)
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:

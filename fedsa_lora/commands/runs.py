@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
-    run = commands.add_parser("run", help="run a federation through `flwr run`: a simulation, or deployed")
+    run = commands.add_parser(
+        "run", help="run a federation: a simulation here, or deployed through `flwr run`"
+    )
     run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.set_defaults(call=_run)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -31,6 +29,7 @@ from fedsa_lora.launch.federate import progress_line
 from fedsa_lora.launch.plan import usable_cores
 from fedsa_lora.report.wording import percent
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.stopping import end_with_parent
 
 WORKER_BYTES = 2e9  # of one worker with a small backbone
 SPEED_WINDOW = 3600.0  # seconds: a run takes longer than rich looks back for the speed
@@ -127,22 +126,16 @@ def _workers(processes: int, scratch: Path) -> Iterator[Executor]:
 
 
 def _end_with_parent(scratch: Path) -> None:
-    """Make a worker leave its end to its parent: a Ctrl-C is for the parent alone, and when that vanishes
-    without a word (SIGKILL, out of memory), the worker removes what it was writing and goes too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+    """Leave the end of a worker to its parent; when that vanishes, it removes what it was writing."""
 
-    def watch() -> None:
-        parent.join()
+    def remove() -> None:
         for _ in range(100):  # the run that is under way still writes, until its folder is gone
             shutil.rmtree(scratch, ignore_errors=True)
             if not scratch.exists():
                 break
             time.sleep(0.05)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent(remove)
 
 
 def _context() -> BaseContext:

@@ -18,6 +18,7 @@ from fedsa_lora.files import Held, writing
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_log import rounds_begun, said_complete, still_starting
 from fedsa_lora.launch.flower_run import FlowerRun, Outcome
+from fedsa_lora.launch.local_run import LocalRun, Processes
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.launch.size import Simulation
 from fedsa_lora.report.page import write_report
@@ -32,6 +33,7 @@ from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, stoppable
 
 FLOWER_LOG = Path("logs", "flower.log")
+Place = Processes | Simulation | Connection  # where the clients of a run are
 
 
 def stage_app(folder: Path) -> Path:
@@ -51,15 +53,13 @@ def stage_app(folder: Path) -> Path:
     return folder
 
 
-def federate(
-    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console
-) -> bool:
+def federate(config: RunConfig, overrides: Sequence[str], place: Place, console: Console) -> bool:
     """Run the federation to its end. Returns whether its run directory is on this machine: that of a deployed
     run is where the SuperLink is.
 
     Raises RunError with the reason when it did not complete, StoppedError when it was stopped.
     """
-    run_dir, here = config.run_dir, isinstance(place, Simulation)
+    run_dir, here = config.run_dir, not isinstance(place, Connection)
     if not config.run.resume:
         refuse_used(run_dir)
         if here:
@@ -86,26 +86,31 @@ def federate(
 
 
 def _follow(
-    config: RunConfig, overrides: Sequence[str], place: Simulation | Connection, console: Console, begun: Held
+    config: RunConfig, overrides: Sequence[str], place: Place, console: Console, begun: Held
 ) -> Outcome:
     """Start a run in the directory that has begun, and show how it goes on until it ends."""
     run_dir, logs = config.run_dir, config.run_dir / "logs"
     text = shlex.join([*overrides, *places(config)])
-    env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
-    composed = ""
-    if isinstance(place, Simulation):  # nodes of a SuperLink compose, within what each allows
-        composed = to_yaml(config)
     with writing(logs):
         logs.mkdir(exist_ok=True)
     app = stage_app(run_dir / "app")
-    with (
-        stoppable(lambda: stopped(begun, overrides)),
-        progress_line(console) as progress,
-        FlowerRun(app, text, place, logs, env, composed) as run,
-    ):
-        view = RunView(begun, config.federation.rounds, progress)
-        outcome = run.follow(view.update)
-        view.update()
+    rounds = config.federation.rounds
+    with stoppable(lambda: stopped(begun, overrides)):
+        if isinstance(place, Processes):  # forked before the progress line has a thread
+            with (
+                LocalRun(config, text, place, run_dir / FLOWER_LOG) as local,
+                progress_line(console) as progress,
+            ):
+                return _shown(local, RunView(begun, rounds, progress))
+        env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
+        composed = to_yaml(config) if isinstance(place, Simulation) else ""  # nodes compose, as each allows
+        with progress_line(console) as progress, FlowerRun(app, text, place, logs, env, composed) as run:
+            return _shown(run, RunView(begun, rounds, progress))
+
+
+def _shown(run: LocalRun | FlowerRun, view: RunView) -> Outcome:
+    outcome = run.follow(view.update)
+    view.update()
     return outcome
 
 

@@ -15,6 +15,7 @@ from fedsa_lora.binding import attempt, raise_errors
 from fedsa_lora.client import build
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
+from fedsa_lora.launch.local_run import Processes
 from fedsa_lora.launch.size import Simulation
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.place import refuse_used
@@ -26,6 +27,7 @@ from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
 
+LARGEST_COHORT = 10  # up to which more clients in a pass were never slower (benchmarks/cohort.py)
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 
@@ -39,7 +41,7 @@ class Plan:
     bytes_up: int
     federation: FederationData
     model: tuple[str, ...]
-    place: Simulation | Connection
+    place: Simulation | Processes | Connection
     machine: str
     run_dir: Path
     free_disk: int
@@ -69,7 +71,7 @@ def make_plan(config: RunConfig) -> Plan:
     assert remarks is not None
     parameters = parameter_counts(config, model)
     trained = model.layout.select(config.split(model.layout).trained).size
-    place: Simulation | Connection
+    place: Simulation | Processes | Connection
     if isinstance(trained_on, torch.device):
         place = fit_simulation(config, trained_on, 4 * parameters["base"])
     else:
@@ -81,7 +83,7 @@ def make_plan(config: RunConfig) -> Plan:
         federation=federation,
         model=remarks,
         place=place,
-        machine=_machine(place),
+        machine=_machine(place, config.federation.clients),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
@@ -101,12 +103,17 @@ def _trained_on(config: RunConfig) -> torch.device | Connection:
     )
 
 
-def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int) -> Simulation:
+def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int) -> Simulation | Processes:
     """As many clients at a time as cores and memory allow; on a GPU they share it in equal parts.
 
-    Raises ConfigError when not even one client fits.
+    Raises ConfigError when not even one client fits, or the engine does not fit the device.
     """
     machine = config.machine
+    if machine.engine == "inprocess" and device.type != "cpu":
+        raise ConfigError(
+            "machine.engine=inprocess simulates on CPU alone: add machine.device=cpu, or take "
+            "machine.engine=ray"
+        )
     cores = usable_cores()
     by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
     at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.nodes)
@@ -115,6 +122,8 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
             f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
         )
+    if machine.engine == "inprocess" or (machine.engine == "auto" and device.type == "cpu"):
+        return Processes(at_once, config.federation.nodes, _cohort(config, at_once))
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     share = machine.gpus_per_client
     if share is None or not gpus:
@@ -128,16 +137,30 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     )
 
 
+def _cohort(config: RunConfig, processes: int) -> int:
+    """The clients in one pass: as many as leave work for every process. Where a client can be late, none
+    holds up another."""
+    if config.machine.cohort is not None:
+        return config.machine.cohort
+    if config.federation.round_timeout is not None:
+        return 1
+    return min(LARGEST_COHORT, -(-config.federation.clients // processes))
+
+
 def usable_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(place: Simulation | Connection) -> str:
+def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
     if isinstance(place, Connection):
         return f"the nodes of the SuperLink at {place.address}"
+    if isinstance(place, Processes):
+        each = -(-clients // place.workers)
+        passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
+        return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
     device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
-    return f"{_actors(place)} clients at a time on {device}"
+    return f"{_actors(place)} clients at a time on {device}, through Ray"
 
 
 def _actors(simulation: Simulation) -> int:

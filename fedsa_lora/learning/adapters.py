@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class AdapterModel:
         """The tensors that are exchanged as their difference from a start that only clients know."""
         return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
 
-    @property
+    @cached_property
     def frozen(self) -> frozenset[str]:
         """The names of the weights that are not in the layout: nobody trains them."""
         held = set(self._raw.values())

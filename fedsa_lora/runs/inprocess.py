@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,28 @@ from flwr.supercore.run import Run
 
 from fedsa_lora.client_app import app as client_app
 from fedsa_lora.config.compose import handed, load, places, to_yaml
+from fedsa_lora.decision import cohort_size
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.resuming import is_complete, last_file
+from fedsa_lora.learning.together import at_the_same_time
 from fedsa_lora.server_app import app as server_app
+from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
+
+Unit = tuple[str, str, int]  # type, round and block of neighbours of messages that are answered together
 
 
 class InProcessGrid(Grid):
-    """A Grid whose nodes are calls of the ClientApp."""
+    """A Grid whose nodes are calls of the ClientApp. Messages of one type to ``together`` neighbours are
+    answered at the same time."""
 
-    def __init__(self, nodes: int, run_config: dict[str, Any]) -> None:
+    def __init__(self, nodes: int, run_config: UserConfig, together: int = 1) -> None:
         self._run = Run.create_empty(run_id=1)
-        self._lock = (
-            threading.Lock()
-        )  # clients say their names in many threads; the resident model serves one
+        self._together = together
+        self._answers: dict[str, Message] = {}  # by the id of the message
         self._ids = itertools.count(1)
-        self._unanswered: dict[str, Message] = {}
+        self._unanswered: dict[str, Message] = {}  # by id
+        self._units: dict[Unit, list[str]] = {}  # ids
         self._contexts = {
             node: Context(
                 run_id=1,
@@ -72,21 +78,40 @@ class InProcessGrid(Grid):
             ids.append(str(next(self._ids)))
             message.metadata.__dict__["_message_id"] = ids[-1]  # as Flower's own grids do
             self._unanswered[ids[-1]] = message
+            self._units.setdefault(self._unit(message), []).append(ids[-1])
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answer to the first of these messages that has none yet."""
-        first = next((key for key in message_ids if key in self._unanswered), None)
-        return [] if first is None else [self._serve(self._unanswered.pop(first))]
+        first = next((key for key in message_ids if key in self._unanswered or key in self._answers), None)
+        if first is None:
+            return []
+        if first in self._unanswered:
+            unit = self._take(self._unit(self._unanswered[first]))
+            replies = at_the_same_time([partial(self._serve, message) for message in unit.values()])
+            self._answers |= zip(unit, replies, strict=True)
+        return [self._answers.pop(first)]
+
+    def answer(self, received: Message) -> Message:
+        """The answer of the client that a message is to."""
+        try:
+            return client_app(received, self._contexts[received.metadata.dst_node_id])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+
+    def _unit(self, message: Message) -> Unit:
+        about = message.metadata
+        return about.message_type, about.group_id, (about.dst_node_id - 1) // self._together
+
+    def _take(self, unit: Unit) -> dict[str, Message]:
+        """The messages of a unit that have no answer yet, by id and sorted by node: from now on they have."""
+        keys = [key for key in self._units.pop(unit) if key in self._unanswered]
+        keys.sort(key=lambda key: self._unanswered[key].metadata.dst_node_id)
+        return {key: self._unanswered.pop(key) for key in keys}
 
     def _serve(self, message: Message) -> Message:
-        received = message_from_proto(message_to_proto(message))
-        with self._lock:
-            try:
-                return client_app(received, self._contexts[message.metadata.dst_node_id])
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+        return self.answer(message_from_proto(message_to_proto(message)))
 
 
 def run_in_process(overrides: Sequence[str]) -> Path:
@@ -95,15 +120,26 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     config = load(overrides)
     text = shlex.join([*overrides, *places(config)])
     run_config: UserConfig = {"overrides": text, "composed": to_yaml(config)}
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
     handed.cache_clear()  # the data may be others than those of a run before
+    play(config, InProcessGrid(config.federation.nodes, run_config, together(config)), run_config)
+    return config.run_dir
+
+
+def together(config: RunConfig) -> int:
+    """The nodes whose clients have a pass in common."""
+    return max(1, cohort_size(config) // config.federation.clients_per_node)
+
+
+def play(config: RunConfig, grid: Grid, run_config: UserConfig) -> None:
+    """Run the ServerApp in this process on the nodes of a grid. Raises what it raises, and RunError where it
+    came back without a complete run."""
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
     os.environ[SIMULATION] = "1"
     try:
-        server_app(InProcessGrid(config.federation.nodes, run_config), context)
+        server_app(grid, context)
     finally:
         os.environ.pop(SIMULATION)
     if not is_complete(config.run_dir, last_file(config), config.federation.rounds):
         raise RunError(
             f"the ServerApp ended, but the run in {config.run_dir} does not say that it is complete"
         )
-    return config.run_dir

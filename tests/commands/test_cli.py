@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         "73,728 / 36,864 parameters",
         "10 with 62 to 98 train examples",
         "12 of 5 steps x batch 8",
-        "clients at a time on",
+        "processes on cpu, without Ray",
         "runs/quickstart-",
     ):
         assert fact in said, fact
@@ -236,7 +236,7 @@ class NeverBegins:
 
 def test_a_run_that_is_stopped_while_flower_starts_says_how_to_start_it_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", NeverBegins)
-    words = ["run", *TINY, "title='two words'", f"run.dir={tmp_path / 'run'}"]
+    words = ["run", *TINY, "machine.engine=ray", "title='two words'", f"run.dir={tmp_path / 'run'}"]
     assert main(words) == 143
     last = capsys.readouterr().err.strip().splitlines()[-1]
     reason, _, command = last.partition("; start it again with: ")
@@ -253,6 +253,6 @@ def test_a_run_that_is_stopped_while_flower_starts_says_how_to_start_it_again(tm
 def test_a_run_that_fails_while_flower_starts_is_failed_for_those_who_watch_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", NeverBegins)
     monkeypatch.setattr(NeverBegins, "ends", RunError("flwr run did not answer"))
-    assert main(["run", *TINY, f"run.dir={tmp_path / 'run'}"]) == 1
+    assert main(["run", *TINY, "machine.engine=ray", f"run.dir={tmp_path / 'run'}"]) == 1
     assert main(["watch", str(tmp_path / "run"), "--once"]) == 1
     assert "flwr run did not answer" in capsys.readouterr().out

@@ -169,10 +169,11 @@ def test_a_completed_run_in_the_place_of_one_that_ends_is_left_as_it_is(
     monkeypatch.setattr(Replaced, "ends", ends, raising=False)
     monkeypatch.setattr("fedsa_lora.launch.federate.FlowerRun", Replaced)
     run = tmp_path / "run"
-    arguments = ["run", *WORDS, f"run.dir={run}"]
+    arguments = ["run", *WORDS, "machine.engine=ray", f"run.dir={run}"]
     if resumes:
         shutil.copytree(completed, run)
-        arguments = ["resume", str(run), "federation.rounds=3", "--allow-changes"]
+        more = ["federation.rounds=3", "machine.engine=ray"]
+        arguments = ["resume", str(run), *more, "--allow-changes"]
     assert cli.main(arguments) not in (0, None)
     assert tree(run) == Replaced.left
     told = capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""A real `flwr run`: Ray actors that serve several clients each, followed from the command line."""
+"""Real runs, followed from the command line: `flwr run`, with Ray actors that serve several clients each, and
+processes of this machine."""
 
 import json
 import os
@@ -36,9 +37,10 @@ def command_line(*arguments: str, cwd: Path | None = None) -> subprocess.Complet
 @pytest.fixture(scope="module")
 def flwr_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flwr") / "run"
-    ended = command_line("run", *OVERRIDES, f"run.dir={folder}")
+    ended = command_line("run", *OVERRIDES, "machine.engine=ray", f"run.dir={folder}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "report:" in ended.stdout
+    assert "through Ray" in ended.stdout
     return folder
 
 
@@ -124,9 +126,11 @@ def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
     assert_same_bits(flwr_run, run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"]))
 
 
-def test_so_it_does_when_splits_adapt_both_ways_are_coded_and_a_node_has_three_clients(tmp_path):
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("ray", marks=pytest.mark.slow)])
+def test_so_it_does_when_splits_adapt_both_ways_are_coded_and_a_node_has_three_clients(tmp_path, engine):
     words = [*OVERRIDES, "split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
-    ended = command_line("run", *words, "federation.clients_per_node=3", f"run.dir={tmp_path / 'one'}")
+    ways = ["federation.clients_per_node=3", f"machine.engine={engine}"]
+    ended = command_line("run", *words, *ways, f"run.dir={tmp_path / 'one'}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     here = run_in_process([*words, f"run.dir={tmp_path / 'two'}"])
     assert {len(row["split"]) for row in lines(here, "rounds.jsonl")} == {4, 2}
@@ -161,11 +165,17 @@ def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+    ("engine", "number", "code"),
+    [
+        ("inprocess", signal.SIGTERM, 143),
+        ("inprocess", signal.SIGINT, 130),
+        ("inprocess", signal.SIGHUP, 129),
+        ("ray", signal.SIGTERM, 143),
+    ],
 )
-def test_a_run_that_a_signal_ends_is_stopped_and_its_last_line_resumes_it(tmp_path, number, code):
+def test_a_run_that_a_signal_ends_is_stopped_and_its_last_line_resumes_it(tmp_path, engine, number, code):
     run = tmp_path / "run"
-    words = ["experiment=smoke", "federation.rounds=999", f"run.dir={run}"]
+    words = ["experiment=smoke", "federation.rounds=999", f"machine.engine={engine}", f"run.dir={run}"]
     with under_way(run, words) as process:
         process.send_signal(number)
         assert process.wait() == code

@@ -10,6 +10,8 @@ import torch
 
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
+from fedsa_lora.launch.flower_run import Simulation
+from fedsa_lora.launch.local_run import Processes
 from fedsa_lora.launch.plan import fit_simulation, make_plan
 
 TINY = ("model=tiny_bert", "federation.clients=2")
@@ -133,8 +135,12 @@ def test_as_many_clients_at_a_time_as_cores_memory_and_clients_allow(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(gigabytes * 1e9))
-    config = load([f"federation.clients={clients}", f"machine.cpus_per_client={per_client}"])
-    simulation = fit_simulation(config, CPU, 10**8)
+    words = [f"federation.clients={clients}", f"machine.cpus_per_client={per_client}"]
+    each = -(-clients // at_once)
+    assert fit_simulation(load(words), CPU, 10**8) == Processes(at_once, clients, cohort=each)
+    for alone in ("machine.cohort=1", "federation.round_timeout=60"):
+        assert fit_simulation(load([*words, alone]), CPU, 10**8) == Processes(at_once, clients)
+    simulation = fit_simulation(load([*words, "machine.engine=ray"]), CPU, 10**8)
     assert simulation.supernodes == clients
     assert simulation.cpus == at_once * per_client
     assert (simulation.gpus, simulation.gpus_per_client) == (0, 0.0)
@@ -151,5 +157,13 @@ def test_clients_share_a_gpu_in_equal_parts_unless_told_otherwise(monkeypatch, a
 
 
 def test_without_a_gpu_no_client_waits_for_its_share_of_one():
-    simulation = fit_simulation(load(["machine.gpus_per_client=1"]), CPU, 10**6)
+    simulation = fit_simulation(load(["machine.gpus_per_client=1", "machine.engine=ray"]), CPU, 10**6)
     assert (simulation.gpus, simulation.gpus_per_client) == (0, 0.0)
+
+
+def test_a_gpu_is_ray_s_and_processes_of_this_machine_are_refused_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpu = torch.device("cuda")
+    assert isinstance(fit_simulation(load(), gpu, 10**8), Simulation)
+    with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU alone: add machine"):
+        fit_simulation(load(["machine.engine=inprocess"]), gpu, 10**8)

@@ -48,7 +48,7 @@ class FlatModel:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Within it, and whatever happens only within it, the model computes flat batches."""
+        """Have the model compute flat batches for as long as it lasts, however it ends."""
         with ExitStack() as stack:
             for module, layer in self._layers.items():
                 stack.enter_context(_replaced(module, partial(self._pass, layer)))
