@@ -4,9 +4,9 @@
 
 Each row is one backbone, batch, number of clients and precision: five steps of every client, or the answers
 to its test examples, on SNIPS requests, with the dropout of the backbone and of LoRA. Both trainers do the
-same jobs in turn on one thread; a ratio is the median of those of the turns, and below 1 the cohort is the
-faster one. Microseconds are by real token. Backbones: MiniLM of the quickstart, and a random one of two
-layers of width 128.
+same jobs on one thread, in every turn with other batches; a ratio is the median of those of the turns, and
+below 1 the cohort is the faster one. Microseconds are by real token. Backbones: MiniLM of the quickstart, and
+a random one of two layers of width 128.
 """
 
 from __future__ import annotations
@@ -89,15 +89,18 @@ def measured(only: str | None, repeat: int) -> Iterator[Row]:
                 model.hold_frozen(torch.bfloat16)
             for name, batch, clients, kind in TRAINING:
                 if (name, kind) == (backbone, precision):
-                    jobs = [training(task, model, str(k), batch, kind) for k in range(clients)]
-                    yield compared("training", backbone, batch, kind, task, model, jobs, repeat)
+                    turns = [
+                        [training(task, model, str(k), batch, kind, turn) for k in range(clients)]
+                        for turn in range(repeat + 1)
+                    ]
+                    yield compared("training", backbone, batch, kind, task, model, turns)
             for name, clients, kind in ANSWERS:
                 if (name, kind) == (backbone, precision):
                     jobs = [asking(task, model, str(k), kind) for k in range(clients)]
-                    yield compared("answers", backbone, 0, kind, task, model, jobs, repeat)
+                    yield compared("answers", backbone, 0, kind, task, model, [jobs] * (repeat + 1))
 
 
-def training(task: Task, model: AdapterModel, client: str, batch: int, precision: str) -> Job:
+def training(task: Task, model: AdapterModel, client: str, batch: int, precision: str, turn: int) -> Job:
     """Five steps of the adapters of a client."""
     examples = task.load_client(client).train
     settings = TrainSettings(lr=8e-3, steps=5, batch_size=batch, precision=precision)  # type: ignore[arg-type]
@@ -106,7 +109,7 @@ def training(task: Task, model: AdapterModel, client: str, batch: int, precision
         trained=frozenset(spec.name for spec in model.layout if spec.role != "head"),
         examples=examples,
         settings=settings,
-        batches=round_batches(examples.lengths, settings, generator(0, "batches", client)),
+        batches=round_batches(examples.lengths, settings, generator(turn, "batches", client)),
         dropout=int(client),
     )
 
@@ -126,20 +129,27 @@ def compared(
     precision: str,
     task: Task,
     model: AdapterModel,
-    jobs: list[Job],
-    repeat: int,
+    turns: list[list[Job]],
 ) -> Row:
-    if reason := why_not(jobs[0], model, task):
+    """One row; the first of the turns is not counted."""
+    if reason := why_not(turns[0][0], model, task):
         raise SystemExit(f"{backbone}: no cohort, as {reason}")
-    trainers: list[Trainer] = [OneByOne(model, task), Cohort(model, task, len(jobs))]
-    for trainer in trainers:
-        seconds(trainer, jobs)
-    turns = [[seconds(trainer, jobs) for trainer in trainers] for _ in range(repeat)]
-    tokens = sum(int(job.examples.lengths[batch].sum()) for job in jobs for batch in job.batches)
-    tokens += sum(int(asked.lengths.sum()) for job in jobs for asked in job.asked)
-    alone, cohort = (statistics.median(turn[at] for turn in turns) / tokens * 1e6 for at in (0, 1))
-    ratio = statistics.median(turn[1] / turn[0] for turn in turns)
-    return Row(what, backbone, batch, len(jobs), precision, alone, cohort, ratio)
+    clients = len(turns[0])
+    trainers: list[Trainer] = [OneByOne(model, task), Cohort(model, task, clients)]
+    spent = [[seconds(trainer, jobs) for trainer in trainers] for jobs in turns][1:]
+    by_token = [
+        [took / sum(map(tokens, jobs)) * 1e6 for took in each]
+        for each, jobs in zip(spent, turns[1:], strict=True)
+    ]
+    alone, cohort = (statistics.median(each[at] for each in by_token) for at in (0, 1))
+    ratio = statistics.median(each[1] / each[0] for each in by_token)
+    return Row(what, backbone, batch, clients, precision, alone, cohort, ratio)
+
+
+def tokens(job: Job) -> int:
+    """The real tokens of a job."""
+    trained = sum(int(job.examples.lengths[batch].sum()) for batch in job.batches)
+    return trained + sum(int(asked.lengths.sum()) for asked in job.asked)
 
 
 def seconds(trainer: Trainer, jobs: list[Job]) -> float:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from cohort_cases import CONFIGS, Bench, bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.learning.cohort import Cohort, why_not
+from fedsa_lora.learning.cohort import Cohort, attention, block, flat, products, why_not
+from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Job, OneByOne
@@ -78,8 +81,44 @@ def test_in_float32_too_with_and_without_dropout(kind, dropout):
     ],
 )
 def test_whatever_is_trained_and_however(bert, roles, changes):
-    settings = replace(ADAMW, **changes)
-    same(bert, [bert.job(client, settings, roles=roles) for client in range(3)], FLOAT64)
+    each = replace(ADAMW, **changes)
+    same(bert, [bert.job(client, each, roles=roles) for client in range(3)], FLOAT64)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "words"])
+@pytest.mark.parametrize(
+    ("place", "limit", "value"),
+    [
+        (attention, "WORTH", 0),  # as many groups of length as there may be
+        (block, "TOKENS", 40),  # several passes a step
+        (flat, "MANY", 0),  # frozen weights laid out anew
+        (products, "LARGE", 0),  # and packed
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_limits_change_the_work_and_not_the_outcome(monkeypatch, kind, place, limit, value):
+    monkeypatch.setattr(flat, "MANY", 0)
+    monkeypatch.setattr(place, limit, value)
+    packed = limit == "LARGE"
+    made = bench(kind, dropout=kind != "gpt2", double=not packed and kind != "words")
+    each = replace(SGD, batch_size=9)
+    within = FLOAT32 if packed or kind == "words" else FLOAT64
+    within = max(within, 1e-7) if kind != "gpt2" else within  # masks are scaled in float32
+    same(made, [made.job(client, each) for client in range(3)], within)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 3))
+def test_groups_hold_every_token_of_every_sequence_once(lengths, heads):
+    groups = Groups.of(np.array(lengths))
+    assert len(groups.groups) <= attention.GROUPS
+    assert sorted(np.concatenate([group.members for group in groups.groups])) == list(range(len(lengths)))
+    assert np.array_equal(groups.tokens[groups.places], np.arange(sum(lengths)))
+    assert len(groups.tokens) == sum(group.sequences * group.longest for group in groups.groups)
+    index = groups.index(heads, torch.device("cpu"))
+    rows = torch.arange(sum(lengths) * heads)
+    assert torch.equal(rows[index.gather][index.back], rows)
+    assert len(index.unused) == (len(groups.tokens) - sum(lengths)) * heads
 
 
 def test_each_client_has_rates_steps_and_batches_of_its_own(bert):
@@ -89,7 +128,7 @@ def test_each_client_has_rates_steps_and_batches_of_its_own(bert):
         replace(ADAMW, head_lr=None, steps=3, weight_decay=0.0, clip_norm=None),
         replace(ADAMW, steps=2, warmup=1.0, batch_size=7),
     ]
-    same(bert, [bert.job(client, settings) for client, settings in enumerate(each)], FLOAT64)
+    same(bert, [bert.job(client, one) for client, one in enumerate(each)], FLOAT64)
 
 
 def test_the_terms_of_fedprox_are_each_clients_own(bert):
@@ -121,8 +160,8 @@ def test_layers_and_clients_may_have_ranks_of_their_own():
 @pytest.mark.parametrize("score", ["gradient", "fisher", "taylor"])
 def test_importance_is_that_of_training_alone(bert, score):
     scoring = Scoring(score, tuple(s.name for s in bert.layout if s.role == "A"))
-    settings = [ADAMW, replace(ADAMW, steps=2, clip_norm=1e-3), ADAMW]
-    jobs = [bert.job(client, one, scoring=scoring) for client, one in enumerate(settings)]
+    each = [ADAMW, replace(ADAMW, steps=2, clip_norm=1e-3), ADAMW]
+    jobs = [bert.job(client, one, scoring=scoring) for client, one in enumerate(each)]
     jobs[2] = replace(jobs[2], scoring=None)
     alone = OneByOne(bert.model, bert.task)(jobs)
     cohort = Cohort(bert.model, bert.task, 3)(jobs)

@@ -15,12 +15,13 @@ from fedsa_lora.learning.cohort.answers import Logits, answer
 from fedsa_lora.learning.cohort.fit import spread
 from fedsa_lora.learning.cohort.flat import FlatModel
 from fedsa_lora.learning.cohort.masks import FlatMasks
+from fedsa_lora.learning.cohort.optimizer import Optimizer, Pull
 from fedsa_lora.learning.cohort.packed import Corpus, Packed
-from fedsa_lora.learning.cohort.rows import Optimizer, Pull, Rows
+from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
-from fedsa_lora.learning.training import TrainReport, autocast, dropout_sites, finite, schedule
+from fedsa_lora.learning.training import TrainReport, autocast, dropout_sites, finite
 
 TOKENS = 4096  # of a pass that holds more than one client's batch: more do not stay in a core's cache
 NONE = np.zeros(0, np.int64)
@@ -87,26 +88,18 @@ class Block:
         began = time.perf_counter()
         self._model.module.train()
         corpus = Corpus([job.examples for job in self.jobs], self._model.device)
-        optimizer = Optimizer(self.rows, [job.settings for job in self.jobs])
+        optimizer = Optimizer(self.rows, self.jobs)
         pull = Pull(self.rows, self.jobs) if any(job.mu for job in self.jobs) else None
-        factors = [schedule(job.settings, len(job.batches)) for job in self.jobs]
         for step in range(steps):
             active = [k for k, job in enumerate(self.jobs) if step < len(job.batches)]
+            training = [k for k in active if k not in self.errors]
             self.rows.begin()
-            for part in self._parts([k for k in active if k not in self.errors], step):
+            for part in self._parts(training, step):
                 self._add_gradients(corpus, part, step)
-            self._observe(active, step)
+            self._observe(training, step)
             if pull is not None:
                 pull.add(len(active))
-            settings = [self.jobs[k].settings for k in active]
-            rates = [
-                (
-                    one.lr * factors[k](step),
-                    (one.lr if one.head_lr is None else one.head_lr) * factors[k](step),
-                )
-                for k, one in zip(active, settings, strict=True)
-            ]
-            optimizer.step(len(active), rates)
+            optimizer.step(len(active))
         self.rows.refresh()
         self._seconds = time.perf_counter() - began
 

@@ -90,13 +90,12 @@ class FlatModel:
 
     def _pass(self, layer: LowRank | Own, x: torch.Tensor) -> torch.Tensor:
         mask = None
-        if self._masks is not None and isinstance(layer, LowRank):
+        if self._masks is not None and isinstance(layer, LowRank) and isinstance(layer.dropout, nn.Dropout):
             mask = self._masks.of(layer.dropout, self.rows.work.dtype)
         return passed(x, layer, self._packed.spans(x.shape[:-1].numel()), self.rows, mask)
 
     def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        mask = None if self._masks is None else self._masks.of(layer, x.dtype)
-        return x if mask is None else dropped(x, mask)
+        return x if self._masks is None else dropped(x, self._masks.of(layer, x.dtype))
 
     def _attention_masks(self, layer: nn.Module) -> Sequence[Mask] | None:
         return None if self._masks is None else self._masks.of_attention(layer, self.rows.work.dtype)

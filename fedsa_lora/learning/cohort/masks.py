@@ -60,16 +60,16 @@ class FlatMasks:
             packed.groups,
         )
 
-    def of(self, layer: nn.Module, kind: torch.dtype) -> Mask | None:
-        """The mask of the next call of a dropout layer, (tokens, width) or (sequences, width); None of one
-        that drops nothing."""
-        for strip, masks in ((self.sites.tokens, self.tokens), (self.sites.examples, self.examples)):
-            if layer in strip.columns:
-                columns = strip.columns[layer][self._calls[layer]]
-                self._calls[layer] += 1
-                kept = torch.from_numpy(masks[:, columns].view(np.uint8)).to(kind)
-                return Mask(kept, _scale(strip, columns))
-        return None
+    def of(self, layer: nn.Module, kind: torch.dtype) -> Mask:
+        """The mask of the next call of a dropout layer, (tokens, width) or (sequences, width). Raises
+        KeyError for a layer that is no site: its dropout would be lost."""
+        strip, masks = self.sites.tokens, self.tokens
+        if layer not in strip.columns:
+            strip, masks = self.sites.examples, self.examples
+        columns = strip.columns[layer][self._calls[layer]]
+        self._calls[layer] += 1
+        kept = torch.from_numpy(masks[:, columns].view(np.uint8)).to(kind)
+        return Mask(kept, _scale(strip, columns))
 
     def of_attention(self, layer: nn.Module, kind: torch.dtype) -> list[Mask] | None:
         """The masks of the probabilities of an attention layer by group, (sequences x heads, longest,

@@ -1,18 +1,13 @@
-"""The tensors of several clients as rows of one buffer, and what an optimizer does to them row by row."""
+"""The tensors of several clients as rows of one buffer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedsa_lora.exchange.arrays import TensorSpec
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.settings import TrainSettings
-
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch's of AdamW
 
 
 class Rows:
@@ -42,16 +37,19 @@ class Rows:
     @torch.no_grad()
     def take(self, client: int, model: AdapterModel) -> None:
         """Copy a client's tensors out of the model."""
-        for name, (begin, spec) in self._columns.items():
-            self.values[client, begin : begin + spec.size] = model.parameter(name).reshape(-1)
+        for name in self._columns:
+            self.of(self.values, name, client).copy_(model.parameter(name))
+
+    @property
+    def moving(self) -> torch.Tensor:
+        """The trained values of each client."""
+        return self.values[:, : self.gradients.shape[1]]
 
     @torch.no_grad()
     def put(self, client: int, model: AdapterModel) -> None:
         """Copy a client's trained tensors into the model."""
         for name in self.trained:
-            begin, spec = self._columns[name]
-            row = self.values[client, begin : begin + spec.size]
-            model.parameter(name).copy_(row.view(spec.shape))
+            model.parameter(name).copy_(self.of(self.values, name, client))
 
     def begin(self) -> None:
         """Prepare a step: no gradients, and the values as they now are."""
@@ -76,8 +74,13 @@ class Rows:
         return RowOf(self, client)
 
     def columns(self, name: str) -> slice:
+        """The columns of a tensor."""
         begin, spec = self._columns[name]
         return slice(begin, begin + spec.size)
+
+    def of(self, buffer: torch.Tensor, name: str, client: int) -> torch.Tensor:
+        """A client's tensor in one of the buffers."""
+        return buffer[client, self.columns(name)].view(self._columns[name][1].shape)
 
     def _views(self, buffer: torch.Tensor, name: str) -> list[torch.Tensor]:
         shape = self._columns[name][1].shape
@@ -93,83 +96,7 @@ class RowOf:
 
     def parameter(self, name: str) -> torch.Tensor:
         """A tensor, with its gradient if it is trained."""
-        columns, shape = self.rows.columns(name), self.rows._columns[name][1].shape
-        tensor = self.rows.values[self.client, columns].view(shape)
+        tensor = self.rows.of(self.rows.values, name, self.client)
         if name in self.rows.trained:
-            tensor.grad = self.rows.gradients[self.client, columns].view(shape)
+            tensor.grad = self.rows.of(self.rows.gradients, name, self.client)
         return tensor
-
-
-class Optimizer:
-    """AdamW (arXiv:1711.05101) or SGD with momentum, of the first n rows at once, each with settings of its
-    own; all rows began together."""
-
-    def __init__(self, rows: Rows, settings: Sequence[TrainSettings]) -> None:
-        self.rows, self.adaptive = rows, settings[0].optimizer == "adamw"
-        self.decay = self._column([one.weight_decay for one in settings])
-        self.momentum = self._column([one.momentum for one in settings])
-        self.clip = self._column([one.clip_norm or torch.inf for one in settings])
-        self.clips = any(one.clip_norm is not None for one in settings)
-        self.first = torch.zeros_like(rows.gradients)
-        self.second = torch.zeros_like(rows.gradients) if self.adaptive else self.first
-        self.steps = 0
-
-    @torch.no_grad()
-    def step(self, n: int, rates: Sequence[tuple[float, float]]) -> None:
-        """One step of the first ``n`` rows; ``rates`` are those of the body and of the head of each."""
-        self.steps += 1
-        gradients = self.rows.gradients[:n]
-        if self.clips:
-            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-            gradients.mul_((self.clip[:n] / (norms + 1e-6)).clamp_(max=1.0))
-        body, head = zip(*rates, strict=True)
-        for columns, of in ((slice(0, self.rows.body), body), (slice(self.rows.body, None), head)):
-            if gradients[:, columns].shape[1]:
-                move = self._adamw if self.adaptive else self._sgd
-                move(n, columns, self._column(of))
-
-    def _adamw(self, n: int, columns: slice, rate: torch.Tensor) -> None:
-        values, gradient, first, second = self._parts(n, columns)
-        values.mul_(1 - rate * self.decay[:n])
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        root = second.sqrt().div_((1 - BETAS[1] ** self.steps) ** 0.5).add_(EPS)
-        values.addcmul_(first / root, rate / (BETAS[0] ** self.steps - 1))
-
-    def _sgd(self, n: int, columns: slice, rate: torch.Tensor) -> None:
-        values, gradient, first, _ = self._parts(n, columns)
-        first.mul_(self.momentum[:n]).add_(gradient).addcmul_(values, self.decay[:n])
-        values.addcmul_(first, -rate)
-
-    def _parts(self, n: int, columns: slice) -> list[torch.Tensor]:
-        rows = self.rows
-        return [part[:n, columns] for part in (self._moving, rows.gradients, self.first, self.second)]
-
-    @property
-    def _moving(self) -> torch.Tensor:
-        return self.rows.values[:, : self.rows.gradients.shape[1]]
-
-    def _column(self, numbers: Sequence[float]) -> torch.Tensor:
-        return self.rows.values.new_tensor(numbers).unsqueeze(1)
-
-
-class Pull:
-    """mu (w - anchor) of FedProx (arXiv:1812.06127), added to the gradients of each row's anchored
-    tensors."""
-
-    def __init__(self, rows: Rows, jobs: Sequence[Job]) -> None:
-        self._rows = rows
-        self._anchors = torch.zeros_like(rows.gradients)
-        self._weights = torch.zeros_like(rows.gradients)
-        for k, job in enumerate(jobs):
-            for name in set(rows.trained) & job.anchor.keys():
-                columns = rows.columns(name)
-                anchor = torch.from_numpy(job.anchor[name].reshape(-1))
-                self._anchors[k, columns] = anchor.to(self._anchors)
-                self._weights[k, columns] = job.mu
-
-    @torch.no_grad()
-    def add(self, n: int) -> None:
-        """To the first ``n`` rows."""
-        gradients, values = self._rows.gradients, self._rows.values[:, : self._rows.gradients.shape[1]]
-        gradients[:n].addcmul_(self._weights[:n], values[:n] - self._anchors[:n])
