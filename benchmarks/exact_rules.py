@@ -100,14 +100,14 @@ def seconds(*works: Callable[[], Any], least: float = 2.0) -> list[float]:
 
 def broadcast_bytes(result: Combined) -> int:
     merged = sum(factors.A.nbytes + factors.B.nbytes for factors in result.merge.values())
-    return merged + sum(array.nbytes for array in result.shared.values())
+    return merged + sum(array.nbytes for array in result.common.values())
 
 
 def error(round_: Round, result: Combined) -> float:
     """The mean over layers of the relative error of what clients have after the round."""
     errors = []
     for layer, pair in pairs(round_.layout).items():
-        parts: list[Factors] = [pair.read(result.shared)]
+        parts: list[Factors] = [pair.read(result.common)]
         parts += [result.merge[layer]] if layer in result.merge else []
         clients = [pair.read(client) for client in round_.clients]
         errors.append(aggregation_error([(clients, stack(parts, [1.0] * len(parts)))], round_.weights))

@@ -8,7 +8,7 @@ import inspect
 import math
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsa_lora.errors import ConfigError, FedSAError
@@ -151,6 +151,22 @@ def raise_faults(faults: list[str], *, sent: str = "") -> None:
         raise ConfigError(text, sent=sent)
 
 
+def attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
+    """The result of a look, or None after adding its error to ``faults``."""
+    try:
+        return look()
+    except FedSAError as error:
+        faults.append(error)
+        return None
+
+
+def raise_errors(faults: list[FedSAError]) -> None:
+    """Raise the one error as it is, of several a ConfigError that lists them."""
+    if len(faults) == 1:
+        raise faults[0]
+    raise_faults([str(fault) for fault in faults])
+
+
 def _neighbours(module: str) -> list[str]:
     try:
         return [n for n, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)]
@@ -168,30 +184,51 @@ def value_of(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
     if origin is Annotated:
         return _marked(arguments[0], arguments[1:], value, path, faults)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        trials = [(option, []) for option in options]  # type: ignore[var-annotated]
-        for option, found in trials:
-            bound = value_of(option, value, path, found)
-            if not found:
-                return bound
-        # of the right form, but for something in it: that is what was meant
-        formed = [found for _, found in trials if not found[0].startswith(f"{path}:")]
-        faults.extend([*formed, trials[0][1]][0])
-        return None
+        return _one_of(arguments, value, path, faults)
     if origin is Literal:
-        if value not in arguments:
-            faults.append(unknown(f"{path}={value}", "choice", [str(a) for a in arguments], value))
-        return value
+        return _choice(arguments, value, path, faults)
     if origin in (list, tuple):
         return _items(origin, arguments, value, path, faults)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return bind(hint, value, path, faults)
     if origin is dict and isinstance(value, Mapping):
-        named = {str(key) if arguments[0] is str else key: item for key, item in value.items()}
-        return {key: value_of(arguments[1], item, _join(path, key), faults) for key, item in named.items()}
+        return _mapping(arguments, value, path, faults)
     return _scalar(origin or hint, value, path, faults)
+
+
+def _one_of(options: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
+    """A value as the first of several types that takes it."""
+    if value is None and type(None) in options:
+        return None
+    refused: list[list[str]] = []  # the faults of each type
+    for option in options:
+        if option is type(None):
+            continue
+        found: list[str] = []
+        bound = value_of(option, value, path, found)
+        if not found:
+            return bound
+        refused.append(found)
+    # of the right form, but for something in it: that is what was meant
+    formed = [found for found in refused if not found[0].startswith(f"{path}:")]
+    faults.extend(formed[0] if formed else refused[0])
+    return None
+
+
+def _choice(choices: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
+    if value not in choices:
+        faults.append(unknown(f"{path}={value}", "choice", [str(choice) for choice in choices], value))
+    return value
+
+
+def _mapping(kinds: tuple[Any, ...], value: Mapping[Any, Any], path: str, faults: list[str]) -> Any:
+    """A mapping with its values as their type has them; YAML reads a name such as 3 as a number."""
+    key_kind, item_kind = kinds
+    bound = {}
+    for key, item in value.items():
+        name = str(key) if key_kind is str else key
+        bound[name] = value_of(item_kind, item, _join(path, name), faults)
+    return bound
 
 
 def _marked(hint: Any, marks: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:

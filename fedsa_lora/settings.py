@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -178,18 +179,19 @@ class RunConfig:
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
 
-    @property
-    def groups(self) -> list[Group]:
-        """The groups that are chosen."""
-        values = [getattr(self, f.name) for f in fields(self)]
-        return [value for value in values if isinstance(value, Group)]
-
-    def experiment_digest(self) -> str:
+    @cached_property
+    def experiment(self) -> str:
         """Digest, as 16 hex digits, of what must be equal for a client's stored state to be of use."""
         parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
         for group in self.groups:
             parts |= group.identity(self)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups that are chosen."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return [value for value in values if isinstance(value, Group)]
 
     def describe(self) -> dict[str, str]:
         """The lines of the plan, by title, of all groups."""

@@ -6,11 +6,13 @@ Runs that are there already are kept: delete ``runs/notebooks`` to make them aga
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import torch
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 from fedsa_lora.analysis.evaluation import evaluate_run
@@ -42,12 +44,24 @@ def record(folder: Path, experiment: Sequence[str]) -> None:
         evaluate_run(folder / "fedsa", union=True, newcomer_steps=5)
 
 
-def execute(path: Path, runs: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of all its cells. Raises what a cell raises."""
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
+@contextmanager
+def kernel(runs: Path) -> Iterator[KernelManager]:
+    """A kernel in the folder of the notebooks that reads these runs."""
+    manager = KernelManager(kernel_name="python3")
     # what libraries warn of names paths of this machine
-    client.execute(env={**os.environ, "FEDSA_LORA_RUNS": str(runs), "PYTHONWARNINGS": "ignore"})
+    environment = {**os.environ, "FEDSA_LORA_RUNS": str(runs), "PYTHONWARNINGS": "ignore"}
+    manager.start_kernel(env=environment, cwd=str(ROOT / "notebooks"))
+    try:
+        yield manager
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
+def execute(path: Path, manager: KernelManager) -> nbformat.NotebookNode:
+    """The notebook with the outputs of all its cells, executed in a running kernel. Raises what a cell
+    raises."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, km=manager, timeout=600).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which would change at each making
     return notebook
@@ -59,7 +73,8 @@ def main() -> None:
     record(runs, ["experiment=quickstart"])
     for path in NOTEBOOKS:
         print(f"execute {path.name}", flush=True)
-        nbformat.write(execute(path, runs), path)
+        with kernel(runs) as manager:  # one for each: cells are numbered from 1
+            nbformat.write(execute(path, manager), path)
 
 
 if __name__ == "__main__":

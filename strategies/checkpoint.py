@@ -17,12 +17,12 @@ from strategies.round.totals import Totals
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The round, the server's vector (layout.size,) of the tensors that may be shared, and its memory."""
+    """A round, the server's common vector (layout.size,) of what may be shared, and its memory."""
 
     split: SplitPolicy
     layout: Layout
     round: int
-    vector: Vector
+    common: Vector
     memory: NamedArrays
 
     def turn(self, client: str) -> Turn:
@@ -34,7 +34,7 @@ class Checkpoint:
 
     def held(self, client: str, rank: int | None = None) -> Vector:
         """The common values that a client whose adapter has this rank (None: that of the layout) holds."""
-        held = held_by(client, self.vector, self.memory)
+        held = held_by(client, self.common, self.memory)
         index = self.layout.index(self.layout.limited(rank))
         return held if index is None else held[index]
 

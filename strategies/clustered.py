@@ -19,7 +19,7 @@ class ClusteredFedSA(FedSA):
     """FedSA for the audience of ``Groups``: one common vector for each group of clients.
 
     Takes the arguments of FedSA and how to group. A round is aggregated group by group, each update to
-    the vector that it was made from, and then clients are grouped anew. ``shared`` is the vector of the
+    the vector that it was made from, and then clients are grouped anew. ``common`` is the vector of the
     largest group. Clients need not know. Raises ConfigError for what does not go together with groups.
     """
 

@@ -75,7 +75,7 @@ class FedSA(Strategy):
     evaluation : Evaluation
         When all clients are evaluated, also those that were not sampled.
     recorder : Recorder
-        Receives one row per client and phase, one per round, and the shared vector.
+        Receives one row per client and phase, one per round, and the common vector.
     uniform : bool
         Whether every client counts the same, whatever its number of train examples.
     bounds : Bounds
@@ -143,13 +143,13 @@ class FedSA(Strategy):
         self.round = OpenRound()
 
     @property
-    def shared(self) -> Vector:
+    def common(self) -> Vector:
         """The vector that is common to all clients, (layout.size,) float32; of groups, to the largest."""
         return self.audience.common
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """The common start: no client is asked, and no backbone is loaded."""
-        return ndarrays_to_parameters([self.shared])
+        return ndarrays_to_parameters([self.common])
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -160,7 +160,7 @@ class FedSA(Strategy):
         there = self.roster.at(server_round, client_manager, excluded, self.min_results)
         chosen = self.inner.configure_fit(
             server_round=server_round,
-            parameters=ndarrays_to_parameters([self.shared]),
+            parameters=ndarrays_to_parameters([self.common]),
             client_manager=there,
         )
         sampled = [self.roster.name(proxy) for proxy, _ in chosen]
@@ -200,10 +200,10 @@ class FedSA(Strategy):
             self._take(server_round, [answer.value for answer in admission.answers])
         else:
             self._skip(server_round, admission)
-        self.recorder.checkpoint(server_round, self.layout, self.shared, self.memory())
+        self.recorder.checkpoint(server_round, self.layout, self.common, self.memory())
         if not self._measures(server_round):
             self.ledger.close(evaluated=False)
-        return ndarrays_to_parameters([self.shared]), {}
+        return ndarrays_to_parameters([self.common]), {}
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -254,7 +254,7 @@ class FedSA(Strategy):
         return
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """The state that ``restore`` goes on from, beside the shared vector: that of plan, audience and rule,
+        """The state that ``restore`` goes on from, beside the common vector: that of plan, audience and rule,
         who is in the mean with how many examples, and who failed and was rejected how often. Where the split
         adapts, also what each client is asked to share."""
         counts = self.totals.state() | self.attendance.state() | self.rejections.state()
@@ -263,11 +263,11 @@ class FedSA(Strategy):
             memory |= asked_state(self.layout, self.audience.after(self.round.number, self.round.turns))
         return memory
 
-    def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
+    def restore(self, round_: int, common: Vector, memory: NamedArrays) -> None:
         """Go on after a round from its checkpoint, to the same bits as without the break."""
         self.plan.restore(memory)
-        self.audience.restore(round_, vector, memory)
-        self.rule.restore(vector, memory)
+        self.audience.restore(round_, common, memory)
+        self.rule.restore(common, memory)
         for part in (self.totals, self.attendance, self.rejections):
             part.restore(memory)
 

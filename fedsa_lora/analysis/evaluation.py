@@ -22,7 +22,7 @@ from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.learning.training import round_batches
 from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.changed_data import check_data

@@ -89,7 +89,7 @@ class Exporter:
         layout = self.model.layout.limited(rank)
         received = Received(self._checkpoint.turn(client), self._checkpoint.held(client, rank), {})
         values = personal(policy, layout, received, cut(self._initial, layout), state)
-        common = layout.select(policy(layout).shared).unpack(received.held)
+        common = layout.select(policy(layout).shared).unpack(received.common)
         share = self._checkpoint.share(client)
         return OwnModel(values, beside(state), others(common, state, share, self.round))
 

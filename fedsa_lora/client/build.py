@@ -84,7 +84,7 @@ def model(config: RunConfig) -> AdapterModel:
 
 def store(config: RunConfig, client: str) -> DirectoryStore:
     """The store of a simulated client: in the run, or where the run config says."""
-    kept = (config.store_dir, client, config.experiment_digest(), config.run.keep_generations)
+    kept = (config.store_dir, client, config.experiment, config.run.keep_generations)
     if config.federation.b_passing:
         return PassedStore(*kept, passed=config.run_dir / "passed")
     return DirectoryStore(*kept)

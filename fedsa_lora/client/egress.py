@@ -14,10 +14,9 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
 from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
-from fedsa_lora.exchange.witness import matches, private_values
-from fedsa_lora.files import append_whole
+from fedsa_lora.exchange.witness import search
 from fedsa_lora.store import DirectoryStore
-from fedsa_lora.telemetry.journal import MAX_BYTES, OLDER, current, record_error
+from fedsa_lora.telemetry.journal import OLDER, append_bounded, current, record_error
 
 SEARCHES = "egress.jsonl"
 STOPS = (KeyboardInterrupt, SystemExit)  # end a process; any other, as a panic of a tokenizer, is a failure
@@ -83,13 +82,12 @@ class Egress:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
         states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
-        found = matches(content, private_values(states))
+        found = search(content, states)
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
         folder = self.store.folder
         try:
-            folder.mkdir(exist_ok=True)
-            _append(folder / SEARCHES, json.dumps(row))
+            append_bounded(folder / SEARCHES, json.dumps(row))
             if self.keep_messages:
                 _keep(folder / "messages", kind, content)
         except OSError as error:
@@ -109,17 +107,6 @@ def searches(folder: Path) -> list[Path]:
     """The files with the searches of a client's folder, oldest first."""
     older = [folder / f"{SEARCHES}.{number}" for number in range(OLDER, 0, -1)]
     return [path for path in (*older, folder / SEARCHES) if path.is_file()]
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line to a file; a full one becomes the first of ``OLDER`` that are kept beside it."""
-    if path.exists() and path.stat().st_size + len(line) >= MAX_BYTES:
-        for number in range(OLDER, 1, -1):
-            newer = path.with_name(f"{path.name}.{number - 1}")
-            if newer.exists():
-                newer.replace(path.with_name(f"{path.name}.{number}"))
-        path.replace(path.with_name(f"{path.name}.1"))
-    append_whole(path, f"{line}\n")
 
 
 def _keep(folder: Path, kind: str, content: bytes) -> None:

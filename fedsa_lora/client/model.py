@@ -13,7 +13,7 @@ from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.personalisation import LocalRound
+from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.predictions import from_logits
 from fedsa_lora.store import ClientStore
 from fedsa_lora.tasks.task import ClientData, Examples, Task, measured

@@ -31,7 +31,7 @@ class Received:
     holds, and what is merged into the frozen weights by layer, (d_out, d_in)."""
 
     turn: Turn
-    held: Vector
+    common: Vector
     merged: Arrays
 
 
@@ -66,12 +66,12 @@ def receive(
     if len(arrays) != 1 + factors:
         raise WireError(f"expected {1 + factors} arrays, got {len(arrays)}")
     memory = _remembered(header, state)
-    held = _held(header, arrays[0], pool, memory, downlink)
+    common = _common(header, arrays[0], pool, memory, downlink)
     merged = {n.removeprefix(MERGED): a for n, a in memory.items() if n.startswith(MERGED)}
     if factors:
         merged = _merged(header.merge, arrays[1], pool, merged)
-    wire.check_digest(header, held, *arrays[1:])
-    return Received(turn, held, merged)
+    wire.check_digest(header, common, *arrays[1:])
+    return Received(turn, common, merged)
 
 
 def _remembered(header: wire.BroadcastHeader, state: ClientState | None) -> Arrays:
@@ -87,7 +87,7 @@ def _remembered(header: wire.BroadcastHeader, state: ClientState | None) -> Arra
     return state.memory
 
 
-def _held(
+def _common(
     header: wire.BroadcastHeader,
     payload: NDArray[np.float32],
     pool: Layout,
@@ -135,7 +135,7 @@ def personal(
     """
     parts = turn_split(policy, layout, received.turn)
     pool = layout.select(policy(layout).shared)
-    common = pool.unpack(received.held)
+    common = pool.unpack(received.common)
     own: Arrays = {} if state is None else state.tensors
     degrees = policy.degrees(layout)
     values: Arrays = {}

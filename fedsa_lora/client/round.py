@@ -28,7 +28,6 @@ from fedsa_lora.client.personal import (
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.adaptive import Importance, scored
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.importance import Scoring
@@ -88,10 +87,8 @@ class ClientRounds:
     @cached_property
     def scoring(self) -> Scoring | None:
         """Scores that the split decides from, if it does."""
-        policy = self.bench.split
-        if not isinstance(policy, Importance):
-            return None
-        return Scoring(policy.score, scored(policy, self.pool).names)
+        asked = self.bench.split.scoring(self.pool)
+        return None if asked is None else Scoring(*asked)
 
     def open(
         self,
@@ -154,7 +151,7 @@ class ClientRounds:
         parts, state = opened.parts, opened.state
         shared = self.pool.select(parts.shared)
         update = shared.pack({name: arrays[name] for name in shared.names})
-        update -= self._of_pool(opened.received.held, parts.shared)
+        update -= self._of_pool(opened.received.common, parts.shared)
         rng = generator(self.bench.seed, "codec", self.client, opened.round)
         if not self.bench.codec.leaves:
             return self.bench.stages.apply(update, None, rng)
@@ -176,8 +173,8 @@ class ClientRounds:
         if residual is not None:
             memory[RESIDUAL] = residual
         if self.bench.downlink is not None:
-            memory[HELD] = received.held
-        common = self.pool.unpack(received.held)
+            memory[HELD] = received.common
+        common = self.pool.unpack(received.common)
         if self.bench.keep_trained:
             memory |= {TRAINED + name: arrays[name] for name in self.pool.names}
         for name in self.bench.split.degrees(self.layout):
@@ -194,7 +191,7 @@ class ClientRounds:
 
     def _common(self, received: Received, names: frozenset[str]) -> NamedArrays:
         """The common values of some tensors, in the shapes of the resident model."""
-        values = self.pool.select(names).unpack(self._of_pool(received.held, names))
+        values = self.pool.select(names).unpack(self._of_pool(received.common, names))
         return padded(values, self.bench.model.layout.select(names))
 
     def _of_pool(self, vector: Vector, names: frozenset[str]) -> Vector:

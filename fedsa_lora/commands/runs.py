@@ -46,15 +46,16 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.config.compose import load
+    from fedsa_lora.launch.places import check_places
+    from fedsa_lora.runs.place import new_run_dir
 
     overrides = with_experiment(options.overrides)
-    name = load(overrides).name
-    # what trains is loaded once there is something to train: faults of the config are reported without it
-    from fedsa_lora.launch.federate import new_run_dir
+    config = load(overrides, default_dir=str(new_run_dir(load(overrides).name)))
+    check_places(config)
+    # what trains is loaded once there is something to train: what was wrong so far is reported without it
     from fedsa_lora.launch.plan import make_plan
     from fedsa_lora.report.tables import plan_tables
 
-    config = load(overrides, default_dir=str(new_run_dir(name)))
     plan = make_plan(config)
     for table in plan_tables(config, plan, changes(overrides)):
         console.print(table)

@@ -21,8 +21,8 @@ from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.files import write_atomically, writing
 from fedsa_lora.report.style import to_png
-from fedsa_lora.runs.directory import as_csv
 from fedsa_lora.runs.reading import Row
+from fedsa_lora.runs.spreadsheet import as_csv
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 
 

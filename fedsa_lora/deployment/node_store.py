@@ -105,7 +105,7 @@ def node_store(config: RunConfig, node: Node, root: Path) -> NodeStore:
             sent="this node keeps no messages",
             key="run.keep_messages",
         )
-    place, experiment = root / config.run_dir.name, config.experiment_digest()
+    place, experiment = root / config.run_dir.name, config.experiment
     return NodeStore(place, node.client, experiment, config.run.keep_generations, node.evaluations)
 
 

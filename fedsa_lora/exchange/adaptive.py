@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, Role
-from fedsa_lora.exchange.split import Factor, Share, SplitPolicy
+from fedsa_lora.exchange.split import Factor, Score, Share, SplitPolicy
 
 if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
-
-Score = Literal["gradient", "fisher", "taylor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,9 @@ class Importance(SplitPolicy):
     @property
     def by_client(self) -> bool:
         return self.scope == "client"
+
+    def scoring(self, pool: Layout) -> tuple[Score, tuple[str, ...]] | None:
+        return self.score, scored(self, pool).names
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Disposition = Literal["shared", "local", "frozen"]
 Share = Disposition | float
 Factor = Literal["A", "B"]
+Score = Literal["gradient", "fisher", "taylor"]  # of importance
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class SplitPolicy(Group, ABC):
     def shares_both(self) -> bool:
         """True where every A and every B is shared as it is, in each round."""
         return self.by_role and self.of("A") == self.of("B") == "shared"
+
+    def scoring(self, pool: Layout) -> tuple[Score, tuple[str, ...]] | None:
+        """The score that the split decides from, and the tensors of the pool that clients report it of; None
+        where it needs none."""
+        return None
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         whole = self.of("base") != "frozen"

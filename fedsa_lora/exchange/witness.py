@@ -51,6 +51,7 @@ FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB
 Words = NDArray[np.uint32]
 Keys = NDArray[np.uint64]
 Bits = NDArray[np.float64]
+Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Seeds:
     length: int
     keys: Keys
     starts: NDArray[np.int64]
-    marks: NDArray[np.bool_]
+    marks: Marks
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,25 @@ def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] 
     return PrivateValues(words, information, tuple(_seeds(words, information, ends, known)))
 
 
+def search(message: bytes, states: Sequence[NamedArrays]) -> int:
+    """Counts as ``matches`` does with the private values of these states. Most messages have no ``SEED``
+    values in a row of theirs, and so no run: seeing that needs no information of each value, which takes
+    longer to compute."""
+    return matches(message, private_values(states)) if may_hold(message, states) else 0
+
+
+def may_hold(message: bytes, states: Sequence[NamedArrays]) -> bool:
+    """False where no ``SEED`` values in a row of a message stand in a row in these states."""
+    tensors = [_words(array) for state in states for array in state.values()]
+    if len(message) < 4 * SEED or not tensors:
+        return False
+    private = _seed_keys(np.concatenate(tensors))
+    sent = np.concatenate([_seed_keys(_at_offset(message, offset)) for offset in range(4)])
+    sent = sent[_in_marks(sent, _marks(private))]
+    private = private[_in_marks(private, _marks(sent))]  # of either side, what may be on the other
+    return bool(np.isin(private, sent).any())
+
+
 def _seeds(
     words: Words, information: Bits, ends: NDArray[np.int64], public: Sequence[Mapping[int, Keys]]
 ) -> Iterator[Seeds]:
@@ -116,10 +136,7 @@ def _seeds(
 
 def _table(length: int, keys: Keys, starts: NDArray[np.int64]) -> Seeds:
     order = np.argsort(keys, kind="stable")
-    least, most = MARKS
-    marks = np.zeros(1 << min(most, max(least, keys.size.bit_length() + 4)), bool)
-    marks[_marked(keys, marks)] = True
-    return Seeds(length, keys[order], starts[order], marks)
+    return Seeds(length, keys[order], starts[order], _marks(keys))
 
 
 def matches(message: bytes, private: PrivateValues) -> int:
@@ -130,7 +147,7 @@ def matches(message: bytes, private: PrivateValues) -> int:
     telling = log2(len(message) * private.words.size / FALSE_ALARM)
     found = 0
     for offset in range(4):
-        words = np.frombuffer(message, "<u4", count=(len(message) - offset) // 4, offset=offset)
+        words = _at_offset(message, offset)
         begins, lengths = _runs(words, private)
         bits = private.information[begins + lengths] - private.information[begins]
         found += int(lengths[bits >= telling].sum())
@@ -156,7 +173,7 @@ def _runs(words: Words, private: PrivateValues) -> tuple[NDArray[np.int64], NDAr
 
 def _parts(words: Words, keys: Keys, seeds: Seeds, private: PrivateValues) -> NDArray[np.int64]:
     """The parts that stand in words as in the private values: where in each, and their length; (3, k)."""
-    at = np.flatnonzero(seeds.marks[_marked(keys, seeds.marks)])
+    at = np.flatnonzero(_in_marks(keys, seeds.marks))
     place = np.searchsorted(seeds.keys, keys[at])
     begin = seeds.starts[np.minimum(place, seeds.starts.size - 1)]
     for step in range(seeds.length):
@@ -184,8 +201,28 @@ def _keys(words: Words, longest: int = LONGEST) -> Iterator[tuple[int, Keys]]:
         yield length, keys
 
 
-def _marked(keys: Keys, marks: NDArray[np.bool_]) -> Keys:
-    """Positions of the upper bits of each key in the table of marks."""
+def _seed_keys(words: Words) -> Keys:
+    return next(_keys(words))[1]
+
+
+def _at_offset(message: bytes, offset: int) -> Words:
+    return np.frombuffer(message, "<u4", count=(len(message) - offset) // 4, offset=offset)
+
+
+def _marks(keys: Keys) -> Marks:
+    """A table of the upper bits of the keys that there are."""
+    least, most = MARKS
+    marks = np.zeros(1 << min(most, max(least, keys.size.bit_length() + 4)), bool)
+    marks[_upper_bits(keys, marks)] = True
+    return marks
+
+
+def _in_marks(keys: Keys, marks: Marks) -> NDArray[np.bool_]:
+    """True for keys whose upper bits are marked, (n,)."""
+    return marks[_upper_bits(keys, marks)]
+
+
+def _upper_bits(keys: Keys, marks: Marks) -> Keys:
     return keys >> np.uint64(65 - marks.size.bit_length())
 
 

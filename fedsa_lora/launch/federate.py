@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +17,15 @@ from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_log import rounds_begun, said_complete, still_starting
-from fedsa_lora.launch.flower_run import FlowerRun, Outcome, Simulation
-from fedsa_lora.launch.local_run import LocalRun, Processes
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome
+from fedsa_lora.launch.local_run import LocalRun
 from fedsa_lora.launch.resuming import is_complete, last_file
+from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.report.page import write_report
 from fedsa_lora.report.wording import amount, shown
-from fedsa_lora.runs.directory import RunDirectory, make, refuse_used
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
+from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.progress import RunProgress
 from fedsa_lora.runs.reading import holds_run, read_json
 from fedsa_lora.settings import RunConfig
@@ -33,13 +34,6 @@ from fedsa_lora.stopping import TERMINATED, stoppable
 
 FLOWER_LOG = Path("logs", "flower.log")
 Place = Processes | Simulation | Connection  # where the clients of a run are
-
-
-def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
-    """A fresh directory name by time; a second run of the same second gets a number."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    candidates = [base / f"{name}-{stamp}", *(base / f"{name}-{stamp}-{i}" for i in range(2, 1000))]
-    return next(path for path in candidates if not path.exists()).resolve()
 
 
 def stage_app(folder: Path) -> Path:

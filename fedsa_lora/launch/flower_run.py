@@ -26,6 +26,7 @@ from fedsa_lora.files import writing
 from fedsa_lora.launch.connection import Connection, toml_string
 from fedsa_lora.launch.deployed import RunningSuperLink
 from fedsa_lora.launch.flower_log import ANSI, failure_reason, tail
+from fedsa_lora.launch.size import Simulation
 from fedsa_lora.launch.superlink import Patience, SuperLink
 from fedsa_lora.stopping import exit_on_signal
 
@@ -38,47 +39,6 @@ LOG_END_SECONDS = 120.0  # after the end of a run: it comes by itself, later whe
 End = Literal["completed", "failed", "stopped"]
 ENDS: dict[str, End] = {"completed": "completed", "failed": "failed", "stopped": "stopped"}  # Flower's words
 logger = logging.getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Size of a simulation. CPUs are whole numbers, as in Flower; clients may share a GPU (0.25 each).
-
-    `cpus` and `gpus` bound what Ray hands out in all; None leaves the count to Ray.
-    Raises RunError, with every fault, for a size that no client fits in.
-    """
-
-    supernodes: int
-    cpus_per_client: int = 1
-    gpus_per_client: float = 0.0
-    cpus: int | None = None
-    gpus: int | None = None
-
-    def __post_init__(self) -> None:
-        faults = []
-        if self.supernodes < 1:
-            faults.append(f"supernodes is {self.supernodes}, expected at least 1")
-        if self.cpus_per_client != int(self.cpus_per_client) or self.cpus_per_client < 1:
-            faults.append(f"cpus_per_client is {self.cpus_per_client}, expected a whole number from 1")
-        if self.gpus_per_client < 0:
-            faults.append(f"gpus_per_client is {self.gpus_per_client}, expected 0 or more")
-        if self.cpus is not None and self.cpus < self.cpus_per_client:
-            faults.append(f"cpus is {self.cpus}, less than the {self.cpus_per_client} of one client")
-        if self.gpus is not None and self.gpus < self.gpus_per_client:
-            faults.append(f"gpus is {self.gpus}, less than the {self.gpus_per_client} of one client")
-        if faults:
-            raise RunError("no client fits in this simulation: " + "; ".join(faults))
-
-    def federation_config(self) -> str:
-        """Return the value of `flwr run --federation-config`."""
-        values = {
-            "num-supernodes": int(self.supernodes),
-            "client-resources-num-cpus": int(self.cpus_per_client),
-            "client-resources-num-gpus": float(self.gpus_per_client),
-            "init-args-num-cpus": self.cpus,
-            "init-args-num-gpus": self.gpus,
-        }
-        return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext
 from pathlib import Path
@@ -25,20 +24,13 @@ from fedsa_lora.config.compose import handed, to_yaml
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.files import writing
 from fedsa_lora.launch.flower_run import POLL_SECONDS, Outcome
+from fedsa_lora.launch.size import Processes
 from fedsa_lora.launch.superlink import GRACE_SECONDS
 from fedsa_lora.launch.workers import WorkerGrid, context
 from fedsa_lora.runs.inprocess import play
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, end_with_parent, exit_on_signal, undisturbed
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Size of a simulation on this machine: processes that serve clients, and nodes that they serve."""
-
-    workers: int
-    nodes: int
 
 
 class LocalRun:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import psutil
 import torch
 
-from fedsa_lora.binding import raise_faults
+from fedsa_lora.binding import attempt, raise_errors
 from fedsa_lora.client import build
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
-from fedsa_lora.launch.flower_run import Simulation
-from fedsa_lora.launch.local_run import Processes
+from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.runs.directory import refuse_unmeasured, refuse_used
+from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
 from fedsa_lora.settings import RunConfig
@@ -29,7 +26,6 @@ from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
 
-T = TypeVar("T")
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 
@@ -56,19 +52,17 @@ def make_plan(config: RunConfig) -> Plan:
     """
     faults: list[FedSAError] = []
     if not config.run.resume:
-        _attempt(lambda: refuse_used(config.run_dir), faults)
-    trained_on = _attempt(lambda: _trained_on(config), faults)
-    federation = _attempt(config.task.describe, faults)
+        attempt(lambda: refuse_used(config.run_dir), faults)
+    trained_on = attempt(lambda: _trained_on(config), faults)
+    federation = attempt(config.task.describe, faults)
     if federation is not None:
-        _attempt(lambda: refuse_unmeasured(config, federation), faults)
-    model = _attempt(lambda: _skeleton(config, federation), faults)
+        attempt(lambda: federation.check_measurable(config.evaluation.part), faults)
+    model = attempt(lambda: _skeleton(config, federation), faults)
     remarks = None
     if not faults:
-        remarks = _attempt(lambda: inspect_task(config.task), faults)
-        _attempt(lambda: build_strategy(config, Unwritten()), faults)
-    if len(faults) == 1:
-        raise faults[0]
-    raise_faults([str(fault) for fault in faults])
+        remarks = attempt(lambda: inspect_task(config.task), faults)
+        attempt(lambda: build_strategy(config, Unwritten()), faults)
+    raise_errors(faults)
     assert trained_on is not None
     assert federation is not None
     assert model is not None
@@ -170,14 +164,6 @@ def payload_bytes(config: RunConfig, model: AdapterModel) -> int:
     shared = max(turns, key=lambda layout: layout.size)
     update = np.random.default_rng(0).normal(size=shared.size).astype(np.float32)
     return int(config.codec.encode(update, np.random.default_rng(0)).nbytes)
-
-
-def _attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
-    try:
-        return look()
-    except FedSAError as error:
-        faults.append(error)
-        return None
 
 
 def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterModel | None:

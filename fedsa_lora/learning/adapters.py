@@ -17,43 +17,17 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, Role, TensorSpec
-from fedsa_lora.learning.lora import ADAPTER, VERA_D, attach
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
+from fedsa_lora.learning.initial import initial_state
+from fedsa_lora.learning.lora import ADAPTER, attach
+from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
 from fedsa_lora.learning.settings import LoraSettings
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
-from fedsa_lora.seeds import generator
-from fedsa_lora.tasks.heads import Head, head_of
+from fedsa_lora.tasks.heads import head_of
 
 __all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
 
-DIFFERENCE = ".difference"  # ends the name of a tensor that is exchanged as its difference from its start
-_PREFIX = "base_model.model."
 _ROUNDED = (nn.Linear, nn.modules.conv._ConvNd, Conv1D)  # whose weights autocast rounds
-_ROLES: dict[str, Role] = {
-    "lora_A": "A",
-    "lora_embedding_A": "A",
-    "vera_lambda_d": "A",
-    "lora_B": "B",
-    "lora_embedding_B": "B",
-    "lora_magnitude_vector": "B",
-    "vera_lambda_b": "B",
-}
-
-
-def plain_name(parameter: str) -> str:
-    """PEFT's name of a parameter, less what PEFT wrapped around it."""
-    name = parameter.removeprefix(_PREFIX).replace(f".modules_to_save.{ADAPTER}", "")
-    return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
-
-
-def _role(parameter: str, head: Head) -> tuple[Role, str]:
-    """The role of a parameter, and the layer that it belongs to."""
-    name = plain_name(parameter)
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        if part in _ROLES:
-            return _ROLES[part], ".".join(parts[:place])
-    return "head" if head.holds(name) else "base", ".".join(parts[:-1])
 
 
 class AdapterModel:
@@ -75,7 +49,7 @@ class AdapterModel:
         self._raw: dict[str, str] = {}
         specs = []
         for raw, parameter in model.named_parameters():
-            role, layer = _role(raw, self._head)
+            role, layer = role_of(raw, self._head)
             if "original_module" in raw or (role == "base" and config is not None):
                 parameter.requires_grad_(False)
                 continue
@@ -195,7 +169,7 @@ class AdapterModel:
     def _layers(self) -> dict[str, Any]:
         """PEFT's layers by the name that their tensors have in the layout."""
         return {
-            name.removeprefix(_PREFIX): module
+            name.removeprefix(PREFIX): module
             for name, module in self.module.named_modules()
             if isinstance(module, (LoraLayer, VeraLayer))
         }
@@ -274,7 +248,7 @@ class AdapterModel:
         found: dict[str, int] = {"base": 0, "A": 0, "B": 0, "head": 0}
         for raw, parameter in self.module.named_parameters():
             if "original_module" not in raw:
-                found[_role(raw, self._head)[0]] += parameter.numel()
+                found[role_of(raw, self._head)[0]] += parameter.numel()
         return found
 
 
@@ -299,37 +273,3 @@ def _keep_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.register_forward_pre_hook(to_eval)
-
-
-def initial_state(
-    layout: Layout, seed: int, head_row_norm: float | None = None
-) -> dict[str, NDArray[np.float32]]:
-    """The common start of server and clients, drawn from the seed tensor by tensor.
-
-    A: Kaiming uniform with a = sqrt(5) as in LoRA (arXiv:2106.09685), that is
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)); B and biases: zero; head weights: N(0, 0.02), or rows of
-    norm ``head_row_norm`` in the last head layer; the weights of a norm in the head: one; VeRA's d: 0.1; the
-    backbone and whatever else is exchanged as a difference: no difference.
-    """
-    drawn = [s for s in layout if s.role == "head" and not s.name.endswith(DIFFERENCE)]
-    heads = [spec.name for spec in drawn if len(spec.shape) == 2]
-    state: dict[str, NDArray[np.float32]] = {}
-    for spec in layout:
-        rng = generator(seed, "initial", spec.name)
-        if spec.name.endswith(DIFFERENCE):
-            value: NDArray[Any] = np.zeros(spec.shape)
-        elif spec.name.endswith(".vera_lambda_d"):
-            value = np.full(spec.shape, VERA_D)
-        elif spec.role == "A":
-            bound = 1.0 / np.sqrt(np.prod(spec.shape[1:]))
-            value = rng.uniform(-bound, bound, spec.shape)
-        elif spec.role == "head" and len(spec.shape) > 1:
-            value = rng.normal(0.0, 0.02, spec.shape)
-            if head_row_norm is not None and spec.name == heads[-1]:
-                value *= head_row_norm / np.linalg.norm(value, axis=1, keepdims=True)
-        elif spec.role == "head" and spec.name.endswith(".weight"):
-            value = np.ones(spec.shape)
-        else:
-            value = np.zeros(spec.shape)
-        state[spec.name] = value.astype(np.float32)
-    return state

@@ -16,7 +16,8 @@ from torch.nn import functional
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.personalisation import LocalRound, Personalisation, Training
+from fedsa_lora.learning.local_round import LocalRound
+from fedsa_lora.learning.personalisation import Personalisation, Training
 
 if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig

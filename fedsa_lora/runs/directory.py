@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import secrets
@@ -16,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedsa_lora.config.compose import to_yaml
-from fedsa_lora.errors import DataError, FedSAError, RunError, StoreError, printable
+from fedsa_lora.errors import FedSAError, RunError, StoreError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import Held, append, sync, write_atomically, writing
 from fedsa_lora.report.wording import shown
@@ -24,7 +22,9 @@ from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
 from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
+from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.reading import PARTITION, Row, holds_run, read_json, read_jsonl
+from fedsa_lora.runs.spreadsheet import as_csv
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -64,7 +64,7 @@ class RunDirectory:
         path = config.run_dir
         refuse_used(path)
         federation = config.task.describe()
-        refuse_unmeasured(config, federation)
+        federation.check_measurable(config.evaluation.part)
         directory = cls(path, config)
         make(path)
         directory._open()
@@ -206,11 +206,11 @@ class RunDirectory:
         record("round", told, round=row.get("round"), seconds=row.get("seconds"), bytes=sent)
 
     def checkpoint(
-        self, round_: int, layout: Layout, vector: Vector, memory: dict[str, NDArray[Any]]
+        self, round_: int, layout: Layout, common: Vector, memory: dict[str, NDArray[Any]]
     ) -> None:
         """Keep what the server knows at the end of a round."""
         self.check()
-        self._checkpoints().save(ClientState(round_, layout.unpack(vector), memory))
+        self._checkpoints().save(ClientState(round_, layout.unpack(common), memory))
 
     def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""
@@ -289,51 +289,3 @@ class RunDirectory:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         self._write(name, json.dumps(content, indent=1) + "\n")
-
-
-def refuse_used(path: Path) -> None:
-    """Raise RunError when a directory already holds a run, or is no directory."""
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file: choose another run.dir")
-    if holds_run(path):
-        raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
-
-
-def refuse_unmeasured(config: RunConfig, federation: FederationData) -> None:
-    """Raise DataError where no client has examples to be measured on: the run would have no result. Of
-    clients with data of their own that is not known here."""
-    part = config.evaluation.part
-    if federation.clients and not any(getattr(share, part) for share in federation.clients.values()):
-        raise DataError(
-            f"no client has {part} examples, so nothing could be measured: lower federation.clients, so that "
-            "each has more rows, or "
-            + ("name a test split" if part == "test" else "raise federation.validation_examples")
-        )
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows as CSV, with every column that one of them has. A text is printable and on one line; one that a
-    spreadsheet would compute gets an apostrophe in front, which makes it a text there."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_inert, columns))
-    writer.writerows([_inert(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue()
-
-
-def _inert(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
-    text = printable(cell)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
-
-
-def make(path: Path) -> None:
-    """The directory of a new run. Raises RunError where there can be none."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"
-        ) from error

@@ -30,59 +30,102 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
     round, personalised and after aggregation, over the clients that were measured; wherever clients are
     weighted, it is by the examples that they were measured on.
     """
-    primary = config.task.measures[0]
-    higher = primary.higher_is_better
     rounds = read_jsonl(run_dir / "rounds.jsonl")
     clients = read_jsonl(run_dir / "clients.jsonl")
     fits = [row for row in clients if row["phase"] == "fit"]
-    final = [r for r in clients if r["phase"] == "evaluate" and r["round"] == rounds[-1]["round"]]
-    models = (primary.name, "local_only", "majority")
-    personalised, alone, floor = (over_clients(final, key, higher) for key in models)
-    ours, theirs, least = (_by_client(final, key) for key in models)
-    gains, above = measures.gains(ours, theirs, higher), measures.gains(ours, least, higher)
-    before = [row for row in fits if row["round"] == rounds[-1]["round"] and primary.before in row]
-    parameters = parameter_counts(config, model)
-    sent = float(np.mean([row["bytes_up"] for row in fits]))
-    heads = model.layout.select(config.split(model.layout).shared).count("head")
+    last = rounds[-1]["round"]
+    final = [row for row in clients if row["phase"] == "evaluate" and row["round"] == last]
+    measured = _measured(config, rounds, [row for row in fits if row["round"] == last], final)
+    alone = measured["local_only"]
     return {
         "name": config.name,
         "title": config.title,
         "description": config.description,
         "warning": PASSED if config.federation.b_passing else None,
+        **_participants(config, rounds, final),
+        **_course(config, rounds),
+        **measured,
+        **_gains(config, final),
+        "rejected": remarked(rounds, "rejected"),
+        CLIPPED: remarked(rounds, CLIPPED),
+        "target": to_target(rounds, fits, config.task.measures[0], alone["mean"] if alone else None),
+        **_traffic(config, rounds, fits, model),
+        "seconds": sum(row["seconds"] for row in rounds),
+        "parameters": parameter_counts(config, model),
+        "proof": proof(config.store_dir, fits, salted=config.federation.superlink is not None),
+    }
+
+
+def _participants(config: RunConfig, rounds: Sequence[Row], final: Sequence[Row]) -> dict[str, Any]:
+    """The number of rounds and clients, and the clients that were measured in the last evaluation."""
+    measured = _by_client(final, config.task.measures[0].name)
+    return {
         "rounds": len(rounds),
         "clients": config.federation.clients,
-        "measured": len(ours),
-        "unmeasured": in_order(row["client"] for row in final if row["client"] not in ours),
+        "measured": len(measured),
+        "unmeasured": in_order(row["client"] for row in final if row["client"] not in measured),
         "part": config.evaluation.part,
+    }
+
+
+def _course(config: RunConfig, rounds: Sequence[Row]) -> dict[str, Any]:
+    """Failures, skipped rounds and excluded clients, and what was shared in which coding."""
+    return {
         "failures": sum(len(failures(row)) for row in rounds),
         "skipped_rounds": sum(bool(row.get("skipped")) for row in rounds),
         "excluded_clients": sorted({client for row in rounds for client in row.get("excluded", ())}),
         "split": config.split.words(),
         "codec": config.codec.name,
         "aggregation_error": _last(rounds, "aggregation_error"),
-        "personalised": personalised,
+    }
+
+
+def _measured(
+    config: RunConfig, rounds: Sequence[Row], fits: Sequence[Row], final: Sequence[Row]
+) -> dict[str, Any]:
+    """The primary measure over clients, and that of its references; ``fits`` are of the last round."""
+    primary = config.task.measures[0]
+    higher = primary.higher_is_better
+    before = [row for row in fits if primary.before in row]
+    return {
+        "personalised": over_clients(final, primary.name, higher),
         "best": best_round(rounds, primary),
         "before_aggregation": over_clients(before, primary.before, higher),
-        "local_only": alone,
-        "majority": floor,
+        "local_only": over_clients(final, "local_only", higher),
+        "majority": over_clients(final, "majority", higher),
         "global": over_clients(final, primary.of_global, higher),
         "attack": attacked(config.attack, final, primary),
+    }
+
+
+def _gains(config: RunConfig, final: Sequence[Row]) -> dict[str, Any]:
+    """Gains of clients over training alone and over their most frequent class, and how many of them lose."""
+    primary = config.task.measures[0]
+    higher = primary.higher_is_better
+    ours, alone = _by_client(final, primary.name), _by_client(final, "local_only")
+    gains = measures.gains(ours, alone, higher)
+    above = measures.gains(ours, _by_client(final, "majority"), higher)
+    return {
         "gain_over_local": measures.mean_known(gains.values()),
         "gain_interval": interval_over(gains),
         "gain_over_majority": measures.mean_known(above.values()),
         "clients_compared": len(gains),
         "clients_harmed": sum(gain < 0 for gain in gains.values()) if gains else None,
-        "share_harmed": measures.harmed(ours, theirs, higher),
-        "rejected": remarked(rounds, "rejected"),
-        CLIPPED: remarked(rounds, CLIPPED),
-        "target": to_target(rounds, fits, primary, alone["mean"] if alone else None),
+        "share_harmed": measures.harmed(ours, alone, higher),
+    }
+
+
+def _traffic(
+    config: RunConfig, rounds: Sequence[Row], fits: Sequence[Row], model: AdapterModel
+) -> dict[str, Any]:
+    """Bytes both ways, those of a mean upload, and those of one that shares A and B at 4 bytes a value."""
+    parameters = parameter_counts(config, model)
+    heads = model.layout.select(config.split(model.layout).shared).count("head")
+    return {
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
-        "bytes_up_per_client_round": sent,
+        "bytes_up_per_client_round": float(np.mean([row["bytes_up"] for row in fits])),
         "bytes_up_share_ab": 4 * (parameters["A"] + parameters["B"] + heads),
-        "seconds": sum(row["seconds"] for row in rounds),
-        "parameters": parameters,
-        "proof": proof(config.store_dir, fits, salted=config.federation.superlink is not None),
     }
 
 

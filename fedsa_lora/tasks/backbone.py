@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.suggest import listing, nearest
-from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, stored_file
-from fedsa_lora.tasks.foreign_code import check_tokenizer, check_versions, names_code
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet
+from fedsa_lora.tasks.foreign_code import check_tokenizer
 from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
+from fedsa_lora.tasks.model_config import explained, load_config
 from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 from fedsa_lora.tasks.pooling import (
     MARK,
@@ -96,14 +96,14 @@ def _examined(
     auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None
 ) -> tuple[Any, Start]:
     """The model on the meta device, and what it starts from."""
-    config, known = _load_config(settings, labels)
+    config, known = load_config(settings, labels)
     trained_pad = getattr(config, "pad_token_id", None)
     if pad_token_id is not None:
         config.pad_token_id = pad_token_id
     model = _empty(auto_class, settings, config)
     checkpoint = None
     if settings.pretrained:
-        with _explained("model", settings.path):
+        with explained("model", settings.path):
             checkpoint = account(model, resolve(settings.path), settings.revision)
     folded = bool(getattr(config, MARK, False))
     if folded and "num_hidden_layers" in settings.config:
@@ -135,7 +135,7 @@ def _examined(
 
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
-    with torch.device("meta"), _explained("model", settings.path or f"of type {config.model_type}"):
+    with torch.device("meta"), explained("model", settings.path or f"of type {config.model_type}"):
         return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 
 
@@ -178,7 +178,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     Raises ModelError where it cannot be loaded or would read files outside of its folder.
     """
     path = settings.tokenizer or settings.path
-    with _explained("tokenizer", path):
+    with explained("tokenizer", path):
         place = resolve(path)
         revision = check_tokenizer(place, None if settings.tokenizer else settings.revision)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -195,80 +195,10 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def _load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, dict[int, str]]:
-    """The config with the names of the classes, and those that the checkpoint's own config has."""
-    with _explained("model", settings.path or f"of type {settings.config.get('model_type')}"):
-        _refuse_adapter(settings)
-        config = _stored_config(settings) if settings.path else _bare_config(settings)
-    known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
-    if labels:
-        config.problem_type = "single_label_classification"  # whatever the checkpoint was trained for
-    return config, known
-
-
-def _stored_config(settings: ModelSettings) -> Any:
-    """The config at ``settings.path``, by transformers' own class for its type, with the overrides.
-
-    The overrides are handed to the class and not to the loading, which takes places of files by the same
-    keywords.
-    """
-    path, revision = resolve(settings.path), settings.revision
-    check_versions(path, revision)
-    stored, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
-    if kernels := [key for key in names_code(stored) if "implementation" in key]:
-        raise ModelError(
-            f"{settings.path}: its config.json names code of the hub ({', '.join(kernels)}), which is never "
-            "run: remove it there"
-        )
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    # A model_type beside a path would clash with the one that the path's config states.
-    overrides = {key: value for key, value in settings.config.items() if key != "model_type"}
-    if overrides:
-        _refuse_unknown(overrides, config)
-        # some types become another on loading, so the stored name is not always that of the class
-        stored |= {"model_type": config.model_type, "name_or_path": path}
-        config = type(config).from_dict(stored, **overrides)
-    if hasattr(config, "auto_map"):  # nor does an export name the code
-        del config.auto_map
-    return config
-
-
-def _bare_config(settings: ModelSettings) -> Any:
-    """The config of a model type, with the overrides."""
-    overrides = dict(settings.config)
-    model_type = str(overrides.pop("model_type"))
-    _refuse_unknown(overrides, AutoConfig.for_model(model_type))
-    return AutoConfig.for_model(model_type, **overrides)
-
-
-def _refuse_unknown(overrides: Mapping[str, Any], config: Any) -> None:
-    """Raise ModelError for an override of a field that configs of this type do not have."""
-    known = {*config.to_dict(), *config.attribute_map, "attn_implementation"}
-    for key in overrides:
-        if key not in known or key.startswith("_"):
-            raise ModelError(
-                f"model.config.{key}: no such field of a model of type {config.model_type}"
-                f"{nearest(key, sorted(known))}; remove it, or correct its name"
-            )
-
-
-def _refuse_adapter(settings: ModelSettings) -> None:
-    """Raise ModelError for a PEFT adapter, which transformers would load without a word, with the model that
-    the adapter names, wherever that lies."""
-    path = settings.path
-    if path and stored_file(resolve(path), "adapter_config.json", settings.revision, fetch=True):
-        raise ModelError(
-            f"{path} holds a PEFT adapter (adapter_config.json): give a whole model, such as one exported "
-            "with --merge, or the backbone/ of an export; where a model lies beside it, move the adapter away"
-        )
-
-
 def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     if not settings.pretrained:
         return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    with _explained("model", settings.path), quiet():
+    with explained("model", settings.path), quiet():
         return auto_class.from_pretrained(
             resolve(settings.path),
             revision=settings.revision,
@@ -278,24 +208,3 @@ def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
             weights_only=True,
             ignore_mismatched_sizes=True,  # of the head: any other was refused before
         )
-
-
-@contextmanager
-def _explained(what: str, path: str) -> Iterator[None]:
-    """Turn what transformers raises for a bad path into a ModelError with the remedy."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"the {what} {path!r} needs code of its own (auto_map in its config.json or "
-                "tokenizer_config.json), which is never run: choose one whose type transformers knows"
-            ) from error
-        raise ModelError(
-            f"cannot load the {what} {path!r}: {error}\n"
-            "Expected pkg://package/folder, a local folder, or a hub id that is reachable or cached. Without "
-            "network, copy the model to a folder and set model.path to it, or point HF_HOME to a cache that "
-            "holds it and set HF_HUB_OFFLINE=1.",
-            sent="the model or its tokenizer cannot be loaded here",
-            key="model.path",
-        ) from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,11 @@ class DividedTask(ABC):
     @abstractmethod
     def read(self) -> LabelledData:
         """All rows, not encoded yet."""
+
+    def places(self) -> list[Path]:
+        """The files and folders that hold the rows, which are not read; none where rows come with a library
+        or from the hub. Raises DataError where one is not there."""
+        return []
 
     @abstractmethod
     def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
+from fedsa_lora.tasks.remarks import on_classes, rewritten
 from fedsa_lora.tasks.tables import Table, library, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
 
@@ -116,7 +117,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
     if columns.label is not None:
         found = _labels(kept, columns.label)
         labels = _positions(kept, columns.label, found, classes)
-        notes += [*_rewritten(table, columns.label, found), *_remarks(table, labels, classes)]
+        notes += [*rewritten(table, columns.label, found), *on_classes(table, labels, classes)]
     if columns.group is not None:
         found = kept.words(columns.group)
         kept.refuse(
@@ -127,7 +128,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
             key="task.group",
         )
         groups = _groups(found)
-        notes += _rewritten(table, columns.group, found)
+        notes += rewritten(table, columns.group, found)
     left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
     return Rows(
         library().Dataset(pa.table(inputs)),
@@ -292,30 +293,3 @@ def _groups(found: Words) -> NDArray[Any]:
     if are_whole(found.words) and all(word == str(int(word)) for word in found.words):
         return np.array([int(word) for word in found.words])[found.codes]
     return np.array(found.words, dtype=object)[found.codes]
-
-
-def _rewritten(table: Table, column: str, found: Words) -> list[str]:
-    """A remark on values that are read in another form than the file's."""
-    changed = found.changed()
-    if changed is None:
-        return []
-    raw, word, count = changed
-    rows = f"{count} rows hold" if count > 1 else "1 row holds"
-    return [f"{table.name}, column {column!r}: {cut(raw)!r} is read as {cut(word)!r} ({rows} such values)"]
-
-
-def _remarks(table: Table, labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
-    """Remarks on classes with one row or none, and on names that differ in upper and lower case only."""
-    counts = np.bincount(labels, minlength=len(classes))
-    notes = [
-        f"{table.name}: {fault} {names(np.array(classes)[counts == count])}"
-        for count, fault in enumerate(("classes without a row:", "classes with a single row:"))
-        if (counts == count).any()
-    ]
-    folded: dict[str, list[str]] = {}
-    for label in classes:
-        folded.setdefault(label.casefold(), []).append(label)
-    alike = [" and ".join(map(repr, same)) for same in folded.values() if len(same) > 1]
-    if alike:
-        notes.append(f"{table.name}: classes that differ in upper and lower case only: {names(alike)}")
-    return notes

@@ -29,17 +29,28 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
     several data sets of a hub id, or of a folder. Nothing is written in the user's home, except the
     hub's own cache for a hub id. Raises DataError when there is nothing to read, or not all of it.
     """
+    found = find_split(source, split, subset)
+    if isinstance(source, Mapping):
+        return Table(f"{found[0]} ({split})", [read_file(path) for path in found])
+    if found:
+        return Table(f"{source} ({split})", [_read(path) for path in found])
+    from fedsa_lora.tasks.huggingface import read_hub
+
+    return Table(f"{source} ({split})", [read_hub(source, split, subset)])
+
+
+def find_split(source: str | Mapping[str, str], split: str, subset: str | None = None) -> list[Path]:
+    """The files, or the folder of ``datasets.save_to_disk``, that hold one split as ``read_split`` reads it;
+    none for a hub id. Raises DataError where they are not there."""
     if isinstance(source, Mapping):
         _no_subset(subset, "task.files has one file per split, so it")
-        path = _file_of(source, split)
-        return Table(f"{path} ({split})", [read_file(path)])
-    name = f"{source} ({split})"
+        return [_file_of(source, split)]
     if source in SHIPPED:
         _no_subset(subset, f"{source} is a shipped set, so it")
-        return Table(name, _read_folder(shipped_folder(source), split))
+        return _find_in_folder(shipped_folder(source), split)
     path = Path(source).expanduser()
     if path.is_dir():
-        return Table(name, _read_folder(_subset(path, subset), split))
+        return _find_in_folder(_subset(path, subset), split)
     if path.is_file():
         _no_subset(subset, f"{source} is one file, so it")
         if split != "train":
@@ -48,16 +59,14 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
                 sent="the data are one file and have no such split",
                 key="task.test_split",
             )
-        return Table(name, [read_file(path)])
+        return [path]
     if path.suffix.lower() in FORMATS or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(
             f"no data at {source!r} (relative paths start from {Path.cwd()}); correct the path",
             sent="there are no data at the place that the run names",
             key="task.dataset",
         )
-    from fedsa_lora.tasks.huggingface import read_hub
-
-    return Table(name, [read_hub(source, split, subset)])
+    return []
 
 
 _ONE_SPLIT = (
@@ -123,9 +132,9 @@ def _no_subset(subset: str | None, place: str, choices: Sequence[str] = ()) -> N
         )
 
 
-def _read_folder(folder: Path, split: str) -> list[Part]:
+def _find_in_folder(folder: Path, split: str) -> list[Path]:
     if (folder / SAVED_SPLITS).is_file():
-        return [_read_saved(_saved_split(folder, split))]
+        return [_saved_split(folder, split)]
     if (folder / SAVED).is_file():
         if split != "train":
             raise DataError(
@@ -133,14 +142,16 @@ def _read_folder(folder: Path, split: str) -> list[Part]:
                 sent="the data are one data set and have no such split",
                 key="task.test_split",
             )
-        return [_read_saved(folder)]
-    return [read_file(path) for path in _split_files(folder, split)]
+        return [folder]
+    return _split_files(folder, split)
 
 
-def _read_saved(folder: Path) -> Part:
+def _read(place: Path) -> Part:
+    if not place.is_dir():
+        return read_file(place)
     from fedsa_lora.tasks.huggingface import read_saved
 
-    return read_saved(folder)
+    return read_saved(place)
 
 
 def _saved_split(folder: Path, split: str) -> Path:

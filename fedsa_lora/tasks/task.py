@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
 
@@ -101,6 +101,17 @@ class FederationData:
         if not self.labels:
             return "none"
         return f"{len(self.labels)}: {listing(cut(label, 40) for label in self.labels)}"
+
+    def check_measurable(self, part: Literal["test", "validation"]) -> None:
+        """Raise DataError where no client has examples to be measured on: the run would have no result. Of
+        clients with data of their own that is not known here."""
+        if not self.clients or any(getattr(share, part) for share in self.clients.values()):
+            return
+        remedy = "name a test split" if part == "test" else "raise federation.validation_examples"
+        raise DataError(
+            f"no client has {part} examples, so nothing could be measured: lower federation.clients, so that "
+            f"each has more rows, or {remedy}"
+        )
 
 
 class Task(Protocol):

@@ -17,7 +17,7 @@ from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.rows import Columns, LabelledData, infer_classes, read_rows
-from fedsa_lora.tasks.sources import has_splits, read_split
+from fedsa_lora.tasks.sources import find_split, has_splits, read_split
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.values import word_of
 
@@ -88,6 +88,16 @@ class TextData(DividedTask):
             empty=empty,
             pad_token_id=self.tokenizer.pad_token_id,
         )
+
+    def places(self) -> list[Path]:
+        """The files and folders of both splits; none of the hub, nor where every node has data of its own.
+        Raises DataError where one is not there."""
+        if not self.source:
+            return []
+        splits = [split for split in (self.train_split, self.test_split) if split is not None]
+        return [
+            path for split in splits for path in find_split(self.files or self.dataset, split, self.subset)
+        ]
 
     def read(self) -> LabelledData:
         """The rows of the train split, and of the test split where one is named."""

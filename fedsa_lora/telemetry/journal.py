@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
 from fedsa_lora.errors import printable
+from fedsa_lora.files import append_whole
 
 FIELDS = ("side", "client", "round", "phase", "event", "seconds", "bytes")
 MAX_BYTES, OLDER = 5_000_000, 3  # of a file; full ones kept beside it. A deployed client runs for months
@@ -110,36 +109,46 @@ class _JsonLine(logging.Formatter):
         return json.dumps(row, default=str)
 
 
-class _Journal(RotatingFileHandler):
+class _Journal(logging.Handler):
     """A bounded file of one side. Server and clients may share a process, and do in tests and sweeps: each
-    file takes its own side's records. A thread without a context is Flower's, on the server's side."""
+    file takes its own side's records. A thread without a context is Flower's, on the server's side. Between
+    two records the file is closed: a handler lives no longer than a message does on a client."""
 
     def __init__(self, path: Path, side: str, client: str | None) -> None:
-        super().__init__(path, maxBytes=MAX_BYTES, backupCount=OLDER, encoding="utf-8", delay=True)
-        self.setLevel(logging.INFO)
+        super().__init__(logging.INFO)
         self.setFormatter(_JsonLine())
         self.addFilter(self._is_ours)
-        self._side, self._client, self._told = side, client, False
+        self._path, self._side, self._client, self._told = path, side, client, False
 
     def _is_ours(self, record: logging.LogRecord) -> bool:
         context = _about.get()
         ours = context.get("side", "server") == self._side and context.get("client") == self._client
         return ours and (hasattr(record, "event") or bool(record.getMessage().strip()))
 
-    def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).parent.mkdir(exist_ok=True)  # no more: a deleted run stays deleted
-        return super()._open()
-
-    def close(self) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         try:
-            super().close()
-        except OSError:  # what could not be written is tried once more
-            self._tell()
+            append_bounded(self._path, self.format(record))
+        except Exception:  # whatever it is, it ends no round
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        self._tell()
-
-    def _tell(self) -> None:
         if not self._told:
             self._told = True
-            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+            print(f"{self._path} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+def append_bounded(path: Path, line: str) -> None:
+    """Add a line to a file; a full one becomes the first of ``OLDER`` that are kept beside it. Makes its
+    folder and no more: a deleted run stays deleted. Raises OSError where it cannot be written."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        path.parent.mkdir(exist_ok=True)
+        size = 0
+    if size and size + len(line) >= MAX_BYTES:
+        for number in range(OLDER, 1, -1):
+            newer = path.with_name(f"{path.name}.{number - 1}")
+            if newer.exists():
+                newer.replace(path.with_name(f"{path.name}.{number}"))
+        path.replace(path.with_name(f"{path.name}.1"))
+    append_whole(path, f"{line}\n")

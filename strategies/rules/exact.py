@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class Combined:
     """New common values of a round.
 
-    ``shared``: the new server value of every tensor of the layout, by name. ``merge``, by layer: what
+    ``common``: the new server value of every tensor of the layout, by name. ``merge``, by layer: what
     every client adds to its frozen weight W0, as factors A (n, d_in) and B (d_out, n) in float32 of
     any rank n, without the scale s; a layer with nothing to add is absent. For a convolution B A is
     the flattened kernel (d_out, c_in kh kw); for an embedding it is the transpose of the table.
     """
 
-    shared: dict[str, NDArray[np.float32]]
+    common: dict[str, NDArray[np.float32]]
     merge: dict[str, Factors] = field(default_factory=dict)
 
 
@@ -142,7 +142,7 @@ class FactorRule(FedAvg):
         """
         found = pairs(layout)
         paired = {spec.name for pair in found.values() for spec in (pair.A, pair.B)}
-        shared = {
+        common = {
             name: _mean([client[name] for client in clients], weights).astype(np.float32)
             for name in layout.names
             if name not in paired
@@ -151,10 +151,10 @@ class FactorRule(FedAvg):
         for layer, pair in found.items():
             ended = [pair.read(client) for client in clients]
             new, added = self.layer(round_, pair, pair.read(start), ended, weights)
-            shared |= pair.write(new)
+            common |= pair.write(new)
             if added is not None and added.rank:
                 merge[layer] = Factors(added.A.astype(np.float32), added.B.astype(np.float32))
-        return Combined(shared, merge)
+        return Combined(common, merge)
 
     @abstractmethod
     def layer(

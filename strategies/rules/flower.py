@@ -149,7 +149,7 @@ class OfFactors(Rule):
         combined = self.inner.combine(round_, self.layout, start, clients, weights)
         means = self.layout.unpack(vector + mean_update(self.layout, updates))
         heads = {spec.name: means[spec.name] for spec in self.layout if spec.role == "head"}
-        return Step(self.layout.pack(combined.shared | heads), combined.merge)
+        return Step(self.layout.pack(combined.common | heads), combined.merge)
 
 
 def ended_with(layout: Layout, vector: Vector, update: Update) -> NamedArrays:

@@ -12,7 +12,8 @@ from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.experts import Experts, expert, mixed
 from fedsa_lora.learning.job import OneByOne, complete
-from fedsa_lora.learning.personalisation import LocalRound, Personalisation
+from fedsa_lora.learning.local_round import LocalRound
+from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.training import TrainSettings
 
 LINEAR = {"lora", "rslora", "pissa", "orthogonal", "layer_ranks", "gpt2", "gpt2_pissa", "convnext"}

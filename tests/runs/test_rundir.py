@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from fedsa_lora.config.compose import load, read_config, to_yaml
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from fedsa_lora.runs.directory import RunDirectory, as_csv, refuse_used
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.environment import environment
+from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
+from fedsa_lora.runs.spreadsheet import as_csv
 
 ROWS = st.dictionaries(
     st.text(min_size=1, max_size=5),

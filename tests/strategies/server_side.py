@@ -81,11 +81,11 @@ class Server:
 
     def ask(self, round_: int = 1) -> dict[str, FitIns]:
         """The broadcasts of a round, by client."""
-        parameters = ndarrays_to_parameters([self.strategy.shared])
+        parameters = ndarrays_to_parameters([self.strategy.common])
         return self._note(self.strategy.configure_fit(round_, parameters, self.manager))
 
     def ask_to_evaluate(self, round_: int = 1) -> dict[str, EvaluateIns]:
-        parameters = ndarrays_to_parameters([self.strategy.shared])
+        parameters = ndarrays_to_parameters([self.strategy.common])
         return self._note(self.strategy.configure_evaluate(round_, parameters, self.manager))
 
     def upload(self, client: str, update: Vector, examples: int = 10, /, **changes: Any) -> FitRes:
@@ -107,7 +107,7 @@ class Server:
         """Aggregate what clients answered, in some order of arrival. The new shared vector."""
         arrived = [(self.nodes[client], results[client]) for client in order or results]
         self.strategy.aggregate_fit(round_, arrived, [])
-        return self.strategy.shared
+        return self.strategy.common
 
     def play(self, round_: int, updates: Mapping[str, Vector], **changes: Any) -> dict[str, FitIns]:
         """One whole round in which these clients answer. The broadcasts that it began with."""

@@ -59,14 +59,14 @@ def test_the_announced_split_is_the_plans_and_is_recorded():
     server = adaptive()
     scores = {"0": RISING, "1": FALLING, "2": (9.0, 1.0, 9.0, 1.0)}
     assert play(server, 1, scores) == dict.fromkeys("012", (set(LAYOUT.names), set()))
-    before = server.strategy.shared
+    before = server.strategy.common
     plan = ByImportance(server.strategy.split, POOL)
     plan.hear(scores, dict.fromkeys("012", 10.0), {})
     expected = plan.shared("") | {HEAD}
     assert expected == {A[0], A[2], HEAD}, "the mean of the scores is 14, 6, 14, 6"
     assert play(server, 2, scores) == dict.fromkeys("012", (expected, set()))
     for name in LAYOUT.names:
-        moved = not np.array_equal(server.strategy.shared[LAYOUT.span(name)], before[LAYOUT.span(name)])
+        moved = not np.array_equal(server.strategy.common[LAYOUT.span(name)], before[LAYOUT.span(name)])
         assert moved == (name in expected)
     one, two = server.notes.rounds
     assert (one["split"], two["split"]) == (sorted(LAYOUT.names), sorted(expected))
@@ -198,7 +198,7 @@ def test_topk_fedsa_gives_what_fedsa_does_to_the_bit_and_never_makes_an_update_d
         server = Server(LAYOUT, 3, kind, inner=FedAvg(**EVERYONE), codec=TopK(ratio=0.2))
         for round_ in (1, 2):
             server.play(round_, dict(zip("012", some_updates(3, POOL.size, round_), strict=True)))
-        return server.strategy.shared
+        return server.strategy.common
 
     expected = play(FedSA)
     monkeypatch.setattr(

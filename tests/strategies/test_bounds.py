@@ -75,7 +75,7 @@ def test_an_update_a_million_times_too_long_is_rejected_by_name_and_the_others_a
     without.ask()
     honest = uploads(without, sent)
     del honest["1"]
-    assert np.array_equal(server.strategy.shared, without.take(honest))
+    assert np.array_equal(server.strategy.common, without.take(honest))
     (row,) = server.notes.rounds
     (remark,) = remarks(row)
     assert (remark.client, remark.kind) == ("1", "rejected")
@@ -90,7 +90,7 @@ def test_where_it_is_to_be_clipped_it_keeps_its_direction_and_has_the_norm_of_th
     server = played(sent, action="clip", **bound)
     limit = 3 * np.median([np.linalg.norm(u) for u in sent]) if bound is MEDIAN else 10
     by_hand = [u * min(1, limit / np.linalg.norm(u)) for u in sent]
-    np.testing.assert_allclose(server.strategy.shared, server.start + np.mean(by_hand, axis=0), atol=1e-5)
+    np.testing.assert_allclose(server.strategy.common, server.start + np.mean(by_hand, axis=0), atol=1e-5)
     (row,) = server.notes.rounds
     (remark,) = remarks(row)
     assert (row["fit_clients"], row["fit_failures"]) == (5, 0)
@@ -106,7 +106,7 @@ def test_the_order_of_arrival_does_not_change_who_is_bounded_nor_a_bit(action, f
         for order in (CLIENTS, CLIENTS[::-1], ["2", "4", "1", "0", "3"])
     ]
     for server in servers:
-        assert np.array_equal(server.strategy.shared, servers[0].strategy.shared)
+        assert np.array_equal(server.strategy.common, servers[0].strategy.common)
         assert server.notes.rounds[0]["remarks"] == servers[0].notes.rounds[0]["remarks"]
     assert remarks(servers[0].notes.rounds[0], "rejected" if action == "reject" else "clipped")
 
@@ -116,7 +116,7 @@ def test_the_order_of_arrival_does_not_change_who_is_bounded_nor_a_bit(action, f
 def test_a_bound_that_nobody_exceeds_changes_no_bit(action, codec):
     sent = some_updates(5)
     bounded = played(sent, codec=codec, action=action, norm=1e3, median_factor=1e3)
-    assert np.array_equal(bounded.strategy.shared, played(sent, codec=codec).strategy.shared)
+    assert np.array_equal(bounded.strategy.common, played(sent, codec=codec).strategy.common)
 
 
 def test_of_two_bounds_the_smaller_counts():
@@ -199,7 +199,7 @@ def test_the_largest_finite_values_overflow_nothing(action):
     sent = attacked()
     sent[1][:] = np.finfo(np.float32).max
     server = played(sent, action=action, median_factor=3.0)
-    assert np.abs(server.strategy.shared - server.start).max() < 10
+    assert np.abs(server.strategy.common - server.start).max() < 10
 
 
 @pytest.mark.case(12)
@@ -266,7 +266,7 @@ def limited(most: float | None) -> Server:
 def test_a_run_with_too_many_rejections_ends_with_the_clients_the_counts_and_the_reasons():
     server = limited(0.3)
     rounds_with(server, [["0"], ["0", "3"], ["0"]])
-    before = server.strategy.shared.copy()
+    before = server.strategy.common.copy()
     with pytest.raises(
         RunError, match=r"7 of 20 uploads were rejected \(client 0: 4, client 3: 2, client 4: 1\)"
     ) as caught:
@@ -274,7 +274,7 @@ def test_a_run_with_too_many_rejections_ends_with_the_clients_the_counts_and_the
     assert "bounds.max_rejections=0.3" in str(caught.value)
     last = str(caught.value).splitlines()[-1]
     assert last == "client 0: answers round 99, this is round 4 (likewise 2 more: 3, 4)"
-    assert np.array_equal(server.strategy.shared, before)
+    assert np.array_equal(server.strategy.common, before)
     assert len(server.notes.checkpoints) == 3
 
 

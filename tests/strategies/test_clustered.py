@@ -52,7 +52,7 @@ def test_each_group_is_a_plain_federation_of_its_members_to_the_bit():
     """From the split on, FedSA among a group's clients alone makes the same values."""
     server = clustered()
     server.play(1, opposite(1))
-    start = server.strategy.shared
+    start = server.strategy.common
     alone = {}
     for name, members in {"odd": ODD, "even": set("024")}.items():
         alone[name] = Server(clients=6, start=start, min_results=0.5), members
@@ -67,7 +67,7 @@ def test_each_group_is_a_plain_federation_of_its_members_to_the_bit():
             plain.take(answers, round_=round_)
     held = vectors(server.ask(5))
     for plain, members in alone.values():
-        assert all(np.array_equal(held[c], plain.strategy.shared) for c in members)
+        assert all(np.array_equal(held[c], plain.strategy.common) for c in members)
 
 
 CODECS = [Dense(), Dense(values="int8"), TopK(ratio=0.3, values="int8"), Threshold(threshold=0.5)]
@@ -80,7 +80,7 @@ def test_one_group_is_fedsa_to_the_bit_and_to_the_byte(inner, codec):
     plain = Server(clients=6, inner=inner, codec=codec)
     for round_ in (1, 2, 3):
         sent = [server.play(round_, opposite(round_)) for server in (one, plain)]
-        assert np.array_equal(one.strategy.shared, plain.strategy.shared)
+        assert np.array_equal(one.strategy.common, plain.strategy.common)
         for client in "012345":
             first, second = (messages[client] for messages in sent)
             assert (first.parameters.tensors, first.config) == (second.parameters.tensors, second.config)
@@ -156,7 +156,7 @@ def test_who_was_not_sampled_keeps_its_group_and_who_never_was_is_sent_that_of_m
             c: number for c, number in before.items() if c not in sampled
         }
         for client in held.keys() - seen:
-            assert np.array_equal(held[client], server.strategy.shared)
+            assert np.array_equal(held[client], server.strategy.common)
         odd = {c for c in seen if int(c) % 2}
         assert {members[c] for c in odd}.isdisjoint({members[c] for c in seen - odd})
         if seen >= set("01234567"):
@@ -184,7 +184,7 @@ def test_the_round_says_who_is_with_whom_and_the_checkpoint_what_each_holds():
             {"0": 0, "1": 1, "2": 0, "3": 1, "4": 0},
             {"0": 3, "1": 2},
         )
-    assert np.array_equal(memory[f"{GROUP}0"], server.strategy.shared)
+    assert np.array_equal(memory[f"{GROUP}0"], server.strategy.common)
     assert {name for name in memory if name.startswith(GROUP)} == {f"{GROUP}0", f"{GROUP}1"}
     state = server.strategy.audience.grouping.state()
     assert all(memory[name].tobytes() == array.tobytes() for name, array in state.items())

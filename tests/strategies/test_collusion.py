@@ -60,7 +60,7 @@ def accuracy(rule: str, colluding: int, factor: float = -4.0, **bounds) -> float
             agreed = factor * np.mean([updates[str(client)] for client in range(colluding)], axis=0)
             updates |= {str(client): agreed for client in range(colluding)}
         server.take({c: server.upload(c, update) for c, update in updates.items()}, round_=round_)
-    predicted = (pixels @ server.strategy.shared.reshape(10, 65).T).argmax(axis=1)
+    predicted = (pixels @ server.strategy.common.reshape(10, 65).T).argmax(axis=1)
     return float((predicted == labels).mean())
 
 

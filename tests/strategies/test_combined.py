@@ -69,7 +69,7 @@ def split(request):
 def test_one_group_is_adaptive_fedsa_to_the_bit_and_to_the_byte(split, codec):
     one, plain = grouped(split, Clusters(groups=1, after=1), codec=codec), adaptive(split, codec=codec)
     assert play(one, range(1, 6)) == play(plain, range(1, 6))
-    assert np.array_equal(one.strategy.shared, plain.strategy.shared)
+    assert np.array_equal(one.strategy.common, plain.strategy.common)
     rows = [[{k: row[k] for k in ("shared", "split")} for row in s.notes.rounds] for s in (one, plain)]
     assert rows[0] == rows[1]
     assert len({str(row) for row in rows[0]}) > 1, "the split changes"

@@ -48,7 +48,7 @@ class Client:
 
     def take_part(self, round_: int, received: Received) -> None:
         merged = {MERGED + layer: array for layer, array in received.merged.items()}
-        self.state = ClientState(round_, {}, {HELD: received.held} | merged)
+        self.state = ClientState(round_, {}, {HELD: received.common} | merged)
 
 
 def sent(downlink: Downlink, client: str, round_: int) -> tuple[list, wire.BroadcastHeader]:
@@ -74,7 +74,7 @@ def test_every_client_holds_what_the_server_thinks_to_the_bit(name, seed, took_p
     downlink, clients = Downlink(LAYOUT, START, codec, 0), [Client(codec) for _ in range(3)]
     for round_, who in enumerate(took_part, 1):
         received = [c.read(*sent(downlink, str(i), round_)) for i, c in enumerate(clients)]
-        assert all(np.array_equal(r.held, downlink.held) for r in received)
+        assert all(np.array_equal(r.common, downlink.held) for r in received)
         for i in who:
             clients[i].take_part(round_, received[i])
         vector = moved(vector, seed + round_)
@@ -84,7 +84,7 @@ def test_every_client_holds_what_the_server_thinks_to_the_bit(name, seed, took_p
         if codec == Dense():
             np.testing.assert_allclose(downlink.held, vector, rtol=0, atol=1e-6)
     for i, client in enumerate(clients):
-        assert np.array_equal(client.read(*sent(downlink, str(i), 99)).held, downlink.held)
+        assert np.array_equal(client.read(*sent(downlink, str(i), 99)).common, downlink.held)
 
 
 def test_without_a_codec_every_broadcast_is_whole():
@@ -173,9 +173,9 @@ def test_what_clients_merge_and_hold_is_the_mean_of_their_products(rule, downlin
             arrays = parameters_to_ndarrays(ins.parameters)
             received[client] = clients[client].read(arrays, server.asked[client])
             clients[client].take_part(round_, received[client])
-            ended[client] = LAYOUT.unpack(received[client].held + updates[client])
+            ended[client] = LAYOUT.unpack(received[client].common + updates[client])
             for layer in "xy":
-                adapted = product(LAYOUT.unpack(received[client].held), layer)
+                adapted = product(LAYOUT.unpack(received[client].common), layer)
                 whole = received[client].merged.get(layer, 0) + adapted
                 np.testing.assert_allclose(whole, expected[layer], rtol=0, atol=1e-5)
         for layer in "xy":

@@ -81,7 +81,7 @@ def ideal(clients, weights, layer: str) -> np.ndarray:
 
 def outcome(result: Combined, layer: str) -> np.ndarray:
     """What is added to W0 after the round: the new product and what was merged."""
-    total = product(result.shared, layer)
+    total = product(result.common, layer)
     if layer in result.merge:
         factors = result.merge[layer]
         merged = factors.B.astype(np.float64) @ factors.A.astype(np.float64)
@@ -99,9 +99,9 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 @every_rule
 def test_every_tensor_comes_back_in_its_shape_and_the_rest_is_averaged(name):
     result, _, clients, weights = combined(name)
-    LAYOUT.check(result.shared)
+    LAYOUT.check(result.common)
     head = np.average([client["classifier.weight"] for client in clients], 0, weights)
-    np.testing.assert_allclose(result.shared["classifier.weight"], head, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result.common["classifier.weight"], head, rtol=0, atol=1e-6)
 
 
 @every_rule
@@ -157,7 +157,7 @@ def test_inputs_are_not_changed(name):
             array.setflags(write=False)
     result = RULES[name]().combine(1, LAYOUT, start, clients, weights)
     given_arrays = [array for arrays in (start, *clients) for array in arrays.values()]
-    assert not any(np.shares_memory(new, old) for new in result.shared.values() for old in given_arrays)
+    assert not any(np.shares_memory(new, old) for new in result.common.values() for old in given_arrays)
 
 
 @every_rule
@@ -232,9 +232,9 @@ def test_the_mean_that_fedex_corrects_is_the_weighted_mean_and_is_wrong_by_itsel
     result, _, clients, weights = combined("FedEx")
     for name in LAYOUT.names:
         mean = np.average([client[name] for client in clients], 0, weights)
-        np.testing.assert_allclose(result.shared[name], mean, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result.common[name], mean, rtol=0, atol=1e-6)
     for layer in SHAPES:
-        assert relative(product(result.shared, layer), ideal(clients, weights, layer)) > 0.3
+        assert relative(product(result.common, layer), ideal(clients, weights, layer)) > 0.3
 
 
 @pytest.mark.parametrize("clients", [2, 3, 4])
@@ -264,7 +264,7 @@ def test_flora_starts_afresh_from_seed_round_and_name():
     start, clients, weights = round_of(0, [RANK] * 2)
 
     def fresh(seed: int, round_: int) -> dict[str, np.ndarray]:
-        return FLoRA(seed=seed).combine(round_, LAYOUT, start, clients, weights).shared
+        return FLoRA(seed=seed).combine(round_, LAYOUT, start, clients, weights).common
 
     first = fresh(7, 1)
     for layer, (shape, _) in SHAPES.items():
@@ -280,7 +280,7 @@ def test_flora_draws_another_A_for_each_layer():
     specs = [TensorSpec(f"{x}.{r}", (2, 2), r, x) for x in ("first", "second") for r in ("A", "B")]
     layout = Layout(tuple(specs))
     start, clients, weights = round_of(0, [2], layout=layout)
-    shared = FLoRA(seed=0).combine(1, layout, start, clients, weights).shared
+    shared = FLoRA(seed=0).combine(1, layout, start, clients, weights).common
     assert not np.array_equal(shared["first.A"], shared["second.A"])
 
 
@@ -304,9 +304,9 @@ def test_the_first_components_of_flexlora_are_the_best_of_their_number(ranks, ke
     for layer in SHAPES:
         total = ideal(clients, weights, layer)
         flat = total.reshape(len(total), -1)
-        taken = dict(result.shared)
-        taken[f"{layer}.lora_A.weight"] = result.shared[f"{layer}.lora_A.weight"][:kept]
-        taken[f"{layer}.lora_B.weight"] = result.shared[f"{layer}.lora_B.weight"][:, :kept]
+        taken = dict(result.common)
+        taken[f"{layer}.lora_A.weight"] = result.common[f"{layer}.lora_A.weight"][:kept]
+        taken[f"{layer}.lora_B.weight"] = result.common[f"{layer}.lora_B.weight"][:, :kept]
         left_out = np.linalg.norm(np.linalg.svd(flat, compute_uv=False)[kept:])
         error = np.linalg.norm(product(taken, layer) - total)
         assert error == pytest.approx(left_out, rel=1e-6)
@@ -318,7 +318,7 @@ def test_no_component_of_flexlora_is_dead(ranks):
     """With zeros in A and in B no gradient reaches either; surplus components keep the A of the start."""
     result, start, _, _ = combined("FlexLoRA", 0, ranks)
     for layer in SHAPES:
-        a, b = (result.shared[f"{layer}.lora_{x}.weight"] for x in "AB")
+        a, b = (result.common[f"{layer}.lora_{x}.weight"] for x in "AB")
         assert a.reshape(RANK, -1).any(axis=1).all()
         assert np.array_equal(a[sum(ranks) :], start[f"{layer}.lora_A.weight"][sum(ranks) :])
         assert not b[:, sum(ranks) :].any()
@@ -332,7 +332,7 @@ def test_no_component_of_flexlora_is_dead(ranks):
 def test_fedsvd_keeps_the_product_and_makes_A_orthonormal(seed):
     result, _, clients, weights = combined("FedSVD", seed)
     for layer in SHAPES:
-        a = result.shared[f"{layer}.lora_A.weight"].reshape(RANK, -1).astype(np.float64)
+        a = result.common[f"{layer}.lora_A.weight"].reshape(RANK, -1).astype(np.float64)
         np.testing.assert_allclose(a @ a.T, np.eye(RANK), rtol=0, atol=1e-6)
         assert relative(outcome(result, layer), ideal(clients, weights, layer)) < 1e-6
 
@@ -340,7 +340,7 @@ def test_fedsvd_keeps_the_product_and_makes_A_orthonormal(seed):
 def test_fedsvd_makes_A_orthonormal_even_if_nobody_learned_anything():
     start, clients, weights = round_of(0, [RANK] * 2, common_a=True)
     still = [{k: np.zeros_like(v) if "lora_B" in k else v for k, v in c.items()} for c in clients]
-    shared = FedSVD().combine(1, LAYOUT, start, still, weights).shared
+    shared = FedSVD().combine(1, LAYOUT, start, still, weights).common
     for layer in SHAPES:
         a = shared[f"{layer}.lora_A.weight"].reshape(RANK, -1)
         np.testing.assert_allclose(a @ a.T, np.eye(RANK), rtol=0, atol=1e-6)
@@ -390,7 +390,7 @@ def test_clients_that_did_not_turn_are_averaged_as_they_are():
     clients = [{k: v * np.float32(scale) for k, v in start.items()} for scale in (0.5, 1.5, 2.5)]
     result = FedRot().combine(1, LAYOUT, start, clients, [0.5, 0.25, 0.25])
     for name in LAYOUT.names:
-        np.testing.assert_allclose(result.shared[name], start[name] * 1.25, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(result.common[name], start[name] * 1.25, rtol=0, atol=1e-5)
 
 
 # --- size --------------------------------------------------------------------------------------------

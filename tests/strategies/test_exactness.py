@@ -27,14 +27,14 @@ def errors(layout: Layout, split, frozen, clients: int = 3, rounds: int = 1, kin
     server = Server(layout, clients, kind, split=split, frozen=frozen, start=start, **arguments)
     history = []
     for round_ in range(1, rounds + 1):
-        before = server.strategy.shared
+        before = server.strategy.common
         server.ask(round_)
         shared = layout.select(server.strategy.round.asked["0"].shared)
         sent = [u * (abs(u) > 0.3) for u in some_updates(clients, shared.size, round_)]
         told = {"scores": (1.0, 2.0, 3.0, 4.0)} if kind is AdaptiveFedSA else {}
         results = zip(map(str, range(clients)), sent, EXAMPLES, strict=False)
         server.take({c: server.upload(c, u, n, **told) for c, u, n in results}, round_=round_)
-        history.append((before, server.strategy.shared, sent))
+        history.append((before, server.strategy.common, sent))
     return [row["aggregation_error"] for row in server.notes.rounds], history
 
 

@@ -62,7 +62,7 @@ def test_a_broadcast_holds_the_shared_vector_and_nothing_else():
         vector = wire.read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
         wire.check_digest(server.asked[client], vector)
         wire.check_layout(server.asked[client], LAYOUT)
-        assert np.array_equal(vector, server.strategy.shared)
+        assert np.array_equal(vector, server.strategy.common)
         assert set(ins.config) == {wire.KEY}
         assert wire.names_of(server.asked[client].shared, LAYOUT) == set(LAYOUT.names)
 
@@ -185,7 +185,7 @@ def test_too_few_results_end_the_run_with_the_reasons_and_leave_the_vector_as_it
     results = [(server.nodes["0"], good), (server.nodes["1"], bad)]
     with pytest.raises(RunError, match=r"2 of 3 clients failed[^\n]*\n[^\n]*\nclient 1: StoreError: gone$"):
         server.strategy.aggregate_fit(1, results, [ValueError("node lost")])
-    assert np.array_equal(server.strategy.shared, server.start)
+    assert np.array_equal(server.strategy.common, server.start)
     assert server.notes.checkpoints == []
 
 

@@ -75,7 +75,7 @@ def attack(codec, rounds: int, alter) -> list[dict]:
         update = some_updates(1, seed=round_)[0]
         answers = {client: server.upload(client, update) for client in server.nodes}
         server.take({c: answers[c] if c == "0" else alter(answers[c]) for c in answers}, round_=round_)
-        assert np.isfinite(server.strategy.shared).all()
+        assert np.isfinite(server.strategy.common).all()
     return server.notes.rounds
 
 
@@ -201,7 +201,7 @@ def test_a_value_that_is_not_finite_is_named_in_every_format_and_the_others_are_
     payload[:width] = np.frombuffer(value.tobytes()[:width], np.uint8)
     refused = rejected(server, answers | {"1": server.upload("1", None, payload=payload)})
     assert refused == {"1": "1 values are NaN or infinite"}
-    assert np.array_equal(server.strategy.shared, kept.strategy.shared)
+    assert np.array_equal(server.strategy.common, kept.strategy.common)
 
 
 @pytest.mark.case(9)
@@ -322,7 +322,7 @@ def test_a_second_answer_with_other_values_changes_nothing_and_is_named():
     again = server.upload("1", np.full(LAYOUT.size, 9.0))
     arrived = [*((server.nodes[c], answer) for c, answer in answers.items()), (server.nodes["1"], again)]
     server.strategy.aggregate_fit(1, arrived, [])
-    assert np.array_equal(server.strategy.shared, expected)
+    assert np.array_equal(server.strategy.common, expected)
     (remark,) = remarks(server.notes.rounds[0], "rejected")
     assert (remark.client, "for the second time" in remark.reason) == ("1", True)
 

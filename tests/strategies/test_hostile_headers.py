@@ -176,7 +176,7 @@ def play(directory: RunDirectory, alter: Alter, hostile: int, sort: str) -> None
             told = [RuntimeError(text), (server.nodes["0"], replace(answer, status=Status(Code.OK, text)))]
             aggregate = getattr(server.strategy, f"aggregate_{phase}")
             aggregate(round_, arrived, told if hostile else [])
-        assert np.isfinite(server.strategy.shared).all()
+        assert np.isfinite(server.strategy.common).all()
 
 
 @pytest.fixture(scope="module")

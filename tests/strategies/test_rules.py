@@ -364,7 +364,7 @@ def test_the_order_of_arrival_does_not_change_a_bit_whatever_the_strategy(path, 
             sent = {str(i): u for i, u in enumerate(some_updates(7, size, round_))}
             results = {c: server.upload(c, u, 3 + int(c)) for c, u in sent.items()}
             server.take(results, [str(i) for i in order] if turned else None, round_)
-        found.append(server.strategy.shared)
+        found.append(server.strategy.common)
     assert np.array_equal(*found)
     assert not np.array_equal(found[0], start)
     assert found[0].dtype == np.float32
@@ -374,7 +374,7 @@ def test_the_arithmetic_of_a_turn_of_alternate_leaves_the_resting_factor_to_the_
     inner = LINEAR["FedAvg"]()
     server = Server(PAIRED, 3, inner=inner, split=Alternate(allow=("A", "B")))
     for round_, moves in ((1, "B"), (2, "A"), (3, "B")):
-        before = server.strategy.shared
+        before = server.strategy.common
         server.ask(round_)
         results = {
             str(i): server.upload(str(i), u) for i, u in enumerate(some_updates(3, PAIRED.count(moves)))

@@ -102,7 +102,7 @@ def test_the_log_of_searches_rotates_and_all_that_is_kept_is_read_in_order(tmp_p
     store = store_with(tmp_path)
     reply_of(Egress(store), [A])
     line = len((store.folder / "egress.jsonl").read_bytes())
-    monkeypatch.setattr("fedsa_lora.client.egress.MAX_BYTES", 3 * line)
+    monkeypatch.setattr("fedsa_lora.telemetry.journal.MAX_BYTES", 3 * line)
     for _ in range(19):
         reply_of(Egress(store), [A])
     files = searches(store.folder)

@@ -21,7 +21,7 @@ from strategies.audience import GROUP, held_by
 from strategies.plans.grouping import MEMBER
 from strategies.round.downlink import HELD, MERGED_A, MERGED_B
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Runner = Callable[..., Path]
 BRIEF = (
     "federation.clients=3", "federation.rounds=3", "run.keep_generations=9",
@@ -295,9 +295,9 @@ CHOICES = {
     "topk": ("codec=topk", "codec.error_feedback=false"),
     "importance": ("split=importance",),
 }
-# Those that go with every choice by default: a mean, a server optimizer, a rule over whole vectors, one that
-# selects, and an exact one. All others do in the slow tests.
-KINDS = ("fedavg", "fedadam", "fedmedian", "krum", "fedex")
+# Those that go with every choice by default: a server optimizer, a rule that selects, and an exact one. All
+# others do in the slow tests.
+KINDS = ("fedadam", "krum", "fedex")
 TOGETHER = [
     pytest.param(name, choice, marks=[] if choice == "dense" or name in KINDS else pytest.mark.slow)
     for name in STRATEGIES

@@ -48,7 +48,7 @@ def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_
 ):
     """The straggler holds one of two processes; the others have the other one."""
     monkeypatch.setenv("FEDSA_LORA_PLUGINS", "straggler")
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parents[1]}:{TESTS}")
     monkeypatch.syspath_prepend(str(TESTS))
     run = tmp_path / "run"
     slow = ["++personalisation._target_=straggler.Straggler", "++personalisation.seconds=45"]
@@ -70,7 +70,7 @@ def test_a_straggler_beyond_the_deadline_is_ignored_and_its_round_ends_with_the_
 @pytest.mark.slow
 def test_killed_processes_of_clients_are_the_last_line_in_plain_words(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSA_LORA_PLUGINS", "killer")
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parents[1]}:{TESTS}")
     monkeypatch.syspath_prepend(str(TESTS))
     words = ["++personalisation._target_=killer.Killer", "federation.rounds=1", "federation.retries=0"]
     ended = command_line("run", *BRIEF, *words, f"run.dir={tmp_path / 'run'}")

@@ -29,6 +29,7 @@ def loaded(*arguments: str, cwd: Path) -> tuple[int, set[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", LOADED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True)
+    print(done.stderr, file=sys.stderr)
     code, *names = done.stdout.splitlines()[-1].split()
     return int(code), set(names)
 
@@ -48,6 +49,33 @@ def test_a_folder_without_a_run_is_reported_without_libraries_that_train(words, 
     code, names = loaded(*words, cwd=tmp_path)
     assert code == 1
     assert not names & (TRAIN | DATA)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task.dataset=/nowhere.csv"], {"no data at '/nowhere.csv'"}),
+        (["task=gsm8k", "task.dataset=/nowhere"], {"no data at '/nowhere'"}),
+        (["task=text", "task.files.train=/nowhere.csv"], {"no data at '/nowhere.csv' for split 'train'"}),
+        (["task=text", "task.dataset=here"], {"has no split 'train'"}),
+        (["task=image", "model.path=/nowhere"], {"no model at '/nowhere'"}),
+        (["model.path=pkg://no_such/model"], {"package 'no_such' is not installed"}),
+        (
+            ["task=text", "task.dataset=/nowhere.csv", "model.path=/nowhere", "run.dir=run"],
+            {"no data at '/nowhere.csv'", "no model at '/nowhere'", "already holds a run", "3 faults"},
+        ),
+    ],
+)
+def test_places_that_are_not_there_are_reported_at_once_and_without_libraries_that_train(
+    words, told, tmp_path, capfd
+):
+    (tmp_path / "here").mkdir()
+    write_run(tmp_path / "run", clients=2, rounds=2)
+    code, names = loaded("run", *words, cwd=tmp_path)
+    assert code == 1
+    assert not names & (TRAIN | DATA | {"matplotlib"})
+    said = capfd.readouterr().err
+    assert [fault for fault in told if fault not in said] == []
 
 
 def test_faults_of_a_config_are_reported_without_libraries_that_train(tmp_path):

@@ -72,7 +72,7 @@ def read(message, state=None, downlink=None, allowed=ALL) -> Received:
 def test_a_whole_broadcast_is_held_as_it_is():
     received = read(whole(shared=FACTORS.mask(["0.A"]), joining=FACTORS.mask(["0.A"])))
     assert received.turn == Turn(frozenset({"0.A"}), frozenset({"0.A"}))
-    assert received.held.tobytes() == START_.tobytes()
+    assert received.common.tobytes() == START_.tobytes()
     assert received.merged == {}
 
 
@@ -157,8 +157,8 @@ def test_changes_keep_a_client_that_takes_part_at_the_servers_vector_to_the_bit(
             header = wire.BroadcastHeader(round=round_, shared=everything, **sending.fields)
             assert bool(header.base) == (round_ > 1 and (name == "always" or round_ == 2))
             found = read((header, sending.arrays), states[name], codec)
-            assert found.held.tobytes() == server.held.tobytes()
-            memory = {HELD: found.held} | {MERGED + n: a for n, a in found.merged.items()}
+            assert found.common.tobytes() == server.held.tobytes()
+            memory = {HELD: found.common} | {MERGED + n: a for n, a in found.merged.items()}
             states[name] = ClientState(round_, {}, memory)
             for layer, merged in server.merged.items():
                 np.testing.assert_allclose(found.merged[layer], merged.B @ merged.A, atol=1e-5)
@@ -213,7 +213,7 @@ def test_a_change_from_another_base_or_coded_otherwise_or_altered_is_refused():
     sending = server.sending("0")
     header = wire.BroadcastHeader(round=3, shared="0", **sending.fields)
     message, state = (header, sending.arrays), ClientState(2, {}, {HELD: START_})
-    assert read(message, state, codec).held.tobytes() == server.held.tobytes()
+    assert read(message, state, codec).common.tobytes() == server.held.tobytes()
     altered = sending.arrays[0].copy()
     altered[-1] ^= 1
     cases = [

@@ -71,7 +71,7 @@ def test_what_is_common_has_the_bits_of_a_run_without_it(run, words):
 
 
 @pytest.mark.parametrize("method", ["ditto", "distillation"])
-@pytest.mark.parametrize("split", ["share_a", "share_ab"])
+@pytest.mark.parametrize("split", ["share_a", pytest.param("share_ab", marks=pytest.mark.slow)])
 def test_a_personal_model_without_its_term_is_that_of_training_alone(run, method, split):
     alone = states(run("split=local_only"))
     found = own_models(personalised(run, method, "personalisation.weight=0", f"split={split}"))
@@ -92,7 +92,13 @@ def test_a_personal_model_is_neither_the_common_one_nor_that_of_training_alone(r
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("words", [(), ("split=share_ab", "head=shared", "codec=topk")], ids=["A", "all"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param((), id="A", marks=pytest.mark.slow),
+        pytest.param(("split=share_ab", "head=shared", "codec=topk"), id="all"),
+    ],
+)
 def test_each_method_runs_and_its_evaluation_can_be_repeated(run, method, words):
     path = personalised(run, method, *words, "evaluation.before=true")
     last = [row for row in rows(path, "clients") if row["phase"] == "fit" and row["round"] == 3]

@@ -32,7 +32,7 @@ from fedsa_lora.group import (
 from fedsa_lora.launch.resuming import _is_changeable
 from fedsa_lora.settings import RunConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ DIGESTS = {
 
 @pytest.mark.parametrize(("words", "digest"), DIGESTS.items())
 def test_the_digest_of_an_experiment_is_that_of_the_runs_that_are_stored(words, digest):
-    assert load(words).experiment_digest() == digest
+    assert load(words).experiment == digest
 
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}

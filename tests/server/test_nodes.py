@@ -50,8 +50,18 @@ def test_what_is_of_no_client_of_the_node_is_refused(key):
         unpack(whole, 3)
 
 
-@pytest.mark.parametrize("each", [2, 4])
-@pytest.mark.parametrize("words", [(), ("codec=topk_int8", "downlink=topk_int8", "split=importance")])
+CODED = ("codec=topk_int8", "downlink=topk_int8", "split=importance")
+
+
+@pytest.mark.parametrize(
+    ("each", "words"),
+    [
+        (2, CODED),
+        (4, ()),
+        pytest.param(2, (), marks=pytest.mark.slow),
+        pytest.param(4, CODED, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_has_the_same_bits_however_many_clients_a_node_has(run_smoke, each, words):
     plain = run_smoke(*WORDS[1:], *words)
     assert_same_run(run_smoke(*WORDS[1:], *words, f"federation.clients_per_node={each}"), plain)

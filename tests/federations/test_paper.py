@@ -14,7 +14,7 @@ from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.runs.summary import best_round
 from fedsa_lora.server.build import skeleton
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAMES = sorted(path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml"))
 GLUE = {
     "mnli": "validation_matched",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from make_golden import golden_rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {"loss": 1e-4, "accuracy": 0.07, "accuracy_before": 0.07, "local_only": 0.07}  # 1 of 16 examples
 
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 import fedsa_lora
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.connection import toml_string
-from fedsa_lora.launch.flower_run import FlowerRun, Outcome, Simulation, _json_object
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome, _json_object
+from fedsa_lora.launch.size import Simulation
 from fedsa_lora.launch.superlink import TOKEN_VARIABLE, SuperLink, _short_temp_dir
 
 TWO_CLIENTS = Simulation(supernodes=2, cpus_per_client=1, cpus=2)
@@ -340,7 +341,8 @@ def test_timeout_stops(app: Path) -> None:
 LAUNCHER = """
 import sys
 from pathlib import Path
-from fedsa_lora.launch.flower_run import FlowerRun, Simulation
+from fedsa_lora.launch.flower_run import FlowerRun
+from fedsa_lora.launch.size import Simulation
 app, work = Path(sys.argv[1]), Path(sys.argv[2])
 with FlowerRun(app, "", Simulation(2, cpus=2), work, {"TINY_OUT": str(work), "TINY_MODE": "wait"}) as run:
     (work / "token").write_text(f"{run.superlink.token} {run.superlink.private}")

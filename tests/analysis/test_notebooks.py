@@ -1,17 +1,21 @@
 """Every notebook runs from its first cell to its last on runs of the smoke experiment, and draws."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from make_notebooks import NOTEBOOKS, RUNS, execute, record
+from jupyter_client import KernelManager
+from make_notebooks import NOTEBOOKS, RUNS, execute, kernel, record
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """A kernel for all of them, so that libraries are imported once."""
     folder = tmp_path_factory.mktemp("runs")
     record(folder, ["experiment=smoke", "run.report=false"])
-    return folder
+    with kernel(folder) as manager:
+        yield manager
 
 
 def pictures(notebook: nbformat.NotebookNode) -> int:
@@ -20,8 +24,12 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_on_any_run(path: Path, runs: Path) -> None:
-    stored, executed = nbformat.read(path, as_version=4), execute(path, runs)
+def test_a_notebook_runs_on_any_run(path: Path, manager: KernelManager) -> None:
+    client = manager.blocking_client()
+    client.start_channels()
+    client.execute("%reset -f", reply=True)  # no name of another notebook is left
+    client.stop_channels()
+    stored, executed = nbformat.read(path, as_version=4), execute(path, manager)
     assert pictures(executed) == pictures(stored) >= 2
 
 

@@ -50,6 +50,7 @@ METHODS = {
     ),
     "a part of the clients": ("strategy.fraction_fit=0.5", "strategy.min_fit_clients=2", "downlink=int8"),
 }  # fmt: skip
+LIKE_ANOTHER = ("FedSA", "FedAvgM", "least variance", "groups")  # what they keep, one of the others keeps
 
 
 class Broken(Exception):
@@ -103,7 +104,10 @@ def whole(run_smoke):
 
 
 @pytest.mark.case(20)
-@pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(METHODS[n], id=n, marks=[pytest.mark.slow] * (n in LIKE_ANOTHER)) for n in METHODS],
+)
 def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     whole, tmp_path, monkeypatch, words
 ):

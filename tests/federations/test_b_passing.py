@@ -71,7 +71,7 @@ def test_both_begin_with_the_same_bits(passing, plain):
 
 def test_all_clients_are_evaluated_with_what_the_last_one_trained(passing):
     config = read_config(passing)
-    last = DirectoryStore(config.store_dir, "3", config.experiment_digest()).load()
+    last = DirectoryStore(config.store_dir, "3", config.experiment).load()
     common = DirectoryStore(passing, "checkpoints", config.name).load()
     bench = build.workbench(config)
     bench.model.write(common.tensors | last.tensors)

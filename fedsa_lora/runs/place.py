@@ -1,0 +1,34 @@
+"""The place of a new run: named, refused where it is used, and made."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from fedsa_lora.errors import RunError
+from fedsa_lora.runs.reading import holds_run
+
+
+def new_run_dir(name: str, base: Path = Path("runs")) -> Path:
+    """A fresh directory name by time; a second run of the same second gets a number."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    candidates = [base / f"{name}-{stamp}", *(base / f"{name}-{stamp}-{i}" for i in range(2, 1000))]
+    return next(path for path in candidates if not path.exists()).resolve()
+
+
+def refuse_used(path: Path) -> None:
+    """Raise RunError when a directory already holds a run, or is no directory."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose another run.dir")
+    if holds_run(path):
+        raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
+
+
+def make(path: Path) -> None:
+    """The directory of a new run. Raises RunError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"
+        ) from error
