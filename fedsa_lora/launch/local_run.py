@@ -44,6 +44,7 @@ class LocalRun:
         self.config, self.place, self.log = config, place, log
         self.run_config: UserConfig = {"overrides": overrides, "composed": to_yaml(config)}
         self._log_begin = log.stat().st_size if log.exists() else 0
+        self._reason = ""
 
     def __enter__(self) -> Self:
         with writing(self.log):
@@ -52,39 +53,53 @@ class LocalRun:
         self._told, theirs = start.Pipe(duplex=False)
         arguments = (self.place, self.run_config, self.log, theirs)
         self._process = start.Process(target=_play, args=arguments)
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+            theirs.close()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """End every process of the run."""
+        if self._process.pid is None:  # it was not started
+            return
         with undisturbed():
             if self._process.is_alive():
                 self._process.terminate()
                 self._process.join(GRACE_SECONDS)
             with suppress(ProcessLookupError):  # they end by themselves, only later
-                os.killpg(self._process.pid or 0, signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.join()
 
     def follow(self, poll: Callable[[], None]) -> Outcome:
         """Wait for the end, calling ``poll`` about four times a second."""
         while self._process.is_alive():
             poll()
+            self._hear()
             self._process.join(POLL_SECONDS)
-        code = self._process.exitcode
+        self._hear()
+        code = self._process.exitcode or 0
         if code == 0:
             return Outcome("completed", "", self._log_begin)
         if code == TERMINATED:
             return Outcome("stopped", "", self._log_begin)
-        return Outcome("failed", self._reason(code or 0), self._log_begin)
+        if code < 0:
+            self._reason = (
+                f"the process of the server was killed by signal {-code}, perhaps for lack of memory"
+            )
+        reason = self._reason or f"the process of the server ended with exit code {code}; see {self.log}"
+        return Outcome("failed", reason, self._log_begin)
 
-    def _reason(self, code: int) -> str:
+    def _hear(self) -> None:
+        """Take in the reason of a failure, which the process may wait to be rid of."""
         with suppress(EOFError):
             if self._told.poll():
-                return str(self._told.recv())
-        if code < 0:
-            return f"the process of the server was killed by signal {-code}, perhaps for lack of memory"
-        return f"the process of the server ended with exit code {code}; see {self.log}"
+                self._reason = str(self._told.recv())
 
 
 def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection) -> None:
@@ -94,20 +109,24 @@ def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection)
     end_with_parent()
     _print_to(log)
     os.environ |= {SIMULATION: "1", "TOKENIZERS_PARALLELISM": "false"}
-    handed.cache_clear()  # the data may be others than those of a run before
-    config = handed(str(run_config["composed"]))
-    threads = config.machine.threads
-    threadpool_limits(threads)  # of BLAS: bits depend on the order of sums
     try:
-        if isinstance(context(threads), ForkContext):
-            with suppress(FedSAError):  # which each client then answers
-                make_resident(run_config)
-        with WorkerGrid(place.workers, threads, place.nodes, run_config) as grid:
-            play(config, grid, run_config)
+        _play_on_workers(place, run_config)
     except Exception as error:
         told.send(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         sys.exit(1)
+
+
+def _play_on_workers(place: Processes, run_config: UserConfig) -> None:
+    handed.cache_clear()  # the data may be others than those of a run before
+    config = handed(str(run_config["composed"]))
+    threads = config.machine.threads
+    threadpool_limits(threads)  # of BLAS: bits depend on the order of sums
+    if isinstance(context(threads), ForkContext):
+        with suppress(FedSAError):  # which each client then answers
+            make_resident(run_config)
+    with WorkerGrid(place.workers, threads, place.nodes, run_config) as grid:
+        play(config, grid, run_config)
 
 
 def _print_to(log: Path) -> None:
