@@ -121,9 +121,9 @@ def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     node writes down is its user's alone, and nothing where its store is full."""
     node, config, _, store = _serve(context)
     searched = partial(Egress(store, config.run.keep_messages), call_next=call_next)
-    answer = partial(ClientRecord(store.folder), message, context, searched)
+    asked = header_of(message, BroadcastHeader)
+    answer = partial(ClientRecord(store.folder, asked), message, context, searched)
     if node.store is None:
-        asked = header_of(message, BroadcastHeader)
         _make_folder(store, config.run_dir, "" if asked is None else asked.run)
         return answer()
     check_room(node.store, node.store_limit)

@@ -142,10 +142,14 @@ def append_whole(path: Path, text: str) -> None:
             raise
 
 
-def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what killed writers of a file (of any file of the folder) left behind."""
-    for stale in folder.glob(f".{name}.*.tmp"):
-        stale.unlink(missing_ok=True)
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what killed writers of a file (of any file of the folder) left behind. Harmless where there is
+    no such folder."""
+    begin = f".{name}." if name else "."
+    with suppress(FileNotFoundError):
+        for stale in os.listdir(folder):
+            if stale.startswith(begin) and stale.endswith(".tmp"):
+                (folder / stale).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -77,7 +77,8 @@ class HeadSettings(Group):
 class EvaluationSettings(Group):
     """All clients are evaluated every ``every`` rounds (0: never between) and at the end.
 
-    ``before``: also measure each client before aggregation. ``local_only``: at the end, train
+    ``before``: at the end also measure each client before aggregation, with ``before_each`` whenever it is
+    evaluated. ``local_only``: at the end, train
     each client alone for comparison, with its own learning rate where one is given. ``part``:
     "validation" measures on held-out train examples, to choose hyperparameters with.
     """
@@ -85,6 +86,7 @@ class EvaluationSettings(Group):
     part: Literal["test", "validation"] = "test"
     every: Annotated[int, at_least(0)] = 1
     before: bool = True
+    before_each: bool = False
     local_only: bool = True
     local_only_lr: Annotated[float | None, more_than(0)] = None
     local_only_head_lr: Annotated[float | None, more_than(0)] = None
@@ -92,14 +94,23 @@ class EvaluationSettings(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.part == "validation" and run.federation.validation_examples == 0:
             yield "evaluation.part=validation needs federation.validation_examples of at least 1"
+        if self.before_each and not self.before:
+            yield "evaluation.before_each needs evaluation.before=true"
 
 
 @dataclass(frozen=True)
 class MachineSettings(Group):
     """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
 
+    ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
+    of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
+
     ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
     simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
+
+    ``cohort``: clients, neighbours by id, whose jobs are done in one pass over their tokens; null: as many as
+    leave work for every process, at most ten, where the engine is "inprocess", decided once for a run, and
+    one elsewhere. The size changes results by rounding alone.
     """
 
     engine: Literal["auto", "inprocess", "ray"] = "auto"
@@ -107,6 +118,20 @@ class MachineSettings(Group):
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
+    cohort: Annotated[int | None, at_least(1, 1024)] = None
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        of_model = run.model.config.get("attn_implementation", self.attention)
+        if self.attention not in ("auto", of_model):
+            yield (
+                f"machine.attention={self.attention}: model.config.attn_implementation is {of_model}; remove "
+                "one of them"
+            )
+
+    def describe(self) -> dict[str, str]:
+        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        return {"attention": words if self.attention == "auto" else self.attention}
 
 
 @dataclass(frozen=True)
@@ -171,11 +196,11 @@ class RunConfig:
     run: Annotated[RunSettings, CHANGEABLE]
     resolved: dict[str, Any] = field(repr=False)
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         return Path(self.run.dir or f"runs/{self.name}").expanduser().resolve()
 
-    @property
+    @cached_property
     def store_dir(self) -> Path:
         return Path(self.run.store).expanduser().resolve() if self.run.store else self.run_dir / "clients"
 

@@ -8,6 +8,7 @@ one. The file names its client, round, experiment and run and carries a digest o
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -146,7 +147,11 @@ class DirectoryStore:
 
     def rounds(self) -> list[int]:
         """The rounds of which a generation is kept, oldest first."""
-        names = (_GENERATION.fullmatch(path.name) for path in self.folder.glob("round-*.safetensors"))
+        try:
+            files = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        names = map(_GENERATION.fullmatch, files)
         return sorted(int(name[1]) for name in names if name)
 
     def load(self, at_round: int | None = None) -> ClientState | None:
@@ -180,8 +185,9 @@ class DirectoryStore:
         # safetensors writes an array's memory as it lies, which for a transposed view is another matrix
         tensors = {name: np.asarray(array, order="C") for name, array in everything.items()}
         write_atomically(self._path(state.round), save(tensors, metadata))
-        kept = [r for r in self.rounds() if r <= state.round][-self._keep :]
-        for stale in set(self.rounds()) - set(kept):
+        rounds = self.rounds()
+        kept = [r for r in rounds if r <= state.round][-self._keep :]
+        for stale in set(rounds) - set(kept):
             self._path(stale).unlink()
 
     def record(self, predictions: Predictions) -> None:

@@ -15,6 +15,7 @@ from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "smoke.json"
+WORDS = ("experiment=smoke", "evaluation.before_each=true")
 KEPT = ("round", "client", "phase", "examples", "loss", "accuracy", "accuracy_before", "local_only", "tokens")
 
 
@@ -26,7 +27,7 @@ def golden_rows(run_dir: Path) -> list[dict[str, object]]:
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        rows = golden_rows(run_in_process(["experiment=smoke", f"run.dir={folder}/run"]))
+        rows = golden_rows(run_in_process([*WORDS, f"run.dir={folder}/run"]))
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps({"made_by": "scripts/make_golden.py", "rows": rows}, indent=1) + "\n")
     print(f"{len(rows)} rows written to {GOLDEN}")

@@ -55,4 +55,5 @@ def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def smoke_run(run_smoke: Runner) -> Path:
     """FedSA-LoRA with a local head, kept messages and every evaluation."""
-    return run_smoke("run.report=true", "run.keep_messages=true", "run.keep_generations=9")
+    kept = ("run.keep_messages=true", "run.keep_generations=9")
+    return run_smoke("run.report=true", "evaluation.before_each=true", *kept)

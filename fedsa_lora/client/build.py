@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from fedsa_lora.client.workbench import Alone, Workbench
+from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
+from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
@@ -38,6 +41,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
     torch.set_num_threads(config.machine.threads)
     resident = model(config)
     resident.hold_frozen(config.train.dtype)
+    _choose_attention(config, resident, own)
     return Workbench(
         task=own,
         model=resident,
@@ -53,6 +57,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         part=config.evaluation.part,
         alone=_alone(config) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
+        cohort=cohort_size(config),
     )
 
 
@@ -80,6 +85,24 @@ def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
     backbone = config.task.build_model(seed=config.seed).to(device(config))
     return AdapterModel(attach(backbone, config.lora, config.seed))
+
+
+def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> None:
+    """Have the model compute attention as the config says; where it leaves that open, as the run decided, or
+    as a simulation measures now."""
+
+    def measure() -> str:
+        examples = own.load_client("0").train
+        return measured_attention(resident, own, examples, config.train)
+
+    name: str = config.machine.attention
+    if name == "auto":
+        name = recorded(config.run_dir).get(ATTENTION, name)
+    undecided = name == "auto" and simulated() and config.run_dir.is_dir()
+    if undecided and worth_measuring(resident, config.train):
+        name = decided(config.run_dir, ATTENTION, measure)
+    if name in ATTENTIONS:
+        use_attention(resident, name)
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:

@@ -22,17 +22,17 @@ Header = TypeVar("Header", BroadcastHeader, UploadHeader)
 
 class ClientRecord:
     """The outermost mod of a client: what is logged while it answers goes to ``log.jsonl`` in its folder,
-    how it went to ``metrics.prom``. Neither is read by what is sent, nor sent itself."""
+    how it went to ``metrics.prom``. Neither is read by what is sent, nor sent itself. ``asked`` is the header
+    of the message, if it has one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, asked: BroadcastHeader | None) -> None:
         self.folder, self.client = folder, folder.name
+        self.round = None if asked is None else asked.round
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         phase = PHASES.get(message.metadata.message_type.split(".")[0], message.metadata.message_type)
-        asked = header_of(message, BroadcastHeader)
-        round_ = None if asked is None else asked.round
         started = time.perf_counter()
-        with journal(self.folder / CLIENT_LOG, "client", self.client), about(round=round_, phase=phase):
+        with journal(self.folder / CLIENT_LOG, "client", self.client), about(round=self.round, phase=phase):
             reply = discreet(message, context, call_next)
             if reply.has_error():
                 return reply

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
@@ -24,7 +26,7 @@ from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Task
 
-KEPT = 32  # clients whose encoded examples stay in memory
+KEPT = 128 * 2**20  # bytes of encoded examples that stay in memory
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,25 @@ class Alone:
     rounds: int
 
 
+class LastServed:
+    """Loads the data of clients and holds those of the last ones: one, and more up to ``most`` bytes."""
+
+    def __init__(self, load: Callable[[str], ClientData], most: int) -> None:
+        self._load, self._most, self._bytes = load, most, 0
+        self._held: OrderedDict[str, ClientData] = OrderedDict()
+
+    def __call__(self, client: str) -> ClientData:
+        if client in self._held:
+            self._held.move_to_end(client)
+            return self._held[client]
+        data = self._held[client] = self._load(client)
+        self._bytes += data.bytes
+        while len(self._held) > 1 and self._bytes > self._most:
+            _, oldest = self._held.popitem(last=False)
+            self._bytes -= oldest.bytes
+        return data
+
+
 @dataclass(frozen=True)
 class Workbench:
     """Common objects of all clients of a process: nothing here belongs to a client.
@@ -45,7 +66,8 @@ class Workbench:
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
-    training left it, before aggregation, which no method needs.
+    training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
+    done in one pass.
     """
 
     task: Task
@@ -62,6 +84,7 @@ class Workbench:
     part: Literal["test", "validation"] = "test"
     alone: Alone | None = None
     keep_trained: bool = False
+    cohort: int = 1
 
     @property
     def primary(self) -> Measure:
@@ -80,6 +103,8 @@ class Workbench:
     @cached_property
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
+        if self.cohort > 1:
+            return Together(Cohort(self.model, self.task, self.cohort))
         return Together(OneByOne(self.model, self.task))
 
     def outcome(self, job: Job) -> Outcome:
@@ -109,4 +134,4 @@ class Workbench:
     @cached_property
     def data(self) -> Callable[[str], ClientData]:
         """The data of a client. Those of the clients that were served last stay in memory, encoded."""
-        return lru_cache(maxsize=KEPT)(self.task.load_client)
+        return LastServed(self.task.load_client, KEPT)

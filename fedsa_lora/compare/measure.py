@@ -14,6 +14,7 @@ from pathlib import Path
 from fedsa_lora.analysis.reevaluate import reevaluate
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import DataError
+from fedsa_lora.launch.plan import LARGEST_COHORT
 from fedsa_lora.runs.changed_data import recorded
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import Row, primary_in, read_json, read_jsonl
@@ -26,7 +27,8 @@ def attempt(overrides: Sequence[str], measure: Callable[[Path], Row], scratch: P
     folder = Path(tempfile.mkdtemp(dir=scratch))
     try:
         with _quiet():
-            return {"result": measure(run_in_process([*overrides, f"run.dir={folder / 'run'}"]))}
+            words = [f"machine.cohort={LARGEST_COHORT}", *overrides, f"run.dir={folder / 'run'}"]
+            return {"result": measure(run_in_process(words))}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:

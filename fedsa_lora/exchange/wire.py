@@ -1,11 +1,11 @@
 """Broadcast and Upload, and the one door through which bytes of others come in.
 
 A message is one contiguous vector in Flower's ``Parameters`` plus a JSON header under the key
-``fedsa`` of the config or metrics dict. With the dense codec it is float32, so that Flower's own
-strategies and mods see plain float arrays; other codecs send bytes. A broadcast holds values, or
-the change since one that the client has seen; an upload the *difference* from the broadcast that
-it answers. Nothing is allocated before its size is known to be an expected one, and nothing is
-believed before its digest fits.
+``fedsa`` of the config or metrics dict, in an upload deflated. With the dense codec the vector is
+float32, so that Flower's own strategies and mods see plain float arrays; other codecs send bytes.
+A broadcast holds values, or the change since one that the client has seen; an upload the
+*difference* from the broadcast that it answers. Nothing is allocated before its size is known to be
+an expected one, and nothing is believed before its digest fits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.reported import Numbers
 
 KEY = "fedsa"
-VERSION = 5
+VERSION = 6
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ROUND = 10**9
@@ -123,14 +124,53 @@ def vector_digest(*vectors: NDArray[Any]) -> str:
     return state.hexdigest()[:32]
 
 
-def write_header(header: BroadcastHeader | UploadHeader) -> dict[str, str]:
+def write_header(header: BroadcastHeader | UploadHeader) -> dict[str, str | bytes]:
     """The entry for Flower's config or metrics dict."""
-    return {KEY: json.dumps(asdict(header), separators=(",", ":"), allow_nan=False)}
+    text = _json(header)
+    return {KEY: deflated(text) if isinstance(header, UploadHeader) else text}
+
+
+def _json(header: BroadcastHeader | UploadHeader) -> str:
+    return json.dumps(asdict(header), separators=(",", ":"), allow_nan=False)
+
+
+# An upload's header from which others differ in digests and numbers alone: what both sides know beforehand
+# and need not send. Other fields, or another text here, are another version.
+_USUAL = _json(
+    UploadHeader(
+        client="0",
+        round=1,
+        layout="",
+        digest="",
+        examples=1,
+        codec="dense",
+        report={"loss": 1.0, "steps": 5.0, "tokens": 1.0, "padded_tokens": 1.0, "seconds": 0.1},
+    )
+).encode()
+
+
+def deflated(text: str) -> bytes:
+    """The text of an upload's header as it is sent: a deflated stream without header (RFC 1951), whose
+    dictionary is a usual header."""
+    packer = zlib.compressobj(zlib.Z_BEST_COMPRESSION, wbits=-zlib.MAX_WBITS, memLevel=9, zdict=_USUAL)
+    return packer.compress(text.encode()) + packer.flush()
+
+
+def inflated(content: bytes) -> str | None:
+    """The text of an upload's header; None where it is none, or longer than any, of which no more is read."""
+    unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=_USUAL)
+    try:
+        text = unpacker.decompress(content, MAX_HEADER_BYTES)
+        return text.decode() if unpacker.eof and not unpacker.unused_data else None
+    except (zlib.error, UnicodeDecodeError):
+        return None
 
 
 def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     """Parse and type-check a header. Raises WireError naming what is wrong."""
     text = entries.get(KEY)
+    if kind is UploadHeader:
+        text = inflated(text) if isinstance(text, bytes) and len(text) <= MAX_HEADER_BYTES else None
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:

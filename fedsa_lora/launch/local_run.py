@@ -21,13 +21,14 @@ from threadpoolctl import threadpool_limits
 
 from fedsa_lora.client_app import make_resident
 from fedsa_lora.config.compose import handed, to_yaml
+from fedsa_lora.decision import COHORT, decided
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.files import writing
 from fedsa_lora.launch.flower_run import POLL_SECONDS, Outcome
 from fedsa_lora.launch.size import Processes
 from fedsa_lora.launch.superlink import GRACE_SECONDS
 from fedsa_lora.launch.workers import WorkerGrid, context
-from fedsa_lora.runs.inprocess import play
+from fedsa_lora.runs.inprocess import play, together
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, end_with_parent, exit_on_signal, undisturbed
@@ -122,10 +123,11 @@ def _play_on_workers(place: Processes, run_config: UserConfig) -> None:
     config = handed(str(run_config["composed"]))
     threads = config.machine.threads
     threadpool_limits(threads)  # of BLAS: bits depend on the order of sums
+    decided(config.run_dir, COHORT, lambda: str(place.cohort))
     if isinstance(context(threads), ForkContext):
         with suppress(FedSAError):  # which each client then answers
             make_resident(run_config)
-    with WorkerGrid(place.workers, threads, place.nodes, run_config) as grid:
+    with WorkerGrid(place.workers, threads, place.nodes, run_config, together(config)) as grid:
         play(config, grid, run_config)
 
 

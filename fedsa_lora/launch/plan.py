@@ -26,6 +26,7 @@ from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
 
+LARGEST_COHORT = 10  # up to which more clients in a pass were never slower (benchmarks/cohort.py)
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 
@@ -121,7 +122,7 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
             f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
         )
     if machine.engine == "inprocess" or (machine.engine == "auto" and device.type == "cpu"):
-        return Processes(at_once, config.federation.nodes)
+        return Processes(at_once, config.federation.nodes, _cohort(config, at_once))
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     share = machine.gpus_per_client
     if share is None or not gpus:
@@ -135,6 +136,16 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
     )
 
 
+def _cohort(config: RunConfig, processes: int) -> int:
+    """The clients in one pass: as many as leave work for every process. Where a client can be late, none
+    holds up another."""
+    if config.machine.cohort is not None:
+        return config.machine.cohort
+    if config.federation.round_timeout is not None:
+        return 1
+    return min(LARGEST_COHORT, -(-config.federation.clients // processes))
+
+
 def usable_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -145,7 +156,8 @@ def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
         return f"the nodes of the SuperLink at {place.address}"
     if isinstance(place, Processes):
         each = -(-clients // place.workers)
-        return f"{place.workers} clients at a time on cpu, inprocess: about {each} for each process"
+        passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
+        return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
     device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
     return f"{_actors(place)} clients at a time on {device}, through Ray"
 

@@ -50,7 +50,9 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Processes:
-    """Size of a simulation in processes of this machine: ``workers`` that serve clients, and their nodes."""
+    """Size of a simulation in processes of this machine: ``workers`` that serve clients, the nodes that they
+    serve, and the clients whose jobs are done in one pass, unless the run decided so before."""
 
     workers: int
     nodes: int
+    cohort: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
+from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
 from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
@@ -64,6 +66,7 @@ class AdapterModel:
             for name in self.relative
             if not self._parameters[name].is_meta
         }
+        self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
         _keep_statistics(model)
@@ -73,7 +76,7 @@ class AdapterModel:
         """The tensors that are exchanged as their difference from a start that only clients know."""
         return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
 
-    @property
+    @cached_property
     def frozen(self) -> frozenset[str]:
         """The names of the weights that are not in the layout: nobody trains them."""
         held = set(self._raw.values())
@@ -174,21 +177,26 @@ class AdapterModel:
             if isinstance(module, (LoraLayer, VeraLayer))
         }
 
-    def factors(self) -> dict[str, tuple[nn.Module, nn.Module]]:
-        """A and B of each layer as they stand in the model, by layer.
+    def linear_layers(self) -> dict[str, Any]:
+        """PEFT's layers by name.
 
-        Raises ModelError for a layer that does not compute B A x alone: DoRA, VeRA, embeddings, convolutions.
+        Raises ModelError for one that does not compute W x + s B A x: DoRA, VeRA, embeddings, convolutions.
         """
-        found = {}
-        for name, layer in self._layers().items():
+        found = self._layers()
+        for name, layer in found.items():
             plain = isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A and not layer.lora_variant
             if not plain or not isinstance(layer.lora_A[ADAPTER], nn.Linear):
                 raise ModelError(
                     f"{name}: expected plain LoRA on a linear layer: set lora.variant=lora and "
                     "lora.target_modules to such layers"
                 )
-            found[name] = (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
         return found
+
+    def factors(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """A and B of each layer as they stand in the model, by layer. Raises ModelError as
+        ``linear_layers`` does."""
+        layers = self.linear_layers()
+        return {name: (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]) for name, layer in layers.items()}
 
     @property
     def has_adapters(self) -> bool:

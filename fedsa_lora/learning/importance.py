@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.learning.adapters import AdapterModel
 
 Tensors = list[torch.Tensor]  # of the shapes of the tensors that are scored
 Sums = Sequence[torch.Tensor]  # float64 scalars, one for each of them
+
+
+class Parameters(Protocol):
+    """Tensors by name, those that are trained with their gradients."""
+
+    def parameter(self, name: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class ImportanceMeter:
         self._steps: list[tuple[list[int], torch.Tensor]] = []  # left on the device: nothing waits for them
 
     @torch.no_grad()
-    def observe(self, model: AdapterModel) -> None:
+    def observe(self, model: Parameters) -> None:
         """Take in the gradients of one step: before clipping, and of the task's loss alone."""
         at, parameters, gradients = [], [], []
         for i, name in enumerate(self._names):

@@ -100,7 +100,7 @@ class OneByOne:
 
     def _outcome(self, job: Job) -> Outcome:
         model = self.model
-        start = self._install(job)
+        start = self.install(job)
         meter = None if job.scoring is None else ImportanceMeter(job.scoring)
         report = TrainReport()
         with nullcontext({}) if job.extension is None else job.extension(model) as parameters:
@@ -123,8 +123,9 @@ class OneByOne:
         scores = None if meter is None else meter.scores()
         return Outcome(start, model.read(), report, scores, extension, answers)
 
-    def _install(self, job: Job) -> Arrays:
-        """Overwrite the model and what is merged into it. Returns its tensors as they then stand in it."""
+    def install(self, job: Job) -> Arrays:
+        """Overwrite the model and what is merged into it. Returns its tensors as they then stand in it.
+        Raises TrainingError where they are others than the job's."""
         self.model.merge(job.merged)
         self.model.write(job.values)
         standing = self.model.read()

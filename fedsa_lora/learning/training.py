@@ -17,6 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.dropout import Sites
+from fedsa_lora.learning.masking import find_sites, masked
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
@@ -62,7 +64,7 @@ class Objective:
             return self.task.loss(self.model.module, self.batch(indices))
 
     def autocast(self) -> AbstractContextManager[object]:
-        return _autocast(self.settings, self.model.device)
+        return autocast(self.settings, self.model.device)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         return to_device(self.task.collate(self.examples, indices), self.model.device)
@@ -128,31 +130,33 @@ def train(
     ``objective`` is what is made smaller in place of the task's loss.
     Raises TrainingError at the first loss that is not finite.
     """
-    torch.manual_seed(torch_seed)
     model.set_trainable(trained)
     model.module.train()
     optimizer = _optimizer(model, trained, settings, beside)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings, len(batches)))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
     minimised = objective(model, task, examples, settings)
+    sites = dropout_sites(minimised, batches[0])
+    torch.manual_seed(torch_seed)  # for dropout that no mask reaches
     started, total = time.perf_counter(), 0.0
-    for step, indices in enumerate(batches):
-        with minimised.at(indices) as loss:
-            value = _finite(loss, f"step {step + 1} of {len(batches)}", settings)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(scaler.scale(loss))
-        scaler.unscale_(optimizer)
-        if observe is not None and step > 0:
-            observe(model)
-        if proximal:
-            _pull(model, anchor, proximal[0])
-        if settings.clip_norm is not None:
-            clip_grad_norm_([*map(model.parameter, sorted(trained)), *beside], settings.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        total += value * len(indices)
+    with masked(model.module, sites, torch_seed):
+        for step, indices in enumerate(batches):
+            with minimised.at(indices) as loss:
+                value = finite(loss.item(), step, len(batches), settings)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(scaler.scale(loss))
+            scaler.unscale_(optimizer)
+            if observe is not None and step > 0:
+                observe(model)
+            if proximal:
+                _pull(model, anchor, proximal[0])
+            if settings.clip_norm is not None:
+                clip_grad_norm_([*map(model.parameter, sorted(trained)), *beside], settings.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            total += value * len(indices)
     return _report(examples, batches, total, time.perf_counter() - started)
 
 
@@ -167,7 +171,7 @@ def predict(
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):
         batch = to_device(task.collate(examples, indices), model.device)
-        with _autocast(settings, model.device):
+        with autocast(settings, model.device):
             parts.append(task.predict(model.module, batch).float().cpu().numpy())
     by_length = np.concatenate(parts)
     result = np.empty_like(by_length)
@@ -182,6 +186,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
+    """The dropout sites of the model, found once in a pass over the first of the examples."""
+    model = objective.model
+    if model.device.type != "cpu":
+        return Sites()
+    if model.sites is None:
+        model.sites = find_sites(model.module, lambda: objective.loss(indices[:1]))
+    return model.sites
 
 
 def _optimizer(
@@ -206,7 +220,8 @@ def _optimizer(
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+def schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate at each of ``steps``, of which the first is 0."""
     warmup = round(settings.warmup * steps)
 
     def factor(step: int) -> float:
@@ -220,19 +235,21 @@ def _schedule(settings: TrainSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
+def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[object]:
+    """Multiplication in the precision of the settings, within it."""
     if settings.precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=settings.dtype)
 
 
-def _finite(loss: torch.Tensor, where: str, settings: TrainSettings) -> float:
-    if not math.isfinite(value := loss.item()):
+def finite(loss: float, step: int, steps: int, settings: TrainSettings) -> float:
+    """The loss of a step, of which the first is 0. Raises TrainingError where it is not finite."""
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss became {value} at {where}: lower train.lr (now {settings.lr:g}), set "
-            "train.clip_norm, or use train.precision=fp32"
+            f"the loss became {loss} at step {step + 1} of {steps}: lower train.lr (now {settings.lr:g}), "
+            "set train.clip_norm, or use train.precision=fp32"
         )
-    return value
+    return loss
 
 
 def _pull(model: AdapterModel, anchor: Mapping[str, torch.Tensor], mu: float) -> None:

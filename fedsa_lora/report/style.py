@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -126,8 +127,14 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def to_png(fig: Figure) -> bytes:
-    """The figure as a PNG of few colours: a third of the size, and no difference to the eye."""
-    full, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(full, format="png", dpi=DPI, facecolor=fig.get_facecolor())
-    Image.open(full).convert("RGB").quantize(256).save(small, format="png", optimize=True, dpi=(DPI, DPI))
+    """The figure as a PNG of few colours: a third of the size, and no difference to the eye.
+
+    It is drawn once, where ``savefig`` draws twice, for the layout and for the picture.
+    """
+    fig.set_dpi(DPI)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    small = io.BytesIO()
+    full = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+    full.convert("RGB").quantize(256).save(small, format="png", dpi=(DPI, DPI))
     return small.getvalue()

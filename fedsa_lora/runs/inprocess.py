@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 
 from fedsa_lora.client_app import app as client_app
 from fedsa_lora.config.compose import handed, load, places, to_yaml
+from fedsa_lora.decision import cohort_size
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.learning.together import at_the_same_time
@@ -120,8 +121,13 @@ def run_in_process(overrides: Sequence[str]) -> Path:
     text = shlex.join([*overrides, *places(config)])
     run_config: UserConfig = {"overrides": text, "composed": to_yaml(config)}
     handed.cache_clear()  # the data may be others than those of a run before
-    play(config, InProcessGrid(config.federation.nodes, run_config), run_config)
+    play(config, InProcessGrid(config.federation.nodes, run_config, together(config)), run_config)
     return config.run_dir
+
+
+def together(config: RunConfig) -> int:
+    """The nodes whose clients have a pass in common."""
+    return max(1, cohort_size(config) // config.federation.clients_per_node)
 
 
 def play(config: RunConfig, grid: Grid, run_config: UserConfig) -> None:

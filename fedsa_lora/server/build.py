@@ -133,6 +133,7 @@ def _evaluation(config: RunConfig) -> Evaluation:
         rounds=config.federation.rounds,
         every=config.evaluation.every,
         before=config.evaluation.before,
+        before_each=config.evaluation.before_each,
         reference=config.evaluation.local_only,
     )
 

@@ -16,6 +16,7 @@ from fedsa_lora.suggest import cut, listing
 if TYPE_CHECKING:
     import torch
 
+OBJECT = 112  # bytes of an array beside its values
 Batch: TypeAlias = "dict[str, torch.Tensor]"
 
 
@@ -34,6 +35,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the features take, with the array objects around them."""
+        return sum(row.nbytes + OBJECT for rows in self.features.values() for row in rows)
 
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
@@ -57,6 +63,12 @@ class ClientData:
     validation: Examples
     test: Examples
     attacked: Examples | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that all parts take."""
+        parts = [self.train, self.validation, self.test, *([self.attacked] if self.attacked else [])]
+        return sum(part.bytes for part in parts)
 
     def held_out(self, part: Literal["test", "validation"]) -> Examples:
         """The part that is measured on: the test part, or validation while rates are chosen."""

@@ -40,13 +40,15 @@ class Unwritten:
 class Evaluation:
     """Rounds in which all clients are evaluated: every ``every`` rounds and in the last one.
 
-    ``before``: clients also measure their own model before aggregation. ``reference``: in the
-    last round each client also trains alone, to be compared with.
+    ``before``: in the last round clients also measure their own model before aggregation, with
+    ``before_each`` in all these rounds. ``reference``: in the last round each client also trains alone, to be
+    compared with.
     """
 
     rounds: int
     every: int = 1
     before: bool = True
+    before_each: bool = False
     reference: bool = True
 
     def due(self, round_: int) -> bool:
@@ -54,7 +56,9 @@ class Evaluation:
 
     def compares_before(self, round_: int) -> bool:
         """True where clients measure their own model before aggregation then."""
-        return self.before and self.due(round_)
+        if self.before_each:
+            return self.due(round_)
+        return self.before and round_ == self.rounds
 
     def trains_alone(self, round_: int) -> bool:
         """True where clients also train alone then, for as many rounds as the run has."""

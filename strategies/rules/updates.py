@@ -93,16 +93,39 @@ def mean_update(layout: Layout, updates: Sequence[Update]) -> Vector:
     """
     weights = shares(layout, updates)
     total = np.zeros(layout.size)
-    for update, by_tensor in zip(updates, weights, strict=True):
-        same = by_tensor[by_tensor > 0]
-        if same.size and (same == same[0]).all():
-            _add(total, update, slice(0, layout.size), same[0])
-            continue
-        for spec, weight in zip(layout, by_tensor, strict=True):
-            if weight:
-                _add(total, update, layout.span(spec.name), weight)
+    if weights.size and (weights == weights[:, :1]).all() and all(u.positions is None for u in updates):
+        _add_whole(total, updates, weights[:, 0])
+    else:
+        for update, by_tensor in zip(updates, weights, strict=True):
+            _add_parts(total, layout, update, by_tensor)
     _average_heads(total, layout, updates)
     return total.astype(np.float32)
+
+
+def _add_whole(total: NDArray[np.float64], updates: Sequence[Update], weights: NDArray[np.float64]) -> None:
+    """Add updates of every value, stretch by stretch: each of ``total`` comes from memory and goes back
+    once, not once for each client."""
+    weighted = np.empty(CHUNK)
+    for start in range(0, total.size, CHUNK):
+        stretch = total[start : start + CHUNK]
+        product = weighted[: stretch.size]
+        for update, weight in zip(updates, weights, strict=True):
+            product[:] = update.values[start : start + CHUNK]
+            product *= weight
+            stretch += product
+
+
+def _add_parts(
+    total: NDArray[np.float64], layout: Layout, update: Update, weights: NDArray[np.float64]
+) -> None:
+    """Add an update by the weight of each tensor, at once where those that it shares have the same."""
+    same = weights[weights > 0]
+    if same.size and (same == same[0]).all():
+        _add(total, update, slice(0, layout.size), same[0])
+        return
+    for spec, weight in zip(layout, weights, strict=True):
+        if weight:
+            _add(total, update, layout.span(spec.name), weight)
 
 
 def _add(total: NDArray[np.float64], update: Update, span: slice, weight: float) -> None:

@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         "73,728 / 36,864 parameters",
         "10 with 62 to 98 train examples",
         "12 of 5 steps x batch 8",
-        "clients at a time on",
+        "processes on cpu, without Ray",
         "runs/quickstart-",
     ):
         assert fact in said, fact

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import tracemalloc
+import zlib
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -78,7 +79,12 @@ def announced(shape: str, descr: str = "'<f4'", values: bytes = b"") -> bytes:
 
 
 def read(content: dict, kind: type) -> object:
-    return wire.read_header({wire.KEY: json.dumps(content)}, kind)
+    return wire.read_header(entries_of(json.dumps(content), kind), kind)
+
+
+def entries_of(text: str, kind: type) -> dict:
+    """The text of a header as it comes in."""
+    return {wire.KEY: wire.deflated(text) if kind is wire.UploadHeader else text}
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -139,7 +145,7 @@ def test_a_list_of_numbers_holds_finite_ones_none_negative_and_nothing_else(name
     text = json.dumps(asdict(header)).replace(f'"{name}": {known}', f'"{name}": {values}')
     assert values in text
     with pytest.raises(WireError, match=f"'{name}' must be a list of finite numbers, none negative"):
-        wire.read_header({wire.KEY: text}, type(header))
+        wire.read_header(entries_of(text, type(header)), type(header))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_a_report_holds_finite_numbers_only(number):
     text = json.dumps(asdict(UPLOAD)).replace('"loss": 0.5', f'"loss": {number}')
     assert number in text
     with pytest.raises(WireError, match="report"):
-        wire.read_header({wire.KEY: text}, wire.UploadHeader)
+        wire.read_header(entries_of(text, wire.UploadHeader), wire.UploadHeader)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +222,18 @@ def test_what_is_no_header_is_refused(entry):
     for kind in (wire.BroadcastHeader, wire.UploadHeader):
         with pytest.raises(WireError, match="header"):
             wire.read_header({wire.KEY: entry}, kind)
+        if isinstance(entry, str):
+            with pytest.raises(WireError, match="header"):
+                wire.read_header(entries_of(entry, kind), kind)
 
 
 def test_a_message_without_a_header_and_a_header_of_the_other_kind_are_refused():
     with pytest.raises(WireError, match="no usable header"):
         wire.read_header({}, wire.UploadHeader)
-    with pytest.raises(WireError, match="unreadable"):
+    with pytest.raises(WireError, match="no usable header"):
         wire.read_header(wire.write_header(UPLOAD), wire.BroadcastHeader)
+    with pytest.raises(WireError, match="unreadable"):
+        read(asdict(UPLOAD), wire.BroadcastHeader)
 
 
 @settings(max_examples=60, deadline=None)
@@ -413,14 +424,66 @@ def test_of_a_thousand_altered_headers_each_is_refused_or_reads_as_what_it_says(
     for original in (REPORTING, CHANGE):
         known = {f.name for f in fields(original)}
         for _ in range(500):
-            text = mutated(wire.write_header(original)[wire.KEY].encode(), rng).decode("latin1")
+            text = mutated(json.dumps(asdict(original)).encode(), rng).decode("latin1")
             try:
-                header = wire.read_header({wire.KEY: text}, type(original))
+                header = wire.read_header(entries_of(text, type(original)), type(original))
             except WireError:
                 continue
             content, said = json.loads(text), json.loads(json.dumps(asdict(header)))
             assert content.keys() <= known
             assert {**said, **content} == said
+
+
+def test_of_two_thousand_altered_deflated_headers_each_is_refused_or_reads_as_a_header():
+    rng, original = random.Random(2), wire.write_header(REPORTING)[wire.KEY]
+    read_ = 0
+    for _ in range(2_000):
+        try:
+            header = wire.read_header({wire.KEY: mutated(original, rng)}, wire.UploadHeader)
+        except WireError:
+            continue
+        read_ += 1
+        assert wire.read_header(wire.write_header(header), wire.UploadHeader) == header
+    assert read_ < 1_000
+
+
+@pytest.mark.case(15)
+def test_a_header_that_inflates_to_gigabytes_is_refused_after_its_first_part():
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    assert len(bomb) < wire.MAX_HEADER_BYTES
+    tracemalloc.start()
+    with pytest.raises(WireError, match="no usable header"):
+        wire.read_header({wire.KEY: bomb}, wire.UploadHeader)
+    assert tracemalloc.get_traced_memory()[1] < 4 * wire.MAX_HEADER_BYTES
+    tracemalloc.stop()
+
+
+def test_what_follows_a_header_or_is_cut_off_it_is_refused():
+    whole = wire.write_header(UPLOAD)[wire.KEY]
+    for content in (whole + b"\0", whole[:-1], b"", whole + whole):
+        with pytest.raises(WireError, match="no usable header"):
+            wire.read_header({wire.KEY: content}, wire.UploadHeader)
+
+
+def test_a_header_of_an_upload_of_minilm_is_short():
+    report = dict.fromkeys(("loss", "steps", "tokens", "padded_tokens", "seconds"), 1 / 3)
+    digests = [np.random.default_rng(seed).bytes(8).hex() for seed in range(3)]
+    header = wire.UploadHeader(
+        "3",
+        12,
+        digests[0],
+        wire.vector_digest(VECTOR),
+        80,
+        60,
+        "ffffff",
+        "dense",
+        (),
+        (),
+        *digests[1:3],
+        report,
+    )
+    assert len(wire.write_header(header)[wire.KEY]) <= 150
 
 
 @pytest.mark.case(11)
@@ -561,7 +624,7 @@ def test_a_key_that_stands_twice_and_a_round_beyond_any_run_are_refused():
     text = json.dumps(asdict(UPLOAD))
     for twice in (text.replace("{", '{"round": 3, ', 1), text.replace('"loss"', '"loss": 0.1, "loss"')):
         with pytest.raises(WireError, match="twice"):
-            wire.read_header({wire.KEY: twice}, wire.UploadHeader)
+            wire.read_header(entries_of(twice, wire.UploadHeader), wire.UploadHeader)
     with pytest.raises(WireError, match="'round' must be 0 to"):
         read(asdict(UPLOAD) | {"round": 10**4000}, wire.UploadHeader)
 

@@ -109,9 +109,9 @@ def test_whatever_clients_write_report_tables_and_frames_of_a_real_run_can_be_re
     def hostile(honest):
         def answer(self, parameters, config):
             first, second, metrics = honest(self, parameters, config)
-            fields = json.loads(metrics[wire.KEY])
+            fields = json.loads(wire.inflated(metrics[wire.KEY]))
             said = fields | HOSTILE_WORDS.get(fields["client"], {})
-            return first, second, metrics | {wire.KEY: json.dumps(said)}
+            return first, second, metrics | {wire.KEY: wire.deflated(json.dumps(said))}
 
         return answer
 

@@ -7,7 +7,6 @@ import shlex
 import signal
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -77,10 +76,10 @@ def test_neighbours_that_are_answered_at_the_same_time_give_the_same_bits(count,
     plain = run_in_process([*words, f"run.dir={tmp_path / 'plain'}"])
     run = tmp_path / "run"
     if count:
-        monkeypatch.setattr(local_run, "WorkerGrid", partial(workers.WorkerGrid, together=4))
+        monkeypatch.setattr(local_run, "together", lambda config: 4)
         assert in_processes(count, words, run) == Outcome("completed", "")
     else:
-        monkeypatch.setattr(inprocess, "InProcessGrid", partial(inprocess.InProcessGrid, together=4))
+        monkeypatch.setattr(inprocess, "together", lambda config: 4)
         run_in_process([*words, f"run.dir={run}"])
     assert_same_bits(run, plain)
 

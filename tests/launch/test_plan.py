@@ -136,7 +136,10 @@ def test_as_many_clients_at_a_time_as_cores_memory_and_clients_allow(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(gigabytes * 1e9))
     words = [f"federation.clients={clients}", f"machine.cpus_per_client={per_client}"]
-    assert fit_simulation(load(words), CPU, 10**8) == Processes(at_once, clients)
+    each = -(-clients // at_once)
+    assert fit_simulation(load(words), CPU, 10**8) == Processes(at_once, clients, cohort=each)
+    for alone in ("machine.cohort=1", "federation.round_timeout=60"):
+        assert fit_simulation(load([*words, alone]), CPU, 10**8) == Processes(at_once, clients)
     simulation = fit_simulation(load([*words, "machine.engine=ray"]), CPU, 10**8)
     assert simulation.supernodes == clients
     assert simulation.cpus == at_once * per_client

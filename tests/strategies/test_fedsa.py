@@ -214,7 +214,7 @@ def evaluated(client: str, round_: int, accuracy: float = 0.5, measured: int = 1
 
 @pytest.mark.parametrize("codec", [Dense(), TopK(ratio=0.3)], ids=lambda codec: codec.name)
 def test_a_round_records_mean_weighted_and_worst_and_every_byte_both_ways(codec):
-    server = Server(every=1, codec=codec, inner=FedProx(proximal_mu=0.1, **EVERYONE))
+    server = Server(every=1, rounds=1, codec=codec, inner=FedProx(proximal_mu=0.1, **EVERYONE))
     asked = list(server.ask().values())
     results = answers(server, some_updates())
     server.take(results)
@@ -270,6 +270,14 @@ def test_a_run_of_which_nobody_can_be_measured_ends_without_a_measure():
 def test_all_clients_are_evaluated_when_due_and_always_in_the_last_round(every, due):
     evaluation = Evaluation(rounds=2, every=every)
     assert [round_ for round_ in (1, 2) if evaluation.due(round_)] == due
+
+
+@pytest.mark.parametrize(
+    ("words", "rounds"), [({}, [4]), ({"before_each": True}, [2, 4]), ({"before": False}, [])]
+)
+def test_before_aggregation_is_measured_at_the_end_and_in_each_evaluated_round_on_request(words, rounds):
+    evaluation = Evaluation(rounds=4, every=2, **words)
+    assert [round_ for round_ in range(1, 5) if evaluation.compares_before(round_)] == rounds
 
 
 def test_a_node_that_comes_during_a_round_is_evaluated_in_it():

@@ -44,8 +44,8 @@ def tensors(result: FitRes, *contents: bytes) -> FitRes:
 
 def said(result: FitRes, **fields) -> FitRes:
     """The answer with other entries in its header, of any type that JSON can write."""
-    content = json.loads(result.metrics[wire.KEY]) | fields
-    return replace(result, metrics={wire.KEY: json.dumps(content)})
+    content = json.loads(wire.inflated(result.metrics[wire.KEY])) | fields
+    return replace(result, metrics={wire.KEY: wire.deflated(json.dumps(content))})
 
 
 def rejected(server: Server, answers: dict[str, FitRes]) -> dict[str, str]:
@@ -119,8 +119,8 @@ def test_altered_headers_do_no_harm():
     rng = random.Random(16)
 
     def alter(result: FitRes) -> FitRes:
-        text = altered(result.metrics[wire.KEY].encode(), rng).decode("latin1")
-        return replace(result, metrics={wire.KEY: text})
+        text = altered(wire.inflated(result.metrics[wire.KEY]).encode(), rng).decode("latin1")
+        return replace(result, metrics={wire.KEY: wire.deflated(text)})
 
     rows = attack(Dense(), 40, alter)
     assert sum(len(remarks(row, "rejected")) for row in rows) > 500

@@ -170,7 +170,7 @@ def play(directory: RunDirectory, alter: Alter, hostile: int, sort: str) -> None
                 answer = honest(server, client, phase, round_)
                 if client not in HONEST:
                     header = wire.read_header(answer.metrics, wire.UploadHeader)
-                    answer = replace(answer, metrics={wire.KEY: alter(header)})
+                    answer = replace(answer, metrics={wire.KEY: wire.deflated(alter(header))})
                 arrived.append((node, answer))
             text = TEXTS[round_]
             told = [RuntimeError(text), (server.nodes["0"], replace(answer, status=Status(Code.OK, text)))]

@@ -1,0 +1,58 @@
+"""What whole commands cost: ``python benchmarks/commands.py``, half an hour; with ``--compare`` some hours.
+
+CPU seconds of a command with all processes that it starts and waits for, command to report, each in a fresh
+process. What Ray leaves running is not among them, so that a run through Ray costs more than is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import Figure, figure
+
+COMMANDS = {
+    "smoke run, command to report": (["run", "experiment=smoke"], 12.0),
+    "quickstart, command to report": (["run"], None),
+    "quickstart in bf16, command to report": (["run", "train.precision=bf16"], 110.0),
+}
+COMPARE = ["compare", "personalisation"]
+
+
+def cost(words: list[str]) -> float:
+    """CPU seconds of a command. Raises CalledProcessError where it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([str(Path(sys.executable).parent / "fedsa-lora"), *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compare", action="store_true", help="the comparison of personalisation as well")
+    parser.add_argument("--to", type=Path, default=Path("build/commands.json"))
+    given = parser.parse_args()
+    figures: list[Figure] = []
+    print("| | measured | of all repeats | bar | met |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (words, bar) in COMMANDS.items():
+            places = [f"run.dir={folder}/{len(figures)}-{repeat}" for repeat in range(given.repeats)]
+            figures.append(figure(name, [cost([*words, place]) for place in places], bar, " CPU-s"))
+            print(figures[-1].line, flush=True)
+        if given.compare:
+            hours = cost([*COMPARE, "--to", f"{folder}/compare"]) / 3600
+            figures.append(figure("compare personalisation", [hours], 2.4, " CPU-h"))
+            print(figures[-1].line, flush=True)
+    given.to.parent.mkdir(parents=True, exist_ok=True)
+    given.to.write_text(json.dumps([asdict(each) for each in figures], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Examples of several clients as one flat sequence of tokens, client after client, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora.learning.cohort.attention import Groups
+from fedsa_lora.tasks.generation import IGNORED
+from fedsa_lora.tasks.task import Examples
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A flat batch.
+
+    ``inputs`` are (1, tokens) for text, (sequences, ...) for images. ``lengths`` (sequences,) are tokens,
+    ``sequences`` and ``tokens`` counts for each client of the block, 0 for one that has no part in it.
+    ``targets`` are classes, (sequences,), or the next token of each place in ``kept`` where words are
+    learned; ``targets_of`` counts them for each client.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    lengths: Indices
+    sequences: list[int]
+    tokens: list[int]
+    targets: torch.Tensor
+    targets_of: list[int]
+    kept: torch.Tensor | None = None
+
+    @property
+    def flat(self) -> bool:
+        """False for images, which the model makes tokens of."""
+        return "position_ids" in self.inputs
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The sequences by length, as attention takes them."""
+        return Groups.of(self.lengths)
+
+    @property
+    def begins(self) -> Indices:
+        """Place of the first token of each sequence."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def spans(self, rows: int) -> list[tuple[int, int, int]]:
+        """(client, begin, end) of the rows of each client that has any: rows of tokens or, behind the
+        backbone, of sequences; of images as many for each as the model makes of one."""
+        if rows == sum(self.tokens):
+            counts = self.tokens
+        else:
+            each = rows // len(self.lengths)
+            counts = [each * count for count in self.sequences]
+        found, begin = [], 0
+        for client, count in enumerate(counts):
+            if count:
+                found.append((client, begin, begin + count))
+            begin += count
+        return found
+
+
+class Corpus:
+    """The examples of the clients of a block, one client's after another's, on the model's device.
+
+    Raises nothing for a client without examples: it is never chosen from.
+    """
+
+    def __init__(self, parts: Sequence[Examples], device: torch.device) -> None:
+        different = list({id(part): part for part in parts}.values())
+        firsts = np.cumsum([0, *map(len, different)])
+        first = {id(part): begin for part, begin in zip(different, firsts, strict=False)}
+        self._first = [int(first[id(part)]) for part in parts]
+        self._lengths = np.concatenate([part.lengths for part in different])
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._labels = torch.from_numpy(np.concatenate([part.labels for part in different]))
+        self._device = device
+        self._flat: dict[str, torch.Tensor] = {}
+        self._whole: dict[str, torch.Tensor] = {}
+        for name in different[0].features:
+            rows = [row for part in different for row in part.features[name]]
+            if rows[0].ndim == 1:
+                self._flat[name] = torch.from_numpy(np.concatenate(rows))
+            else:
+                self._whole[name] = torch.from_numpy(np.stack(rows))
+        self._flat.pop("attention_mask", None)  # of ones, as nothing is padded
+
+    def pack(self, chosen: Sequence[Indices]) -> Packed:
+        """The examples at the indices ``chosen`` of each client's own, of one client at least."""
+        at = np.concatenate([first + part for first, part in zip(self._first, chosen, strict=True)])
+        sequences = [len(part) for part in chosen]
+        lengths = self._lengths[at]
+        tokens = _sums(lengths, sequences)
+        labels = self._labels[torch.from_numpy(at)]
+        if self._whole:
+            inputs = {name: rows[torch.from_numpy(at)] for name, rows in self._whole.items()}
+            return self._packed(inputs, lengths, sequences, tokens, labels, sequences)
+        begins = np.cumsum(lengths) - lengths
+        places = np.arange(lengths.sum())
+        here = torch.from_numpy(places + np.repeat(self._starts[at] - begins, lengths))
+        inputs = {name: tokens_[here].unsqueeze(0) for name, tokens_ in self._flat.items()}
+        inputs["position_ids"] = torch.from_numpy(places - np.repeat(begins, lengths)).unsqueeze(0)
+        if "labels" not in inputs:
+            return self._packed(inputs, lengths, sequences, tokens, labels, sequences)
+        following = inputs.pop("labels")[0].roll(-1)
+        following[torch.from_numpy(begins + lengths - 1)] = IGNORED
+        kept = (following != IGNORED).nonzero()[:, 0]
+        counts = np.diff(np.searchsorted(kept.numpy(), np.cumsum([0, *tokens])))
+        return self._packed(inputs, lengths, sequences, tokens, following[kept], counts.tolist(), kept)
+
+    def _packed(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        lengths: Indices,
+        sequences: list[int],
+        tokens: list[int],
+        targets: torch.Tensor,
+        targets_of: list[int],
+        kept: torch.Tensor | None = None,
+    ) -> Packed:
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        kept = None if kept is None else kept.to(self._device)
+        return Packed(inputs, lengths, sequences, tokens, targets.to(self._device), targets_of, kept)
+
+
+def _sums(lengths: Indices, counts: Sequence[int]) -> list[int]:
+    """Sums of consecutive parts of ``lengths``."""
+    ends = np.cumsum([0, *counts])
+    totals = np.concatenate([[0], np.cumsum(lengths)])[ends]
+    sums: list[int] = np.diff(totals).tolist()
+    return sums
