@@ -136,7 +136,8 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize("victim", ["command", "server"])
 def test_kill_9_of_the_command_or_the_server_leaves_no_process_and_a_run_that_is_resumed(tmp_path, victim):
     run = tmp_path / "run"
-    words = [*BRIEF, f"run.dir={run}"]
+    brief = [*BRIEF, "machine.cohort=2"]
+    words = [*brief, f"run.dir={run}"]
     with under_way(run, [*words, "federation.rounds=999"]) as command:
         server, clients = processes_of(psutil.Process(command.pid))
         os.kill(command.pid if victim == "command" else server.pid, signal.SIGKILL)
@@ -153,7 +154,7 @@ def test_kill_9_of_the_command_or_the_server_leaves_no_process_and_a_run_that_is
         assert (code, status["state"]) == (-signal.SIGKILL, "running")
     rounds = f"federation.rounds={last_whole_round(run) + 1}"
     run_in_process([*words, rounds, "run.resume=true"])
-    assert_same_run(run, run_in_process([*BRIEF, rounds, f"run.dir={tmp_path / 'whole'}"]))
+    assert_same_run(run, run_in_process([*brief, rounds, f"run.dir={tmp_path / 'whole'}"]))
 
 
 def test_a_process_of_clients_that_is_killed_while_idle_is_replaced(tmp_path, monkeypatch):
