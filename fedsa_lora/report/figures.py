@@ -20,6 +20,7 @@ from fedsa_lora.report.style import (
     add_legend,
     blank,
     name_axes,
+    shade,
     show_measure,
     spread,
     thin_ticks,
@@ -104,9 +105,7 @@ def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
     crowded = len(names) > CROWDED or len(labels) > CROWDED
     fig, ax = blank(style, "Classes by client", float(np.clip(2.3 + 0.24 * len(labels), 3.5, 12)), crowded)
     ax.grid(False)
-    image = ax.imshow(
-        np.ma.masked_equal(counts, 0), aspect="auto", cmap=style.counts, vmin=0, interpolation="nearest"
-    )
+    image = shade(ax, np.ma.masked_equal(counts, 0))
     thin_ticks(ax.xaxis, [style.short(name) for name in names], 12 if style.narrow else 34, tilt=_tilt(names))
     thin_ticks(ax.yaxis, [style.short(label) for label in labels], 70)
     if len(names) <= FEW_CLIENTS and len(labels) <= FEW_CLIENTS:
@@ -117,6 +116,8 @@ def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
     bar.ax.tick_params(colors=style.muted, labelcolor=style.ink, labelsize=style.text - 0.5)
     bar.ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     bar.outline.set_visible(False)
+    bar.solids.set_visible(False)  # in one colour scheme only
+    shade(bar.ax, np.linspace(0, counts.max(), 256)[None], extent=(0, counts.max(), 0, 1))
     return fig
 
 
@@ -267,10 +268,9 @@ def _tilt(names: list[str]) -> int:
 
 
 def _write_counts(ax: Axes, counts: np.ndarray, style: FigureStyle) -> None:
-    """The count in each cell, in the colour that its background lets stand out."""
+    """The count in each cell, in the colour that its background lets stand out: many is far from paper."""
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            deep = (count > 0.5 * counts.max()) == style.dark_is_many
             ax.text(
                 column,
                 row,
@@ -278,5 +278,5 @@ def _write_counts(ax: Axes, counts: np.ndarray, style: FigureStyle) -> None:
                 ha="center",
                 va="center",
                 fontsize=style.text - 1.5,
-                color="#ffffff" if deep else "#111111",
+                color=style.paper if count > 0.5 * counts.max() else style.ink,
             )

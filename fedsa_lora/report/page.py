@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
+from fedsa_lora.report import svg
 from fedsa_lora.report.account import absences, cost, naming, what_left
 from fedsa_lora.report.measure_words import measure_rows
 from fedsa_lora.report.page_figures import embedded_figures
@@ -92,7 +93,7 @@ def render(record: RunRecord) -> str:
 def _content(record: RunRecord) -> dict[str, Any]:
     summary, outcomes, primary = record.summary, client_outcomes(record), record.primary
     return {
-        "style": Markup(STYLE),  # escaped quotes would break the style sheet
+        "style": Markup(STYLE + svg.STYLE),  # escaped quotes would break the style sheet
         "state": record.status["state"],
         "title": summary.get("title") or summary.get("name") or f"Run {record.directory.resolve().name}",
         "description": summary.get("description"),

@@ -1,39 +1,25 @@
-"""The figures as a report embeds them: a picture for each kind of screen, a caption, a text instead."""
+"""The figures as a report embeds them: drawn for a wide and a narrow page, a caption, a text instead."""
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from fedsa_lora.report.figures import draw
-from fedsa_lora.report.style import DARK, LIGHT, to_png
+from fedsa_lora.report.style import LIGHT
+from fedsa_lora.report.svg import to_svg
 from fedsa_lora.report.wording import amount, counted, listed, shown
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import RunRecord
 
-PHONE, NIGHT = "(max-width: 640px)", "(prefers-color-scheme: dark)"
-SCREENS = {  # a browser takes the first that fits
-    f"{PHONE} and {NIGHT}": replace(DARK, narrow=True),
-    PHONE: replace(LIGHT, narrow=True),
-    NIGHT: DARK,
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A picture for the screens that a media query describes."""
-
-    media: str
-    image: str
+LAYOUTS = {"wide": LIGHT, "narrow": replace(LIGHT, narrow=True)}
 
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """A figure in HTML: pictures as data URIs, and what to see in them."""
+    """A figure in HTML: an SVG for each layout, of which a page shows one, and what to see in them."""
 
-    image: str
-    sources: list[Source]
+    pictures: list[Markup]
     alt: str
     caption: str
     full: bool
@@ -41,19 +27,15 @@ class EmbeddedFigure:
 
 def embedded_figures(record: RunRecord) -> list[EmbeddedFigure]:
     """All figures of a run, ready for the page."""
-    elsewhere = {media: draw(record, style) for media, style in SCREENS.items()}
+    drawn = {layout: draw(record, style) for layout, style in LAYOUTS.items()}
     words = {f"{record.primary.name}_by_round": _rounds_words, **WORDS}
     embedded = []
-    for name, fig in draw(record, LIGHT).items():
+    for name, fig in drawn["wide"].items():
         alt, caption = words[name](record)
-        sources = [Source(media, _data_uri(figures[name])) for media, figures in elsewhere.items()]
+        pictures = [Markup(to_svg(figures[name], name, layout)) for layout, figures in drawn.items()]
         crowded = bool(fig.get_figwidth() > LIGHT.width())
-        embedded.append(EmbeddedFigure(_data_uri(fig), sources, alt, caption, crowded))
+        embedded.append(EmbeddedFigure(pictures, alt, caption, crowded))
     return embedded
-
-
-def _data_uri(fig: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(to_png(fig)).decode("ascii")
 
 
 def _rounds_words(record: RunRecord) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,6 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
@@ -46,23 +48,20 @@ class FigureStyle:
         return 4.2 if self.narrow else 10.4 if crowded else 6.4
 
     @property
-    def dark_is_many(self) -> bool:
-        """True where large counts are drawn dark, as on white paper."""
-        return self.counts_map == LIGHT.counts_map
-
-    @property
     def counts(self) -> Colormap:
         """Colours for counts, without the end that one would not tell from the paper."""
         return ListedColormap(colormaps[self.counts_map](np.linspace(0.2, 1, 256)))
 
     def short(self, name: str) -> str:
-        """A label that fits, and in which a dollar sign is not read as mathematics."""
+        """A label that fits, of characters that can be written, where no dollar sign starts mathematics."""
         most = 16 if self.narrow else 30
+        name = "".join(letter if letter.isprintable() else " " for letter in name)
         return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 LIGHT = FigureStyle("#ffffff", "#1c2127", "#5d6771", "#dfe3e7", "#0072B2", "#D55E00", "#009E73", "YlGnBu")
 DARK = FigureStyle("#171b20", "#e6e9ec", "#a3acb5", "#333a42", "#56B4E9", "#E69F00", "#2FC79B", "cividis")
+SCREENS = {"dark": DARK, "light": LIGHT}
 
 
 def blank(style: FigureStyle, title: str, height: float, crowded: bool = False) -> tuple[Figure, Axes]:
@@ -114,6 +113,18 @@ def add_legend(fig: Figure, ax: Axes, style: FigureStyle) -> None:
         labelcolor=style.ink,
         fontsize=style.text - 0.5,
     )
+
+
+def shade(ax: Axes, values: np.ndarray, **options: Any) -> AxesImage:
+    """Draw values as cells, blank where masked: a picture for each kind of screen, the one for paper on top.
+
+    Cells are pixels, and not shapes, so that a hundred clients with a hundred classes stay a few kilobytes.
+    """
+    for screen, style in SCREENS.items():
+        image = ax.imshow(
+            values, aspect="auto", cmap=style.counts, vmin=0, interpolation="none", gid=screen, **options
+        )
+    return image
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -55,7 +55,7 @@ p, li, dd, h1, .wrap { overflow-wrap: anywhere; }
 @media (min-width: 900px) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start;
     grid-auto-flow: dense; }
   .figures .full { grid-column: 1 / -1; } }
-figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
+figure { margin: 0; }
 figcaption { color: var(--muted); font-size: .92rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
@@ -152,12 +152,11 @@ with the client's own A, as it had just trained it.</p>
 <div class="figures">
 {% for figure in figures %}
 <figure{% if figure.full %} class="full"{% endif %}>
-<picture>
-{% for source in figure.sources %}
-<source media="{{ source.media }}" srcset="{{ source.image }}">
+<div role="img" aria-label="{{ figure.alt }}">
+{% for picture in figure.pictures %}
+{{ picture }}
 {% endfor %}
-<img src="{{ figure.image }}" alt="{{ figure.alt }}">
-</picture>
+</div>
 <figcaption>{{ figure.caption }}</figcaption>
 </figure>
 {% endfor %}
