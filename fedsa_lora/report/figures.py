@@ -116,7 +116,8 @@ def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
     bar.ax.tick_params(colors=style.muted, labelcolor=style.ink, labelsize=style.text - 0.5)
     bar.ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     bar.outline.set_visible(False)
-    bar.solids.set_visible(False)  # in one colour scheme only
+    for cells in bar.ax.collections:
+        cells.set_visible(False)  # they know one colour scheme only
     shade(bar.ax, np.linspace(0, counts.max(), 256)[None], extent=(0, counts.max(), 0, 1))
     return fig
 
@@ -165,15 +166,21 @@ def draw(record: RunRecord, style: FigureStyle = LIGHT) -> dict[str, Figure]:
     return figures
 
 
-def draw_all(run_dir: Path) -> dict[str, Path]:
-    """Draw what the run recorded into `figures/`, one PNG each; the paths by the name of the figure."""
+def draw_all(run_dir: Path) -> dict[str, Figure]:
+    """Draw what the run recorded into `figures/`, `NAME.png` each; the figures by name, for the report.
+
+    Raises RunError if the folder cannot be made or a file cannot be written.
+    """
     record = read_run(run_dir)
     folder = run_dir / "figures"
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error.strerror}; check space and permissions") from error
-    return {name: write_atomically(folder / f"{name}.png", to_png(fig)) for name, fig in draw(record).items()}
+    figures = draw(record)
+    for name, fig in figures.items():
+        write_atomically(folder / f"{name}.png", to_png(fig))
+    return figures
 
 
 Label = tuple[float, str, str]

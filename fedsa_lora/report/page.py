@@ -7,6 +7,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
@@ -71,23 +72,25 @@ class Stopped:
     tone: str
 
 
-def write_report(run_dir: Path, completed: bool = False) -> Path:
+def write_report(run_dir: Path, completed: bool = False, figures: dict[str, Figure] | None = None) -> Path:
     """Write `report.html` into the run directory, whole or not at all, and return its path.
 
     A run that failed or still runs is reported with what it has recorded. `completed`: the report is the last
     file but the status, which says "completed" once everything is there, so the report says it first.
+    `figures`: those of `draw_all`, where the run is drawn already.
     """
     record = read_run(run_dir)
     if completed:
         record = replace(record, status=record.status | {"state": "completed", "reason": None})
-    return write_atomically(run_dir / "report.html", render(record).encode("utf-8"))
+    return write_atomically(run_dir / "report.html", render(record, figures).encode("utf-8"))
 
 
-def render(record: RunRecord) -> str:
-    """The report of a run as HTML; every text of the run is escaped."""
+def render(record: RunRecord, figures: dict[str, Figure] | None = None) -> str:
+    """The report of a run as HTML; every text of the run is escaped. `figures` are as in `write_report`."""
     # What a run recorded holds names from foreign data sets: autoescape makes them inert.
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return page.from_string(PAGE).render(_content(record)).strip() + "\n"
+    content = _content(record) | {"figures": embedded_figures(record, figures)}
+    return page.from_string(PAGE).render(content).strip() + "\n"
 
 
 def _content(record: RunRecord) -> dict[str, Any]:
@@ -111,7 +114,6 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "reached": _reached_table(summary, primary),
         "left_out": left_out(summary),
         "measures": _measures_table(record),
-        "figures": embedded_figures(record),
         "clients": _clients_table(outcomes, primary),
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
         "rounds": _rounds_table(record.rounds, primary),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from fedsa_lora.report.figures import draw
 from fedsa_lora.report.style import LIGHT
@@ -11,8 +12,6 @@ from fedsa_lora.report.svg import to_svg
 from fedsa_lora.report.wording import amount, counted, listed, shown
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import RunRecord
-
-LAYOUTS = {"wide": LIGHT, "narrow": replace(LIGHT, narrow=True)}
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,15 @@ class EmbeddedFigure:
     full: bool
 
 
-def embedded_figures(record: RunRecord) -> list[EmbeddedFigure]:
-    """All figures of a run, ready for the page."""
-    drawn = {layout: draw(record, style) for layout, style in LAYOUTS.items()}
+def embedded_figures(record: RunRecord, figures: dict[str, Figure] | None = None) -> list[EmbeddedFigure]:
+    """All figures of a run, ready for the page; `figures` are those for a wide one, where they are drawn."""
+    wide = figures or draw(record)
+    drawn = {"wide": wide, "narrow": draw(record, replace(LIGHT, narrow=True))}
     words = {f"{record.primary.name}_by_round": _rounds_words, **WORDS}
     embedded = []
-    for name, fig in drawn["wide"].items():
+    for name, fig in wide.items():
         alt, caption = words[name](record)
-        pictures = [Markup(to_svg(figures[name], name, layout)) for layout, figures in drawn.items()]
+        pictures = [Markup(to_svg(by_name[name], name, layout)) for layout, by_name in drawn.items()]
         crowded = bool(fig.get_figwidth() > LIGHT.width())
         embedded.append(EmbeddedFigure(pictures, alt, caption, crowded))
     return embedded

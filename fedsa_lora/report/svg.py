@@ -23,11 +23,11 @@ def to_svg(fig: Figure, name: str, layout: str) -> str:
     `name` and its `layout`, and the same figure gives the same characters.
     """
     drawn = io.StringIO()
-    # Pictures stay apart, since each is for one kind of screen (`shade`).
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"{name} {layout}", "image.composite_image": False}
+    salt = f"{name} {layout}"
     fig.set_dpi(72)  # SVG counts in points
-    with rc_context(settings):
-        FigureCanvasSVG(fig).print_svg(drawn, metadata={"Date": None})
+    # Pictures stay apart, since each is for one kind of screen (`shade`).
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "image.composite_image": False}):
+        FigureCanvasSVG(fig).print_svg(drawn, metadata={"Date": None})  # type: ignore[no-untyped-call]
     root = ElementTree.fromstring(drawn.getvalue())  # as matplotlib has just written it
     for element in root.iter():
         _simplify(element)
@@ -72,7 +72,7 @@ def _simplify(element: ElementTree.Element) -> None:
         found[name] = re.sub(r"(\.\d\d)\d+", r"\1", found[name])
     if "style" in found:
         own = re.sub(r"font-family: [^;]*; ", "", found["style"])
-        found["style"] = re.sub(r"#[0-9a-f]{6}", lambda colour: VARIABLE[colour[0]], own)
+        found["style"] = re.sub(r"#[0-9a-f]{6}", lambda colour: VARIABLE.get(colour[0], colour[0]), own)
     element.attrib = found
 
 

@@ -42,8 +42,8 @@ def finish(config: RunConfig, directory: RunDirectory) -> None:
     else:
         Exporter(config, directory, model).export_all()
     directory.check()
-    draw_all(directory.path)
-    write_report(directory.path, completed=True)
+    figures = draw_all(directory.path)
+    write_report(directory.path, completed=True, figures=figures)
 
 
 @contextmanager

@@ -13,13 +13,16 @@ from fedsa_lora import files
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.report.account import what_left
-from fedsa_lora.report.page import write_report
+from fedsa_lora.report.figures import draw_all
+from fedsa_lora.report.page import render, write_report
+from fedsa_lora.report.style import DARK
 from fedsa_lora.report.wording import verdict
+from fedsa_lora.runs.reading import read_run
 
 ACCURACY = CLASSES[0]
 
 EVIL = "<script>alert(1)</script>"
-VOID = {"meta", "img", "source", "br", "link"}
+VOID = {"meta", "br", "link"}
 
 
 class Page(HTMLParser):
@@ -81,13 +84,20 @@ def report_of(run_dir: Path) -> Page:
 
 
 def test_the_report_loads_nothing(html: str, page: Page) -> None:
-    loaded = [tag.get(key) for _, tag in page.tags for key in ("src", "srcset") if key in tag]
-    assert loaded
-    assert all(url.startswith("data:image/png;base64,") for url in loaded)
+    assert not [tag for _, tag in page.tags if {"src", "srcset", "xlink:href"} & tag.keys()]
+    assert page.all("image")
+    assert all((tag["href"] or "").startswith("data:image/png;base64,") for tag in page.all("image"))
+    assert {name for name, tag in page.tags if "href" in tag} == {"a", "image", "use"}
     assert not page.all("script")
     assert not page.all("link")
     assert not re.search(r"@import|url\(", html)
     assert {tag["href"] for tag in page.all("a")} == {"https://arxiv.org/abs/2410.01463"}
+
+
+def test_marks_of_a_figure_are_its_own(page: Page) -> None:
+    ids = [tag["id"] for _, tag in page.tags if "id" in tag]
+    assert len(set(ids)) == len(ids)
+    assert {tag["href"] for tag in page.all("use")} == {f"#{name}" for name in ids}
 
 
 def test_the_report_is_one_well_formed_page_for_every_screen(html: str, page: Page) -> None:
@@ -105,9 +115,32 @@ def test_tables_scroll_within_themselves(page: Page) -> None:
 
 
 def test_every_figure_is_embedded_for_every_screen_with_a_text_and_a_caption(page: Page) -> None:
-    assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.all("img")) == 4
-    assert all(len(tag["alt"] or "") > 30 for tag in page.all("img"))
-    assert len(page.all("source")) == 4 * 3
+    pictures = [tag for tag in page.all("div") if tag.get("role") == "img"]
+    assert len(page.all("figure")) == len(page.all("figcaption")) == len(pictures) == 4
+    assert all(len(tag["aria-label"] or "") > 30 for tag in pictures)
+    assert [tag["class"] for tag in page.all("svg")] == ["wide", "narrow"] * 4
+
+
+def test_figures_take_every_colour_from_the_screen(html: str, page: Page) -> None:
+    styles = " ".join(tag.get("style") or "" for _, tag in page.tags)
+    assert "var(--personalised)" in styles
+    assert not re.search(r"#[0-9a-fA-F]{3}", styles)
+    night = html.split("prefers-color-scheme: dark")[-1]
+    for used in set(re.findall(r"var\(--(\w+)\)", styles)):
+        assert f"--{used}: {getattr(DARK, used)};" in night
+    counts = [tag["class"] for tag in page.all("image")]
+    assert counts == ["dark", "light"] * 4  # cells and scale, wide and narrow
+
+
+def test_a_report_of_figures_that_are_drawn_draws_them_as_otherwise(run_dir: Path, page: Page) -> None:
+    again = Page(write_report(run_dir, figures=draw_all(run_dir)).read_text(encoding="utf-8"))
+    assert again.text == page.text
+    assert [tag for tag, _ in again.tags] == [tag for tag, _ in page.tags]
+
+
+def test_a_figure_gives_the_same_characters_again(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    assert render(record) == render(record)
 
 
 def test_captions_say_only_what_the_figure_shows(page: Page, tmp_path: Path) -> None:
@@ -258,7 +291,7 @@ def test_config_environment_and_command_are_shown(page: Page) -> None:
 
 
 def test_names_from_data_are_inert(tmp_path: Path) -> None:
-    write_run(tmp_path, clients=2, labels=(EVIL, "b"), rounds=1)
+    write_run(tmp_path, clients=2, labels=(EVIL, 'b\x1b\x00" style="fill: #0072b2"'), rounds=1)
     (tmp_path / "config.yaml").write_text(f"note: '{EVIL}'\n")
     evil = dict.fromkeys(("name", "title", "description"), EVIL)
     change(tmp_path / "summary.json", **evil)
@@ -272,7 +305,8 @@ def test_names_from_data_are_inert(tmp_path: Path) -> None:
     page = report_of(tmp_path)
     assert not page.all("script")
     assert not [tag for _, tag in page.tags if any(name.startswith("on") for name in tag)]
-    assert page.text.count(EVIL) >= 7
+    assert page.text.count(EVIL) >= 9
+    assert page.text.count('b " style="fill: #0072b2"') == 1  # what fits a narrow figure is cut
 
 
 def test_a_run_that_failed_before_its_first_round_says_why(tmp_path: Path) -> None:

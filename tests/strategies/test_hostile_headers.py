@@ -279,7 +279,7 @@ def test_ten_thousand_hostile_headers_are_rejected_or_harmless_and_every_run_can
 ):
     """What is taken of them is a number in its range from the client itself; no row of the others changes. Of
     the ten thousand under make test-faults, make test tries a tenth."""
-    monkeypatch.setattr(report, "embedded_figures", lambda record: [])
+    monkeypatch.setattr(report, "embedded_figures", lambda *_: [])
     rng, count, taken = random.Random(sort), 0, 0
     alone = recorded(smoke, tmp_path / "alone", lambda header: "", 0, sort)
     expected, results = of_the_honest(alone), results_of_the_honest(alone)
