@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def run(overrides: Sequence[str], after: Callable[[int], None] = lambda round_: 
 @contextmanager
 def _timed(spent: Spent, after: Callable[[int], None]) -> Iterator[None]:
     trainer_of = Workbench.__dict__["trainer"].func
-    trainer = cached_property(lambda bench: TimedTrainer(trainer_of(bench)))
+    trainer = cached_property(lambda bench: _timed_within(trainer_of(bench)))
     trainer.__set_name__(Workbench, "trainer")
     fit_round, evaluate_round = RecordedServer.fit_round, RecordedServer.evaluate_round
 
@@ -79,6 +79,13 @@ def _timed(spent: Spent, after: Callable[[int], None]) -> Iterator[None]:
         patch.object(RecordedServer, "evaluate_round", evaluate),
     ):
         yield
+
+
+def _timed_within(trainer: Any) -> Trainer:
+    """A trainer that is timed; of one that gathers the jobs of several clients for another, the other."""
+    if hasattr(trainer, "trainer"):
+        return replace(trainer, trainer=TimedTrainer(trainer.trainer))
+    return TimedTrainer(trainer)
 
 
 def _phase(spent: list[float], in_trainer: list[float], phase: Callable[..., Any], *given: Any) -> Any:

@@ -144,9 +144,9 @@ def append_whole(path: Path, text: str) -> None:
 
 def sweep(folder: Path, name: str = "") -> None:
     """Remove what killed writers of a file (of any file of the folder) left behind. Harmless where there is
-    no such folder."""
+    no such folder, or none that can be read."""
     begin = f".{name}." if name else "."
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         for stale in os.listdir(folder):
             if stale.startswith(begin) and stale.endswith(".tmp"):
                 (folder / stale).unlink(missing_ok=True)

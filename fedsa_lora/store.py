@@ -149,7 +149,7 @@ class DirectoryStore:
         """The rounds of which a generation is kept, oldest first."""
         try:
             files = os.listdir(self.folder)
-        except FileNotFoundError:
+        except OSError:  # no folder, or none that can be read: what is done in it next says so
             return []
         names = map(_GENERATION.fullmatch, files)
         return sorted(int(name[1]) for name in names if name)

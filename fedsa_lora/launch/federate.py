@@ -18,9 +18,9 @@ from fedsa_lora.files import Held, writing
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.flower_log import rounds_begun, said_complete, still_starting
 from fedsa_lora.launch.flower_run import FlowerRun, Outcome
-from fedsa_lora.launch.local_run import LocalRun, Processes
+from fedsa_lora.launch.local_run import LocalRun
 from fedsa_lora.launch.resuming import is_complete, last_file
-from fedsa_lora.launch.size import Simulation
+from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.report.page import write_report
 from fedsa_lora.report.wording import amount, shown
 from fedsa_lora.runs.directory import RunDirectory

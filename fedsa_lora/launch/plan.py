@@ -15,8 +15,7 @@ from fedsa_lora.binding import attempt, raise_errors
 from fedsa_lora.client import build
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
-from fedsa_lora.launch.local_run import Processes
-from fedsa_lora.launch.size import Simulation
+from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts

@@ -1,4 +1,4 @@
-"""Size of a simulation through `flwr run`."""
+"""Size of a simulation, through `flwr run` or in processes of this machine."""
 
 from __future__ import annotations
 
@@ -46,3 +46,13 @@ class Simulation:
             "init-args-num-gpus": self.gpus,
         }
         return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Size of a simulation in processes of this machine: ``workers`` that serve clients, the nodes that they
+    serve, and the clients whose jobs are done in one pass, unless the run decided so before."""
+
+    workers: int
+    nodes: int
+    cohort: int = 1

@@ -23,6 +23,7 @@ import fedsa_lora
 from fedsa_lora import client_app, errors
 from fedsa_lora.client.egress import discreet, told
 from fedsa_lora.errors import DataError, FedSAError, StoreError
+from fedsa_lora.exchange import wire
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.tasks import text
 from fedsa_lora.telemetry.journal import about
@@ -96,6 +97,14 @@ def test_the_search_finds_a_word_in_every_form_and_none_where_there_is_none(writ
     assert not canaries.found(write(Canaries("another")()))
 
 
+def opened(reply: Message) -> Message:
+    """The reply with the text of its header, which whoever gets it can inflate."""
+    for entries in reply.content.config_records.values() if reply.has_content() else ():
+        if isinstance(header := entries.get(wire.KEY), bytes):
+            entries[wire.KEY] = wire.inflated(header)
+    return reply
+
+
 class Machine:
     """A deployed node with the real ClientApp, and messages as a server would send them."""
 
@@ -115,7 +124,7 @@ class Machine:
         if data is not None:
             node["data.path"] = str(data)
         context = Context(1, 7, node, RecordDict(), {"overrides": shlex.join(words)})
-        return client_app.app(Message(self.content[kind], dst_node_id=7, message_type=kind), context)
+        return opened(client_app.app(Message(self.content[kind], dst_node_id=7, message_type=kind), context))
 
     def logs(self) -> str:
         return "".join(path.read_text() for path in (self.folder / "kept").rglob("log.jsonl"))
@@ -513,7 +522,8 @@ def test_a_store_that_cannot_be_used_is_told_without_its_place(tmp_path, caplog,
     else:
         desk.store = lambda name: DirectoryStore(tmp_path / "run" / "config.yaml", name, "e")
         (tmp_path / "run" / "config.yaml").touch()
-    for error in (desk.fit("0", 2)[2].error, str(desk.evaluate("0", 1)[2])):
+    evaluated = wire.read_header(desk.evaluate("0", 1)[2], wire.UploadHeader)
+    for error in (desk.fit("0", 2)[2].error, evaluated.error):
         assert str(tmp_path) not in error
         assert "run" not in error.partition("Error")[2].split()
     assert str(tmp_path) in caplog.text

@@ -12,10 +12,12 @@ from flwr.compat.common.recorddict_compat import fitins_to_recorddict, getproper
 from test_client import Desk
 
 from fedsa_lora import client_app
+from fedsa_lora.client.record import header_of
 from fedsa_lora.config.compose import load, to_yaml
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.deployment.node_store import node_store
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.wire import UploadHeader
 
 SMOKE = ["experiment=smoke"]
 SECRET = "root:x:0:0:secret"
@@ -216,7 +218,8 @@ def test_two_runs_of_one_folder_name_do_not_read_each_others_b(machine):
         arrays, config = desk.ask("0", 1, run=run)
         content = fitins_to_recorddict(FitIns(ndarrays_to_parameters(arrays), config), keep_input=True)
         reply = asked(machine, [*SMOKE, f"run.dir={place}"], content=content)
-        assert ("its store holds the state of another run" in str(reply.content)) == (run == "bbbb")
+        header = header_of(reply, UploadHeader)
+        assert ("its store holds the state of another run" in header.error) == (run == "bbbb")
 
 
 @pytest.mark.case(25)

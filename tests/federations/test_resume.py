@@ -180,7 +180,7 @@ def test_a_run_without_a_whole_round_cannot_be_resumed(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(run_smoke):
-    return run_smoke("federation.rounds=1", "evaluation.local_only=false")
+    return run_smoke("federation.rounds=1", "evaluation.local_only=false", "evaluation.before_each=true")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,8 @@ def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_
     config, words = to_resume(copy, ["federation.rounds=3"], allow=True)
     assert config.federation.rounds == 3
     run_in_process([*words, f"run.dir={copy}", "run.resume=true"])
-    whole = run_smoke("federation.rounds=3", "evaluation.local_only=false")
+    each = ("evaluation.local_only=false", "evaluation.before_each=true")
+    whole = run_smoke("federation.rounds=3", *each)
     assert_same_run(copy, whole)
 
 

@@ -20,14 +20,14 @@ from fedsa_lora import cli
 from fedsa_lora.config.compose import load, places
 from fedsa_lora.launch import local_run, workers
 from fedsa_lora.launch.flower_run import Outcome
-from fedsa_lora.launch.local_run import LocalRun, Processes
+from fedsa_lora.launch.local_run import LocalRun
+from fedsa_lora.launch.size import Processes
 from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.interrupted import last_whole_round
 from strategies.round.reasons import KILLED
 
-TESTS = Path(__file__).resolve().parent
 BRIEF = ("experiment=smoke", "evaluation.local_only=false", "evaluation.before=false", "run.report=false")
 SAMPLED = [
     "experiment=smoke", "federation.clients=6", "federation.rounds=3", "strategy.fraction_fit=0.5",
@@ -84,16 +84,14 @@ def test_neighbours_that_are_answered_at_the_same_time_give_the_same_bits(count,
     assert_same_bits(run, plain)
 
 
-def plugged_in(monkeypatch) -> None:
+@pytest.fixture
+def _killer(monkeypatch) -> None:
     monkeypatch.setenv("FEDSA_LORA_PLUGINS", "killer")
-    monkeypatch.syspath_prepend(str(TESTS))
 
 
+@pytest.mark.usefixtures("_killer")
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_client_whose_process_is_killed_fails_and_a_new_process_serves_the_others(
-    count, tmp_path, monkeypatch
-):
-    plugged_in(monkeypatch)
+def test_a_client_whose_process_is_killed_fails_and_a_new_process_serves_the_others(count, tmp_path):
     words = ["++personalisation._target_=killer.Killer", "++personalisation.client='1'"]
     run = tmp_path / "run"
     ended = in_processes(count, [*BRIEF, *words, "federation.rounds=2", "federation.retries=0"], run)
@@ -103,8 +101,8 @@ def test_a_client_whose_process_is_killed_fails_and_a_new_process_serves_the_oth
         assert failures_of(row) == [f"client 1: {KILLED}"]
 
 
-def test_a_client_whose_process_was_killed_once_is_asked_again_to_the_same_bits(tmp_path, monkeypatch):
-    plugged_in(monkeypatch)
+@pytest.mark.usefixtures("_killer")
+def test_a_client_whose_process_was_killed_once_is_asked_again_to_the_same_bits(tmp_path):
     words = ["++personalisation._target_=killer.Killer", f"++personalisation.once={tmp_path / 'killed'}"]
     assert in_processes(2, [*BRIEF, *words], tmp_path / "run").state == "completed"
     assert_same_bits(tmp_path / "run", run_in_process([*BRIEF, *words, f"run.dir={tmp_path / 'whole'}"]))
@@ -138,7 +136,8 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize("victim", ["command", "server"])
 def test_kill_9_of_the_command_or_the_server_leaves_no_process_and_a_run_that_is_resumed(tmp_path, victim):
     run = tmp_path / "run"
-    words = [*BRIEF, f"run.dir={run}"]
+    brief = [*BRIEF, "machine.cohort=2"]
+    words = [*brief, f"run.dir={run}"]
     with under_way(run, [*words, "federation.rounds=999"]) as command:
         server, clients = processes_of(psutil.Process(command.pid))
         os.kill(command.pid if victim == "command" else server.pid, signal.SIGKILL)
@@ -155,7 +154,7 @@ def test_kill_9_of_the_command_or_the_server_leaves_no_process_and_a_run_that_is
         assert (code, status["state"]) == (-signal.SIGKILL, "running")
     rounds = f"federation.rounds={last_whole_round(run) + 1}"
     run_in_process([*words, rounds, "run.resume=true"])
-    assert_same_run(run, run_in_process([*BRIEF, rounds, f"run.dir={tmp_path / 'whole'}"]))
+    assert_same_run(run, run_in_process([*brief, rounds, f"run.dir={tmp_path / 'whole'}"]))
 
 
 def test_a_process_of_clients_that_is_killed_while_idle_is_replaced(tmp_path, monkeypatch):

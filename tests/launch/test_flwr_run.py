@@ -128,7 +128,8 @@ def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
 
 @pytest.mark.parametrize("engine", ["inprocess", pytest.param("ray", marks=pytest.mark.slow)])
 def test_so_it_does_when_splits_adapt_both_ways_are_coded_and_a_node_has_three_clients(tmp_path, engine):
-    words = [*OVERRIDES, "split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
+    adaptive = ["split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
+    words = [*OVERRIDES, *adaptive, "machine.cohort=3"]
     ways = ["federation.clients_per_node=3", f"machine.engine={engine}"]
     ended = command_line("run", *words, *ways, f"run.dir={tmp_path / 'one'}")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -11,8 +11,8 @@ import torch
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
 from fedsa_lora.launch.flower_run import Simulation
-from fedsa_lora.launch.local_run import Processes
 from fedsa_lora.launch.plan import fit_simulation, make_plan
+from fedsa_lora.launch.size import Processes
 
 TINY = ("model=tiny_bert", "federation.clients=2")
 CPU = torch.device("cpu")
