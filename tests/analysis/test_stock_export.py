@@ -65,11 +65,13 @@ def stranger(folders: dict[str, Path], texts: list[str], place: Path) -> tuple[d
     return dict(np.load(place / "found.npz")), json.loads((place / "called.json").read_text())
 
 
-@pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
-def test_an_export_gives_the_answers_of_the_run_in_stock_code(run_smoke, tmp_path, overrides):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (MEAN[0] in RUNS[n])) for n in RUNS]
+)
+def test_an_export_gives_the_answers_of_the_run_in_stock_code(run_smoke, tmp_path, name):
     run = run_smoke(
         "federation.clients=2", "federation.rounds=2", "evaluation.local_only=false", "run.report=true",
-        "federation.test_examples=24", *overrides,
+        "federation.test_examples=24", *RUNS[name],
     )  # fmt: skip
     config = read_config(run)
     exporter = Exporter(config, RunDirectory(run, config), skeleton(config))

@@ -31,15 +31,12 @@ BRIEF = (
 
 @pytest.fixture(scope="session")
 def run(run_smoke: Runner) -> Runner:
-    """A brief smoke run, made once for the same words; without figures and report, which take longer."""
+    """A brief smoke run, made once for the same words."""
     known: dict[tuple[str, ...], Path] = {}
 
     def made(*words: str, again: bool = False) -> Path:
         if words not in known or again:
-            with pytest.MonkeyPatch.context() as patch:
-                for what in ("draw_all", "write_report"):
-                    patch.setattr(f"fedsa_lora.server.finish.{what}", lambda path: None)
-                known[words] = run_smoke(*BRIEF, *words)
+            known[words] = run_smoke(*BRIEF, *words)
         return known[words]
 
     return made

@@ -48,8 +48,11 @@ def in_processes(count: int, words: list[str], run: Path) -> Outcome:
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(1, SAMPLED), (2, SAMPLED), (2, [*SAMPLED, *CODED, *TOGETHER])],
-    ids=["one", "two", "coded"],
+    [
+        pytest.param(1, SAMPLED, id="one", marks=pytest.mark.slow),
+        pytest.param(2, SAMPLED, id="two", marks=pytest.mark.slow),
+        pytest.param(2, [*SAMPLED, *CODED, *TOGETHER], id="coded"),
+    ],
 )
 def test_however_many_processes_serve_clients_the_bits_are_those_of_one_process(count, words, tmp_path):
     assert in_processes(count, words, tmp_path / "run") == Outcome("completed", "")
@@ -70,7 +73,7 @@ def test_processes_of_several_threads_start_anew_and_do_not_hang(tmp_path):
     assert in_processes(2, [*BRIEF, "machine.threads=2"], tmp_path / "run") == Outcome("completed", "")
 
 
-@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_neighbours_that_are_answered_at_the_same_time_give_the_same_bits(count, tmp_path, monkeypatch):
     words = [*SAMPLED, "personalisation=ditto", "evaluation.local_only=true"]
     plain = run_in_process([*words, f"run.dir={tmp_path / 'plain'}"])

@@ -126,7 +126,8 @@ def test_one_process_without_ray_gives_the_same_bits(flwr_run, tmp_path):
     assert_same_bits(flwr_run, run_in_process([*OVERRIDES, f"run.dir={tmp_path / 'run'}"]))
 
 
-@pytest.mark.parametrize("engine", ["inprocess", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inprocess", "ray"])
 def test_so_it_does_when_splits_adapt_both_ways_are_coded_and_a_node_has_three_clients(tmp_path, engine):
     adaptive = ["split=importance", "codec=topk_int8", "downlink=int8", "strategy=fedadam"]
     words = [*OVERRIDES, *adaptive, "machine.cohort=3"]
