@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from commands import PR_SET_CHILD_SUBREAPER, cost
 
 ENGINES = ("inprocess", "ray")
 ALONE = """
@@ -26,7 +26,6 @@ began = time.process_time()
 run_in_process(sys.argv[1:])
 print(time.process_time() - began)
 """
-PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
@@ -52,15 +51,8 @@ def main() -> None:
 
 def cpu_seconds(words: list[str]) -> float:
     """CPU seconds of `fedsa-lora run` and of all that it starts."""
-    before = _of_children()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fedsa_lora.cli", "run", *words, f"run.dir={Path(folder) / 'run'}"]
-        subprocess.run(command, check=True, capture_output=True)
-        while True:
-            try:
-                os.wait()
-            except ChildProcessError:
-                return _of_children() - before
+        return cost(["run", *words, f"run.dir={Path(folder) / 'run'}"])
 
 
 def in_one_process(words: list[str]) -> float:
@@ -69,11 +61,6 @@ def in_one_process(words: list[str]) -> float:
         command = [sys.executable, "-c", ALONE, *words, f"run.dir={Path(folder) / 'run'}"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
-
-
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Block:
             kind = self._settings.dtype
         self.rows = Rows(self._model, jobs[0].trained, len(jobs), kind)
         self._each = spread(self._model)
+        self._tokens = [_trained_tokens(job) for job in self.jobs]
         self._meters = {k: ImportanceMeter(job.scoring) for k, job in enumerate(self.jobs) if job.scoring}
         self._totals = np.zeros(len(jobs))  # of losses over examples
         self._seconds = 0.0
@@ -51,7 +52,8 @@ class Block:
     def outcomes(self) -> list[Outcome | TrainingError]:
         """The outcomes of the jobs, in the order that they were given in; an error in the place of one."""
         starts = self._install()
-        tokens = self._each * sum(map(_all_tokens, self.jobs))
+        asked = sum(int(examples.lengths.sum()) for job in self.jobs for examples in job.asked)
+        tokens = self._each * (sum(self._tokens) + asked)
         self._flat = FlatModel(self._model, self.rows, tokens)  # over the weights as they are installed
         if self.jobs[0].batches:
             self._sites = self._dropout()
@@ -169,23 +171,19 @@ class Block:
         """No token is padded, and a job's share of the time is that of its tokens."""
         job = self.jobs[k]
         examples = sum(map(len, job.batches))
-        tokens = _tokens(job)
+        tokens = self._tokens[k]
         return TrainReport(
             loss=float(self._totals[k]) / max(1, examples),
             steps=len(job.batches),
             examples=examples,
             tokens=tokens,
             padded_tokens=tokens,
-            seconds=self._seconds * tokens / max(1, sum(map(_tokens, self.jobs))),
+            seconds=self._seconds * tokens / max(1, sum(self._tokens)),
         )
 
 
-def _tokens(job: Job) -> int:
+def _trained_tokens(job: Job) -> int:
     return int(sum(job.examples.lengths[batch].sum() for batch in job.batches))
-
-
-def _all_tokens(job: Job) -> int:
-    return _tokens(job) + sum(int(examples.lengths.sum()) for examples in job.asked)
 
 
 def _losses(logits: torch.Tensor, packed: Packed) -> tuple[list[float], torch.Tensor]:

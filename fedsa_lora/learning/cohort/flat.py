@@ -152,12 +152,10 @@ class FlatModel:
 def _layers(model: AdapterModel, rows: Rows) -> dict[nn.Module, LowRank | Own]:
     """Every layer of which clients have tensors of their own, by the module in its place."""
     names = {id(model.parameter(name)): name for name in model.layout.names}
-    scales, layers = model.scales, model.linear_layers()
     found: dict[nn.Module, LowRank | Own] = {}
-    for place, (A, B) in model.factors().items():
-        pair = names[id(A.weight)], names[id(B.weight)]
-        found[layers[place]] = LowRank.of(layers[place], *pair, scales[place], rows)
-        names = {key: name for key, name in names.items() if name not in pair}
+    for layer in model.linear_layers().values():
+        (A,), (B,) = layer.lora_A.values(), layer.lora_B.values()
+        found[layer] = LowRank.of(layer, names.pop(id(A.weight)), names.pop(id(B.weight)), rows)
     for module in model.module.modules():
         if isinstance(module, nn.Linear) and id(module.weight) in names:
             bias = None if module.bias is None else names[id(module.bias)]

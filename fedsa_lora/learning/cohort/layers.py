@@ -31,11 +31,11 @@ class LowRank:
     dB: Views
 
     @classmethod
-    def of(cls, layer: Any, A: str, B: str, scale: float, rows: Rows) -> LowRank:
+    def of(cls, layer: Any, A: str, B: str, rows: Rows) -> LowRank:
         """Of PEFT's layer, by the names of its factors."""
         base = Product.of(layer.get_base_layer(), rows.work.dtype)
         collected = rows.collected(A), rows.collected(B)
-        (dropout,) = layer.lora_dropout.values()
+        (dropout,), (scale,) = layer.lora_dropout.values(), layer.scaling.values()
         return cls(base, scale, dropout, rows.working(A), rows.working(B), *collected)
 
 
