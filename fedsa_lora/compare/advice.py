@@ -16,7 +16,7 @@ from statistics import fmean
 
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.report.wording import difference, listed, shown_gain
-from fedsa_lora.runs.measures import Values, gains, harmed, standard_error
+from fedsa_lora.runs.measures import Values, harmed, lead
 
 ALONE, SOFT = "local only", "soft"
 SHARES = {"share A": "A", "share B": "B"}  # the role whose agreement speaks for a candidate
@@ -69,8 +69,7 @@ class Evidence:
     def lead(self, one: str, other: str) -> tuple[float, float]:
         """Mean lead of one over the other, better when higher, and its noise."""
         mine, theirs = self.probes[one].values, self.probes[other].values
-        found = list(gains(mine, theirs, self.measure.higher_is_better).values())
-        return fmean(found), standard_error(found)
+        return lead(mine, theirs, self.measure.higher_is_better)
 
     def harmed(self, name: str) -> float | None:
         """Share of clients that a candidate leaves worse off than training alone."""

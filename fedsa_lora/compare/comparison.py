@@ -149,4 +149,4 @@ class Comparison:
 
 
 def _searches(grid: Grid, entries: Sequence[Entry]) -> list[Search]:
-    return [Search(entry, tuple(grid.rates), tuple(grid.seeds)) for entry in entries]
+    return [Search(entry, tuple(grid.rates), tuple(grid.seeds), grid.every_rate) for entry in entries]

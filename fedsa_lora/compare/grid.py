@@ -53,7 +53,8 @@ class Grid:
     """Overrides of each regime and method by name, as one line each.
 
     The learning rate of a method in a regime is the best of ``rates`` by the validation part of the first
-    of ``seeds``. ``reference`` is the method that others are measured by. ``fixed``: what a regime sets
+    of ``seeds``; ``every_rate``: all are tried, also those greater than one that is clearly behind.
+    ``reference`` is the method that others are measured by. ``fixed``: what a regime sets
     whatever a method says, such as ``head=frozen``. ``further``: methods of one regime alone. ``words``: what
     every run has, before the words of its regime.
     ``where_it_fits``: methods that are left out of a regime that they clash with; any other clash is an
@@ -69,6 +70,7 @@ class Grid:
     rates: list[float]
     description: str = ""
     every: int = 3
+    every_rate: bool = False
     words: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
     further: dict[str, dict[str, str]] = field(default_factory=dict)

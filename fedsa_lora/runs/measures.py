@@ -94,6 +94,13 @@ def gains(values: Values, reference: Values, higher_is_better: bool = True) -> d
     return {name: reference[name] - values[name] for name in both}
 
 
+def lead(values: Values, reference: Values, higher_is_better: bool = True) -> tuple[float, float]:
+    """Mean gain over the reference of the clients that both have, of which there is one at least, and its
+    noise: one standard error."""
+    found = list(gains(values, reference, higher_is_better).values())
+    return fmean(found), standard_error(found)
+
+
 def harmed(values: Values, reference: Values, higher_is_better: bool = True) -> float | None:
     """Share of clients that are worse than their reference; None where none has one."""
     found = gains(values, reference, higher_is_better)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.report.wording import NOT_MEASURED
 
 GRID = Grid(
@@ -94,7 +96,7 @@ def test_neither_the_order_of_methods_nor_that_of_lines_changes_a_figure(record,
     assert scores(list(SEARCHES.values())[::-1], Record(tmp_path / "other.jsonl"), "alone") == expected
 
 
-def test_a_search_asks_for_all_rates_then_for_the_best_on_every_seed(tmp_path):
+def test_a_search_asks_for_its_rates_then_for_the_best_on_every_seed(tmp_path):
     record, search = Record(tmp_path / "runs.jsonl"), SEARCHES["soft"]
     record.open()
     asked = []
@@ -105,6 +107,59 @@ def test_a_search_asks_for_all_rates_then_for_the_best_on_every_seed(tmp_path):
         assert search.settled(record) == sum(map(len, asked))
     assert asked == [[(0.1, 0), (0.2, 0)], [(0.2, 1)]]
     assert search.length == search.settled(record) == 3
+
+
+def searched(record: Record, search: Search, validation: dict[float, dict[str, float]]) -> list[list[float]]:
+    """The rates of the search that are asked for at a time, each with such a validation part."""
+    record.open()
+    asked = []
+    while search.best(record) is None:
+        asked.append([run.lr for run in search.needed(record)])
+        for run in search.needed(record):
+            record.add(run, {"result": {**result({"0": 0.5}), "validation": validation[run.lr]}})
+    return asked
+
+
+THREE = Search(SEARCHES["soft"].entry, (0.2, 0.1, 0.4), (0, 1))
+FALLING = {0.1: {"0": 0.8, "1": 0.7}, 0.2: {"0": 0.6, "1": 0.5}, 0.4: {"0": 0.9, "1": 0.9}}
+UNCLEAR = {0.1: {"0": 0.8, "1": 0.7}, 0.2: {"0": 0.6, "1": 0.7}, 0.4: {"0": 0.9, "1": 0.9}}
+
+
+def test_rates_greater_than_one_that_is_clearly_behind_are_left_out(tmp_path):
+    record = Record(tmp_path / "runs.jsonl")
+    assert searched(record, THREE, FALLING) == [[0.1, 0.2]]
+    assert THREE.best(record) == 0.1
+    [last] = THREE.needed(record)
+    assert (last.lr, last.seed) == (0.1, 1)
+    record.add(last, {"result": result({"0": 0.5})})
+    assert THREE.settled(record) == THREE.length
+
+
+def test_a_rate_that_is_behind_within_the_noise_ends_no_search(tmp_path):
+    record = Record(tmp_path / "runs.jsonl")
+    assert searched(record, THREE, UNCLEAR) == [[0.1, 0.2], [0.4]]
+    assert THREE.best(record) == 0.4
+
+
+def test_lower_is_better_where_the_measure_says_so(tmp_path):
+    record = Record(tmp_path / "runs.jsonl")
+    record.open()
+    perplexity = asdict(Measure("perplexity", (1.0, 1e9), higher_is_better=False))
+    for run in THREE.needed(record):
+        values = {"0": 10 * run.lr, "1": 10 * run.lr}
+        found = {**result({"0": 0}), "measure": perplexity, "perplexity": values, "validation": values}
+        del found["accuracy"]
+        record.add(run, {"result": found})
+    assert (THREE.best(record), [run.seed for run in THREE.needed(record)]) == (0.1, [1])
+
+
+def test_every_rate_is_tried_where_the_grid_says_so_and_counts_wherever_it_is_recorded(tmp_path):
+    record = Record(tmp_path / "runs.jsonl")
+    every = replace(GRID, rates=[0.2, 0.1, 0.4], every_rate=True, methods={"alone": "split=local_only"})
+    comparison = Comparison.to_run(every, "every", tmp_path)
+    [search] = comparison.searches
+    assert searched(record, search, FALLING) == [[0.1, 0.2, 0.4]]
+    assert search.best(record) == replace(search, every_rate=False).best(record) == 0.4
 
 
 def test_a_rate_that_fails_is_not_chosen_and_a_method_that_fails_is_not_shown(tmp_path):
