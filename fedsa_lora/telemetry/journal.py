@@ -119,6 +119,7 @@ class _Journal(logging.Handler):
         self.setFormatter(_JsonLine())
         self.addFilter(self._is_ours)
         self._path, self._side, self._client, self._told = path, side, client, False
+        self._file: int | None = None  # its inode, once there is a line of this handler's in it
 
     def _is_ours(self, record: logging.LogRecord) -> bool:
         context = _about.get()
@@ -127,7 +128,10 @@ class _Journal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if self._file not in (None, _inode(self._path)):
+                return  # it was deleted or replaced, and what is there now is another run's
             append_bounded(self._path, self.format(record))
+            self._file = _inode(self._path)
         except Exception:  # whatever it is, it ends no round
             self.handleError(record)
 
@@ -135,6 +139,10 @@ class _Journal(logging.Handler):
         if not self._told:
             self._told = True
             print(f"{self._path} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def append_bounded(path: Path, line: str) -> None:

@@ -66,7 +66,8 @@ def run(run_smoke, data) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_in_every_round_and_is_no_failure_whatever_the_method(run_smoke, data, method):
-    run = run_smoke(*words(data), *METHODS[method], "federation.exclude_after=1")
+    asked = (*METHODS[method], "federation.exclude_after=1", "evaluation.before_each=true")
+    run = run_smoke(*words(data), *asked)
     rows, summary = read_jsonl(run / "clients.jsonl"), json.loads((run / "summary.json").read_text())
     trained = {(row["round"], row["client"]) for row in rows if row["phase"] == "fit"}
     assert trained == {(round_, client) for round_ in (1, 2) for client in "0123"}

@@ -53,8 +53,9 @@ class FaultyGrid(inprocess.InProcessGrid):
         silent: Collection[str],
         clients: int,
         run_config: dict[str, Any],
+        together: int,
     ) -> None:
-        super().__init__(clients, run_config)
+        super().__init__(clients, run_config, together)
         self.plan, self.asked = plan, Counter[tuple[str, str, int]]()
         self.gone, self.silent = set(missing), silent
 

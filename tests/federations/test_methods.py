@@ -251,7 +251,7 @@ def test_a_plug_ins_subclass_of_fedavg_is_fedavg_also_with_a_head_by_counts(run,
 
 
 def test_clipping_that_binds_nobody_without_noise_is_fedavg_but_for_rounding(run):
-    assert_same(run(*GENTLY), run(*DP, "strategy.clipping_norm=1e6", *GENTLY), 1e-6)
+    assert_same(run(*GENTLY), run(*DP, "strategy.clipping_norm=1e6", *GENTLY), 1e-5)
 
 
 def test_noise_moves_what_is_shared_and_nothing_else_stops_a_run_with_it(run):
