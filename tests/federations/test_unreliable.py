@@ -55,7 +55,7 @@ def test_with_too_few_results_a_round_is_skipped_a_is_unchanged_to_the_bit_and_t
     assert all(np.array_equal(array, after.tensors[name]) for name, array in before.tensors.items())
     passing = ("took_part/", "examples/", "skipped", "attendance/", "rejected/", "uploads")
     of_server = [name for name in before.memory if not name.startswith(passing)]
-    assert all(np.array_equal(before.memory[name], after.memory[name]) for name in of_server)
+    assert [n for n in of_server if not np.array_equal(before.memory[n], after.memory[n])] == []
     assert any(not np.array_equal(a, checkpoint(run, 4).tensors[n]) for n, a in after.tensors.items())
     told = rows(run)
     assert [row["skipped"] for row in told] == [False, False, True, False, False]
