@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import RunError
+from fedsa_lora.learning.together import at_the_same_time
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl
@@ -33,7 +35,8 @@ def reevaluate(
     part: Literal["test", "validation"] | None = None,
     allow_changed_data: bool = False,
 ) -> Iterator[Reevaluation]:
-    """One client after the other, on the part of its data that the run measured or on ``part``.
+    """Every client, as many in one pass as the run has in a cohort, on the part of its data that the run
+    measured or on ``part``.
 
     What is predicted on the part that the run measured is written into the client's own folder.
     Raises FedSAError when the run or a client's state is unusable, there is no client's state here, or the
@@ -52,10 +55,16 @@ def reevaluate(
     rows = read_jsonl(run_dir / "clients.jsonl")
     recorded = {row["client"]: row.get(primary) for row in rows if row["phase"] == "evaluate"}
     record = part in (None, config.evaluation.part)
-    for name in exporter.clients():
+
+    def one(name: str) -> Reevaluation:
         client = ClientModel(name, bench, build.store(config, name))
         value = None
         if len(client.held_out):
             job = client.own(exporter.round, exporter.own_model(name), exporter.merged)
             value = client.measure(job, exporter.round if record else None)[primary]
-        yield Reevaluation(name, len(client.held_out), value, recorded.get(name))
+        return Reevaluation(name, len(client.held_out), value, recorded.get(name))
+
+    names = exporter.clients()
+    for start in range(0, len(names), bench.cohort):
+        block = names[start : start + bench.cohort]
+        yield from at_the_same_time([partial(one, name) for name in block])
