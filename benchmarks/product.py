@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fedsa_lora.client.workbench import Workbench
+from fedsa_lora.launch.plan import LARGEST_COHORT
 from fedsa_lora.learning.job import Job, Outcome, Trainer
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
@@ -50,10 +51,12 @@ class TimedTrainer:
 
 
 def run(overrides: Sequence[str], after: Callable[[int], None] = lambda round_: None) -> Spent:
-    """Run a federation; ``after`` each round something else may be done, which is not counted."""
+    """Run a federation, with as many clients in one pass as ``fedsa-lora run`` takes where it has one process;
+    ``after`` each round something else may be done, which is not counted."""
     spent = Spent()
     with tempfile.TemporaryDirectory() as folder, _timed(spent, after):
-        run_dir = run_in_process([*overrides, f"run.dir={folder}/run"])
+        together = f"machine.cohort={LARGEST_COHORT}"
+        run_dir = run_in_process([together, *overrides, f"run.dir={folder}/run"])
         spent.rows = read_jsonl(Path(run_dir) / "clients.jsonl")
     return spent
 
