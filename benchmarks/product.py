@@ -51,8 +51,8 @@ class TimedTrainer:
 
 
 def run(overrides: Sequence[str], after: Callable[[int], None] = lambda round_: None) -> Spent:
-    """Run a federation, with as many clients in one pass as ``fedsa-lora run`` takes where it has one process;
-    ``after`` each round something else may be done, which is not counted."""
+    """Run a federation, with as many clients in one pass as ``fedsa-lora run`` takes in one process; ``after``
+    each round something else may be done, which is not counted."""
     spent = Spent()
     with tempfile.TemporaryDirectory() as folder, _timed(spent, after):
         together = f"machine.cohort={LARGEST_COHORT}"
