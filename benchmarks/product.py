@@ -51,7 +51,7 @@ class TimedTrainer:
 
 
 def run(overrides: Sequence[str], after: Callable[[int], None] = lambda round_: None) -> Spent:
-    """Run a federation, with as many clients in one pass as ``fedsa-lora run`` takes in one process; ``after``
+    """Run a federation, as many clients in one pass as ``fedsa-lora run`` takes in one process; ``after``
     each round something else may be done, which is not counted."""
     spent = Spent()
     with tempfile.TemporaryDirectory() as folder, _timed(spent, after):
