@@ -33,7 +33,15 @@ def words(grid: Grid) -> dict[tuple[str, str], list[str]]:
     return {(entry.regime, entry.method): list(entry.words) for entry in grid.entries()}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in GRIDS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            path.stem, marks=[pytest.mark.slow] * (path.stem == "methods")
+        )  # 42 of them in six cells
+        for path in sorted(GRIDS.glob("*.yaml"))
+    ],
+)
 def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSA_LORA_AMAZON", str(tmp_path))
     shipped = read_grid(name)

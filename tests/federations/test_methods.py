@@ -219,9 +219,11 @@ GROUPS = ("clusters=updates", "clusters.after=1", "federation.clients=4")
 
 @pytest.mark.parametrize(
     "words",
-    [(), (*FEDIT, "strategy=fedprox"), ("head=shared", "codec=topk_int8"), ("split=soft", "head=soft"),
-     ("split=alternate",), ("split=share_b", "strategy.fraction_fit=0.5"),
-     ("split=layer_wise", "split.last=1")],
+    [("head=shared", "codec=topk_int8"), ("split=soft", "head=soft"),
+     ("split=share_b", "strategy.fraction_fit=0.5"),
+     *(pytest.param(words, marks=pytest.mark.slow) for words in (
+         (), (*FEDIT, "strategy=fedprox"), ("split=alternate",), ("split=layer_wise", "split.last=1"),
+     ))],
 )  # fmt: skip
 def test_groups_go_with_any_split_head_and_codec_and_each_client_holds_what_its_group_does(run, words):
     path = run(*GROUPS, *words)
@@ -325,7 +327,7 @@ def test_each_of_flowers_strategies_gives_other_values(run):
 
 
 @pytest.mark.parametrize("rule", ["flora", "flexlora"])
-@pytest.mark.parametrize("ranks", ["{0:2,1:4,2:8}", "[2,4]"])
+@pytest.mark.parametrize("ranks", ["{0:2,1:4,2:8}", pytest.param("[2,4]", marks=pytest.mark.slow)])
 def test_clients_of_different_ranks_train_together_and_send_what_their_rank_is(run, rule, ranks):
     path = run("split=share_ab", f"strategy={rule}", f"federation.ranks={ranks}")
     assert_sound(path)
@@ -379,7 +381,12 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+LIKE_ANOTHER = ("the first layer", "a list of layers", "soft and sparse", "importance of A and B")
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(OTHERS[n], id=n, marks=[pytest.mark.slow] * (n in LIKE_ANOTHER)) for n in OTHERS]
+)
 def test_every_other_split_runs(run, words):
     assert_sound(run(*words))
 

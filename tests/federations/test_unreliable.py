@@ -163,7 +163,7 @@ UNSTEADY = {
 
 
 @pytest.mark.parametrize("method", ["server optimizer, both ways coded", "importance", "experts"])
-@pytest.mark.parametrize("stops", [3, 5])
+@pytest.mark.parametrize("stops", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_is_resumed_among_failures_has_the_bits_of_one_that_was_not_broken_off(
     monkeypatch, tmp_path, method, stops
 ):
