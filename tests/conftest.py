@@ -17,7 +17,8 @@ __all__ = ["pytest_addoption", "trials"]
 Runner = Callable[..., Path]
 LONGEST = (
     "test_flwr_run.py", "test_methods.py", "test_resume.py", "test_notebooks.py", "test_compare_command.py",
-    "test_federation.py", "test_launch.py", "test_personal_runs.py", "test_two_runs.py",
+    "test_federation.py", "test_launch.py", "test_unreliable.py", "test_config.py", "test_personal_runs.py",
+    "test_export.py", "test_client.py", "test_finish.py", "test_two_runs.py",
 )  # fmt: skip
 
 
