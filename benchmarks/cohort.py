@@ -39,8 +39,9 @@ BACKBONES = {
 }  # fmt: skip
 TRAINING = [
     ("tiny", 1, 16, "fp32"), ("tiny", 2, 16, "fp32"), ("tiny", 8, 16, "fp32"), ("minilm", 1, 10, "fp32"),
-    ("minilm", 8, 2, "fp32"), ("minilm", 8, 10, "fp32"), ("minilm", 16, 10, "fp32"),
-    ("minilm", 8, 10, "bf16"), ("minilm", 16, 10, "bf16"),
+    ("minilm", 8, 2, "fp32"), ("minilm", 8, 10, "fp32"), ("minilm", 8, 16, "fp32"),
+    ("minilm", 16, 10, "fp32"), ("minilm", 16, 16, "fp32"), ("minilm", 8, 10, "bf16"),
+    ("minilm", 8, 16, "bf16"), ("minilm", 16, 10, "bf16"),
 ]  # fmt: skip
 ANSWERS = [("tiny", 10, "fp32"), ("minilm", 1, "fp32"), ("minilm", 10, "fp32"), ("minilm", 10, "bf16")]
 

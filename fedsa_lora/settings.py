@@ -109,8 +109,8 @@ class MachineSettings(Group):
     simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
 
     ``cohort``: clients, neighbours by id, whose jobs are done in one pass over their tokens; null: as many as
-    leave work for every process, at most ten, where the engine is "inprocess", decided once for a run, and
-    one elsewhere. The size changes results by rounding alone.
+    leave work for every process, at most sixteen, where the engine is "inprocess", decided once for a run,
+    and one elsewhere. The size changes results by rounding alone.
     """
 
     engine: Literal["auto", "inprocess", "ray"] = "auto"

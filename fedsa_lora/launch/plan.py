@@ -26,7 +26,7 @@ from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
 
-LARGEST_COHORT = 10  # up to which more clients in a pass were never slower (benchmarks/cohort.py)
+LARGEST_COHORT = 16  # up to which more clients in a pass were never slower (benchmarks/cohort.py)
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 

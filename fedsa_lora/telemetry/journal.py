@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from fedsa_lora.errors import printable
 from fedsa_lora.files import append_whole
@@ -111,15 +112,14 @@ class _JsonLine(logging.Formatter):
 
 class _Journal(logging.Handler):
     """A bounded file of one side. Server and clients may share a process, and do in tests and sweeps: each
-    file takes its own side's records. A thread without a context is Flower's, on the server's side. Between
-    two records the file is closed: a handler lives no longer than a message does on a client."""
+    file takes its own side's records. A thread without a context is Flower's, on the server's side."""
 
     def __init__(self, path: Path, side: str, client: str | None) -> None:
         super().__init__(logging.INFO)
         self.setFormatter(_JsonLine())
         self.addFilter(self._is_ours)
         self._path, self._side, self._client, self._told = path, side, client, False
-        self._file: int | None = None  # its inode, once there is a line of this handler's in it
+        self._file: BinaryIO | None = None  # open from the first line on: no other file gets its inode
 
     def _is_ours(self, record: logging.LogRecord) -> bool:
         context = _about.get()
@@ -128,21 +128,36 @@ class _Journal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if self._file not in (None, _inode(self._path)):
+            if self._file is not None and not self._in_place(self._file):
                 return  # it was deleted or replaced, and what is there now is another run's
             append_bounded(self._path, self.format(record))
-            self._file = _inode(self._path)
+            if self._file is None or not self._in_place(
+                self._file
+            ):  # the first line, or the first of the next
+                self._hold()
         except Exception:  # whatever it is, it ends no round
             self.handleError(record)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def _hold(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self._path.open("rb")
+
+    def _in_place(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._told:
             self._told = True
             print(f"{self._path} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
-
-
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
 
 
 def append_bounded(path: Path, line: str) -> None:
