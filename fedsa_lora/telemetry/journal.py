@@ -128,12 +128,10 @@ class _Journal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if self._file is not None and not self._in_place(self._file):
+            if self._file is not None and not self._in_place():
                 return  # it was deleted or replaced, and what is there now is another run's
             append_bounded(self._path, self.format(record))
-            if self._file is None or not self._in_place(
-                self._file
-            ):  # the first line, or the first of the next
+            if not self._in_place():  # the first line, or the first after a full file was put aside
                 self._hold()
         except Exception:  # whatever it is, it ends no round
             self.handleError(record)
@@ -148,9 +146,11 @@ class _Journal(logging.Handler):
             self._file.close()
         self._file = self._path.open("rb")
 
-    def _in_place(self, file: BinaryIO) -> bool:
+    def _in_place(self) -> bool:
+        if self._file is None:
+            return False
         try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except FileNotFoundError:
             return False
 
