@@ -1,5 +1,6 @@
-"""Decisions that a run takes by measuring: taken once, kept in its directory, and used by all its processes
-and whenever it is resumed, so that the same config and the same decisions give the same bits."""
+"""Decisions that a run takes on the machine where it begins: taken once, kept in its directory, and used by
+all its processes and whenever it is resumed, so that the same config and the same decisions give the same
+bits."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 tests."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import matrix
@@ -51,6 +52,12 @@ def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         return run_in_process(["experiment=smoke", "run.report=false", *overrides, f"run.dir={folder}"])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_once(run_smoke: Runner) -> Runner:
+    """As ``run_smoke``, but that a run is made once for the same words: to be looked at alone."""
+    return cache(run_smoke)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,16 @@ def masked(module: nn.Module, sites: Sites, seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Have a module compute by another forward function for as long as it lasts."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
 def _configs(module: nn.Module) -> list[Any]:
     """The configs of those models within a module whose attention can be computed here."""
     models = (part for part in module.modules() if isinstance(part, PreTrainedModel))
@@ -82,8 +92,7 @@ class _Dropout:
             hook = module.register_forward_pre_hook(self.begin, with_kwargs=True)
             undo.callback(hook.remove)
             for layer in layers:
-                layer.forward = partial(self.drop, layer)  # type: ignore[method-assign]
-                undo.callback(layer.__dict__.pop, "forward")
+                undo.enter_context(replaced(layer, partial(self.drop, layer)))
             for config in configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = ATTENTION

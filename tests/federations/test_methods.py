@@ -30,14 +30,11 @@ BRIEF = (
 
 
 @pytest.fixture(scope="session")
-def run(run_smoke: Runner) -> Runner:
-    """A brief smoke run, made once for the same words."""
-    known: dict[tuple[str, ...], Path] = {}
+def run(run_smoke: Runner, run_once: Runner) -> Runner:
+    """A brief smoke run, made once for the same words unless it is to be made ``again``."""
 
     def made(*words: str, again: bool = False) -> Path:
-        if words not in known or again:
-            known[words] = run_smoke(*BRIEF, *words)
-        return known[words]
+        return (run_smoke if again else run_once)(*BRIEF, *words)
 
     return made
 

@@ -2,6 +2,7 @@
 keeps beside it is its own."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,15 +29,8 @@ LIVELY = ("personalisation.eta=0.5", "personalisation.weight=1", "personalisatio
 
 
 @pytest.fixture(scope="module")
-def run(run_smoke):
-    known = {}
-
-    def made(*words):
-        if words not in known:
-            known[words] = run_smoke(*BRIEF, *words)
-        return known[words]
-
-    return made
+def run(run_once):
+    return partial(run_once, *BRIEF)
 
 
 def personalised(run, method, *words):

@@ -92,15 +92,8 @@ def _everything(path):
 
 
 @pytest.fixture(scope="module")
-def whole(run_smoke):
-    known = {}
-
-    def made(words):
-        if words not in known:
-            known[words] = run_smoke(*WORDS, *words)
-        return known[words]
-
-    return made
+def whole(run_once):
+    return lambda words: run_once(*WORDS, *words)
 
 
 @pytest.mark.case(20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from fedsa_lora.learning.cohort.masks import FlatMasks, Mask, dropped
 from fedsa_lora.learning.cohort.packed import Packed
 from fedsa_lora.learning.cohort.products import Product, multiplied
 from fedsa_lora.learning.cohort.rows import Rows
+from fedsa_lora.learning.masking import replaced
 from fedsa_lora.learning.targets import LINEAR
 from fedsa_lora.tasks.heads import block, unwrapped
 from fedsa_lora.tasks.pooling import is_mean_pooled
@@ -51,12 +52,12 @@ class FlatModel:
         """Have the model compute flat batches for as long as it lasts, however it ends."""
         with ExitStack() as stack:
             for module, layer in self._layers.items():
-                stack.enter_context(_replaced(module, partial(self._pass, layer)))
+                stack.enter_context(replaced(module, partial(self._pass, layer)))
             for module, product in self._products.items():
-                stack.enter_context(_replaced(module, partial(multiplied, product=product)))
+                stack.enter_context(replaced(module, partial(multiplied, product=product)))
             for module in self._base.modules():
                 if type(module) is nn.Dropout and module.p > 0:
-                    stack.enter_context(_replaced(module, partial(self._drop, module)))
+                    stack.enter_context(replaced(module, partial(self._drop, module)))
             if not self._reading.images:
                 config, before = self._base.config, self._base.config._attn_implementation
                 stack.callback(setattr, config, "_attn_implementation", before)
@@ -173,12 +174,3 @@ def _products(
         for name, module in model.module.named_modules()
         if isinstance(module, LINEAR) and block(name) and id(module) not in under
     }
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
