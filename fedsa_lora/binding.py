@@ -9,10 +9,10 @@ import math
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from fedsa_lora.errors import ConfigError, FedSAError
-from fedsa_lora.group import Group, Interval, Target, held
+from fedsa_lora.group import Group, Interval, Target, held, hints_of
 from fedsa_lora.suggest import listing, nearest
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
         faults.append(f"{path}: expected settings, got {node!r}")
         return None
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = get_type_hints(cls, include_extras=True)
+    hints = hints_of(cls)  # type: ignore[arg-type]
     before = len(faults)
     for key in node:
         if key not in fields and key != TARGET:
@@ -135,7 +135,7 @@ def arguments_of(cls: type[Any]) -> dict[str, Any]:
 def _constructor(cls: type[Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Arguments that a class is made with; where it hands ``**arguments`` on, also what the class above it
     takes."""
-    parameters, hints = dict(inspect.signature(cls).parameters), get_type_hints(cls.__init__)
+    parameters, hints = dict(inspect.signature(cls).parameters), hints_of(cls.__init__)
     above = cls.__mro__[1]
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and above is not object:
         taken, known = _constructor(above)

@@ -114,11 +114,17 @@ class Group:
 
 
 @cache
+def hints_of(what: Any) -> dict[str, Any]:
+    """The declared types of a class or a function, with their marks; not to be changed."""
+    return get_type_hints(what, include_extras=True)
+
+
+@cache
 def marks(group: type) -> tuple[tuple[str, Any], ...]:
     """The key and the mark of everything that is marked in a group and the groups within it, such as
     ``("federation.rounds", Interval(1))``."""
     found: list[tuple[str, Any]] = []
-    for name, hint in get_type_hints(group, include_extras=True).items():
+    for name, hint in hints_of(group).items():
         for mark in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
             if isinstance(mark, Keys):
                 found += [(f"{name}.{key}", mark.mark) for key in mark.names]

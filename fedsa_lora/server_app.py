@@ -16,7 +16,7 @@ from fedsa_lora.federation import PASSED
 from fedsa_lora.launch.flower_log import COMPLETE
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.runs.directory import RunDirectory
-from fedsa_lora.server.build import build_strategy
+from fedsa_lora.server.build import build_strategy, skeleton
 from fedsa_lora.server.finish import finish, to_the_end
 from fedsa_lora.server.nodes import ClientsOfNodes
 from fedsa_lora.settings import RunConfig
@@ -35,7 +35,8 @@ class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
-        strategy = build_strategy(config, directory, directory.run, directory.resumptions)
+        self.model = skeleton(config)
+        strategy = build_strategy(config, self.model, directory, directory.run, directory.resumptions)
         each = config.federation.clients_per_node
         manager = ClientsOfNodes(each) if each > 1 else SimpleClientManager()
         super().__init__(client_manager=manager, strategy=strategy)
@@ -50,7 +51,7 @@ class RecordedServer(Server):
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         with to_the_end(self.directory):
             result = super().fit(num_rounds - self.directory.done, timeout)
-            finish(self.config, self.directory)
+            finish(self.config, self.directory, self.model)
         log.info("%s: %s", COMPLETE, self.directory.path)
         return result
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Codec
@@ -27,6 +27,7 @@ from fedsa_lora.group import (
     at,
     at_least,
     held,
+    hints_of,
     marked,
     more_than,
 )
@@ -221,7 +222,7 @@ class RunConfig:
     def describe(self) -> dict[str, str]:
         """The lines of the plan, by title, of all groups."""
         lines: dict[str, str] = {}
-        for name, hint in get_type_hints(RunConfig, include_extras=True).items():
+        for name, hint in hints_of(RunConfig).items():
             group, kind = getattr(self, name), held(hint)
             if isinstance(group, Group):
                 lines |= group.describe()

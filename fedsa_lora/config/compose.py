@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedsa_lora.binding import raise_faults, unknown
+from fedsa_lora.config import yaml_text
 from fedsa_lora.config.changes import task_title
 from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.validation import from_resolved
@@ -234,17 +235,19 @@ def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:
     """The settings of a YAML file, with ``resolve`` its ``${...}`` resolved. Raises ConfigError when it
     holds none."""
     try:
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
+        node = yaml_text.parse(path.read_text(encoding="utf-8"))
+        if resolve:
+            node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path} holds no settings: it was cut off or altered")
-    return {str(key): value for key, value in node.items()}
+    return node
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML; ``read_config`` and ``as_handed`` read it back to an equal config."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.resolved))
+    return yaml_text.dump(config.resolved)
 
 
 def as_handed(
@@ -258,6 +261,4 @@ def as_handed(
 @lru_cache(maxsize=1)
 def handed(composed: str) -> RunConfig:
     """The config that ``to_yaml`` wrote. The apps of a run in one process share it and what its task read."""
-    node = OmegaConf.to_container(OmegaConf.create(composed))
-    assert isinstance(node, dict)
-    return from_resolved({str(key): value for key, value in node.items()})
+    return from_resolved(yaml_text.parse(composed))

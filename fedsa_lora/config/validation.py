@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any
 
 from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
+from fedsa_lora.group import hints_of
 from fedsa_lora.settings import EXCHANGE, TASKS, HeadSettings, RunConfig
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.model_settings import resolve
@@ -27,8 +28,8 @@ _SOUND = {"model": {"pretrained": False, "config": {"model_type": "bert"}}, "fed
 def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunConfig:
     """Bind a config that was resolved before, such as the ``config.yaml`` of a run directory."""
     faults = [] if faults is None else faults
-    hints = get_type_hints(RunConfig, include_extras=True)
-    del hints["resolved"]
+    node = _text_keys(node)
+    hints = {key: hint for key, hint in hints_of(RunConfig).items() if key != "resolved"}
     for key in node:
         if key not in hints:
             faults.append(unknown(key, "key", list(hints)))
@@ -47,6 +48,13 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     config = RunConfig(**values, resolved=node)
     raise_faults([fault for group in config.groups for fault in group.clashes(config)])
     return config
+
+
+def _text_keys(node: Any) -> Any:
+    """The settings with keys of text alone, as a client 0 of ``federation.ranks`` is called."""
+    if isinstance(node, Mapping):
+        return {str(key): _text_keys(value) for key, value in node.items()}
+    return [_text_keys(value) for value in node] if isinstance(node, list) else node
 
 
 def _bind_split(node: Any, head: HeadSettings | None, faults: list[str]) -> Any:

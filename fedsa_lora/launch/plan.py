@@ -60,9 +60,9 @@ def make_plan(config: RunConfig) -> Plan:
         attempt(lambda: federation.check_measurable(config.evaluation.part), faults)
     model = attempt(lambda: _skeleton(config, federation), faults)
     remarks = None
-    if not faults:
+    if not faults and model is not None:
         remarks = attempt(lambda: inspect_task(config.task), faults)
-        attempt(lambda: build_strategy(config, Unwritten()), faults)
+        attempt(lambda: build_strategy(config, model, Unwritten()), faults)
     raise_errors(faults)
     assert trained_on is not None
     assert federation is not None

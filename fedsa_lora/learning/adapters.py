@@ -84,7 +84,7 @@ class AdapterModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return next(iter(self._parameters.values())).device
 
     @property
     def scales(self) -> dict[str, float]:

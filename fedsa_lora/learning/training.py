@@ -131,14 +131,14 @@ def train(
     Raises TrainingError at the first loss that is not finite.
     """
     model.set_trainable(trained)
-    model.module.train()
+    _in_mode(model.module, training=True)
     optimizer = _optimizer(model, trained, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
     minimised = objective(model, task, examples, settings)
     sites = dropout_sites(minimised, batches[0])
-    torch.manual_seed(torch_seed)  # for dropout that no mask reaches
+    _seed(torch_seed, model.device)  # for dropout that no mask reaches
     started, total = time.perf_counter(), 0.0
     with masked(model.module, sites, torch_seed):
         for step, indices in enumerate(batches):
@@ -160,13 +160,28 @@ def train(
     return _report(examples, batches, total, time.perf_counter() - started)
 
 
+def _in_mode(module: nn.Module, *, training: bool) -> None:
+    """``train()`` or ``eval()`` where it is not so already: it visits every layer, and takes as long as a
+    step of a small model."""
+    if module.training != training:
+        module.train(training)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds the generators that training draws from. ``torch.manual_seed`` does so, and formats a stack trace
+    for each kind of accelerator that it has not found, which takes as long as a step of a small model."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.manual_seed(seed)
+
+
 @torch.no_grad()
 def predict(
     model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
 ) -> NDArray[np.float32]:
     """The task's predictions (n, ...), of classes logits, in the order of the examples; batches are formed
     by length."""
-    model.module.eval()
+    _in_mode(model.module, training=False)
     order = np.argsort(examples.lengths, kind="stable")
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):

@@ -28,14 +28,15 @@ def skeleton(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(empty, config.lora, config.seed))
 
 
-def build_strategy(config: RunConfig, recorder: Recorder, run: str = "", resumed: int = 0) -> FedSA:
-    """FedSA around the configured strategy; ``run`` is what clients know it by, and ``resumed`` how often it
-    was.
+def build_strategy(
+    config: RunConfig, empty: AdapterModel, recorder: Recorder, run: str = "", resumed: int = 0
+) -> FedSA:
+    """FedSA around the configured strategy, for the ``skeleton`` of the model; ``run`` is what clients know
+    it by, and ``resumed`` how often it was.
 
     Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
     does not fit.
     """
-    empty = skeleton(config)
     config.personalisation.check(empty)
     split: AdapterSplit = config.split(empty.layout)
     layout = empty.layout.select(split.shared)

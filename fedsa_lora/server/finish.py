@@ -25,13 +25,13 @@ log = logging.getLogger("flwr")
 LARGE = 2e9  # bytes of a backbone in float32 that is not copied into each run
 
 
-def finish(config: RunConfig, directory: RunDirectory) -> None:
+def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
     """Write everything that a reader opens first, in place of what an interrupted finish left: the same run
-    gives the same files. Names and shapes suffice but for the backbone that the adapters go with, which is
-    read once. There are no adapter folders where that backbone is large, where what was trained is relative
-    to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the run did."""
+    gives the same files. The ``skeleton`` of the model suffices, but the backbone that the adapters go with
+    is read once. There are no adapter folders where that backbone is large, where what was trained is
+    relative to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the
+    run did."""
     directory.finishing()
-    model = skeleton(config)
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
     directory.write_summary(summary | {"changes": changes_of(command)})
@@ -75,7 +75,7 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
         directory.close()
         return False
     with to_the_end(directory):
-        finish(config, directory)
+        finish(config, directory, skeleton(config))
     return True
 
 

@@ -39,7 +39,7 @@ def build_backbone(
     pad_token_id: int | None = None,
 ) -> torch.nn.Module:
     """A float32 model in eval mode whose head has one output per label, and which knows that head
-    (``head_of``).
+    (``head_of``) and its start (``start_of``).
 
     ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta device
     and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the global random
@@ -56,16 +56,15 @@ def build_backbone(
         if start.folded:
             model = unfolded(model)
     assign_head(model, start.head)
+    model.start = start
     module: torch.nn.Module = mean_pooled(model) if start.mean else model
     return module.eval()
 
 
-def start_of(
-    auto_class: Any, settings: ModelSettings, labels: Sequence[str], pad_token_id: int | None = None
-) -> Start:
-    """The start of a model of ``build_backbone``. Raises ModelError as that does, and where there are no
-    weights."""
-    _, start = _examined(auto_class, settings, labels, pad_token_id)
+def start_of(model: Any, settings: ModelSettings) -> Start:
+    """The start of a model of ``build_backbone``. Raises ModelError where there are no weights to start
+    from."""
+    start: Start = model.start
     if settings.pretrained and start.account is None:
         raise ModelError(
             f"{settings.path}: there are no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "

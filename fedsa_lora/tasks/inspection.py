@@ -27,11 +27,8 @@ def inspect_task(task: Any) -> tuple[str, ...]:
     """
     if not isinstance(task, DividedTask):
         return ()
-    pad = None
-    if isinstance(task, TextData):
-        pad = task.tokenizer.pad_token_id
-    start = start_of(task.auto_class, task.model, task.labels(), pad)
     model: Any = task.build_model(seed=0, empty=True)
+    start = start_of(model, task.model)
     if isinstance(task, TextData):
         check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)

@@ -59,10 +59,8 @@ def assign_rows(
             raise ConfigError(
                 f"{name} makes {count} clients, but federation.clients is {clients}: set it to {count}"
             )
-        parts = [
-            partitioner.load_partition(client).with_format("numpy")[_ROW][:] for client in range(clients)
-        ]
-    return [np.sort(part.astype(np.int64)) for part in parts], by
+        parts = [partitioner.load_partition(client).with_format("arrow")[:] for client in range(clients)]
+    return [np.sort(part[_ROW].to_numpy().astype(np.int64)) for part in parts], by
 
 
 def _partitioner_class(name: str) -> Any:

@@ -452,7 +452,7 @@ def test_a_run_directory_that_was_moved_is_read_where_it_is(tmp_path):
     ("content", "said"),
     [
         (None, "no run directory"),
-        (b"", "task: missing"),
+        (b"", "holds no settings: it was cut off"),
         (b"- a\n- b\n", "holds no settings"),
         (b"a: [", "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),

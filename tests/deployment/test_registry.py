@@ -10,7 +10,7 @@ from fedsa_lora.config.compose import load, places
 from fedsa_lora.deployment.certificates import REGISTRY, make_certificates
 from fedsa_lora.deployment.registry import KIND, read_registry
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.server.build import build_strategy
+from fedsa_lora.server.build import build_strategy, skeleton
 from strategies.round.ledger import Unwritten
 
 pytestmark = pytest.mark.case(32)
@@ -129,8 +129,8 @@ def test_a_registry_is_a_path_and_one_with_faults_is_told_before_the_run(tmp_pat
     assert config.federation.registry == str(tmp_path / REGISTRY)
     assert f'federation.registry="{tmp_path / REGISTRY}"' in places(config)
     with pytest.raises(ConfigError, match="line 1: expected"):
-        build_strategy(config, Unwritten())
+        build_strategy(config, skeleton(config), Unwritten())
     assert main(["run", "--dry-run", *DEPLOYED, "federation.registry=registry"]) == 1
     assert "line 1: expected" in capsys.readouterr().err
     elsewhere = load([*DEPLOYED, "federation.registry=/srv/of/the/superlink/registry"])
-    build_strategy(elsewhere, Unwritten())
+    build_strategy(elsewhere, skeleton(elsewhere), Unwritten())

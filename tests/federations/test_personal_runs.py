@@ -217,7 +217,7 @@ def test_a_client_that_never_took_part_has_the_common_model_and_nothing_to_mix_i
 def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():
     config = load(["experiment=smoke", *EXPERTS, "lora=dora"])
     with pytest.raises(ModelError, match="expected plain LoRA on a linear layer"):
-        build_strategy(config, Unwritten())
+        build_strategy(config, skeleton(config), Unwritten())
 
 
 @pytest.mark.parametrize(

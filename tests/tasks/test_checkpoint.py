@@ -40,7 +40,8 @@ def rewritten(folder, change):
 
 
 def start(folder, labels=LABELS, **settings):
-    return start_of(Auto, ModelSettings(path=str(folder), **settings), labels)
+    made = ModelSettings(path=str(folder), **settings)
+    return start_of(build_backbone(Auto, made, labels, seed=0, empty=True), made)
 
 
 def both_builds(folder, labels=LABELS):
