@@ -1,17 +1,14 @@
 """Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process. The order of
-tests."""
+tests. Fixtures import what trains: the process that only hands tests to others needs none of it."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import matrix
 import pytest
-import torch
-from flwr.supercore.task_identity import TaskIdentity
 from matrix import pytest_addoption, trials
-
-from fedsa_lora.runs.inprocess import run_in_process
 
 __all__ = ["pytest_addoption", "trials"]
 
@@ -27,18 +24,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The tests of the cases that were asked for, those of the longest files first: none is left for the end,
     when other workers have nothing to do."""
     matrix.pytest_collection_modifyitems(config, items)
+    _leave_to_slow(items)
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+def _leave_to_slow(items: list[pytest.Item]) -> None:
+    """Of a test that is ``sampled(n)`` one in n sets of parameters is among make test's, beginning with the
+    first; make slow has the others."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        for mark in item.iter_markers("sampled") if item.get_closest_marker("slow") is None else ():
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % mark.args[0]:
+                item.add_marker("slow")
+            seen[test] += 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)  # bits depend on the order of sums
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _task() -> None:
     """Messages are made outside of a process of Flower's, which would say whose they are."""
+    from flwr.supercore.task_identity import TaskIdentity
+
     for name in ("_run_id", "_node_id", "_task_id"):
         setattr(TaskIdentity, name, 1)
 
@@ -46,6 +60,7 @@ def _task() -> None:
 @pytest.fixture(scope="session")
 def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Run the smoke experiment with overrides, and return its run directory; no report but on request."""
+    from fedsa_lora.runs.inprocess import run_in_process
 
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("run") / "run"

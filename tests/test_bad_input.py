@@ -116,6 +116,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("words", "said"), METHODS.items(), ids=METHODS)
 def test_what_cannot_be_had_together_is_said_at_once_and_nothing_is_written(
     capsys, tmp_path, monkeypatch, words, said

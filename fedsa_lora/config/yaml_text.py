@@ -46,11 +46,11 @@ _Loader.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+0123456789."))
 
 
 def dump(settings: dict[str, Any]) -> str:
-    """YAML that ``parse`` and OmegaConf read back to equal settings."""
+    """Settings as YAML that ``parse`` and OmegaConf read back to equal settings."""
     text: str = yaml.dump(settings, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     return text
 
 
 def parse(text: str) -> Any:
-    """What a YAML text holds. Raises ``yaml.YAMLError``."""
+    """Reads what a YAML text holds. Raises ``yaml.YAMLError``."""
     return yaml.load(text, Loader=_Loader)  # a safe loader: it makes plain values alone

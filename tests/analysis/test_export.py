@@ -127,6 +127,7 @@ METHODS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke, tmp_path, overrides):
     run = run_smoke(*overrides, "evaluation.local_only=false")
@@ -179,6 +180,7 @@ def test_an_unknown_client_is_an_error_that_lists_those_there_are(smoke_run):
         exporter(smoke_run).tensors("nobody")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["finetune", "reptile", "perfedavg"])
 def test_a_model_that_is_trained_on_before_it_is_used_is_exported_as_it_was_measured(
     run_smoke, tmp_path, method

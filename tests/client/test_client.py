@@ -123,6 +123,7 @@ def rounds(desk: Desk, order: str, answers: dict) -> None:
             answers[name, round_] += (desk.report(name, round_)["loss"],)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
 def test_neither_the_order_of_the_clients_nor_the_others_of_a_process_change_a_bit(tmp_path, overrides):
     forward, backward, alone = ({} for _ in range(3))
@@ -454,6 +455,7 @@ def test_changes_are_held_to_the_bit_and_no_other_change_is_taken(tmp_path):
     assert (desk.store("0").rounds()[-1], desk.store("1").load()) == (3, None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", [["codec=topk", "codec.ratio=0.02"], ["codec=randomk"], ["codec=int4"]])
 def test_over_twenty_rounds_what_was_sent_and_what_is_left_is_all_that_was_learned(tmp_path, codec):
     desk = Desk(tmp_path / "run", *codec)
@@ -506,6 +508,7 @@ def test_an_adapter_of_a_lower_rank_sends_its_own_rows_and_the_others_stay_zero(
         desk.next(round_)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

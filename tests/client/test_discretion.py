@@ -312,6 +312,7 @@ def write(path: Path, content: object) -> None:
         path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(31)
 @pytest.mark.parametrize("fault", FILES)
 def test_no_part_of_a_cell_or_a_column_leaves_a_client_in_an_error(machine, caplog, fault):
@@ -344,6 +345,7 @@ def test_a_sound_answer_holds_no_part_of_the_data_either(machine):
         assert canaries.found(message_to_proto(reply).SerializeToString()) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(31)
 @pytest.mark.parametrize(
     "place", ["build_model", "read", "encode", "load_client", "collate", "predict", "evaluate"]

@@ -51,6 +51,7 @@ def test_a_folder_without_a_run_is_reported_without_libraries_that_train(words, 
     assert not names & (TRAIN | DATA)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "told"),
     [

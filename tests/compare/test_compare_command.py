@@ -172,13 +172,9 @@ def test_a_number_of_processes_that_is_none_is_refused(number, capsys):
     assert "--processes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
-    ],
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_stopped_comparison_leaves_no_worker_and_no_folder_and_says_how_to_go_on(tmp_path, number, code):
     text = grid(tmp_path, ALONE, SHARE_A, **{"federation.rounds=2": "federation.rounds=999"})

@@ -33,6 +33,7 @@ def words(grid: Grid) -> dict[tuple[str, str], list[str]]:
     return {(entry.regime, entry.method): list(entry.words) for entry in grid.entries()}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "name",
     [

@@ -47,6 +47,7 @@ def faults_of(overrides: list[str] | str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [
@@ -83,6 +84,7 @@ def companions(option: str) -> list[str]:
     return [word for word in named if f"{word.replace('=', '/')}" in OPTIONS]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_file_of_every_group_composes_and_binds_with_what_its_header_names(option):
     group, name = option.split("/")
@@ -91,6 +93,7 @@ def test_every_file_of_every_group_composes_and_binds_with_what_its_header_names
     assert again == config
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("head", ["local", "shared", "frozen", "soft"])
 @pytest.mark.parametrize("split", sorted({o.split("/")[1] for o in OPTIONS if o.startswith("split/")}))
 def test_a_split_and_a_head_policy_bind_to_what_their_files_say(split, head):
@@ -511,6 +514,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ODD)
 def test_a_file_of_any_name_is_given_as_it_is_and_reaches_the_app(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text("text,label\na,b\n")

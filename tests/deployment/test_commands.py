@@ -72,6 +72,7 @@ def flags(*words: str) -> frozenset[str]:
     return frozenset(FLAG.findall(done.stdout))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_flag_is_one_that_the_command_has(path):
     for words in commands(path):

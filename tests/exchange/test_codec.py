@@ -87,6 +87,7 @@ def positions_of(decoded: Sparse) -> list[int]:
 # What arrives
 
 
+@pytest.mark.sampled(4)
 @every_codec
 @settings(max_examples=40, deadline=None)
 @given(vector=VECTORS, seed=st.integers(0, 99))
@@ -222,6 +223,7 @@ def draws(codec: Codec, vector: np.ndarray, count: int) -> np.ndarray:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["fp32", "int8", "int4"])
 def test_random_k_without_error_feedback_is_unbiased_and_with_it_is_not(name):
     vector, count, ratio = np.linspace(0.5, 2, 50, dtype=np.float32), 4000, 0.2
@@ -499,6 +501,7 @@ def mutated(content: bytes, random_: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.case(14)
 @every_codec
 def test_of_altered_payloads_each_is_refused_or_decodes_to_a_valid_vector(codec):

@@ -137,6 +137,7 @@ def test_without_an_attack_nothing_is_asked_and_nothing_told(smoke_run):
     assert not any(row.name == "Attack success" for row in measure_rows(record))
 
 
+@pytest.mark.slow
 def test_a_trigger_that_is_learned_from_common_labels_reaches_who_shares_everything(tmp_path):
     """Two of three clients poison next to nothing, or half: only then is the trigger obeyed by the third."""
     common = (

@@ -92,6 +92,7 @@ ACTS = (deleted, moved, emptied, replaced, refilled)
 OFTEN = {("aggregate_fit", act) for act in ACTS} | {(phase, replaced) for phase in PHASES}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(39)
 @pytest.mark.parametrize(
     ("phase", "act"),
@@ -159,6 +160,7 @@ ENDS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(39)
 @pytest.mark.parametrize("resumes", [False, True])
 @pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)

@@ -24,7 +24,7 @@ from strategies.round.downlink import HELD, MERGED_A, MERGED_B
 ROOT = Path(__file__).resolve().parents[2]
 Runner = Callable[..., Path]
 BRIEF = (
-    "federation.clients=3", "federation.rounds=3", "run.keep_generations=9",
+    "federation.clients=3", "federation.rounds=3", "run.keep_generations=9", "train.steps=2",
     "evaluation.local_only=false", "evaluation.before=false", "evaluation.every=0",
 )  # fmt: skip
 
@@ -133,6 +133,7 @@ SAME = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("special", "general"), SAME.values(), ids=SAME)
 def test_a_special_case_gives_the_same_bits(run, special, general):
     assert_same(run(*special), run(*general))
@@ -166,6 +167,7 @@ def test_a_dense_downlink_is_a_whole_one_but_for_rounding_and_costs_what_changes
     assert two < 0.75 * one
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", ["dense", "topk"])
 @pytest.mark.parametrize("words", [("split=alternate",), ("split=ffa",), ("split=fedsvd", "strategy=fedsvd")])
 def test_what_trains_one_factor_at_a_time_is_averaged_exactly(run, words, codec):
@@ -190,6 +192,7 @@ def test_the_resting_factor_of_alternate_stays_to_the_bit_and_the_other_moves(ru
             )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", ["fedex", "flora", "flexlora", "fedrot"])
 def test_of_one_client_every_rule_gives_back_its_own_product(run, rule):
     alone = ("split=share_ab", "federation.clients=1", "federation.rounds=1")
@@ -214,6 +217,7 @@ def test_exact_rules_agree_on_the_mean_of_the_products_and_fedavg_is_farther_fro
 GROUPS = ("clusters=updates", "clusters.after=1", "federation.clients=4")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [("head=shared", "codec=topk_int8"), ("split=soft", "head=soft"),
@@ -302,6 +306,7 @@ TOGETHER = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "choice"), TOGETHER)
 def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, name, choice):
     split = (f"split={FACTORS[name]}",) if name in FACTORS else ()
@@ -312,6 +317,7 @@ def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, n
     assert not any(failures_of(row) for row in rows(path))
 
 
+@pytest.mark.slow
 def test_each_of_flowers_strategies_gives_other_values(run):
     def of(name: str) -> bytes:
         clients = f"federation.clients={ENOUGH.get(name, 3)}"
@@ -339,6 +345,7 @@ def test_clients_of_different_ranks_train_together_and_send_what_their_rank_is(r
 VARIANTS = ["default", "rslora", "dora", "vera", "pissa", "orthogonal"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_of_lora_sends_what_is_like_a_and_no_value_of_what_is_like_b(run, variant):
     path = run(f"lora={variant}", "run.keep_messages=true", "federation.rounds=2")
@@ -381,6 +388,7 @@ OTHERS = {
 LIKE_ANOTHER = ("the first layer", "a list of layers", "soft and sparse", "importance of A and B")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words", [pytest.param(OTHERS[n], id=n, marks=[pytest.mark.slow] * (n in LIKE_ANOTHER)) for n in OTHERS]
 )
@@ -402,6 +410,7 @@ CODECS = sorted(path.stem for path in (ROOT / "conf" / "codec").glob("*.yaml"))
 DOWNLINKS = sorted(path.stem for path in (ROOT / "conf" / "downlink").glob("*.yaml"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_runs_and_sends_less_than_dense_does(run, codec):
     path = run(f"codec={codec}", "federation.rounds=2")
@@ -411,6 +420,7 @@ def test_every_codec_runs_and_sends_less_than_dense_does(run, codec):
     assert (sent < 0.8 * dense) == (codec != "dense") or codec == "threshold"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("downlink", DOWNLINKS)
 def test_every_downlink_runs_and_clients_hold_what_the_server_thinks(run, downlink):
     path = run(f"downlink={downlink}", "codec=topk_int8")

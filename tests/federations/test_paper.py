@@ -86,6 +86,7 @@ def test_a_client_of_roberta_large_sends_393216_values():
     assert model.layout.count("A") == model.layout.count("B") == 393_216
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["rte", "sst2", "qnli"])
 def test_glue_runs_on_a_local_copy(name, tmp_path):
     pair = "null" if name == "sst2" else "text_pair"
@@ -94,6 +95,7 @@ def test_glue_runs_on_a_local_copy(name, tmp_path):
     assert_sound(run)
 
 
+@pytest.mark.slow
 def test_gsm8k_runs_on_a_local_copy(tmp_path):
     words = [f"task.dataset={local('gsm8k')}", "task.subset=null", f"model.path={local('stories260k')}"]
     words += ["task.max_length=128", "task.max_new_tokens=4", "evaluation.every=1"]

@@ -46,6 +46,7 @@ def own_models(path):
     return {client: beside(state) for client, state in states(path).items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "words",
     [
@@ -64,6 +65,7 @@ def test_what_is_common_has_the_bits_of_a_run_without_it(run, words):
             assert np.array_equal(found[owner][name], array), (owner, name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["ditto", "distillation"])
 @pytest.mark.parametrize("split", ["share_a", pytest.param("share_ab", marks=pytest.mark.slow)])
 def test_a_personal_model_without_its_term_is_that_of_training_alone(run, method, split):
@@ -85,6 +87,7 @@ def test_a_personal_model_is_neither_the_common_one_nor_that_of_training_alone(r
     assert len({own[min(own)].tobytes() for own in models.values()}) == len(models)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "words",
@@ -220,6 +223,7 @@ def test_experts_refuse_an_adapter_they_cannot_mix_before_anything_runs():
         build_strategy(config, skeleton(config), Unwritten())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "told"),
     [

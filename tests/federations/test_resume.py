@@ -26,7 +26,7 @@ from strategies.fedsa import FedSA
 
 WORDS = (
     "run.report=false", "federation.rounds=4", "federation.clients=3", "run.keep_generations=9",
-    "evaluation.every=2", "evaluation.before=false", "evaluation.local_only=false",
+    "evaluation.every=2", "evaluation.before=false", "evaluation.local_only=false", "train.steps=2",
 )  # fmt: skip
 TIMES = ("seconds", "fit_seconds", "bytes_up")  # a reply tells its seconds, in more digits or fewer
 METHODS = {
@@ -96,6 +96,7 @@ def whole(run_once):
     return lambda words: run_once(*WORDS, *words)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(20)
 @pytest.mark.parametrize(
     "words",
@@ -113,6 +114,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_broken_off(
     assert [row["after_round"] for row in told] == [2]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(20)
 @pytest.mark.parametrize("phase", ["configure_fit", "configure_evaluate", "aggregate_evaluate"])
 def test_wherever_a_round_is_broken_off_it_is_made_again_whole(whole, tmp_path, monkeypatch, phase):

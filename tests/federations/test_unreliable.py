@@ -44,6 +44,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(2)
 @pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
 def test_with_too_few_results_a_round_is_skipped_a_is_unchanged_to_the_bit_and_the_run_goes_on(
@@ -100,6 +101,7 @@ def calm(tmp_path_factory):
         return run_with(patch, lambda *asked: None, [*KEPT, DEADLINE], folder)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("act", ["crashes", "twice"])
 @pytest.mark.case(6)
 def test_who_answers_when_asked_again_or_twice_counts_once_and_the_bits_are_those_of_a_calm_run(
@@ -162,6 +164,7 @@ UNSTEADY = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["server optimizer, both ways coded", "importance", "experts"])
 @pytest.mark.parametrize("stops", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_is_resumed_among_failures_has_the_bits_of_one_that_was_not_broken_off(

@@ -153,6 +153,7 @@ def test_the_run_directory_is_complete(flwr_run):
     assert "token" not in (flwr_run / "environment.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_exits_non_zero_with_the_reason(tmp_path):
     """It fails while it trains, so data at a relative path were found by clients that work elsewhere."""
     rows = "".join(f"request number {i},{'yes' if i % 3 else 'no'}\n" for i in range(80))

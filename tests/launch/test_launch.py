@@ -214,6 +214,7 @@ def test_a_command_that_is_not_installed_is_named(tmp_path: Path) -> None:
         link.command("flwr")
 
 
+@pytest.mark.slow
 def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

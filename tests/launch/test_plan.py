@@ -38,6 +38,7 @@ def test_the_quickstart_in_numbers_and_nothing_is_written(tmp_path, monkeypatch)
     assert plan.free_disk > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("split", "head", "shared", "trained"),
     [
@@ -58,6 +59,7 @@ def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained
     assert plan.parameters["A"] == plan.parameters["B"] == 2 * 2 * 8 * 32
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "codec").glob("*.yaml")))
 def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
     said = re.search(r"([\d.]+) bytes a value", (CONF / "codec" / f"{name}.yaml").read_text())

@@ -85,6 +85,7 @@ def test_whatever_is_trained_and_however(bert, roles, changes):
     same(bert, [bert.job(client, each, roles=roles) for client in range(3)], FLOAT64)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "words"])
 @pytest.mark.parametrize(
     ("place", "limit", "value"),

@@ -58,6 +58,7 @@ def alike(one, two) -> None:
             assert_allclose(found[name], value, rtol=0, atol=5e-5, err_msg=name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("roles", ["A", pytest.param("A B head", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "method",

@@ -103,6 +103,7 @@ def trained(model: AdapterModel) -> dict[str, np.ndarray]:
     return model.read()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_of_any_layout_is_trained_and_exported(family, tmp_path):
     settings = pretrained(family, tmp_path / "checkpoint")

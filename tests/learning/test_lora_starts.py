@@ -68,6 +68,7 @@ def test_batch_norm_statistics_carry_nothing_from_one_client_to_the_next():
     assert any("running_mean" in name for name in buffers)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora", "vera", "pissa", "orthogonal", "layer_ranks"])
 def test_minilm_starts_as_itself_with_every_variant(name):
     settings = next(c for c in CASES if c.name == name).settings

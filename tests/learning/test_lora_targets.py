@@ -77,6 +77,7 @@ def test_a_convolutional_model_has_linear_layers_of_its_own():
         adapted("resnet")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "preset", ["fast", "balanced", "high", "dora", "vera", "pissa", "orthogonal", "rslora"]
 )

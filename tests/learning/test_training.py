@@ -149,6 +149,7 @@ def test_half_precision_stays_near_fp32_and_the_adapter_stays_float32(bench, pre
     assert all(array.dtype == np.float32 for array in half.values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("experiment", ["smoke", "digits"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_rounding_frozen_weights_once_gives_the_bits_of_autocast(experiment, precision):

@@ -175,6 +175,7 @@ def test_a_global_model_is_summed_up_where_there_is_one(tmp_path):
     assert found["global"]["worst"] == 0.25
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("head", ["local", "shared", "frozen", "soft"])
 @pytest.mark.parametrize("split", ["share_a", "share_ab", "soft", "alternate", "local_only"])
 def test_what_both_factors_would_have_cost_is_told_whatever_was_shared(tmp_path, split, head):

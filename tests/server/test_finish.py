@@ -95,8 +95,7 @@ def resume_until(folder: Path, name: str, after: str) -> None:
 def test_a_run_killed_at_each_stage_of_its_finish_is_finished_by_resume_without_a_round_made_again(
     whole, tmp_path, capsys
 ):
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["pytest", "fedsa_lora.runs.inprocess"])
+    processes = multiprocessing.get_context("fork")  # with everything imported
     run = tmp_path / "run"
     for number, stage in enumerate(STAGES):
         work = (

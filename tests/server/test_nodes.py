@@ -53,6 +53,7 @@ def test_what_is_of_no_client_of_the_node_is_refused(key):
 CODED = ("codec=topk_int8", "downlink=topk_int8", "split=importance")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("each", "words"),
     [

@@ -75,6 +75,7 @@ def test_the_plain_mean_learns_and_fails_when_a_fifth_of_the_clients_flip_their_
     assert accuracy("plain mean", COLLUDING) < 0.5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.case(17)
 @pytest.mark.parametrize("rule", ROBUST)
 @pytest.mark.parametrize("factor", [-1.0, -4.0, -1e3])

@@ -77,6 +77,7 @@ def loads(folder: Path, stdin: str) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in found.stdout.splitlines())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.case(38)
 @pytest.mark.parametrize("stdin", ["open", "closed"])
 def test_a_model_that_needs_code_of_its_own_is_refused_and_nothing_is_asked_or_run(tmp_path, marker, stdin):
@@ -89,6 +90,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused_and_nothing_is_asked_or_r
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.case(38)
 def test_where_transformers_knows_the_type_its_own_class_is_used_without_the_code(tmp_path, marker):
     found = loads(model_folder(tmp_path, marker, "bert", "BertTokenizer"), "open")

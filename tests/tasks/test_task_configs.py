@@ -60,6 +60,7 @@ def test_every_task_binds(name):
     assert isinstance(found, DividedTask)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "classes"), [("snips", 7), ("banking77", 77), ("clinc150", 150)])
 @pytest.mark.parametrize("kind", sorted(set(names("partition")) - {"natural", "own"}))
 def test_shipped_tasks_divide_under_every_partition(name, classes, kind):
@@ -86,6 +87,7 @@ def test_digits_with_the_tiny_vision_transformer(kind):
     assert digits.loss(digits.build_model(seed=0), batch).isfinite()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", GLUE)
 def test_glue_tasks_run_on_local_copies(name):
     folder = LOCAL_DATA / name

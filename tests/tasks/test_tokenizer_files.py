@@ -139,6 +139,7 @@ print(len(load_tokenizer(ModelSettings(path="evil/m"))))
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.case(37)
 @pytest.mark.parametrize("hostile", [False, True])
 def test_the_tokenizer_of_a_hub_id_is_checked_and_loaded_at_one_commit(tmp_path, private, hostile):
