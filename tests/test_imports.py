@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ ONLY_IN = {
 }
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """The full dotted names that a file imports, with those that it imports from a module."""
     package = ".".join(path.relative_to(ROOT).parent.parts)

@@ -483,6 +483,7 @@ def test_a_client_scales_what_it_sends_down_to_its_bound_and_keeps_its_own_as_it
     assert far.tobytes() == update.tobytes()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", ["dense", "topk", "randomk", "threshold", "int4"])
 def test_a_client_that_shares_nothing_sends_nothing(tmp_path, codec):
     desk = Desk(tmp_path / "run", "split=local_only", f"codec={codec}")
@@ -529,6 +530,7 @@ def test_class_counts_are_told_where_a_shared_head_is_weighted_by_them_and_nowhe
     assert header.counts == (tuple(np.bincount(labels, minlength=7)) if told else ())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("overrides", "count"),
     [

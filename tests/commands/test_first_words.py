@@ -42,6 +42,7 @@ def test_what_needs_no_model_is_answered_without_libraries_of_models_or_flower(w
     assert not names & (TRAIN | DATA | {"flwr", "hydra"})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words", [["resume", "nowhere"], ["evaluate", "nowhere"], ["export", "nowhere", "--client", "0"]]
 )

@@ -169,6 +169,7 @@ def test_agreement_is_the_mean_cosine_of_what_clients_changed_alone(run_smoke):
     assert agreement(run_smoke("split=share_a", "federation.rounds=2", "federation.clients=3")) == {}
 
 
+@pytest.mark.slow
 def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["experiment=smoke", "federation.clients=2", "head=frozen", "train.lr=0.02"]

@@ -77,6 +77,7 @@ def test_a_run_of_a_comparison_is_the_run_of_its_words(compared, tmp_path):
     assert row["result"]["bytes_down"] * 6 == pytest.approx(sent, rel=0.01)  # headers have digits of seconds
 
 
+@pytest.mark.slow
 def test_other_processes_and_another_order_of_methods_give_the_same(compared, tmp_path):
     command = ["compare", grid(tmp_path, SHARE_A, ALONE), "--processes", "2", "--to", f"{tmp_path}/to"]
     assert main(command) == 0

@@ -105,6 +105,7 @@ def test_a_split_and_a_head_policy_bind_to_what_their_files_say(split, head):
         assert getattr(bound.split, key) == (tuple(value) if isinstance(value, list) else value)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("codec/", "downlink/"))])
 def test_a_codec_binds_for_each_way_to_what_its_file_says(option):
     group, name = option.split("/")
@@ -422,6 +423,7 @@ def test_a_run_is_where_it_is_told_to_be_else_at_the_default(tmp_path):
     assert load([f"run.store={tmp_path}/store"]).store_dir == tmp_path / "store"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "words",
     [

@@ -325,7 +325,7 @@ def test_training_alone_as_reference_equals_a_local_only_run(run_smoke):
 def test_a_second_task_runs_through_the_same_client_strategy_store_and_report(run_smoke):
     run = run_smoke(
         "task=image", "model=tiny_vit", "federation.train_examples=null", "federation.test_examples=null",
-        "train.lr=5e-3", "train.steps=20", "train.batch_size=16", "run.report=true", *NO_FRILLS,
+        "train.lr=1e-2", "train.steps=12", "train.batch_size=16", "run.report=true", *NO_FRILLS,
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary["parameters"]["A"] == summary["parameters"]["B"] == 4 * 2 * 8 * 64

@@ -133,7 +133,7 @@ SAME = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("special", "general"), SAME.values(), ids=SAME)
 def test_a_special_case_gives_the_same_bits(run, special, general):
     assert_same(run(*special), run(*general))

@@ -77,6 +77,7 @@ def test_a_personal_model_without_its_term_is_that_of_training_alone(run, method
             assert np.array_equal(found[client][name], array), (client, name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["ditto", "pfedme", "distillation"])
 def test_a_personal_model_is_neither_the_common_one_nor_that_of_training_alone(run, method):
     models = own_models(personalised(run, method))

@@ -92,6 +92,7 @@ def _killer(monkeypatch) -> None:
     monkeypatch.setenv("FEDSA_LORA_PLUGINS", "killer")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_killer")
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_client_whose_process_is_killed_fails_and_a_new_process_serves_the_others(count, tmp_path):

@@ -156,6 +156,7 @@ def wait_for(condition: object, seconds: float = 900.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_completed_run_gets_its_overrides_unchanged_and_leaves_nothing(
     app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
