@@ -29,7 +29,7 @@ test: $(READY)  ## every law, with a part of the crosses and a tenth of the tria
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)  ## the crosses of methods in full, and what takes minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(READY)  ## every case of the reliability matrix, with all trials; writes docs/reliability.md
 	$(BIN)/python scripts/fault_report.py $(CASES)

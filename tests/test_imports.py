@@ -112,8 +112,14 @@ def test_strategies_is_ours_and_not_the_unrelated_package_of_the_index():
 
 def test_the_check_itself_sees_every_form_of_import(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    path = tmp_path / "fedsa_lora" / "exchange" / "bad.py"
-    path.parent.mkdir(parents=True)
+    folder = tmp_path / "fedsa_lora" / "exchange"
+    folder.mkdir(parents=True)
+
+    def file(line: str) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}.py"
+        path.write_text(line + "\n")
+        return path
+
     for line in (
         "import torch",
         "import numpy, torch.nn as nn",
@@ -121,14 +127,11 @@ def test_the_check_itself_sees_every_form_of_import(tmp_path, monkeypatch):
         "def late():\n    from torch.nn import Linear",
         "if True:\n    import torch",
     ):
-        path.write_text(line + "\n")
-        assert names(path, "torch"), line
+        assert names(file(line), "torch"), line
     for line in (
         "from fedsa_lora import learning",
         "from ..learning import adapters",
         "from .. import learning",
     ):
-        path.write_text(line + "\n")
-        assert names(path, "fedsa_lora.learning"), line
-    path.write_text("import torchvision\n")
-    assert not names(path, "torch")
+        assert names(file(line), "fedsa_lora.learning"), line
+    assert not names(file("import torchvision"), "torch")
