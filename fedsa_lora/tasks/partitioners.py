@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import io
+import sys
+import types
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,8 +67,8 @@ def assign_rows(
 
 
 def _partitioner_class(name: str) -> Any:
-    # Imported late: flwr_datasets also imports seaborn, which takes longer than the partition itself.
-    from flwr_datasets import partitioner
+    with _late("seaborn"):  # flwr_datasets only draws with it, and it takes longer than the partition itself
+        from flwr_datasets import partitioner
 
     # Vertical partitioners split columns, not rows: no client would have a whole example.
     allowed = [export for export in partitioner.__all__ if not export.startswith("Vertical")]
@@ -76,6 +79,24 @@ def _partitioner_class(name: str) -> Any:
             f"{MODULE}. followed by one of {listing(allowed, limit=len(allowed))}"
         )
     return getattr(partitioner, name)
+
+
+@contextlib.contextmanager
+def _late(name: str) -> Iterator[None]:
+    """A library that others import within it is loaded when one of them first uses it."""
+
+    class Late(types.ModuleType):
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(importlib.import_module(name), attribute)
+
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = Late(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _arguments(target: Any, node: Mapping[str, Any], clients: int, seed: int) -> dict[str, Any]:

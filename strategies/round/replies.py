@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import httpx
@@ -34,12 +35,10 @@ class Replies:
     def take(self, grid: Grid, message_id: str) -> list[Message]:
         """The reply to a message; none while there is none, or not all of it. Raises UnreadableReply, and
         httpx.HTTPError or RunNotRunningException where no reply can be had."""
-        from flwr.superlink.grid import HttpGrid  # here: its package loads a database and a web server
-
         pull = self._pulls.pop(message_id, None)
         if pull is None:
             pull = _Pull(grid, message_id)
-            if not isinstance(grid, HttpGrid):  # where clients are called here, in the thread that they know
+            if not _asks_a_superlink(grid):  # clients are called here, in the thread that they know
                 pull.run()
                 return pull.result()
             pull.start()
@@ -48,6 +47,13 @@ class Replies:
             self._pulls[message_id] = pull
             return []
         return pull.result()
+
+
+def _asks_a_superlink(grid: Grid) -> bool:
+    """True for an ``HttpGrid``. Its package loads a database and a web server: where nobody has imported it,
+    no grid is one."""
+    package = sys.modules.get("flwr.superlink.grid")
+    return package is not None and isinstance(grid, package.HttpGrid)
 
 
 class _Pull(threading.Thread):
