@@ -160,7 +160,7 @@ def _each(clients: int) -> float:
     words = ("experiment=smoke", *PLAIN, "evaluation.every=0", "federation.rounds=3", "train.steps=1")
     sizes = (
         f"federation.clients={clients}",
-        "federation.train_examples=8",
+        "federation.train_examples=[8,8]",
         "federation.validation_examples=0",
     )
     spent = run([*words, *sizes, "federation.test_examples=2"])
