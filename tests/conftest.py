@@ -34,11 +34,13 @@ def _leave_to_slow(items: list[pytest.Item]) -> None:
     first; make slow has the others."""
     seen: Counter[str] = Counter()
     for item in items:
-        for mark in item.iter_markers("sampled") if item.get_closest_marker("slow") is None else ():
-            test = item.nodeid.partition("[")[0]
-            if seen[test] % mark.args[0]:
-                item.add_marker("slow")
-            seen[test] += 1
+        mark = item.get_closest_marker("sampled")
+        if mark is None or item.get_closest_marker("slow") is not None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        if seen[test] % mark.args[0]:
+            item.add_marker("slow")
+        seen[test] += 1
 
 
 @pytest.fixture(scope="session", autouse=True)

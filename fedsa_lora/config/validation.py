@@ -54,7 +54,9 @@ def _text_keys(node: Any) -> Any:
     """The settings with keys of text alone, as a client 0 of ``federation.ranks`` is called."""
     if isinstance(node, Mapping):
         return {str(key): _text_keys(value) for key, value in node.items()}
-    return [_text_keys(value) for value in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [_text_keys(value) for value in node]
+    return node
 
 
 def _bind_split(node: Any, head: HeadSettings | None, faults: list[str]) -> Any:

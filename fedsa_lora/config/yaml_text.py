@@ -29,6 +29,8 @@ class _Loader(_FastLoader):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # a list or a mapping, which the constructor refuses
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"found duplicate key {key.value}", key.start_mark

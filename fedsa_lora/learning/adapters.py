@@ -70,6 +70,7 @@ class AdapterModel:
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
         _keep_statistics(model)
+        model.eval()  # PEFT's modules begin in training, those of the model within do not
 
     @property
     def relative(self) -> frozenset[str]:
@@ -96,6 +97,12 @@ class AdapterModel:
 
     def parameter(self, name: str) -> nn.Parameter:
         return self._parameters[name]
+
+    def set_mode(self, *, training: bool) -> None:
+        """``train()`` or ``eval()`` where the model is not so already: it visits every layer, and takes as
+        long as a step of a small model."""
+        if self.module.training != training:
+            self.module.train(training)
 
     def set_trainable(self, names: frozenset[str]) -> None:
         """Gradients for exactly these tensors."""

@@ -49,7 +49,7 @@ def measured_attention(model: AdapterModel, task: Task, examples: Examples, sett
     indices = order[start : start + settings.batch_size]
     objective = Objective(model, task, examples, settings)
     model.set_trainable(frozenset(model.layout.names))
-    model.module.eval()  # dropout is drawn apart from it
+    model.set_mode(training=False)  # dropout is drawn apart from it
 
     def step() -> None:
         objective.loss(indices).backward()  # type: ignore[no-untyped-call]

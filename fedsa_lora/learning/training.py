@@ -131,7 +131,7 @@ def train(
     Raises TrainingError at the first loss that is not finite.
     """
     model.set_trainable(trained)
-    _in_mode(model.module, training=True)
+    model.set_mode(training=True)
     optimizer = _optimizer(model, trained, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
@@ -160,13 +160,6 @@ def train(
     return _report(examples, batches, total, time.perf_counter() - started)
 
 
-def _in_mode(module: nn.Module, *, training: bool) -> None:
-    """``train()`` or ``eval()`` where it is not so already: it visits every layer, and takes as long as a
-    step of a small model."""
-    if module.training != training:
-        module.train(training)
-
-
 def _seed(seed: int, device: torch.device) -> None:
     """Seeds the generators that training draws from. ``torch.manual_seed`` does so, and formats a stack trace
     for each kind of accelerator that it has not found, which takes as long as a step of a small model."""
@@ -181,7 +174,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """The task's predictions (n, ...), of classes logits, in the order of the examples; batches are formed
     by length."""
-    _in_mode(model.module, training=False)
+    model.set_mode(training=False)
     order = np.argsort(examples.lengths, kind="stable")
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):

@@ -44,6 +44,12 @@ def test_what_omegaconf_wrote_is_read(settings):
     assert parse(OmegaConf.to_yaml(OmegaConf.create(settings))) == settings
 
 
+def test_a_key_that_is_no_text_is_refused():
+    for text in ("? [a, b]\n: 1\n", "? {a: b}\n: 1\n"):
+        with pytest.raises(yaml.YAMLError, match="unhashable key"):
+            parse(text)
+
+
 def test_a_key_that_stands_twice_is_refused_and_no_object_is_made():
     with pytest.raises(yaml.YAMLError, match="duplicate key seed"):
         parse("seed: 1\nseed: 2\n")

@@ -12,7 +12,9 @@ from torch import nn
 
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
+from fedsa_lora.learning import training
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.masking import masked
 from fedsa_lora.learning.training import TrainSettings, epoch_batches, predict, round_batches, train
 from fedsa_lora.seeds import generator
@@ -41,6 +43,24 @@ def trained(bench, settings: TrainSettings, roles: str = "A B head", **changes):
 
 def difference(one, two) -> float:
     return max(float(abs(one[name] - two[name]).max()) for name in one)
+
+
+def test_every_layer_is_in_training_while_it_trains_and_in_evaluation_else(bench, monkeypatch):
+    """Also where no pass looks for dropout sites first, as on a GPU."""
+    model = AdapterModel(attach(bench.task.build_model(seed=0), load(["experiment=smoke"]).lora))
+    monkeypatch.setattr(training, "dropout_sites", lambda *arguments: Sites())
+    modes = []
+
+    def noted(*arguments):
+        modes.append({part.training for part in model.module.modules()})
+
+    assert {part.training for part in model.module.modules()} == {False}
+    alone = SimpleNamespace(**vars(bench) | {"model": model})
+    for _ in range(2):
+        trained(alone, SETTINGS, observe=noted)
+        predict(model, bench.task, bench.data.test, SETTINGS)
+        assert {part.training for part in model.module.modules()} == {False}
+    assert modes == [{True}] * 2 * (SETTINGS.steps - 1)
 
 
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=150).map(lambda v: np.array(v, dtype=np.int64))

@@ -27,7 +27,7 @@ def answer(
     flat: FlatModel, model: AdapterModel, jobs: Sequence[Job], settings: TrainSettings
 ) -> list[list[Logits]]:
     """Logits (n, classes) for each of ``Job.asked`` of each job, in the order of its examples."""
-    model.module.eval()
+    model.set_mode(training=False)
     found: list[list[Logits]] = [[] for _ in jobs]
     for turn in range(max(len(job.asked) for job in jobs)):
         asked = {k: job.asked[turn] for k, job in enumerate(jobs) if turn < len(job.asked)}

@@ -88,7 +88,7 @@ class Block:
         if not steps:
             return
         began = time.perf_counter()
-        self._model.module.train()
+        self._model.set_mode(training=True)
         corpus = Corpus([job.examples for job in self.jobs], self._model.device)
         optimizer = Optimizer(self.rows, self.jobs)
         pull = Pull(self.rows, self.jobs) if any(job.mu for job in self.jobs) else None
