@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.cohort.fit import why_not_any
 from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
@@ -75,6 +76,9 @@ def make_plan(config: RunConfig) -> Plan:
         place = fit_simulation(config, trained_on, 4 * parameters["base"])
     else:
         place = trained_on
+    alone = why_not_any(model, config.task)
+    if isinstance(place, Processes) and alone:
+        place = replace(place, cohort=1)
     return Plan(
         parameters=parameters,
         trained=trained,
@@ -82,7 +86,7 @@ def make_plan(config: RunConfig) -> Plan:
         federation=federation,
         model=remarks,
         place=place,
-        machine=_machine(place, config.federation.clients),
+        machine=_machine(place, config.federation.clients, alone),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
@@ -151,12 +155,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
+def _machine(place: Simulation | Processes | Connection, clients: int, alone: str | None) -> str:
+    """The machine in words; ``alone`` is the reason that clients are never trained in one pass."""
     if isinstance(place, Connection):
         return f"the nodes of the SuperLink at {place.address}"
     if isinstance(place, Processes):
         each = -(-clients // place.workers)
         passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
+        if alone and each > 1:
+            passes = f", one at a time: {alone}"
         return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
     device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
     return f"{_actors(place)} clients at a time on {device}, through Ray"

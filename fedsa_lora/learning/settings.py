@@ -13,7 +13,7 @@ from fedsa_lora.group import Group, at_least, more_than
 if TYPE_CHECKING:
     import torch
 
-Intent = Literal["default", "attention", "all_linear"]
+Intent = Literal["default", "attention", "all_linear", "convolutions"]
 
 
 @dataclass(frozen=True)

@@ -16,27 +16,29 @@ from fedsa_lora.tasks.heads import block, head_of
 from fedsa_lora.tasks.pooling import is_unread
 
 LINEAR = (nn.Linear, Conv1D)
-ADAPTABLE = (*LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ADAPTABLE = (*LINEAR, nn.Embedding, *CONVOLUTIONS)
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_KERNELS = (1, 3)  # sides of the kernels that lora.targets=convolutions takes
 _PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])
 
 
 def choose(model: nn.Module, intent: Intent) -> list[str] | str:
     """Chooses what PEFT calls ``target_modules``: names, last parts of names, or one regular expression.
 
-    ``default``: PEFT's choice for the architecture, elsewhere query and value; ``attention``: the
-    linear layers of attention, q, k, v and output; ``all_linear``: those and the MLP's. The last two
-    look only into the repeated blocks, so never at a head, a pooler or an output embedding.
+    ``default``: PEFT's choice for the architecture, elsewhere query and value, in a model whose blocks have
+    no linear layer its convolutions; ``attention``: the linear layers of attention, q, k, v and output;
+    ``all_linear``: those and the MLP's. These two look only into the repeated blocks, so never at a head, a
+    pooler or an output embedding. ``convolutions``: those with a kernel of 1 x 1 or 3 x 3, but for the
+    model's first one, its head, and grouped (depthwise) or dilated ones, which get no adapter.
     Raises ModelError when the model has no such layer.
     """
     if intent == "default":
         return _default(model)
-    names = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and block(name)]
+    names = _convolutions(model) if intent == "convolutions" else _linear(model)
     if intent == "attention":
         names = [name for name in names if _ATTENTION.search(name.removeprefix(block(name) or ""))]
-    head = head_of(model)
-    names = [name for name in names if not head.holds(name)]
     if not names:
         raise ModelError(
             f"{type(model).__name__} has no layers for lora.targets={intent}: set lora.target_modules, "
@@ -79,8 +81,7 @@ def check_kinds(found: Mapping[str, nn.Module], what: str, *, linear_only: bool)
     for name, module in found.items():
         if not isinstance(module, kinds):
             raise ModelError(f"{what}: {name} is a {type(module).__name__}; expected {expected}")
-        if getattr(module, "groups", 1) > 1 or set(getattr(module, "dilation", (1,))) != {1}:
-            # PEFT builds A without dilation, and cannot merge into groups
+        if _is_grouped_or_dilated(module):
             raise ModelError(f"{what}: {name} is a grouped or dilated convolution; choose other targets")
 
 
@@ -106,6 +107,34 @@ def leaves(model: nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
+def _linear(model: nn.Module) -> list[str]:
+    """The linear layers of the repeated blocks, but for those of the head."""
+    head = head_of(model)
+    layers = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and block(name)]
+    return [name for name in layers if not head.holds(name)]
+
+
+def _convolutions(model: nn.Module) -> list[str]:
+    """The convolutions that ``targets=convolutions`` stands for. The first one, the stem, reads the image
+    itself and stays as it is."""
+    head = head_of(model)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+    return [
+        name
+        for place, (name, module) in enumerate(found.items())
+        if place
+        and not head.holds(name)
+        and set(module.kernel_size) <= set(_KERNELS)
+        and not _is_grouped_or_dilated(module)
+    ]
+
+
+def _is_grouped_or_dilated(module: nn.Module) -> bool:
+    """True for a convolution that PEFT has no adapter for: it builds A without dilation, and cannot merge
+    into groups."""
+    return getattr(module, "groups", 1) > 1 or set(getattr(module, "dilation", (1,))) != {1}
+
+
 def _endings(name: str) -> set[str]:
     parts = name.split(".")
     return {".".join(parts[i:]) for i in range(len(parts))}
@@ -121,6 +150,8 @@ def _default(model: nn.Module) -> list[str] | str:
     for pair in _PAIRS:
         if set(pair) <= set(available):
             return pair
+    if not _linear(model) and (convolutions := _convolutions(model)):
+        return convolutions
     raise ModelError(
         f"cannot infer LoRA targets for {type(model).__name__}: set lora.target_modules, for example from "
         f"{available}"

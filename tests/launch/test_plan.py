@@ -13,6 +13,7 @@ from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
 from fedsa_lora.launch.flower_run import Simulation
 from fedsa_lora.launch.plan import fit_simulation, make_plan
 from fedsa_lora.launch.size import Processes
+from fedsa_lora.report.tables import plan_tables
 
 TINY = ("model=tiny_bert", "federation.clients=2")
 CPU = torch.device("cpu")
@@ -69,6 +70,30 @@ def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
     else:
         digits = len(said[1].partition(".")[2])
         assert round(plan.bytes_up / plan.parameters["shared"], digits) == float(said[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "share", "passes"),
+    [
+        (["model=tiny_vit"], "A is 50.0% of both, so sending A alone saves 50.0%", "5 in one pass"),
+        (
+            ["model=resnet_small", "++model.config.num_channels=1"],
+            "A is 87.0% of both, so sending A alone saves 13.0%",
+            "one at a time: models of type resnet are not computed over flat tokens",
+        ),
+        (["model=tiny_vit", "lora=none", "split=full"], None, "one at a time: the whole model is trained"),
+    ],
+)
+def test_the_share_of_a_and_what_is_trained_in_one_pass(monkeypatch, words, share, passes):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    config = load(["task=image", *words, "federation.clients=10"])
+    plan = make_plan(config)
+    (table,) = plan_tables(config, plan, {})
+    rows = dict(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows.get("A and B") == share
+    assert rows["machine"] == f"2 processes on cpu, without Ray: about 5 clients for each, {passes}"
+    assert isinstance(plan.place, Processes)
+    assert plan.place.cohort == (5 if "pass" in passes else 1)
 
 
 def test_of_some_layers_their_share_is_sent():

@@ -94,6 +94,7 @@ CASES = [
          target_modules=["convolution"]),
     case("resnet_dora", 4 * (147 + 72 * 2 + 8 + 72 + 144), 5 * (8 * 3 + 16 * 3), kind="resnet",
          relative="magnitude", target_modules=["convolution"], variant="dora"),
+    case("resnet_inferred", 4 * (72 * 2 + 8 + 72 + 144), 4 * (8 * 2 + 16 * 3), kind="resnet"),
     case("convnext", 4 * (8 + 32 + 16 + 64), 4 * (32 + 8 + 64 + 16), kind="convnext", targets="all_linear"),
 ]  # fmt: skip
 

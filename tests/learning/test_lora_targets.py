@@ -73,8 +73,24 @@ def test_a_convolutional_model_has_linear_layers_of_its_own():
     assert len(adapted("convnext", targets="all_linear").scales) == 2 * 2
     with pytest.raises(ModelError, match=r"ResNetForImageClassification .*targets=all_linear.*convolution"):
         adapted("resnet", targets="all_linear")
-    with pytest.raises(ModelError, match=r"cannot infer LoRA targets.*convolution"):
-        adapted("resnet")
+
+
+def test_a_model_without_linear_layers_is_adapted_at_its_convolutions():
+    """Neither at the first one, 7 x 7, nor at the head; PEFT's default knows no such architecture."""
+    layers = adapted("resnet").scales
+    assert layers == adapted("resnet", targets="convolutions").scales
+    assert len(layers) == 5  # two of either block, and the shortcut of the second
+    assert all(layer.startswith("resnet.encoder.stages.") for layer in layers)
+    with pytest.raises(ModelError, match=r"cannot infer LoRA targets for ConvNext.*pwconv1"):
+        adapted("convnext")
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext", "bert"])
+def test_neither_a_first_convolution_nor_a_depthwise_one_is_adapted(kind):
+    with pytest.raises(
+        ModelError, match=r"no layers for lora\.targets=convolutions: set lora\.target_modules"
+    ):
+        adapted(kind, targets="convolutions")
 
 
 @pytest.mark.sampled(4)

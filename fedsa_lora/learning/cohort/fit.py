@@ -90,7 +90,7 @@ def _why_not_model(model: AdapterModel) -> str | None:
     except ModelError:
         return "an adapter is not plain LoRA on a linear layer"
     drops = any(module.p > 0 for module in model.module.modules() if isinstance(module, nn.Dropout))
-    if drops and model.device.type != "cpu":
+    if drops and model.device.type not in ("cpu", "meta"):  # a plan, whose model is on meta, asks for a CPU
         return "a GPU draws dropout of its own"
     if READINGS[kind].images and getattr(base.config, "attention_probs_dropout_prob", 0) > 0:
         return "attention drops out over images"
