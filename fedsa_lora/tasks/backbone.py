@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from transformers import AutoTokenizer
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet
+from fedsa_lora.tasks.checkpoint import WEIGHTS, Account, account, quiet, state_dict
 from fedsa_lora.tasks.foreign_code import check_tokenizer
 from fedsa_lora.tasks.heads import Head, assign_head, behind_backbone, layers_behind_blocks, outputs_by_class
 from fedsa_lora.tasks.model_config import explained, load_config
-from fedsa_lora.tasks.model_settings import ModelSettings, resolve
+from fedsa_lora.tasks.model_settings import ModelSettings, is_weights, resolve
 from fedsa_lora.tasks.pooling import (
     MARK,
     can_pool,
@@ -52,7 +53,7 @@ def build_backbone(
         # Weights are drawn on the CPU, so the generators of GPUs are left alone.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = _load_weights(auto_class, settings, start.config)
+            model = _load_weights(auto_class, type(model), settings, start.config)
         if start.folded:
             model = unfolded(model)
     assign_head(model, start.head)
@@ -194,16 +195,18 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def _load_weights(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
+def _load_weights(auto_class: Any, model_class: Any, settings: ModelSettings, config: Any) -> Any:
     if not settings.pretrained:
         return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    options = {
+        "config": config,
+        "dtype": torch.float32,
+        "trust_remote_code": False,
+        "ignore_mismatched_sizes": True,  # of the head: any other was refused before
+    }
     with explained("model", settings.path), quiet():
-        return auto_class.from_pretrained(
-            resolve(settings.path),
-            revision=settings.revision,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # of the head: any other was refused before
-        )
+        place = resolve(settings.path)
+        if is_weights(place):
+            return model_class.from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
+        revision = settings.revision
+        return auto_class.from_pretrained(place, revision=revision, weights_only=True, **options)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -23,10 +24,13 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from fedsa_lora.errors import ModelError
+from fedsa_lora.models import PUBLISHED
 from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.model_settings import is_weights
 from fedsa_lora.telemetry.journal import show_printable
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 for _library in ("transformers", "huggingface_hub"):
     show_printable(_library)
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -98,10 +102,12 @@ class Account:
 
 def account(model: Any, path: str, revision: str | None) -> Account | None:
     """The account of a checkpoint with a model on the meta device; None where there are no weights at
-    ``path`` (a folder or a hub id). Names are matched as transformers does on loading."""
+    ``path`` (a folder, a file of weights or a hub id). Names are matched as transformers does on loading."""
     held = shapes(path, revision)
     if held is None:
         return None
+    if is_weights(path):
+        held = _own_names(held, model.config)
     state = {name: torch.empty(shape, device="meta") for name, shape in held.items()}
     with quiet():
         _, found = type(model).from_pretrained(
@@ -125,6 +131,8 @@ def account(model: Any, path: str, revision: str | None) -> Account | None:
 def shapes(path: str, revision: str | None) -> dict[str, Shape] | None:
     """Every tensor of a checkpoint by its name; None where there are no weights. Of a hub id whose weights
     are not cached only the headers are fetched, where it has safetensors."""
+    if is_weights(path):
+        return dict(_tensors(Path(path)))
     found = _shapes(path, revision, fetch=False)
     if found is not None or Path(path).is_dir():
         return found
@@ -147,7 +155,10 @@ def _shapes(path: str, revision: str | None, fetch: bool) -> dict[str, Shape] | 
 
 
 def stored_file(path: str, name: str, revision: str | None, fetch: bool = False) -> Path | None:
-    """A file of a folder, or of a hub id in the cache; with ``fetch`` it is downloaded."""
+    """A file of a folder, or of a hub id in the cache; with ``fetch`` it is downloaded. Beside a file of
+    weights there is none that belongs to it."""
+    if is_weights(path):
+        return None
     try:
         found = cached_file(
             path,
@@ -192,6 +203,18 @@ def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Pat
             key="model.path",
         )
     return [part for part in found if part is not None]
+
+
+def state_dict(file: Path, config: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights, by the names that they have in a model of that config."""
+    if file.suffix == ".safetensors":
+        return _own_names(load_file(file), config)
+    return _own_names(torch.load(file, map_location="cpu", weights_only=True), config)
+
+
+def _own_names(state: Mapping[str, T], config: Any) -> dict[str, T]:
+    own_name = PUBLISHED.get(config.model_type, str)
+    return {own_name(name): value for name, value in state.items()}
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Shape]]:

@@ -8,18 +8,22 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+import fedsa_lora.models  # noqa: F401  # AutoConfig is to know them
 from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import nearest
 from fedsa_lora.tasks.checkpoint import stored_file
 from fedsa_lora.tasks.foreign_code import check_versions, names_code
-from fedsa_lora.tasks.model_settings import ModelSettings, resolve
+from fedsa_lora.tasks.model_settings import ModelSettings, is_weights, resolve
 
 
 def load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, dict[int, str]]:
     """The config with the names of the classes, and those that the checkpoint's own config has."""
     with explained("model", settings.path or f"of type {settings.config.get('model_type')}"):
         _refuse_adapter(settings)
-        config = _stored_config(settings) if settings.path else _bare_config(settings)
+        if settings.path and not is_weights(resolve(settings.path)):
+            config = _stored_config(settings)
+        else:
+            config = _bare_config(settings)
     known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -56,8 +60,16 @@ def _stored_config(settings: ModelSettings) -> Any:
 
 
 def _bare_config(settings: ModelSettings) -> Any:
-    """The config of a model type, with the overrides."""
+    """The config of a model type, with the overrides. Raises ModelError where none is named beside a file of
+    weights."""
     overrides = dict(settings.config)
+    if "model_type" not in overrides:
+        raise ModelError(
+            f"{settings.path} holds weights alone: name the type of the model that they are of, such as "
+            "+model.config.model_type=resnet, and its sizes where they are not the usual ones",
+            sent="the model is a file of weights, and model.config names no model_type",
+            key="model.config",
+        )
     model_type = str(overrides.pop("model_type"))
     _refuse_unknown(overrides, AutoConfig.for_model(model_type))
     return AutoConfig.for_model(model_type, **overrides)

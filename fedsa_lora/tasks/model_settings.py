@@ -13,6 +13,7 @@ from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
 from fedsa_lora.tasks.hub import is_hub_id, is_revision
 
 PACKAGE_SCHEME = "pkg://"
+WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")  # ends of the names of files that hold a state dict
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,11 @@ class ModelSettings(Group):
     """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
-    or a hub id; code that lies beside a model is never run. With ``pretrained`` false only its config is
-    read and every weight is drawn from the seed; ``path`` may then be empty and ``config`` must name a
-    ``model_type``. ``config`` overrides fields that the config has, such as sizes and dropouts.
+    or a hub id; code that lies beside a model is never run. It may also be one file of weights, a state dict,
+    in a package or a folder: ``config`` then names its ``model_type``, and sizes that are not the default.
+    With ``pretrained`` false only its config is read and every weight is drawn from the seed; ``path`` may
+    then be empty and ``config`` must name a ``model_type``. ``config`` overrides fields that the config has,
+    such as sizes and dropouts.
     ``tokenizer`` is a path of the same forms, ``path`` by default.
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
@@ -55,26 +58,32 @@ class ModelSettings(Group):
 
 
 def resolve(path: str) -> str:
-    """The folder of a ``pkg://`` or local path; a hub id is returned as it is.
+    """The folder, or the file of weights, of a ``pkg://`` or local path; a hub id is returned as it is.
 
-    Raises ModelError when there is no such package or folder.
+    Raises ModelError when there is no such package, folder or file.
     """
     if path.startswith(PACKAGE_SCHEME):
-        return str(_package_folder(path))
+        return str(_in_package(path))
     local = Path(path).expanduser()
-    if local.is_dir():
+    if local.is_dir() or is_weights(local):
         return str(local)
     if local.exists() or not is_hub_id(path):
         raise ModelError(
             f"no model at {path!r}: expected a folder with config.json and its weights (relative paths start "
-            f"from {Path.cwd()}), or a hub id (NAME or OWNER/NAME); correct model.path",
+            f"from {Path.cwd()}), a file of weights ({', '.join(WEIGHT_FILES)}), or a hub id (NAME or "
+            "OWNER/NAME); correct model.path",
             sent="there is no such model here",
             key="model.path",
         )
     return path
 
 
-def _package_folder(path: str) -> Path:
+def is_weights(path: str | Path) -> bool:
+    """True for a file of weights without a config beside it."""
+    return Path(path).suffix in WEIGHT_FILES and Path(path).is_file()
+
+
+def _in_package(path: str) -> Path:
     package, _, inner = path.removeprefix(PACKAGE_SCHEME).partition("/")
     # find_spec does not import the package, which might pull in a whole framework.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -93,7 +102,7 @@ def _package_folder(path: str) -> Path:
             sent="the folder of the model lies outside of its package",
             key="model.path",
         )
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_weights(folder):
         raise ModelError(
             f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folder}",
             sent="the package of the model has no such folder here",

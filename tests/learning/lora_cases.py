@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
+import fedsa_lora.models  # noqa: F401  # transformers is to know efficientnet_lite
 from fedsa_lora.learning.adapters import AdapterModel, LoraSettings, attach, initial_state
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -20,11 +21,15 @@ GPT2 = {
 }
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "layer_scale_init_value": 1.0}
+LITE = {"stem_channels": 8, "channels": [8, 16], "repeats": [1, 2], "kernels": [3, 5], "strides": [1, 2],
+        "top_channels": 32, "dropout": 0.0}  # fmt: skip
+PICTURED = ("resnet", "convnext", "efficientnet_lite")  # model types that read images
 CONFIGS = {
     "bert": SMALL | TEXT,
     "gpt2": GPT2 | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "resnet": RESNET,
     "convnext": CONVNEXT,
+    "efficientnet_lite": LITE,
 }
 WORDS = {"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), "attention_mask": torch.ones(2, 4).long()}
 PICTURES = {"pixel_values": torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
@@ -45,7 +50,7 @@ class Case:
     def backbone(self):
         torch.manual_seed(0)
         auto = AutoModelForSequenceClassification
-        if self.kind in ("resnet", "convnext"):
+        if self.kind in PICTURED:
             auto = AutoModelForImageClassification
         return auto.from_config(AutoConfig.for_model(self.kind, num_labels=3, **CONFIGS[self.kind])).eval()
 
@@ -55,7 +60,7 @@ class Case:
 
     @property
     def batch(self):
-        return PICTURES if self.kind in ("resnet", "convnext") else WORDS
+        return PICTURES if self.kind in PICTURED else WORDS
 
     def model(self, seed: int = 0) -> AdapterModel:
         return AdapterModel(attach(self.backbone(), self.lora, seed))
@@ -95,6 +100,8 @@ CASES = [
     case("resnet_dora", 4 * (147 + 72 * 2 + 8 + 72 + 144), 5 * (8 * 3 + 16 * 3), kind="resnet",
          relative="magnitude", target_modules=["convolution"], variant="dora"),
     case("resnet_inferred", 4 * (72 * 2 + 8 + 72 + 144), 4 * (8 * 2 + 16 * 3), kind="resnet"),
+    case("efficientnet_lite", 4 * (8 + 8 + 48 + 16 + 96 + 16), 4 * (8 + 48 + 16 + 96 + 16 + 32),
+         kind="efficientnet_lite"),
     case("convnext", 4 * (8 + 32 + 16 + 64), 4 * (32 + 8 + 64 + 16), kind="convnext", targets="all_linear"),
 ]  # fmt: skip
 

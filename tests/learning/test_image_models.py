@@ -18,18 +18,25 @@ COUNTS = {
     ("vit_small", "vit_ranks"): (811_146, 12, 21_504, 14_336),
     ("resnet_small", "default"): (177_178, 14, 29_184, 4_352),
     ("resnet_small", "convolutions"): (177_178, 14, 29_184, 4_352),
+    ("efficientnet_lite0", "default"): (3_371_008 + 12_810, 32, 86_144, 96_128),
 }
+MODELS = [
+    ("vit_small", "vit_fedlora"),
+    ("resnet_small", "convolutions"),
+    ("efficientnet_lite0", "convolutions"),
+]
 
 
 def adapted(model: str, lora: str, classes=TEN, *, empty: bool = False) -> AdapterModel:
-    config = load(["task=image", f"model={model}", f"lora={lora}", "lora.dropout=0"])
+    """The model of a preset, with random weights whatever it starts from."""
+    words = [f"model={model}", f"lora={lora}", "lora.dropout=0", "++model.pretrained=false", "++model.path="]
+    config = load(["task=image", *words])
     backbone = build_backbone(AutoModelForImageClassification, config.model, classes, seed=0, empty=empty)
     return AdapterModel(attach(backbone, config.lora))
 
 
-def images(model: AdapterModel, count: int = 2) -> torch.Tensor:
-    side = getattr(model.module.config, "image_size", 32)
-    return torch.rand(count, 3, min(side, 32), 32, generator=torch.Generator().manual_seed(0))
+def images(count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("names", "expected"), COUNTS.items(), ids=lambda value: str(value[0]))
@@ -47,12 +54,12 @@ def test_the_vision_transformer_is_adapted_at_two_places_of_every_block():
     assert set(adapted("vit_small", "vit_fedlora", empty=True).scales) == expected
 
 
-@pytest.mark.parametrize("names", [("vit_small", "vit_fedlora"), ("resnet_small", "convolutions")])
+@pytest.mark.parametrize("names", MODELS)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_every_adapter_moves_the_output_and_gets_a_gradient(names, training):
     model = adapted(*names)
     start = initial_state(model.layout, 0)
-    pixels = images(model)
+    pixels = images()
 
     def output(state) -> torch.Tensor:
         model.write(state)
