@@ -172,7 +172,7 @@ REFUSED = {"perceiver", "modernvbert", "ibert", "squeezebert"}
 TYPES = tuple(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_architecture_with_a_classifier_is_trained_with_its_head_or_refused_by_name(every):
     heads, refused = {}, {}
     chosen = [name for n, name in enumerate(TYPES) if n % every == 0 or name in REFUSED]
