@@ -39,7 +39,10 @@ def find_sites(module: nn.Module, forward: Callable[[], object]) -> Sites:
     tokens, examples, attention = (
         Strip(tuple(found)) for found in (recorder.tokens, recorder.examples, recorder.attention)
     )
-    return Sites(tokens, examples, attention, recorder.span, tuple(configs) if attention.sites else ())
+    span = max(
+        recorder.span, 1
+    )  # of a model without tokens, such as one of convolutions, each example is one
+    return Sites(tokens, examples, attention, span, tuple(configs) if attention.sites else ())
 
 
 @contextmanager

@@ -147,6 +147,21 @@ def test_padding_does_not_change_the_masks_of_real_tokens(kind):
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_without_tokens_drops_out_over_whole_examples():
+    config = {"model_type": "efficientnet_lite", "num_channels": 1, "channels": [8], "repeats": [1],
+              "kernels": [3], "strides": [1], "top_channels": 32, "dropout": 0.5}  # fmt: skip
+    settings = ModelSettings(pretrained=False, config=config)
+    model = build_backbone(AutoModelForImageClassification, settings, ("a", "b", "c"), seed=0)
+    found = find_sites(model, lambda: model(**batch_of("vit", only=0)))
+    assert (len(found.tokens.sites), len(found.examples.sites), len(found.attention.sites)) == (0, 1, 0)
+    answers = []
+    for seed in (3, 3, 4):
+        with masked(model, found, seed):
+            answers.append(logits(model, batch_of("vit")))
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+
+
 def test_after_the_context_and_in_evaluation_the_model_is_as_it_was():
     model = model_of("bert")
     found = find_sites(model, lambda: model(**batch_of("bert", only=0)))
