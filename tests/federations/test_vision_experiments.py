@@ -1,0 +1,74 @@
+"""The experiments on images: their settings, what they send, and that they run."""
+
+import json
+
+import pytest
+
+from fedsa_lora.config.compose import CONF, load
+from fedsa_lora.launch.plan import payload_bytes
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.server.build import skeleton
+
+NAMES = ("fedavg", "fedlora", "fedsa")
+# the digits that come with a library, read by the same transformer with smaller patches
+DIGITS = (
+    "task=image", "model.config.image_size=8", "model.config.patch_size=2", "model.config.num_channels=1",
+)  # fmt: skip
+HEAD = 128 * 10 + 10
+
+
+def test_these_are_all_there_are_and_each_says_how_it_is_run():
+    folder = CONF / "experiment" / "vision"
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == list(NAMES)
+    for name in NAMES:
+        first, second = (folder / f"{name}.yaml").read_text().splitlines()[:2]
+        assert first == "# @package _global_"
+        assert second == f"# fedsa-lora run experiment=vision/{name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_are_those_of_the_document(name):
+    config = load([f"experiment=vision/{name}", *DIGITS])
+    assert (config.train.optimizer, config.train.lr, config.train.head_lr) == ("sgd", 0.01, None)
+    assert (config.train.epochs, config.train.steps, config.train.batch_size) == (10, None, 10)
+    assert (config.federation.rounds, config.federation.clients) == (50, 10)
+    assert config.federation.partitioner["alpha"] == 0.5
+    assert config.federation.partitioner["_target_"].endswith("DirichletPartitioner")
+    if name == "fedavg":
+        assert config.lora is None
+    else:
+        lora = config.lora
+        assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (8, 16, 0, ["o_proj", "fc2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["experiment=vision/fedlora"], 30_720 + HEAD),
+        (["experiment=vision/fedlora", "head=local"], 30_720),
+        (["experiment=vision/fedlora", "split=share_a"], 18_432 + HEAD),
+        (["experiment=vision/fedsa"], 18_432),
+        (["experiment=vision/fedsa", "lora=vit_ranks"], 21_504),
+    ],
+)
+def test_a_client_sends_what_the_experiment_says(words, values):
+    config = load([*words, *DIGITS])
+    assert payload_bytes(config, skeleton(config)) == 4 * values
+
+
+def test_all_weights_of_colour_images_are_3244584_bytes():
+    config = load(["experiment=vision/fedavg", "task=image"])
+    full = payload_bytes(config, skeleton(config))
+    assert full == 3_244_584
+    assert [f"{1 - 4 * values / full:.1%}" for values in (18_432, 30_720)] == ["97.7%", "96.2%"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_runs(tmp_path, name):
+    small = ("federation.clients=2", "federation.rounds=1", "train.epochs=null", "train.steps=2",
+             "federation.train_examples=[20,20]", "federation.test_examples=10", "run.report=false")  # fmt: skip
+    run = run_in_process([f"experiment=vision/{name}", *DIGITS, *small, f"run.dir={tmp_path / 'run'}"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["rounds"], summary["clients"], summary["failures"]) == (1, 2, 0)
+    last = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])
+    assert (last["global_accuracy"] is None) == (name == "fedsa")
