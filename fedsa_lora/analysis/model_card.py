@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedsa_lora.models import PUBLISHED
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.model_config import load_config
 from fedsa_lora.tasks.text import TextData
 
 CARD = "README.md"
@@ -44,6 +46,9 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
     if isinstance(config.task, TextData):
         imports = [f"from transformers import {auto}, AutoTokenizer"]
     folder = "folder" if base is None else f'folder / "{base}"'
+    model_type = load_config(config.model, ())[0].model_type
+    if model_type in PUBLISHED:
+        imports.append(f"import fedsa_lora.models  # transformers is to know {model_type}")
     lines = ["", 'folder = Path(".")  # where this file lies']
     if base is None:
         lines.append(f"model = {auto}.from_pretrained(folder)")

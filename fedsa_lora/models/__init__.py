@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from fedsa_lora.models import efficientnet_lite
 
-# Names of a model's parameters by those that published files of its weights have, by model type.
+# Of every model type here: the name of a parameter by the one in published files of its weights.
 PUBLISHED: Mapping[str, Callable[[str], str]] = {
     efficientnet_lite.EfficientNetLiteConfig.model_type: efficientnet_lite.own_name
 }

@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.learning.adapters import initial_state
-from fedsa_lora.learning.training import round_batches
+from fedsa_lora.learning.training import predict, round_batches
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.seeds import generator
 from fedsa_lora.server.build import skeleton
@@ -111,6 +113,29 @@ def test_full_training_of_an_image_model_is_fedavg_to_the_bit(tmp_path, model):
     for name, value in found.items():
         assert np.array_equal(value, by_hand.common[name]), name
     assert any(not np.array_equal(value, begin[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("kind", ["efficientnet_lite", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_the_card_of_an_export_has_the_lines_that_load_it(tmp_path, monkeypatch, kind):
+    model = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, **SIZES[kind]))
+    model.save_pretrained(tmp_path / "model")
+    config = run(tmp_path / "run", "model=vit_base", f"model.path={tmp_path / 'model'}")
+    exporter = Exporter(config, RunDirectory(config.run_dir, config), skeleton(config))
+    data = config.task.load_client("0").test
+    ours = build.model(config)
+    ours.write(exporter.tensors("0"))
+    expected = predict(ours, config.task, data, config.train)
+    pixels = config.task.collate(data, np.arange(len(data)))["pixel_values"]
+    for merge in (False, True):
+        folder = exporter.export("0", tmp_path / f"export-{merge}", merge=merge)
+        code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        assert ("import fedsa_lora.models" in code) == (kind == "efficientnet_lite")
+        monkeypatch.chdir(folder)
+        names: dict = {}
+        exec(code, names)
+        with torch.no_grad():
+            logits = names["model"].eval()(pixel_values=pixels).logits.numpy()
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -65,8 +65,10 @@ def test_all_weights_of_colour_images_are_3244584_bytes():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_runs(tmp_path, name):
-    small = ("federation.clients=2", "federation.rounds=1", "train.epochs=null", "train.steps=2",
-             "federation.train_examples=[20,20]", "federation.test_examples=10", "run.report=false")  # fmt: skip
+    small = (
+        "federation.clients=2", "federation.rounds=1", "train.epochs=null", "train.steps=2",
+        "federation.train_examples=[20,20]", "federation.test_examples=10", "run.report=false",
+    )  # fmt: skip
     run = run_in_process([f"experiment=vision/{name}", *DIGITS, *small, f"run.dir={tmp_path / 'run'}"])
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["rounds"], summary["clients"], summary["failures"]) == (1, 2, 0)
