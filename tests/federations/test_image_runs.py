@@ -98,7 +98,8 @@ class FedAvg:
         return {name: value.detach().numpy().copy() for name, value in named.items()}
 
 
-@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
 def test_full_training_of_an_image_model_is_fedavg_to_the_bit(tmp_path, model):
     config = run(
         tmp_path / "run", *model, "lora=none", "split=full", "head=shared", "head.count_weighted=false",
@@ -113,6 +114,14 @@ def test_full_training_of_an_image_model_is_fedavg_to_the_bit(tmp_path, model):
     for name, value in found.items():
         assert np.array_equal(value, by_hand.common[name]), name
     assert any(not np.array_equal(value, begin[name]) for name, value in found.items())
+
+
+@pytest.mark.slow
+def test_a_cohort_of_convolutional_models_has_the_bits_of_one_at_a_time(tmp_path):
+    alone, cohort = (run(tmp_path / str(n), *RESNET, f"machine.cohort={n}") for n in (1, 3))
+    found = shared(cohort)
+    assert found
+    assert all(np.array_equal(value, found[name]) for name, value in shared(alone).items())
 
 
 @pytest.mark.parametrize("kind", ["efficientnet_lite", pytest.param("resnet", marks=pytest.mark.slow)])
@@ -138,6 +147,7 @@ def test_the_card_of_an_export_has_the_lines_that_load_it(tmp_path, monkeypatch,
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("words", [(), ("lora=none", "split=full", "head=shared")], ids=["lora", "full"])
 def test_running_statistics_never_change_and_never_travel(tmp_path, monkeypatch, kind, words):

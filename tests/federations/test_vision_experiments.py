@@ -63,7 +63,8 @@ def test_all_weights_of_colour_images_are_3244584_bytes():
     assert [f"{1 - 4 * values / full:.1%}" for values in (18_432, 30_720)] == ["97.7%", "96.2%"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", NAMES[::-1])
 def test_each_runs(tmp_path, name):
     small = (
         "federation.clients=2", "federation.rounds=1", "train.epochs=null", "train.steps=2",

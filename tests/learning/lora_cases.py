@@ -99,7 +99,6 @@ CASES = [
          target_modules=["convolution"]),
     case("resnet_dora", 4 * (147 + 72 * 2 + 8 + 72 + 144), 5 * (8 * 3 + 16 * 3), kind="resnet",
          relative="magnitude", target_modules=["convolution"], variant="dora"),
-    case("resnet_inferred", 4 * (72 * 2 + 8 + 72 + 144), 4 * (8 * 2 + 16 * 3), kind="resnet"),
     case("efficientnet_lite", 4 * (8 + 8 + 48 + 16 + 96 + 16), 4 * (8 + 48 + 16 + 96 + 16 + 32),
          kind="efficientnet_lite"),
     case("convnext", 4 * (8 + 32 + 16 + 64), 4 * (32 + 8 + 64 + 16), kind="convnext", targets="all_linear"),
