@@ -15,23 +15,22 @@ from transformers.modeling_outputs import (
 
 _EXPANSION = 6  # of the channels within a block; 1 in the first stage
 _EPS = 1e-3  # of the batch norms, as in the published training
-_MEAN, _STD = 127 / 255, 128 / 255  # of pixels from 0 to 1: (level - 127) / 128
 
 
 class EfficientNetLiteConfig(PreTrainedConfig):  # type: ignore[misc]
     """The sizes of a network, by default those of Lite0.
 
     ``channels``, ``repeats``, ``kernels`` and ``strides`` have a number for each stage of blocks.
-    ``image_mean`` and ``image_std`` are of pixels from 0 to 1; a network of convolutions reads images of any
-    size, and ``image_size`` is the one that it is given.
+    ``image_mean`` and ``image_std`` are of pixels from 0 to 1, in every channel: it reads (level - 127) / 128.
+    A network of convolutions reads images of any size, and ``image_size`` is the one that it is given.
     """
 
     model_type = "efficientnet_lite"
 
     num_channels: int = 3
     image_size: int = 224
-    image_mean: list[float] | tuple[float, ...] = (_MEAN, _MEAN, _MEAN)
-    image_std: list[float] | tuple[float, ...] = (_STD, _STD, _STD)
+    image_mean: float = 127 / 255
+    image_std: float = 128 / 255
     stem_channels: int = 32
     channels: list[int] | tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)
     repeats: list[int] | tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
