@@ -21,7 +21,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):  # type: ignore[misc]
     """The sizes of a network, by default those of Lite0.
 
     ``channels``, ``repeats``, ``kernels`` and ``strides`` have a number for each stage of blocks.
-    ``image_mean`` and ``image_std`` are of pixels from 0 to 1, in every channel: it reads (level - 127) / 128.
+    ``image_mean`` and ``image_std`` are of pixels from 0 to 1, in every channel: (level - 127) / 128 is read.
     A network of convolutions reads images of any size, and ``image_size`` is the one that it is given.
     """
 
