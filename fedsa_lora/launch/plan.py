@@ -33,10 +33,11 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``model``: remarks on what its weights start from; ``machine`` is what
-    trains them."""
+    """Sizes in parameters and bytes; ``adapted`` is the number of layers with an adapter; ``model``: remarks on
+    what its weights start from; ``machine`` is what trains them."""
 
     parameters: dict[str, int]
+    adapted: int
     trained: int
     bytes_up: int
     federation: FederationData
@@ -81,6 +82,7 @@ def make_plan(config: RunConfig) -> Plan:
         place = replace(place, cohort=1)
     return Plan(
         parameters=parameters,
+        adapted=len(model.scales),
         trained=trained,
         bytes_up=payload_bytes(config, model),
         federation=federation,

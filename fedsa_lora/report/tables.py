@@ -25,7 +25,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
         "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
-        **_factors(counts),
+        **_factors(plan),
         "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
         "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
         **config.describe(),
@@ -46,13 +46,14 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
         yield two_columns("changed by the command", changed)
 
 
-def _factors(counts: Mapping[str, int]) -> dict[str, str]:
+def _factors(plan: Plan) -> dict[str, str]:
     """The share of A in A and B, and what is saved by sending A alone; nothing without adapters."""
-    both = counts["A"] + counts["B"]
+    both = plan.parameters["A"] + plan.parameters["B"]
     if not both:
         return {}
-    share = counts["A"] / both
-    return {"A and B": f"A is {percent(share)} of both, so sending A alone saves {percent(1 - share)}"}
+    share = plan.parameters["A"] / both
+    saved = f"A is {percent(share)} of both, so sending A alone saves {percent(1 - share)}"
+    return {"A and B": f"of {plan.adapted} layers; {saved}"}
 
 
 def evidence_table(evidence: Evidence, advice: Advice) -> Table:

@@ -75,10 +75,14 @@ def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
 @pytest.mark.parametrize(
     ("words", "share", "passes"),
     [
-        (["model=tiny_vit"], "A is 50.0% of both, so sending A alone saves 50.0%", "5 in one pass"),
+        (
+            ["model=tiny_vit"],
+            "of 8 layers; A is 50.0% of both, so sending A alone saves 50.0%",
+            "5 in one pass",
+        ),
         (
             ["model=resnet_small", "++model.config.num_channels=1"],
-            "A is 87.0% of both, so sending A alone saves 13.0%",
+            "of 14 layers; A is 87.0% of both, so sending A alone saves 13.0%",
             "one at a time: models of type resnet are not computed over flat tokens",
         ),
         (["model=tiny_vit", "lora=none", "split=full"], None, "one at a time: the whole model is trained"),
