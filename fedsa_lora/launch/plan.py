@@ -33,7 +33,7 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``adapted`` is the number of layers with an adapter; ``model``: remarks on
+    """Sizes in parameters and bytes; ``adapted``: the number of layers with an adapter; ``model``: remarks on
     what its weights start from; ``machine`` is what trains them."""
 
     parameters: dict[str, int]
