@@ -77,9 +77,8 @@ def make_plan(config: RunConfig) -> Plan:
         place = fit_simulation(config, trained_on, 4 * parameters["base"])
     else:
         place = trained_on
-    alone = why_not_any(model, config.task)
-    if isinstance(place, Processes) and alone:
-        place = replace(place, cohort=1)
+    if isinstance(place, Processes) and (alone := why_not_any(model, config.task)):
+        place = replace(place, cohort=1, alone=alone)
     return Plan(
         parameters=parameters,
         adapted=len(model.scales),
@@ -88,7 +87,7 @@ def make_plan(config: RunConfig) -> Plan:
         federation=federation,
         model=remarks,
         place=place,
-        machine=_machine(place, config.federation.clients, alone),
+        machine=_machine(place, config.federation.clients),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
@@ -157,15 +156,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(place: Simulation | Processes | Connection, clients: int, alone: str | None) -> str:
-    """The machine in words; ``alone`` is the reason that clients are never trained in one pass."""
+def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
     if isinstance(place, Connection):
         return f"the nodes of the SuperLink at {place.address}"
     if isinstance(place, Processes):
         each = -(-clients // place.workers)
         passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
-        if alone and each > 1:
-            passes = f", one at a time: {alone}"
+        if place.alone and each > 1:
+            passes = f", one at a time: {place.alone}"
         return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
     device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
     return f"{_actors(place)} clients at a time on {device}, through Ray"

@@ -51,8 +51,10 @@ class Simulation:
 @dataclass(frozen=True)
 class Processes:
     """Size of a simulation in processes of this machine: ``workers`` that serve clients, the nodes that they
-    serve, and the clients whose jobs are done in one pass, unless the run decided so before."""
+    serve, and the clients whose jobs are done in one pass, unless the run decided so before. ``alone`` is the
+    reason that each is done by itself, where there is one."""
 
     workers: int
     nodes: int
     cohort: int = 1
+    alone: str = ""
