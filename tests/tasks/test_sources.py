@@ -383,7 +383,7 @@ def test_hidden_files_and_the_case_of_an_ending_do_not_count(tmp_path):
         ("rows.csv.gz", "unpack it first"),
         ("rows.zip", "unpack it first"),
         ("rows.xlsx", "save the spreadsheet as 'CSV UTF-8'"),
-        ("rows.txt", "ends in .parquet, .csv, .tsv, .jsonl, .json, not '.txt'"),
+        ("rows.txt", "ends in .parquet, .csv, .tsv, .jsonl, .json, .npz, not '.txt'"),
     ],
 )
 def test_a_file_of_another_kind_is_named_with_the_remedy(tmp_path, name, said):
