@@ -24,7 +24,7 @@ from fedsa_lora.tasks.partition import (
     split_federation,
 )
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
-from fedsa_lora.tasks.rows import LabelledData, Rows
+from fedsa_lora.tasks.rows import Inputs, LabelledData, Rows
 from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData, RowCount
 
 if TYPE_CHECKING:
@@ -175,7 +175,11 @@ class DividedTask(ABC):
         return labels
 
     def _examples(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Examples:
-        return self.encode(rows.inputs.select(indices), self._renamed(client, rows.labels[indices]))
+        return self.encode(self._inputs(client, rows, indices), self._renamed(client, rows.labels[indices]))
+
+    def _inputs(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Inputs:
+        """The inputs of some of a client's rows, as this client has them."""
+        return rows.inputs.select(indices)
 
 
 def _columns(rows: Rows) -> dict[str, NDArray[Any]]:

@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.group import at_least, more_than
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.augmentation import Augmentation
 from fedsa_lora.tasks.digits import DIGITS, LEVELS, SIDE, read_digits
 from fedsa_lora.tasks.images import BRIGHTEST, Images, read_images
 from fedsa_lora.tasks.model_images import ModelImages, images_of
-from fedsa_lora.tasks.rows import Columns, Kept, LabelledData
+from fedsa_lora.tasks.rows import Columns, Inputs, Kept, LabelledData, Rows
+from fedsa_lora.tasks.shift import KINDS, Shift, shift_of
 from fedsa_lora.tasks.sourced import LabelledTask
-from fedsa_lora.tasks.task import Batch, Examples
+from fedsa_lora.tasks.task import Batch, Examples, FederationData
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +37,11 @@ class ImageTask(LabelledTask):
     for each class, or a hub id. ``image`` is a column's name. ``size`` (a side, or height and width),
     ``mean`` and ``std`` (of values from 0 to 1, for all channels or for each) are the model's own where they
     are not given; the digits stay as they are, 8 x 8 grey pixels, unless a size is given.
+
+    ``random_crop`` (by up to so many pixels) and ``random_flip`` (left to right) change each train image anew
+    in each round. With a ``shift`` all images of a client, those that it is measured on among them, are
+    changed in one way that is its own: brighter or darker, blurred, rotated, or of other colours; "mixed"
+    gives clients different kinds. ``shift_strength`` is how far they go.
     """
 
     dataset: str = DIGITS
@@ -39,6 +49,20 @@ class ImageTask(LabelledTask):
     size: int | list[int] | None = None
     mean: float | list[float] | None = None
     std: float | list[float] | None = None
+    random_crop: Annotated[int, at_least(0)] = 0
+    random_flip: bool = False
+    shift: Literal["none", "mixed", "brightness", "blur", "rotation", "hue"] = "none"
+    shift_strength: Annotated[float, more_than(0, 1)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift != "none" and self.partition.own:
+            raise ConfigError(
+                f"shift={self.shift}: shifts are of clients by number, and every node has data of its own; "
+                "expected shift=none",
+                sent="shifts are of clients by number, and every node has data of its own",
+                key="task.shift",
+            )
 
     @property
     def auto_class(self) -> Any:
@@ -71,6 +95,40 @@ class ImageTask(LabelledTask):
             return replace(found, size=(SIDE, SIDE), channels=1, mean=found.mean[:1], std=found.std[:1])
         return found
 
+    def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
+        """The same images, moved and mirrored as the task says."""
+        augmentation = Augmentation(self.random_crop, self.random_flip)
+        if augmentation == Augmentation():
+            return examples
+        pixels = augmentation(np.asarray(examples.features["pixel_values"]), rng)
+        return replace(examples, features={"pixel_values": pixels})
+
+    def shift_of(self, client: str) -> Shift | None:
+        """The feature shift of a client. Raises ConfigError for one of colours where there are none."""
+        if self.shift == "none":
+            return None
+        kinds = KINDS if self.shift == "mixed" else (self.shift,)
+        if self.read_by_model.channels == 1:
+            kinds = tuple(kind for kind in kinds if kind != "hue")
+        if not kinds:
+            raise ConfigError(
+                "task.shift=hue: the model reads images of one channel, which have no hue; choose another "
+                "shift",
+                sent="the model reads images without colours, and the run would shift these",
+                key="task.shift",
+            )
+        return shift_of(
+            client, self.partition.clients, kinds, self.shift_strength, self._brightest, self.seed
+        )
+
+    def describe(self) -> FederationData:
+        """Counts each client's examples, and names their shifts."""
+        found = super().describe()
+        shifts = [f"{client} {shift}" for client in found.clients if (shift := self.shift_of(client))]
+        if not shifts:
+            return found
+        return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
+
     def check_images(self) -> None:
         """Raise DataError for the first image that has no readable header; nothing is decoded."""
         for rows in (self.data.train, self.data.test):
@@ -91,11 +149,20 @@ class ImageTask(LabelledTask):
 
         pixels = np.stack([examples.features["pixel_values"][index] for index in indices])
         if pixels.dtype == np.uint8:  # a task that derives from this one may have encoded more than pixels
-            pixels = self.read_by_model.normalised(pixels, LEVELS if self.dataset == DIGITS else BRIGHTEST)
+            pixels = self.read_by_model.normalised(pixels, self._brightest)
         return {
             "pixel_values": torch.from_numpy(pixels),
             "labels": torch.from_numpy(examples.labels[indices]),
         }
+
+    @property
+    def _brightest(self) -> int:
+        return LEVELS if self.dataset == DIGITS else BRIGHTEST
+
+    def _inputs(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Inputs:
+        images, shift = super()._inputs(client, rows, indices), self.shift_of(client)
+        assert isinstance(images, Images)
+        return images if shift is None else images.edited(shift)
 
 
 def _marked(picture: Image, brightest: int) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,6 +207,17 @@ class Task(Protocol):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
         the measure; the primary one, and the loss where it is a measure, must be among them."""
+        ...
+
+
+@runtime_checkable
+class Augmenting(Protocol):
+    """A task that changes its train examples a little in each round; those that are measured on it never
+    does."""
+
+    def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
+        """The same examples in the same order, each changed by what is drawn from ``rng``; the very same
+        object where nothing is to be changed."""
         ...
 
 
