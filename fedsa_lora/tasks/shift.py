@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 from PIL import Image, ImageFilter
@@ -31,16 +32,25 @@ class Shift:
     def __call__(self, picture: Image.Image) -> Image.Image:
         """The picture, shifted; of the same size, uint8 as before."""
         if self.kind == "brightness":
-            scaled = [min(self.brightest, round(value * FACTOR**self.level)) for value in range(256)]
-            return picture.point(scaled * len(picture.getbands()))
+            return picture.point(self._scaled * len(picture.getbands()))
         if self.kind == "blur":
             radius = (self.level + 1) / 2 * RADIUS * min(picture.size)
             return picture.filter(ImageFilter.GaussianBlur(radius))
         if self.kind == "rotation":
             return picture.rotate(ROTATION * self.level, resample=Image.Resampling.BILINEAR)
         hue, saturation, value = picture.convert("HSV").split()
-        turned = hue.point([(each + round(HUE / 360 * 256 * self.level)) % 256 for each in range(256)])
-        return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+        return Image.merge("HSV", (hue.point(self._turned), saturation, value)).convert("RGB")
+
+    @cached_property
+    def _scaled(self) -> list[int]:
+        """The new brightness of each of 256 values."""
+        return [min(self.brightest, round(value * FACTOR**self.level)) for value in range(256)]
+
+    @cached_property
+    def _turned(self) -> list[int]:
+        """The new place of each of the 256 places of the colour circle."""
+        by = round(HUE / 360 * 256 * self.level)
+        return [(place + by) % 256 for place in range(256)]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.level:+.2f}"
