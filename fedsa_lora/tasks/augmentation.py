@@ -28,7 +28,7 @@ class Augmentation:
     def _moved(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         height, width = pixels.shape[2:]
         around = ((0, 0), (0, 0), (self.crop, self.crop), (self.crop, self.crop))
-        wide = np.pad(pixels, around, mode="symmetric")
+        wide = np.pad(pixels, around, mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(wide, (height, width), axis=(2, 3))
         down, right = rng.integers(2 * self.crop + 1, size=(2, len(pixels)))
         moved: NDArray[np.uint8] = windows[np.arange(len(pixels)), :, down, right]

@@ -75,6 +75,10 @@ class DividedTask(ABC):
 
         return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
 
+    def inspect(self) -> tuple[str, ...]:
+        """Remarks on how inputs are read, shown before a run. Raises DataError for one that cannot be."""
+        return ()
+
     def describe(self) -> FederationData:
         """Counts each client's examples; classes are the true ones, whatever a client calls them. Of clients
         with data of their own nothing is known here."""

@@ -129,11 +129,14 @@ class ImageTask(LabelledTask):
             return found
         return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
 
-    def check_images(self) -> None:
-        """Raise DataError for the first image that has no readable header; nothing is decoded."""
-        for rows in (self.data.train, self.data.test):
-            if rows is not None and isinstance(rows.inputs, Images):
-                rows.inputs.check()
+    def inspect(self) -> tuple[str, ...]:
+        """A remark on what the model is given of an image. Raises DataError for the first row that is no
+        image by its header; nothing is decoded."""
+        if not self.partition.own:
+            for rows in (self.data.train, self.data.test):
+                if rows is not None:
+                    _images(rows.inputs).check()
+        return (f"images are read as {self.read_by_model}",)
 
     def triggered(self, inputs: Images) -> Images:
         """The same images, the pixels of the lower right corner at their brightest."""
@@ -161,8 +164,7 @@ class ImageTask(LabelledTask):
 
     def _inputs(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Inputs:
         images, shift = super()._inputs(client, rows, indices), self.shift_of(client)
-        assert isinstance(images, Images)
-        return images if shift is None else images.edited(shift)
+        return images if shift is None else _images(images).edited(shift)
 
 
 def _marked(picture: Image, brightest: int) -> Image:
@@ -173,3 +175,9 @@ def _marked(picture: Image, brightest: int) -> Image:
     color = brightest if picture.mode == "L" else (brightest,) * len(picture.getbands())
     marked.paste(color, (width - side, height - side, width, height))
     return marked
+
+
+def _images(inputs: Inputs) -> Images:
+    """The inputs, which are images of ``read_images`` or ``read_digits``."""
+    assert isinstance(inputs, Images)
+    return inputs

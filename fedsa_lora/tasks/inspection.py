@@ -14,7 +14,6 @@ from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import Start, start_of
 from fedsa_lora.tasks.checkpoint import grouped
 from fedsa_lora.tasks.divided import DividedTask
-from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.text import TextData
 
 SAMPLE = 2  # examples that are sent through the empty model
@@ -34,10 +33,8 @@ def inspect_task(task: Any) -> tuple[str, ...]:
         check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)
     elif not task.partition.own:
-        if isinstance(task, ImageTask):
-            task.check_images()
         check_batch(task, model)
-    return tuple(remarks(start, model))
+    return (*remarks(start, model), *task.inspect())
 
 
 def remarks(start: Start, model: Any) -> Iterator[str]:

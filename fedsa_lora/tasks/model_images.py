@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.suggest import cut
+from fedsa_lora.suggest import cut, listing
 from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 
 PREPROCESSOR = "preprocessor_config.json"  # beside the weights of a checkpoint
@@ -32,6 +32,12 @@ class ModelImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: int = BILINEAR
+
+    def __str__(self) -> str:
+        size = "any size" if self.size is None else " x ".join(map(str, self.size))
+        mean, std = (listing(f"{each:.3g}" for each in dict.fromkeys(of)) for of in (self.mean, self.std))
+        channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+        return f"{size} in {channels}, less {mean} and divided by {std}"
 
     def normalised(self, pixels: NDArray[np.uint8], brightest: int) -> NDArray[np.float32]:
         """float32 (n, channels, height, width) of pixels from 0 to ``brightest``."""
@@ -76,7 +82,7 @@ def images_of(
         channels=channels,
         mean=_each(known_mean, unit, channels) if mean is None else _each(mean, 1, channels),
         std=_positive(_each(known_std, unit, channels) if std is None else _each(std, 1, channels)),
-        resample=int(stored.get("resample") or BILINEAR),
+        resample=int(stored.get("resample", BILINEAR)),
     )
 
 

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,14 @@ def write_folder(folder: Path, images: list[bytes], labels) -> str:
         path = folder / NAMES[label] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
+    return str(folder)
+
+
+def write_saved(folder: Path, images: list[bytes], names) -> str:
+    """A folder of ``datasets.save_to_disk`` with a feature of images."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = {"image": [{"bytes": image, "path": None} for image in images], "label": list(names)}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
     return str(folder)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pictures import NAMES, drawn, encoded, task, tensors, vit, write_folder, write_parquet
+from pictures import NAMES, drawn, encoded, task, tensors, vit, write_folder, write_parquet, write_saved
 from PIL import Image
 from test_task_configs import LOCAL_DATA, node
 
@@ -23,6 +23,7 @@ def test_folder_parquet_and_npz_of_the_same_pictures_give_equal_tensors(tmp_path
     sources = [
         write_folder(tmp_path / "folder", images, labels),
         write_parquet(tmp_path / "raw.parquet", images, labels),
+        write_saved(tmp_path / "saved", images, named),
         write_parquet(tmp_path / "hub.parquet", [{"bytes": i, "path": "x.png"} for i in images], labels),
         str(tmp_path / "rows.npz"),
         str(tmp_path / "more.npz"),
@@ -34,8 +35,8 @@ def test_folder_parquet_and_npz_of_the_same_pictures_give_equal_tensors(tmp_path
     for pictures, names in others:
         np.testing.assert_array_equal(pictures, first[0])
         assert names == first[1]
-    raw, hub = (of_rows(task(source).data)["train rows"] for source in sources[1:3])
-    assert raw == hub
+    raw, *others = (of_rows(task(source).data)["train rows"] for source in sources[1:4])
+    assert others == [raw, raw]
 
 
 def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):

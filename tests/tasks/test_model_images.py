@@ -94,7 +94,8 @@ def test_a_damaged_preprocessor_config_is_named(checkpoint, tmp_path):
 def test_a_size_that_the_model_does_not_read_is_refused_before_a_run(tmp_path):
     pixels, labels = drawn(6, side=10)
     source = write_parquet(tmp_path / "rows.parquet", [encoded(each) for each in pixels], labels)
-    assert inspect_task(task(source))
+    said = inspect_task(task(source))[-1]
+    assert said == "images are read as 8 x 8 in 3 channels, less 0.5 and divided by 0.5"
     with pytest.raises(ModelError, match=r"cannot read the batches of this task .*\(2, 3, 10, 10\)"):
         inspect_task(task(source, size=10))
     digits = ImageTask(model=vit(image_size=32, num_channels=1), size=32)
