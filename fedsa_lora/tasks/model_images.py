@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,22 @@ class ModelImages:
         values /= np.array(self.std, dtype=np.float32)[:, None, None]
         return values
 
+    def save(self, folder: Path) -> None:
+        """Write the preprocessor config by which transformers, and ``images_of``, make a model's images."""
+        config: dict[str, Any] = {
+            "image_processor_type": "ViTImageProcessor",  # resizes, rescales and normalises, and nothing else
+            "do_resize": self.size is not None,
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        if self.size is not None:
+            config["size"] = {"height": self.size[0], "width": self.size[1]}
+        (folder / PREPROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
 
 def images_of(
     settings: ModelSettings,
@@ -55,7 +72,8 @@ def images_of(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> ModelImages:
-    """The images of a model: what is given here, else what its config and then its preprocessor config say.
+    """The images of a model: what is given here; else its config has the size and the channels, and its
+    preprocessor config the rest, each of them what the other does not have.
 
     Raises ConfigError for a size, a mean or a deviation that cannot be, and for a model of other than one or
     three channels.
@@ -75,8 +93,8 @@ def images_of(
     # a preprocessor may count in other units: its mean and deviation are then of these
     unit = 255 * stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 255
     normal = stored.get("do_normalize", True)
-    known_mean = stored.get("image_mean", MIDDLE) if normal else 0.0
-    known_std = stored.get("image_std", MIDDLE) if normal else 1.0
+    known_mean = stored.get("image_mean", getattr(config, "image_mean", MIDDLE)) if normal else 0.0
+    known_std = stored.get("image_std", getattr(config, "image_std", MIDDLE)) if normal else 1.0
     return ModelImages(
         size=_pair(stated if size is None else size),
         channels=channels,

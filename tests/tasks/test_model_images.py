@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from pictures import drawn, encoded, task, tensors, vit, write_parquet
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fedsa_lora.errors import ConfigError, DataError, ModelError
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.model_images import ModelImages, images_of
+from fedsa_lora.tasks.model_settings import ModelSettings
 
 
 @pytest.fixture
@@ -43,6 +44,29 @@ def test_pixels_are_those_of_transformers_own_processor(tmp_path, checkpoint):
     processor = ViTImageProcessorPil(**stored)
     expected = processor([Image.fromarray(each) for each in pixels], return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(batch["pixel_values"].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        ModelImages((12, 8), 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resample=3),
+        ModelImages((8, 8), 1, (0.4,), (0.2,)),
+        ModelImages(None, 3, (0.5,) * 3, (0.5,) * 3),
+    ],
+)
+def test_what_is_saved_beside_a_model_is_read_as_it_was(tmp_path, saved):
+    saved.save(tmp_path)
+    AutoConfig.for_model("resnet", num_channels=saved.channels).save_pretrained(tmp_path)
+    assert images_of(ModelSettings(path=str(tmp_path))) == saved
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transformers_reads_what_is_saved_beside_a_model_alike(tmp_path, channels):
+    saved = ModelImages((8, 8), channels, (0.4,) * channels, (0.2,) * channels)
+    saved.save(tmp_path)
+    pixels = drawn(2)[0][..., :channels]
+    found = AutoImageProcessor.from_pretrained(tmp_path)([*pixels], return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(found, saved.normalised(pixels.transpose(0, 3, 1, 2), 255))
 
 
 def test_what_the_config_of_the_model_says_of_sizes_comes_before_the_preprocessor(checkpoint):
