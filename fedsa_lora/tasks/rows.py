@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ from fedsa_lora.suggest import cut, nearest
 from fedsa_lora.tasks.remarks import on_classes, rewritten
 from fedsa_lora.tasks.tables import Table, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class Inputs(Protocol):
