@@ -119,7 +119,7 @@ def test_the_environment_variable_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_shipped_set_that_is_nowhere_lists_where_it_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
+    monkeypatch.setattr(shipped, "copies", lambda inner: iter([tmp_path / "one", tmp_path / "two"]))
     with pytest.raises(DataError) as caught:
         read_split("snips", "train")
     for expected in (str(tmp_path / "one" / "snips"), str(tmp_path / "two" / "snips"), DATA_VARIABLE):
