@@ -72,6 +72,9 @@ def test_transformers_reads_what_is_saved_beside_a_model_alike(tmp_path, channel
 def test_what_the_config_of_the_model_says_of_sizes_comes_before_the_preprocessor(checkpoint):
     model = checkpoint({"image_size": 12, "num_channels": 1}, size=224, image_mean=0.4, image_std=[0.2])
     assert images_of(model) == ModelImages((12, 12), 1, (0.4,), (0.2,))
+    stated = images_of(checkpoint({"image_mean": [0.3], "image_std": [0.7]}, image_std=0.6))
+    assert (stated.mean, stated.std) == ((0.3,) * 3, (0.6,) * 3)
+    model = checkpoint({"image_size": 12, "num_channels": 1})
     given = images_of(model, size=[8, 4], mean=0.1, std=[0.3])
     assert given == ModelImages((8, 4), 1, (0.1,), (0.3,))
 
