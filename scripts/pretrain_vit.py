@@ -6,7 +6,7 @@
 ``label``. Images of the other five classes are never read for training: a linear probe on them, beside that
 of a random transformer and of raw pixels, says what the weights are worth. After each epoch the state is
 kept, and the command goes on from there: the same command gives the same weights. Written to ``--to``:
-config.json, model.safetensors, preprocessor_config.json, curve.csv, probe.json.
+config.json, model.safetensors, preprocessor_config.json, curve.csv, curve.png, probe.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_dataset
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -206,6 +207,18 @@ def save(done: Pretraining, found: dict[str, float]) -> None:
         writer = csv.DictWriter(file, list(done.curve[0]))
         writer.writeheader()
         writer.writerows(done.curve)
+    draw(done.curve, done.to / "curve.png")
+
+
+def draw(curve: list[dict[str, float]], path: Path) -> None:
+    """The training loss and the accuracy on the test part of the five classes, by epoch."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    epochs = [row["epoch"] for row in curve]
+    shown = {"loss": "training loss (label smoothing)", "accuracy": "accuracy, five classes"}
+    for axes, (name, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        axes.plot(epochs, [row[name] for row in curve])
+        axes.set(xlabel="epoch", ylabel=label)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def main() -> None:
