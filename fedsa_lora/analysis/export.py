@@ -78,7 +78,7 @@ class Exporter:
 
     @cached_property
     def bench(self) -> Workbench:
-        """What trains and measures."""
+        """The trainer of exports and their measurements."""
         return build.workbench(self.config)
 
     def own_model(self, client: str, own: bool = True) -> OwnModel:
