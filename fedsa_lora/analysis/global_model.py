@@ -17,19 +17,20 @@ from fedsa_lora.report.wording import ROLE_NAMES, listed
 GLOBAL, MEAN = "global", "global-mean-b"  # folders in a run
 
 
-def export_global(exporter: Exporter, folder: Path, merge: bool = False) -> Path:
+def export_global(exporter: Exporter, folder: Path, merge: bool = False) -> str:
     """Write the model that all clients hold as ``Exporter.write`` does, and measure it where the clients'
-    data are. Raises RunError as ``refuse_global`` and ``write`` do."""
+    data are. Returns the measure in words. Raises RunError as ``refuse_global`` and ``write`` do."""
     refuse_global(exporter)
     exporter.refuse(exporter.model.has_adapters and not merge)
     tensors = global_tensors(exporter)
-    reach = measured_reach(exporter, tensors) or recorded_reach(exporter)
-    subject = of_everyone(exporter.config, exporter.round, _words(reach))
-    return exporter.write(tensors, subject, folder, merge)
+    reach = _words(measured_reach(exporter, tensors) or recorded_reach(exporter))
+    exporter.write(tensors, of_everyone(exporter.config, exporter.round, reach), folder, merge)
+    return reach
 
 
-def export_mean(exporter: Exporter, folder: Path, merge: bool = False) -> Path:
+def export_mean(exporter: Exporter, folder: Path, merge: bool = False) -> str:
     """Write the mean of the clients' models in place of a global one, and measure it where their data are.
+    Returns the measure in words.
 
     Raises RunError where there is a global model, for a mean that is no approximation of the clients' models,
     and as ``Exporter.write`` does.
@@ -43,10 +44,10 @@ def export_mean(exporter: Exporter, folder: Path, merge: bool = False) -> Path:
     if not _local(exporter):
         raise RunError(f"{run} has a global model, nothing of it is local: leave out --mean-b")
     mean = mean_model(exporter)
-    averaged = listed([ROLE_NAMES[role] for role in mean.roles])
-    reach = measured_reach(exporter, mean.tensors)
-    subject = of_mean(exporter.config, averaged, mean.clients, _words(reach))
-    return exporter.write(mean.tensors, subject, folder, merge)
+    averaged = listed([ROLE_NAMES[role] for role in mean.roles]) or "what is local"
+    reach = _words(measured_reach(exporter, mean.tensors))
+    exporter.write(mean.tensors, of_mean(exporter.config, averaged, mean.clients, reach), folder, merge)
+    return reach
 
 
 def keep_global(exporter: Exporter) -> None:
@@ -84,10 +85,11 @@ def _local(exporter: Exporter) -> list[str]:
     """The reasons why each client has tensors of its own; none where it has not."""
     split, layout = exporter.config.split, exporter.model.layout
     parts = turn_split(split, layout, Turn(split.in_round(layout, exporter.round)))
-    names = parts.local | split.degrees(layout).keys()
-    roles = {spec.role for spec in layout if spec.name in names}
+    local = parts.local | split.degrees(layout).keys()
+    roles = {spec.role for spec in layout if spec.name in local}
     if roles:
-        return [f"each client has its own of {listed([ROLE_NAMES[role] for role in ROLES if role in roles])}"]
+        named = listed([ROLE_NAMES[role] for role in ROLES if role in roles])
+        return [f"each client has its own version of {named}"]
     if split.adaptive:
         return [f"{type(split).__name__} decides in each round which tensors are shared, the rest is local"]
     return []

@@ -41,6 +41,8 @@ def of_everyone(config: RunConfig, round_: int, reach: str) -> Subject:
         about.append("A client trains it on, with its own data, before it is used; this is the model before.")
     elif config.personalisation.beside:
         about.append("Each client uses a personal model that it trains beside this one.")
+    if config.federation.ranks is not None:
+        about.append("Clients whose adapters are of a lower rank hold it cut to their rank.")
     return Subject("Global model", config.task.labels(), _LABELS, (*about, reach), _CAUTION)
 
 
@@ -104,7 +106,7 @@ _USE = """    inputs = tokenizer(
 _CLIENT_LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
 meanings are):"""
 _LABELS = "Labels, by the number that the model puts out:"
-_MEAN_MODEL = """This is an approximation: each client has its own of {averaged}, and here their mean
+_MEAN_MODEL = """This is an approximation. Each client has its own version of {averaged}; here their mean
 over {clients} clients stands beside what all have in common. No client trained this model or used
 it, and no round of the run measured it."""
 _CAUTION = """Sharing what was trained in place of the data is data minimisation, not a privacy

@@ -64,9 +64,9 @@ def measured_reach(exporter: Exporter, tensors: NamedArrays) -> Reach | None:
 
 def recorded_reach(exporter: Exporter) -> Reach | None:
     """The reach of the model that all clients hold, as they measured it after the last round. None where they
-    measured another: one that they train on before use, or a personal one beside it."""
+    measured another: one that they train on before use, a personal one beside it, or one of a lower rank."""
     config, primary = exporter.config, exporter.config.task.measures[0]
-    if config.personalisation.adapts:
+    if config.personalisation.adapts or config.federation.ranks is not None:
         return None
     rows = read_jsonl(exporter.directory.path / "clients.jsonl")
     last = [row for row in rows if row["phase"] == "evaluate" and row["round"] == exporter.round]

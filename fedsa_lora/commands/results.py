@@ -111,20 +111,23 @@ def _export(options: argparse.Namespace) -> int:
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, skeleton(config))
     if options.of_all:
-        written = _export_of_all(options, exporter)
-    else:
-        folder = options.to or options.run_dir / "export" / options.client
-        written = exporter.export(options.client, folder, merge=options.merge)
-    console.print(f"written: {escape(str(written))}")
+        return _export_of_all(options, exporter)
+    folder = options.to or options.run_dir / "export" / options.client
+    exporter.export(options.client, folder, merge=options.merge)
+    console.print(f"written: {escape(str(folder))}")
     return 0
 
 
-def _export_of_all(options: argparse.Namespace, exporter: Exporter) -> Path:
+def _export_of_all(options: argparse.Namespace, exporter: Exporter) -> int:
     """Write and measure the one model for all clients that was asked for."""
     from fedsa_lora.analysis.global_model import GLOBAL, MEAN, export_global, export_mean
     from fedsa_lora.runs.changed_data import check_data
 
     remark(check_data(options.run_dir, exporter.config, options.allow_changed_data))
     if options.mean_b:
-        return export_mean(exporter, options.to or options.run_dir / MEAN, merge=options.merge)
-    return export_global(exporter, options.to or options.run_dir / GLOBAL, merge=options.merge)
+        folder, write = options.to or options.run_dir / MEAN, export_mean
+    else:
+        folder, write = options.to or options.run_dir / GLOBAL, export_global
+    console.print(write(exporter, folder, merge=options.merge))
+    console.print(f"written: {escape(str(folder))}")
+    return 0

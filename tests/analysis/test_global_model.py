@@ -82,17 +82,45 @@ def test_what_the_card_of_a_run_says_is_what_the_export_measures(shared_run, tmp
         assert "client-specific" not in text
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [WHOLE, [*ALL_SHARED, "strategy=fedex"]],
-    ids=["the whole model", "merged into the backbone"],
-)
-def test_a_whole_global_model_is_the_one_of_every_client(run_once, monkeypatch, overrides):
+METHODS = {
+    "the whole model": WHOLE,
+    "merged into the backbone": [*ALL_SHARED, "strategy=fedex"],
+    "A frozen": ["split=ffa", "head=shared"],
+    "in turn, a frozen head": ["split=alternate", "head=frozen"],
+    "A by the server": ["split=fedsvd", "strategy=fedsvd", "head=shared"],
+    "stacked ranks": [*ALL_SHARED, "strategy=flora", "federation.ranks={0: 2, 1: 4}"],
+    "relative to the weights": [*ALL_SHARED, "lora=pissa"],
+}  # fmt: skip
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_whatever_the_method_the_global_model_is_the_one_of_every_client(run_once, monkeypatch, overrides):
     run = run_once(*QUICK, *overrides, "federation.clients=2", "run.report=true")
     exporter = exporter_of(run)
-    assert not (run / "global" / "adapter_config.json").exists()
+    whole = exporter.config.lora is None or bool(exporter.merged)
+    assert (run / "global" / "adapter_config.json").exists() != whole
     stock = as_its_card_says(run / "global", monkeypatch)
     inputs, expected = answers(exporter, "1")
+    np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "said"), [("finetune", "A client trains it on"), ("ditto", "uses a personal model")]
+)
+def test_the_global_model_under_a_personalisation_method_is_the_common_one(
+    run_smoke, monkeypatch, method, said
+):
+    run = run_smoke(*QUICK, *ALL_SHARED, f"personalisation={method}", "run.report=true")
+    exporter = exporter_of(run)
+    card = " ".join((run / "global" / "README.md").read_text().split())
+    assert said in card
+    assert ("It was not measured" in card) == (method == "finetune")
+    stock = as_its_card_says(run / "global", monkeypatch)
+    inputs, _ = answers(exporter, "1")
+    exporter.bench.model.write(exporter.own_model("1").common)
+    expected = logits_of(exporter.bench.model.module, inputs)
     np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
 
 
@@ -114,7 +142,8 @@ def test_where_something_is_local_the_reason_and_what_can_be_had_are_named(smoke
     assert main(["export", str(smoke_run), "--global", "--to", str(tmp_path / "to")]) == EXIT_FAILED
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "has no global model: each client has its own of the B matrices and the classification head" in said
+        "has no global model: each client has its own version of the B matrices and the classification head"
+        in said
     )
     assert "--client NAME" in said
     assert "--global --mean-b an approximation" in said
@@ -122,8 +151,8 @@ def test_where_something_is_local_the_reason_and_what_can_be_had_are_named(smoke
 
 
 REFUSED = {
-    "soft": (["split=soft", "head=soft"], "its own of the B matrices and the classification head"),
-    "some layers": (["split=least_variance", "split.count=1", "head=shared"], "its own of .*the B matrices"),
+    "soft": (["split=soft", "head=soft"], "version of the B matrices and the classification head"),
+    "some layers": (["split=least_variance", "split.count=1", "head=shared"], "version of .*the B matrices"),
     "adaptive": (
         ["split=importance", "split.pool=[A,B]", "split.allow=[A,B]", "head=shared"],
         "Importance decides in each round which tensors are shared",
@@ -165,7 +194,7 @@ def test_the_mean_is_the_weighted_mean_of_what_is_local_beside_what_is_common(sm
 def test_its_card_calls_it_an_approximation_with_its_own_measure(smoke_run, tmp_path, monkeypatch, capsys):
     assert main(["export", str(smoke_run), "--global", "--mean-b", "--to", str(tmp_path / "mean")]) == 0
     card = " ".join((tmp_path / "mean" / "README.md").read_text().split())
-    assert "This is an approximation: each client has its own of the B matrices" in card
+    assert "This is an approximation. Each client has its own version of the B matrices" in card
     assert "No client trained this model or used it" in card
     stock = as_its_card_says(tmp_path / "mean", monkeypatch)
     exporter = exporter_of(smoke_run)
