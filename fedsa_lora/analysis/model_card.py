@@ -66,13 +66,19 @@ def model_card(config: RunConfig, subject: Subject, base: str | None, mean: bool
         tag=_TAG,
         heading=subject.heading,
         title=config.title,
-        split=", ".join(f"{role}: {what}" for role, what in config.split.words().items()),
+        split=", ".join(_dispositions(config)),
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base)),
         use=_USE if labels and isinstance(config.task, TextData) else "",
         notes="\n\n".join(notes),
         caution=subject.caution,
     )
+
+
+def _dispositions(config: RunConfig) -> list[str]:
+    """The treatment of each role that the model has."""
+    absent = ("A", "B") if config.lora is None else ()
+    return [f"{role}: {what}" for role, what in config.split.words().items() if role not in absent]
 
 
 def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[str]:

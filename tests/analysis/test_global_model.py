@@ -127,6 +127,7 @@ def test_the_global_model_under_a_personalisation_method_is_the_common_one(
 def test_of_full_averaging_the_weights_are_those_of_the_checkpoint(run_once, monkeypatch):
     run = run_once(*QUICK, *WHOLE, "federation.clients=2", "run.report=true")
     exporter = exporter_of(run)
+    assert "; head: shared, base: shared." in (run / "global" / "README.md").read_text()
     stock = dict(as_its_card_says(run / "global", monkeypatch).named_parameters())
     started = dict(build.model(exporter.config).module.named_parameters())
     moved = exporter.directory.last_checkpoint().tensors
