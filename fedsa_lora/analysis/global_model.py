@@ -65,6 +65,11 @@ def global_tensors(exporter: Exporter) -> Arrays:
     return {**exporter.initial, **checkpoint.layout.unpack(checkpoint.held(None))}
 
 
+def has_global(exporter: Exporter) -> bool:
+    """True where all clients hold the same model."""
+    return not _local(exporter) and not _apart(exporter)
+
+
 def refuse_global(exporter: Exporter) -> None:
     """Raise RunError where clients do not all hold the same model, with the reasons and what can be had
     instead; and where no stock model computes it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from fedsa_lora.analysis.export import Exporter
-from fedsa_lora.analysis.global_model import keep_global, refuse_global
+from fedsa_lora.analysis.global_model import has_global, keep_global
 from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.launch.resuming import to_run_again
@@ -88,8 +88,11 @@ def _has_global(exporter: Exporter) -> bool:
     """True where all clients hold one model, which is kept in the run: unless it is large, or the backbone
     that it goes with is on other machines."""
     try:
-        refuse_global(exporter)
-    except FedSAError:  # of clients that are to differ
+        if not has_global(exporter):
+            return False
+        exporter.refuse(adapter=False)
+    except FedSAError as error:
+        log.info("no global/: %s", error)
         return False
     if exporter.config.federation.superlink is None and _size(exporter.model) <= LARGE:
         return True
