@@ -15,7 +15,6 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsa_lora.bundle import Part, pack, size_of, unpack
 from fedsa_lora.client import build
-from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.client.egress import Egress, discreet
 from fedsa_lora.client.record import ClientRecord, header_of
 from fedsa_lora.client.workbench import Workbench
@@ -82,10 +81,7 @@ def _make_folder(store: DirectoryStore, run_dir: Path, run: str) -> None:
 
 def client_fn(context: Context) -> Client:
     node, _, bench, store = _serve(context)
-    forbid = node.forbid
-    if node.store is not None and not node.share_tokens:
-        forbid += tuple(sorted(bench.of_tokens))
-    return FedSAClient(node.client, bench, store, forbid).to_client()
+    return build.client(node, bench, store).to_client()
 
 
 def each(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from flwr.client import NumPyClient
 
+from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.client.device import device
 from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
+from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
@@ -91,6 +94,14 @@ def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> N
         name = decided(config.run_dir, ATTENTION, measure)
     if name in ATTENTIONS:
         use_attention(resident, name)
+
+
+def client(node: Node, bench: Workbench, store: DirectoryStore) -> NumPyClient:
+    """The client that a node serves; ``store`` has what is its own."""
+    forbid = node.forbid
+    if node.store is not None and not node.share_tokens:
+        forbid += tuple(sorted(bench.of_tokens))
+    return FedSAClient(node.client, bench, store, forbid)
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:

@@ -149,4 +149,7 @@ class Comparison:
 
 
 def _searches(grid: Grid, entries: Sequence[Entry]) -> list[Search]:
-    return [Search(entry, tuple(grid.rates), tuple(grid.seeds), grid.every_rate) for entry in entries]
+    return [
+        Search(entry, tuple(grid.rates_for(entry.method)), tuple(grid.seeds), grid.every_rate)
+        for entry in entries
+    ]

@@ -54,6 +54,7 @@ class Grid:
 
     The learning rate of a method in a regime is the best of ``rates`` by the validation part of the first
     of ``seeds``; ``every_rate``: all are tried, also those greater than one that is clearly behind.
+    ``rates_of``: methods that learn at rates of another size, such as training all weights, with theirs.
     ``reference`` is the method that others are measured by. ``fixed``: what a regime sets
     whatever a method says, such as ``head=frozen``. ``further``: methods of one regime alone. ``words``: what
     every run has, before the words of its regime.
@@ -71,6 +72,7 @@ class Grid:
     description: str = ""
     every: int = 3
     every_rate: bool = False
+    rates_of: dict[str, list[float]] = field(default_factory=dict)
     words: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
     further: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -80,9 +82,14 @@ class Grid:
 
     def __post_init__(self) -> None:
         faults = [f"{name}: expected at least one" for name in _NEEDED if not getattr(self, name)]
-        for name in ("seeds", "rates"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                faults.append(f"{name}: {getattr(self, name)} has one twice")
+        lists: dict[str, Sequence[float]] = {"seeds": self.seeds, "rates": self.rates}
+        for name, own in self.rates_of.items():
+            lists[f"rates_of: {name}"] = own
+            if not own:
+                faults.append(f"rates_of: {name}: expected at least one")
+        faults += [
+            f"{name}: {some} has one twice" for name, some in lists.items() if len({*some}) < len(some)
+        ]
         names = [*self.methods, *(method for some in self.further.values() for method in some)]
         quick = self.quick or Quick([], [], [])
         for place, known, given in (
@@ -90,6 +97,7 @@ class Grid:
             ("fixed", list(self.regimes), self.fixed),
             ("further", list(self.regimes), self.further),
             ("where_it_fits", names, self.where_it_fits),
+            ("rates_of", names, self.rates_of),
             ("quick.regimes", list(self.regimes), quick.regimes),
             ("quick.methods", list(self.methods), quick.methods),
         ):
@@ -109,9 +117,10 @@ class Grid:
         regimes = {name: self.regimes[name] for name in self.quick.regimes}
         fixed = {name: words for name, words in self.fixed.items() if name in regimes}
         fits = [name for name in self.where_it_fits if name in methods]
+        rates_of = {name: rates for name, rates in self.rates_of.items() if name in methods}
         return replace(
             self, regimes=regimes, methods=methods, seeds=self.quick.seeds, fixed=fixed, further={},
-            where_it_fits=fits, quick=None,
+            where_it_fits=fits, rates_of=rates_of, quick=None,
         )  # fmt: skip
 
     def entries(self) -> list[Entry]:
@@ -127,6 +136,10 @@ class Grid:
     def common(self, regime: str) -> list[str]:
         """The words that every method of a regime has."""
         return shlex.split(f"{self.words} {self.regimes[regime]}")
+
+    def rates_for(self, method: str) -> list[float]:
+        """The learning rates that a method's is searched among."""
+        return self.rates_of.get(method, self.rates)
 
     def missing(self) -> dict[str, str]:
         """By regime whose data are not here, the folder that it names."""
@@ -215,7 +228,7 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
             faults += [line for fault in misplaced if (line := f"{place}: {fault}") not in faults]
             continue
         try:
-            config = load(grid.overrides(Run(entry, grid.rates[0], grid.seeds[0])))
+            config = load(grid.overrides(Run(entry, grid.rates_for(entry.method)[0], grid.seeds[0])))
         except FedSAError as error:
             if entry.method in grid.where_it_fits:
                 notes.append(f"{entry.method} does not fit {entry.regime}: {_reason(error)}")

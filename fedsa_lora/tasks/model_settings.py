@@ -11,6 +11,7 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.group import READ, Group
 from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
 from fedsa_lora.tasks.hub import is_hub_id, is_revision
+from fedsa_lora.tasks.shipped import copies
 
 PACKAGE_SCHEME = "pkg://"
 
@@ -93,6 +94,9 @@ def _package_folder(path: str) -> Path:
             sent="the folder of the model lies outside of its package",
             key="model.path",
         )
+    if package == "fedsa_lora":  # what runs may be a Flower bundle, which carries no binary files
+        whole = (copy for copy in copies(inner) if any(copy.glob("*.safetensors")))
+        folder = next(whole, folder)
     if not folder.is_dir():
         raise ModelError(
             f"{path!r}: package {package!r} has no folder {inner!r}; looked at {folder}",

@@ -1,4 +1,4 @@
-"""The data sets that come with the package, and the folder of each."""
+"""The data sets and models that come with the package, and the folder of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def shipped_folder(name: str) -> Path:
     The running copy of the package may be a Flower bundle, which carries no binary files; the
     installed copy is then found along ``sys.path`` or through the distribution's metadata.
     """
-    folders = [root / name for root in dict.fromkeys(_data_roots())]
+    configured = os.environ.get(DATA_VARIABLE)
+    own = [Path(configured).expanduser()] if configured else []
+    folders = [root / name for root in dict.fromkeys([*own, *copies("data")])]
     for folder in folders:
         if any(folder.glob("*.parquet")):
             return folder
@@ -36,17 +38,17 @@ def shipped_folder(name: str) -> Path:
     )
 
 
-def _data_roots() -> Iterator[Path]:
-    if configured := os.environ.get(DATA_VARIABLE):
-        yield Path(configured).expanduser()
-    yield Path(__file__).resolve().parent.parent / "data"
+def copies(inner: str) -> Iterator[Path]:
+    """A folder of the package as each of its copies would have it: the running one, those along ``sys.path``,
+    the installed one, and the checkout that was installed from."""
+    yield Path(__file__).resolve().parent.parent / inner
     for entry in sys.path:
-        yield Path(entry or ".").resolve() / "fedsa_lora" / "data"
+        yield Path(entry or ".").resolve() / "fedsa_lora" / inner
     try:
         installed = distribution("fedsa-lora")
     except PackageNotFoundError:
         return
-    yield Path(str(installed.locate_file("fedsa_lora/data")))
+    yield Path(str(installed.locate_file("fedsa_lora"))) / inner
     origin = urlparse(json.loads(installed.read_text("direct_url.json") or "{}").get("url", ""))
     if origin.scheme == "file":
-        yield Path(url2pathname(origin.path)) / "fedsa_lora" / "data"
+        yield Path(url2pathname(origin.path)) / "fedsa_lora" / inner

@@ -58,7 +58,7 @@ def minilm_run(run_smoke):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("which", ["smoke_run", "minilm_run"])
+@pytest.mark.parametrize("which", ["smoke_run", pytest.param("minilm_run", marks=pytest.mark.slow)])
 def test_stock_peft_gives_the_logits_of_the_run(which, request, tmp_path, monkeypatch):
     run = request.getfixturevalue(which)
     inputs, expected = in_the_run(run, "1")
@@ -82,7 +82,7 @@ def as_its_card_says(folder, monkeypatch) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("which", ["smoke_run", "minilm_run"])
+@pytest.mark.parametrize("which", ["smoke_run", pytest.param("minilm_run", marks=pytest.mark.slow)])
 def test_a_whole_model_is_loaded_as_its_card_says(which, request, tmp_path, monkeypatch):
     run = request.getfixturevalue(which)
     inputs, expected = in_the_run(run, "0")

@@ -52,7 +52,7 @@ def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp
         assert {entry.regime for entry in entries} == set(part.regimes)
         by_method, by_regime = ({getattr(e, key): e for e in entries} for key in ("method", "regime"))
         for entry in {*by_method.values(), *by_regime.values()}:
-            load(part.overrides(Run(entry, part.rates[0], part.seeds[0])))
+            load(part.overrides(Run(entry, part.rates_for(entry.method)[0], part.seeds[0])))
 
 
 def test_the_recorded_runs_are_those_of_the_shipped_grids():
@@ -114,6 +114,22 @@ def test_a_quick_look_is_a_part_of_the_grid_with_words_of_its_own():
     assert quick.seeds == [7]
     with pytest.raises(ConfigError, match="says nothing about --quick"):
         grid().quickly()
+
+
+def test_a_method_with_rates_of_its_own_is_searched_among_those_alone(tmp_path):
+    own = grid(rates_of={"share A": [0.5, 0.1]}, quick=Quick(["own"], ["alone"], [7]))
+    file = tmp_path / "runs.jsonl"
+    Record(file).add(Run(own.entries()[0], 0.01, 0), {"error": "for want of a result"})
+    searched = {s.entry.method: s.rates for s in Comparison.recorded(own, tmp_path, file).searches}
+    assert searched == {"alone": (0.01,), "share A": (0.5, 0.1)}
+    assert own.quickly().rates_of == {}
+    for wrong, said in (
+        ({"share a": [0.1]}, "share A"),
+        ({"share A": []}, "at least one"),
+        ({"share A": [1, 1]}, "twice"),
+    ):
+        with pytest.raises(ConfigError, match=f"rates_of: share.*{said}"):
+            grid(rates_of=wrong)
 
 
 def test_a_clash_is_told_with_grid_regime_and_method_before_anything_runs():

@@ -205,6 +205,7 @@ def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_
     assert_same_run(copy, whole)
 
 
+@pytest.mark.slow
 def test_what_a_resumption_changed_holds_for_the_table_the_report_and_the_next_resumption(
     tmp_path, monkeypatch
 ):

@@ -105,6 +105,7 @@ def test_a_client_whose_process_is_killed_fails_and_a_new_process_serves_the_oth
         assert failures_of(row) == [f"client 1: {KILLED}"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_killer")
 def test_a_client_whose_process_was_killed_once_is_asked_again_to_the_same_bits(tmp_path):
     words = ["++personalisation._target_=killer.Killer", f"++personalisation.once={tmp_path / 'killed'}"]

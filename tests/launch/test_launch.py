@@ -253,6 +253,7 @@ def test_a_superlink_that_is_slow_to_start_is_waited_for_and_the_screen_says_so(
     assert "waiting for the SuperLink to listen, for" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_submission_is_waited_for_as_long_as_it_lives_and_the_superlink_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

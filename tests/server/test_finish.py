@@ -253,6 +253,7 @@ def fails_at(run: Path, first: int, last: int | None) -> int:
     return len(watched.seen)
 
 
+@pytest.mark.slow
 @pytest.mark.case(40)
 def test_a_disk_that_fills_up_during_the_finish_is_an_error_and_the_run_is_finished_when_there_is_room(
     finished, whole

@@ -165,6 +165,7 @@ def test_a_run_is_resumed_in_its_measure_and_in_no_other(words, tmp_path):
     assert all("perplexity" in row for row in resumed)
 
 
+@pytest.mark.slow
 def test_a_comparison_prefers_the_lower(words, tmp_path, capsys):
     quoted = " ".join(f"'{word}'" if " " in word else word for word in words)
     (tmp_path / "grid.yaml").write_text(

@@ -182,6 +182,7 @@ for library in ("transformers", "transformers.some.module", "huggingface_hub", "
 """
 
 
+@pytest.mark.slow
 @pytest.mark.case(37)
 def test_words_of_a_model_that_a_library_warns_of_cannot_command_a_terminal():
     shown = subprocess.run([sys.executable, "-c", WARNS], capture_output=True, check=True).stderr
