@@ -8,8 +8,11 @@ import psutil
 import pytest
 import torch
 
+from fedsa_lora.client.device import ALONE, VISIBLE, shown_alone
+from fedsa_lora.commands.screen import console
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
+from fedsa_lora.launch import federate as federation
 from fedsa_lora.launch.flower_run import Simulation
 from fedsa_lora.launch.plan import fit_simulation, make_plan
 from fedsa_lora.launch.size import Processes
@@ -190,3 +193,18 @@ def test_a_gpu_is_ray_s_and_processes_of_this_machine_are_refused_there(monkeypa
     assert isinstance(fit_simulation(load(), gpu, 10**8), Simulation)
     with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU alone: add machine"):
         fit_simulation(load(["machine.engine=inprocess"]), gpu, 10**8)
+
+
+def test_the_processes_of_a_simulation_see_the_gpu_that_is_named_alone(tmp_path, monkeypatch):
+    handed = {}
+
+    def submitted(app, overrides, place, logs, env, composed):
+        handed.update(env)
+        raise RunError("not submitted")
+
+    monkeypatch.setattr(federation, "FlowerRun", submitted)
+    place = Simulation(2, gpus_per_client=0.5, gpus=1, env=shown_alone(torch.device("cuda:1")))
+    with pytest.raises(RunError, match="not submitted"):
+        federation.federate(load([*TINY, f"run.dir={tmp_path / 'run'}"]), [], place, console)
+    assert {ALONE: "cuda:1"}.items() <= handed.items()
+    assert VISIBLE in handed
