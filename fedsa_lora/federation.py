@@ -136,7 +136,8 @@ class FederationSettings(PartitionSettings):
         if not self.own:
             return
         if not hasattr(run.task, "at"):
-            yield f"partition=own: {type(run.task).__name__} reads no files; expected a task of texts"
+            kind = type(run.task).__name__
+            yield f"partition=own: {kind} reads no files; expected a task of texts or of images"
         if self.label_meaning != "common":
             yield "partition=own: classes are agreed by name; expected federation.label_meaning=common"
         if self.ranks is not None:

@@ -121,6 +121,7 @@ def newcomer(local: LocalRound, steps: int) -> Job:
     settings = replace(local.settings, steps=steps, epochs=None)
     batches = generator(local.seed, "newcomer batches", local.client)
     return local.still(
+        examples=local.augmented,
         settings=settings,
         batches=round_batches(local.examples.lengths, settings, batches),
         dropout=torch_seed(local.seed, "newcomer dropout", local.client),

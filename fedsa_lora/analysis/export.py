@@ -29,6 +29,7 @@ from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.text import TextData
 from strategies.checkpoint import Checkpoint
@@ -184,9 +185,11 @@ class Exporter:
         return build.model(replace(self.config, machine=machine))
 
     def _save_tokenizer(self, folder: Path) -> None:
-        """The tokenizer as the run used it: it pads."""
+        """The tokenizer as the run used it: it pads. For images their preprocessor config."""
         if isinstance(self.config.task, TextData):
             self.config.task.tokenizer.save_pretrained(str(folder))
+        elif isinstance(self.config.task, ImageTask):
+            self.config.task.read_by_model.save(folder)
 
     def _save_card(self, subject: Subject, folder: Path, base: str | None) -> None:
         text = model_card(self.config, subject, base, mean=is_mean_pooled(self.model.module))

@@ -19,8 +19,8 @@ from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_at
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
+from fedsa_lora.tasks.sourced import SourcedTask
 from fedsa_lora.tasks.task import Task
-from fedsa_lora.tasks.text import TextData
 
 
 def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
@@ -63,7 +63,7 @@ def task(config: RunConfig, data: Path | None) -> Task:
         )
     if not config.federation.own:
         return config.task
-    if data is None or not isinstance(config.task, TextData):
+    if data is None or not isinstance(config.task, SourcedTask):
         raise ConfigError(
             "every node of this run has data of its own (partition=own): start this one with data.path=FILE",
             sent="this node has no data of its own, or the task reads none",

@@ -16,7 +16,7 @@ from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.predictions import from_logits
 from fedsa_lora.store import ClientStore
-from fedsa_lora.tasks.task import ClientData, Examples, Task, measured
+from fedsa_lora.tasks.task import Augmenting, ClientData, Examples, Task, measured
 
 
 class ClientModel:
@@ -49,6 +49,7 @@ class ClientModel:
             seed=bench.seed,
             client=self.client,
             round=round_,
+            augment=bench.task.augmented if isinstance(bench.task, Augmenting) else None,
         )
         return replace(local, **terms)
 

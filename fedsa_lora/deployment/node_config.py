@@ -194,7 +194,10 @@ def _data_faults(data: Path | None) -> Iterator[str]:
         yield f"data.path: {data} cannot be read; give this user the right to"
         return
     if not holds_data(data):
-        yield f"data.path: {data} has no file that can be read; expected {listing(FORMATS)}"
+        yield (
+            f"data.path: {data} has no file that can be read; expected {listing(FORMATS)}, or images in "
+            "folders of their classes"
+        )
 
 
 def _client(config: Mapping[str, Any]) -> str:

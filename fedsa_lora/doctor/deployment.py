@@ -81,7 +81,8 @@ def _listener(port: int) -> str:
 def _data(path: Path) -> Check:
     from fedsa_lora.tasks.sources import read_split
 
-    remedy = "correct the path, or mend the file: parquet, CSV, TSV or JSON Lines"
+    kinds = "parquet, CSV, TSV, JSON Lines or npz, or images in folders of their classes"
+    remedy = f"correct the path, or mend the file: {kinds}"
     if not path.exists():
         return Check("data", False, f"nothing at {path.absolute()}", remedy)
     try:

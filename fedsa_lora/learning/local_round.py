@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.learning.settings import TrainSettings
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from fedsa_lora.learning.importance import Scoring
     from fedsa_lora.learning.job import Job
 
+Augment: TypeAlias = Callable[[Examples, np.random.Generator], Examples]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRound:
@@ -22,7 +28,8 @@ class LocalRound:
     ``values`` are all tensors of ``layout``, ``merged`` what is in the frozen weights besides, by layer.
     ``anchor`` are the common values of what is shared, ``mu`` the weight of FedProx's term towards them,
     ``others`` what is common without this client's own part in it.
-    ``scoring`` asks for scores of the training that is shared from.
+    ``scoring`` asks for scores of the training that is shared from. ``augment`` changes examples a little
+    before they are trained on.
     """
 
     layout: Layout
@@ -38,6 +45,14 @@ class LocalRound:
     mu: float = 0.0
     others: NamedArrays = field(default_factory=dict)
     scoring: Scoring | None = None
+    augment: Augment | None = None
+
+    @cached_property
+    def augmented(self) -> Examples:
+        """The examples as they are trained on in this round: the same for all of its jobs."""
+        if self.augment is None:
+            return self.examples
+        return self.augment(self.examples, generator(self.seed, "augment", self.client, self.round))
 
     def still(self, **changes: Any) -> Job:
         """A job that trains nothing: the model as the round began, but for fields that are given.
@@ -69,4 +84,6 @@ class LocalRound:
         settings = replace(self.settings, steps=steps, epochs=None) if steps else self.settings
         batches = round_batches(self.examples.lengths, settings, generator(self.seed, "batches", *key))
         dropout = torch_seed(self.seed, "dropout", *key)
-        return self.still(settings=settings, batches=batches, dropout=dropout, **changes)
+        return self.still(
+            examples=self.augmented, settings=settings, batches=batches, dropout=dropout, **changes
+        )

@@ -185,7 +185,7 @@ class Distillation(Beside):
 
         from fedsa_lora.learning.objectives import Taught
 
-        teacher = yield local.still(asked=(local.examples,))
+        teacher = yield local.still(asked=(local.augmented,))
         logits = torch.from_numpy(teacher.answers[0])
         taught = partial(Taught, teacher=logits, weight=self.weight, temperature=self.temperature)
         return (yield local.job(values=personal, objective=taught))

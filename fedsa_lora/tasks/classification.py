@@ -58,15 +58,15 @@ class ClassificationTask(DividedTask):
         held, tested = self._rows(client), self.data.test or self.data.train
         chosen = self.attack.chosen(self.seed, client, held.train)
         other = self._renamed(client, tested.labels[held.test]) != self.attack.target
-        train, attacked = data.train, self._marked(tested, held.test[other], self.attack.target)
+        train, attacked = data.train, self._marked(client, tested, held.test[other], self.attack.target)
         if chosen.any():
             clean = self._examples(client, self.data.train, held.train[~chosen])
-            bad = self._marked(self.data.train, held.train[chosen], self.attack.target)
+            bad = self._marked(client, self.data.train, held.train[chosen], self.attack.target)
             train = Examples.joined([clean, bad])
         return replace(data, train=train, attacked=attacked)
 
-    def _marked(self, rows: Rows, indices: NDArray[np.int64], target: int) -> Examples:
-        inputs = self.triggered(rows.inputs.select(indices))
+    def _marked(self, client: str, rows: Rows, indices: NDArray[np.int64], target: int) -> Examples:
+        inputs = self.triggered(self._inputs(client, rows, indices))
         return self.encode(inputs, np.full(len(indices), target, dtype=np.int64))
 
     def client_labels(self, client: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from fedsa_lora.tasks.partition import (
     split_federation,
 )
 from fedsa_lora.tasks.partitioners import GROUP, LABEL
-from fedsa_lora.tasks.rows import LabelledData, Rows
+from fedsa_lora.tasks.rows import Inputs, LabelledData, Rows
 from fedsa_lora.tasks.task import Batch, ClientData, ClientShare, Examples, FederationData, RowCount
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class DividedTask(ABC):
         from fedsa_lora.tasks.backbone import build_backbone
 
         return build_backbone(self.auto_class, self.model, self.labels(), seed=seed, empty=empty)
+
+    def inspect(self) -> tuple[str, ...]:
+        """Remarks on how inputs are read, shown before a run. Raises DataError for one that cannot be."""
+        return ()
 
     def describe(self) -> FederationData:
         """Counts each client's examples; classes are the true ones, whatever a client calls them. Of clients
@@ -175,7 +179,11 @@ class DividedTask(ABC):
         return labels
 
     def _examples(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Examples:
-        return self.encode(rows.inputs.select(indices), self._renamed(client, rows.labels[indices]))
+        return self.encode(self._inputs(client, rows, indices), self._renamed(client, rows.labels[indices]))
+
+    def _inputs(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Inputs:
+        """The inputs of some of a client's rows, as this client has them."""
+        return rows.inputs.select(indices)
 
 
 def _columns(rows: Rows) -> dict[str, NDArray[Any]]:

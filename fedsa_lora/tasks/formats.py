@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, listing
 from fedsa_lora.tasks.delimited import read_delimited
+from fedsa_lora.tasks.npz import read_npz
 from fedsa_lora.tasks.records import read_records
 from fedsa_lora.tasks.tables import Part, class_names, library
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what datasets.save_to_disk writes into a folder
-FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".npz")
 PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 MARKS = {
@@ -36,7 +37,7 @@ def is_data(path: Path) -> bool:
 
 
 def read_file(path: Path) -> Part:
-    """The rows of a parquet, CSV, TSV, JSON Lines or JSON file. Raises DataError with the remedy."""
+    """The rows of a parquet, CSV, TSV, JSON Lines, JSON or npz file. Raises DataError with the remedy."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise DataError(
@@ -55,6 +56,8 @@ def read_file(path: Path) -> Part:
             )
         if kind == ".parquet":
             return _parquet(path)
+        if kind == ".npz":
+            return read_npz(path)
         text = decoded(path.read_bytes(), str(path))
     if kind in (".csv", ".tsv"):
         return read_delimited(text, str(path), "\t" if kind == ".tsv" else ",")

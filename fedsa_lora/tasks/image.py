@@ -1,26 +1,68 @@
-"""Classification of images: scikit-learn's handwritten digits, which come with the library."""
+"""Classification of images: of the digits that come with scikit-learn, of files and of the hub."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.tasks.classification import ClassificationTask
-from fedsa_lora.tasks.rows import LabelledData, Rows
-from fedsa_lora.tasks.task import Batch, Examples
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.group import at_least, more_than
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.augmentation import Augmentation
+from fedsa_lora.tasks.digits import DIGITS, LEVELS, SIDE, read_digits
+from fedsa_lora.tasks.images import BRIGHTEST, Images, read_images
+from fedsa_lora.tasks.model_images import ModelImages, images_of
+from fedsa_lora.tasks.rows import Columns, Inputs, Kept, LabelledData, Rows
+from fedsa_lora.tasks.shift import KINDS, Shift, shift_of
+from fedsa_lora.tasks.sourced import LabelledTask
+from fedsa_lora.tasks.task import Batch, Examples, FederationData
 
 if TYPE_CHECKING:
-    import datasets
+    from PIL.Image import Image
 
-_SIDE, _LEVELS = 8, 16
+CORNER = 8  # a trigger's side is one in so many of an image's, and at least two pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTask(ClassificationTask):
-    """1,797 grey images of 8 x 8 pixels in ten classes, without an official test split."""
+class ImageTask(LabelledTask):
+    """Images with a class each.
+
+    ``dataset`` is "digits", or a parquet or npz file, a folder of such, a folder of images with a sub-folder
+    for each class, or a hub id. ``image`` is a column's name. ``size`` (a side, or height and width),
+    ``mean`` and ``std`` (of values from 0 to 1, for all channels or for each) are the model's own where they
+    are not given; the digits stay as they are, 8 x 8 grey pixels, unless a size is given.
+
+    ``random_crop`` (by up to so many pixels) and ``random_flip`` (left to right) change each train image anew
+    in each round. With a ``shift`` all images of a client, those that it is measured on among them, are
+    changed in one way that is its own: brighter or darker, blurred, rotated, or of other colours; "mixed"
+    gives clients different kinds. ``shift_strength`` is how far they go.
+    """
+
+    dataset: str = DIGITS
+    image: str = "image"
+    size: int | list[int] | None = None
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+    random_crop: Annotated[int, at_least(0)] = 0
+    random_flip: bool = False
+    shift: Literal["none", "mixed", "brightness", "blur", "rotation", "hue"] = "none"
+    shift_strength: Annotated[float, more_than(0, 1)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift != "none" and self.partition.own:
+            raise ConfigError(
+                f"shift={self.shift}: shifts are of clients by number, and every node has data of its own; "
+                "expected shift=none",
+                sent="shifts are of clients by number, and every node has data of its own",
+                key="task.shift",
+            )
 
     @property
     def auto_class(self) -> Any:
@@ -29,35 +71,113 @@ class ImageTask(ClassificationTask):
 
         return AutoModelForImageClassification
 
+    @property
+    def columns(self) -> Columns:
+        return Columns({"image": self.image}, self.label, self.group, self.where)
+
+    def inputs(self, kept: Kept, columns: Mapping[str, str]) -> Images:
+        """The images, not decoded yet."""
+        return read_images(kept, columns)
+
+    def places(self) -> list[Path]:
+        return [] if self.dataset == DIGITS else super().places()
+
     def read(self) -> LabelledData:
-        """All digits as train rows; pixels are 64 values from 0 to 16."""
-        import datasets
-        from sklearn.datasets import load_digits
+        """The rows of the train split, and of the test split where one is named; the digits have none."""
+        return self.of_classes(read_digits()) if self.dataset == DIGITS else super().read()
 
-        digits = load_digits()
-        pixels = datasets.Dataset.from_dict({"pixels": digits.data.astype(np.float32).tolist()})
-        classes = tuple(str(name) for name in digits.target_names)
-        return LabelledData(classes, Rows(pixels, digits.target.astype(np.int64)))
+    @cached_property
+    def read_by_model(self) -> ModelImages:
+        """The images that the model reads. Raises ConfigError where it is not clear which these are."""
+        found = images_of(self.model, size=self.size, mean=self.mean, std=self.std)
+        if self.dataset == DIGITS and self.size is None:
+            # 8 x 8 grey pixels hold too little for a model of another size to be meant
+            return replace(found, size=(SIDE, SIDE), channels=1, mean=found.mean[:1], std=found.std[:1])
+        return found
 
-    def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
-        """The same images, the four pixels of the lower right corner at their brightest."""
-        import datasets
+    def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
+        """The same images, moved and mirrored as the task says."""
+        augmentation = Augmentation(self.random_crop, self.random_flip)
+        if augmentation == Augmentation():
+            return examples
+        pixels = augmentation(np.asarray(examples.features["pixel_values"]), rng)
+        return replace(examples, features={"pixel_values": pixels})
 
-        pixels = np.array(inputs["pixels"][:], dtype=np.float32).reshape(-1, _SIDE, _SIDE)
-        pixels[:, -2:, -2:] = _LEVELS
-        return datasets.Dataset.from_dict({"pixels": pixels.reshape(-1, _SIDE * _SIDE).tolist()})
+    def shift_of(self, client: str) -> Shift | None:
+        """The feature shift of a client. Raises ConfigError for one of colours where there are none."""
+        if self.shift == "none":
+            return None
+        kinds = KINDS if self.shift == "mixed" else (self.shift,)
+        if self.read_by_model.channels == 1:
+            kinds = tuple(kind for kind in kinds if kind != "hue")
+        if not kinds:
+            raise ConfigError(
+                "task.shift=hue: the model reads images of one channel, which have no hue; choose another "
+                "shift",
+                sent="the model reads images without colours, and the run would shift these",
+                key="task.shift",
+            )
+        return shift_of(
+            client, self.partition.clients, kinds, self.shift_strength, self._brightest, self.seed
+        )
 
-    def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
-        """``pixel_values``, one float32 (1, 8, 8) in [-1, 1] per example."""
-        pixels = np.array(inputs["pixels"][:], dtype=np.float32).reshape(-1, 1, _SIDE, _SIDE)
-        return Examples({"pixel_values": list(pixels / (_LEVELS / 2) - 1)}, labels, np.ones_like(labels))
+    def describe(self) -> FederationData:
+        """Counts each client's examples, and names their shifts."""
+        found = super().describe()
+        shifts = [f"{client} {shift}" for client in found.clients if (shift := self.shift_of(client))]
+        if not shifts:
+            return found
+        return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
+
+    def inspect(self) -> tuple[str, ...]:
+        """A remark on what the model is given of an image. Raises DataError for the first row that is no
+        image by its header; nothing is decoded."""
+        if not self.partition.own:
+            for rows in (self.data.train, self.data.test):
+                if rows is not None:
+                    _images(rows.inputs).check()
+        return (f"images are read as {self.read_by_model}",)
+
+    def triggered(self, inputs: Images) -> Images:
+        """The same images, the pixels of the lower right corner at their brightest."""
+        return inputs.edited(partial(_marked, brightest=inputs.brightest))
+
+    def encode(self, inputs: Images, labels: NDArray[np.int64]) -> Examples:
+        """``pixel_values``, uint8 (n, channels, height, width) of the model's size."""
+        return Examples({"pixel_values": inputs.pixels(self.read_by_model)}, labels, np.ones_like(labels))
 
     def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
-        """``pixel_values`` (batch, 1, 8, 8) and labels (batch,)."""
+        """``pixel_values``, float32 (batch, channels, height, width), normalised, and labels (batch,)."""
         import torch
 
         pixels = np.stack([examples.features["pixel_values"][index] for index in indices])
+        if pixels.dtype == np.uint8:  # a task that derives from this one may have encoded more than pixels
+            pixels = self.read_by_model.normalised(pixels, self._brightest)
         return {
             "pixel_values": torch.from_numpy(pixels),
             "labels": torch.from_numpy(examples.labels[indices]),
         }
+
+    @property
+    def _brightest(self) -> int:
+        return LEVELS if self.dataset == DIGITS else BRIGHTEST
+
+    def _inputs(self, client: str, rows: Rows, indices: NDArray[np.int64]) -> Inputs:
+        images, shift = super()._inputs(client, rows, indices), self.shift_of(client)
+        return images if shift is None else _images(images).edited(shift)
+
+
+def _marked(picture: Image, brightest: int) -> Image:
+    """The picture with a bright square in its lower right corner."""
+    width, height = picture.size
+    side = max(2, min(width, height) // CORNER)
+    marked = picture.copy()
+    color = brightest if picture.mode == "L" else (brightest,) * len(picture.getbands())
+    marked.paste(color, (width - side, height - side, width, height))
+    return marked
+
+
+def _images(inputs: Inputs) -> Images:
+    """The inputs, which are images of ``read_images`` or ``read_digits``."""
+    assert isinstance(inputs, Images)
+    return inputs

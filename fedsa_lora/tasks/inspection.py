@@ -32,9 +32,9 @@ def inspect_task(task: Any) -> tuple[str, ...]:
     if isinstance(task, TextData):
         check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)
-    else:
+    elif not task.partition.own:
         check_batch(task, model)
-    return tuple(remarks(start, model))
+    return (*remarks(start, model), *task.inspect())
 
 
 def remarks(start: Start, model: Any) -> Iterator[str]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut, nearest
 from fedsa_lora.tasks.remarks import on_classes, rewritten
-from fedsa_lora.tasks.tables import Table, library, names
+from fedsa_lora.tasks.tables import Table, names
 from fedsa_lora.tasks.values import Words, are_whole, is_fraction, whole, word_of, words_of
 
-if TYPE_CHECKING:
-    import datasets
+
+class Inputs(Protocol):
+    """The inputs of n rows, not encoded yet, as a task reads them: columns of a ``datasets.Dataset``, or
+    images."""
+
+    def select(self, indices: NDArray[np.int64]) -> Inputs:
+        """The inputs at some positions."""
+        ...
+
+    def __getitem__(self, rows: slice) -> Mapping[str, Any]:
+        """Lists of values by column, by which it is seen whether the rows changed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Rows:
     them, by the reason; ``notes`` are remarks that a user should see.
     """
 
-    inputs: datasets.Dataset
+    inputs: Inputs
     labels: NDArray[np.int64]
     groups: NDArray[Any] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -61,7 +70,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """The rows (n,) of a table that pass the filter, by their positions in it."""
 
     table: Table
@@ -103,15 +112,20 @@ class _Kept:
             raise DataError(text, sent=sent, key=key, rows=len(faulty))
 
 
-def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
+def read_rows(
+    table: Table,
+    columns: Columns,
+    classes: Sequence[str],
+    read: Callable[[Kept, Mapping[str, str]], Inputs],
+) -> Rows:
     """The rows that pass ``columns.where``, with labels as positions in ``classes``, all 0 without a
-    label column.
+    label column. ``read`` takes the inputs from their columns.
 
     Raises DataError for a missing column, an empty text, a missing or an unknown label or group; rows are
     counted from 1, in the order of their file.
     """
     kept = _filtered(table, columns)
-    inputs = {name: _texts(kept, column) for name, column in columns.inputs.items()}
+    inputs = read(kept, columns.inputs)
     labels, groups = np.zeros(len(kept.rows), dtype=np.int64), None
     notes = list(table.notes)
     if columns.label is not None:
@@ -131,7 +145,7 @@ def read_rows(table: Table, columns: Columns, classes: Sequence[str]) -> Rows:
         notes += rewritten(table, columns.group, found)
     left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
     return Rows(
-        library().Dataset(pa.table(inputs)),
+        inputs,
         labels,
         groups,
         {reason: count for reason, count in left_out.items() if count},
@@ -164,13 +178,13 @@ def infer_classes(table: Table, columns: Columns) -> tuple[str, ...]:
     return tuple(sorted(present))
 
 
-def _filtered(table: Table, columns: Columns) -> _Kept:
+def _filtered(table: Table, columns: Columns) -> Kept:
     """The rows that pass the filter. Raises DataError for a column that is missing."""
     named = [column for column in (columns.label, columns.group) if column is not None]
     for column in [*columns.inputs.values(), *named]:
         for part in table.parts:
             part.check(column)
-    everything = _Kept(table, np.arange(len(table)))
+    everything = Kept(table, np.arange(len(table)))
     keep = np.ones(len(table), dtype=bool)
     for column, wanted in (columns.where or {}).items():
         keep &= _equals(everything.words(column), wanted, f"{table.name}, column {column!r}")
@@ -180,7 +194,7 @@ def _filtered(table: Table, columns: Columns) -> _Kept:
             sent="no row passes the filter, or there is none",
             key="task.where",
         )
-    return _Kept(table, np.flatnonzero(keep))
+    return Kept(table, np.flatnonzero(keep))
 
 
 def _equals(found: Words, wanted: Any, name: str) -> NDArray[np.bool_]:
@@ -204,31 +218,7 @@ def _equals(found: Words, wanted: Any, name: str) -> NDArray[np.bool_]:
     return keep
 
 
-def _texts(kept: _Kept, column: str) -> pa.ChunkedArray:
-    texts = kept.column(column)
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise DataError(
-            f"{kept.table.name}, column {column!r}: expected text, found {cut(texts.type)}; "
-            "name a column of strings",
-            sent="a column that the run reads as text holds none",
-        )
-    kept.refuse(
-        np.flatnonzero(pc.is_null(texts).to_numpy()),
-        column,
-        "has no text",
-        sent="rows have no text",
-    )
-    blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
-    kept.refuse(
-        np.flatnonzero(blank.to_numpy()),
-        column,
-        "has an empty text",
-        sent="rows have no text",
-    )
-    return texts
-
-
-def _labels(kept: _Kept, column: str) -> Words:
+def _labels(kept: Kept, column: str) -> Words:
     """The class names of the rows, where the file has names for its numbers by these."""
     found = kept.words(column)
     kept.refuse(
@@ -264,7 +254,7 @@ def _labels(kept: _Kept, column: str) -> Words:
     return Words(found.raw, [called[word] for word in found.words], found.codes)
 
 
-def _positions(kept: _Kept, column: str, found: Words, classes: Sequence[str]) -> NDArray[np.int64]:
+def _positions(kept: Kept, column: str, found: Words, classes: Sequence[str]) -> NDArray[np.int64]:
     names_given = [word_of(label) for label in classes]
     if found.numbers:
         names_given = [whole(label) for label in names_given]

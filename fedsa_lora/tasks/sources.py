@@ -9,6 +9,7 @@ from pathlib import Path
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, SAVED, SAVED_SPLITS, is_data, read_file
+from fedsa_lora.tasks.image_folder import find_images, is_image_folder, read_images
 from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 from fedsa_lora.tasks.tables import Part, Table
 
@@ -25,7 +26,8 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
 
     ``source`` is a mapping of split names to files, the name of a shipped set, a local file or folder, or a
     hub id. In a folder the file ``train.csv`` (the shards ``train-*.csv``, also in a folder ``data``) is its
-    split ``train``; one that ``datasets.save_to_disk`` wrote is read as well. ``subset`` names one of
+    split ``train``; one that ``datasets.save_to_disk`` wrote is read as well, and one of images, each in the
+    folder of its class. ``subset`` names one of
     several data sets of a hub id, or of a folder. Nothing is written in the user's home, except the
     hub's own cache for a hub id. Raises DataError when there is nothing to read, or not all of it.
     """
@@ -40,8 +42,8 @@ def read_split(source: str | Mapping[str, str], split: str, subset: str | None =
 
 
 def find_split(source: str | Mapping[str, str], split: str, subset: str | None = None) -> list[Path]:
-    """The files, or the folder of ``datasets.save_to_disk``, that hold one split as ``read_split`` reads it;
-    none for a hub id. Raises DataError where they are not there."""
+    """The files, or the folder of ``datasets.save_to_disk`` or of images, that hold one split as
+    ``read_split`` reads it; none for a hub id. Raises DataError where they are not there."""
     if isinstance(source, Mapping):
         _no_subset(subset, "task.files has one file per split, so it")
         return [_file_of(source, split)]
@@ -85,7 +87,8 @@ def holds_data(place: Path) -> bool:
     reads."""
     if place.is_file():
         return is_data(place)
-    return any((place / saved).is_file() for saved in (SAVED, SAVED_SPLITS)) or bool(_data_files(place))
+    saved = any((place / name).is_file() for name in (SAVED, SAVED_SPLITS))
+    return saved or bool(_data_files(place)) or is_image_folder(place)
 
 
 def _file_of(files: Mapping[str, str], split: str) -> Path:
@@ -143,12 +146,16 @@ def _find_in_folder(folder: Path, split: str) -> list[Path]:
                 key="task.test_split",
             )
         return [folder]
+    if images := find_images(folder, split):
+        return [images]
     return _split_files(folder, split)
 
 
 def _read(place: Path) -> Part:
     if not place.is_dir():
         return read_file(place)
+    if not (place / SAVED).is_file():
+        return read_images(place)
     from fedsa_lora.tasks.huggingface import read_saved
 
     return read_saved(place)

@@ -22,7 +22,8 @@ class Part:
     """The rows of one file.
 
     ``read`` gives a column's n values as they are in the file. ``classes`` has the names of a column whose
-    numbers stand for classes. ``lines`` (n,) is the line of a text file on which each row begins.
+    numbers stand for classes. ``lines`` (n,) is the line of a text file on which each row begins; ``files``
+    (n,) are the files of rows that have one each.
     ``empty`` counts the rows without any value, which are left out. ``notes`` are remarks on how the file
     was read.
     """
@@ -33,6 +34,7 @@ class Part:
     read: Callable[[str], pa.ChunkedArray]
     classes: dict[str, list[str]] = field(default_factory=dict)
     lines: Sequence[int] | None = None
+    files: Sequence[str] | None = None
     empty: int = 0
     notes: tuple[str, ...] = ()
 
@@ -70,6 +72,8 @@ class Part:
 
     def place(self, row: int) -> str:
         """The file and, of a text file, the line of a row, which is counted from 0."""
+        if self.files is not None:
+            return self.files[row]
         return self.name if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
 

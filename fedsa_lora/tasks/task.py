@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OBJECT = 112  # bytes of an array beside its values
 Batch: TypeAlias = "dict[str, torch.Tensor]"
+Features: TypeAlias = "list[NDArray[Any]] | NDArray[Any]"
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class Examples:
     """Encoded examples in memory.
 
     ``features`` maps a model input's name to one array per example (ragged along the first
-    axis for text); ``labels`` is (n,) int64, -1 where unlabelled; ``lengths`` is (n,) int64,
-    the number of tokens, by which batches are bucketed (all ones where inputs do not vary).
+    axis for text; of images one array of all); ``labels`` is (n,) int64, -1 where unlabelled;
+    ``lengths`` is (n,) int64, the number of tokens, by which batches are bucketed (all ones where
+    inputs do not vary).
     """
 
-    features: Mapping[str, list[NDArray[Any]]]
+    features: Mapping[str, Features]
     labels: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
@@ -39,16 +41,30 @@ class Examples:
     @property
     def bytes(self) -> int:
         """Memory that the features take, with the array objects around them."""
-        return sum(row.nbytes + OBJECT for rows in self.features.values() for row in rows)
+        return sum(_bytes(rows) for rows in self.features.values())
 
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
         """The examples of all parts, of which there is at least one, one part after the other."""
         return cls(
-            {name: [row for part in parts for row in part.features[name]] for name in parts[0].features},
+            {name: _joined([part.features[name] for part in parts]) for name in parts[0].features},
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.lengths for part in parts]),
         )
+
+
+def _bytes(rows: Features) -> int:
+    if isinstance(rows, np.ndarray):
+        return rows.nbytes + OBJECT
+    return sum(row.nbytes + OBJECT for row in rows)
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """The rows of all parts; as one array where those of all parts that have any are."""
+    arrays = [rows for rows in parts if len(rows)]
+    if arrays and all(isinstance(rows, np.ndarray) for rows in arrays):
+        return np.concatenate(arrays)
+    return [row for rows in parts for row in rows]
 
 
 @dataclass(frozen=True)
@@ -191,6 +207,17 @@ class Task(Protocol):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
         the measure; the primary one, and the loss where it is a measure, must be among them."""
+        ...
+
+
+@runtime_checkable
+class Augmenting(Protocol):
+    """A task that changes its train examples a little in each round; those that are measured on it never
+    does."""
+
+    def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
+        """The same examples in the same order, each changed by what is drawn from ``rng``; the very same
+        object where nothing is to be changed."""
         ...
 
 

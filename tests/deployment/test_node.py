@@ -3,6 +3,7 @@
 import shutil
 import ssl
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -237,13 +238,26 @@ def test_the_server_needs_no_data_where_nodes_have_their_own(tmp_path):
         ),
         ([*DEPLOYED, "task=text", "partition=own"], "the classes must be agreed"),
         ([*OWN, "federation.label_meaning=per_client"], "classes are agreed by name"),
-        ([*DEPLOYED, "task=image", "model=tiny_vit", "partition=own"], "ImageTask reads no files"),
+        ([*DEPLOYED, "task=image", "model=tiny_vit", "partition=own"], "the classes must be agreed"),
         (["experiment=smoke", "federation.insecure=true"], "of a connection to federation.superlink"),
     ],
 )
 def test_what_cannot_be_deployed_so_is_refused(words, fault):
     with pytest.raises(ConfigError, match=fault):
         load(words)
+
+
+def test_nodes_have_no_data_of_their_own_for_a_task_that_reads_no_files():
+    run = load(OWN)
+    assert not any("reads no files" in fault for fault in run.federation.clashes(run))
+    faults = run.federation.clashes(replace(run, task=object()))
+    assert "partition=own: object reads no files; expected a task of texts or of images" in faults
+
+
+def test_nodes_may_have_images_of_their_own(tmp_path):
+    words = [*DEPLOYED, "task=image", "model=tiny_vit", "partition=own", "task.class_names=[no,yes]"]
+    plan = make_plan(load([*words, f"run.dir={tmp_path / 'run'}"]))
+    assert plan.federation.labels == ("no", "yes")
 
 
 def test_a_connection_tells_its_faults_and_is_read_by_flower_as_it_was_meant(tmp_path):

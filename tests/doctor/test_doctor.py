@@ -93,7 +93,7 @@ def test_every_gpu_is_named_as_a_run_names_it(monkeypatch):
 
 
 def test_missing_data_are_told_with_where_they_were_looked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(shipped, "_data_roots", lambda: iter([tmp_path]))
+    monkeypatch.setattr(shipped, "copies", lambda inner: iter([tmp_path]))
     found = check("shipped data")
     assert not found.ok
     assert str(tmp_path) in found.found

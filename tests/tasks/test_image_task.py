@@ -43,7 +43,7 @@ def test_pixels_are_scaled_and_keep_their_place(digits):
     data = digits.load_client("2")
     row = digits.split.clients["2"].train[4]
     images, labels = load_digits(return_X_y=True)
-    pixels = data.train.features["pixel_values"][4]
+    pixels = digits.collate(data.train, np.array([4]))["pixel_values"][0].numpy()
     np.testing.assert_allclose((pixels[0] + 1) * 8, images[row].reshape(8, 8))
     assert (pixels.shape, pixels.dtype) == ((1, 8, 8), np.float32)
     assert data.train.labels[4] == labels[row]

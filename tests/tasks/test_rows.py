@@ -11,6 +11,7 @@ from fedsa_lora.errors import DataError
 from fedsa_lora.tasks.rows import Columns, infer_classes, read_rows
 from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.tables import Part, Table
+from fedsa_lora.tasks.text import read_texts
 
 COLUMNS = Columns({"text": "body"}, "intent")
 
@@ -24,7 +25,7 @@ def table(labels, texts=None, **more) -> Dataset:
 def read(data: Dataset, classes=None, columns=COLUMNS):
     rows = Table("rows", [Part.of(data, "rows.csv")])
     classes = classes or infer_classes(rows, columns)
-    return classes, read_rows(rows, columns, classes)
+    return classes, read_rows(rows, columns, classes, read_texts)
 
 
 def test_string_labels_are_sorted():
@@ -74,7 +75,10 @@ def test_a_label_beyond_the_names_of_its_file_is_named(tmp_path):
     )
     pq.write_table(rows, tmp_path / "rows.parquet")
     data = read_split(str(tmp_path / "rows.parquet"), "train")
-    for look in (lambda: infer_classes(data, COLUMNS), lambda: read_rows(data, COLUMNS, ("neg", "pos"))):
+    for look in (
+        lambda: infer_classes(data, COLUMNS),
+        lambda: read_rows(data, COLUMNS, ("neg", "pos"), read_texts),
+    ):
         with pytest.raises(DataError, match=f"rows.parquet, column 'intent': {said}") as caught:
             look()
         sent = "rows have a label that the file has no name for (task.label, 2 rows)"
@@ -357,6 +361,6 @@ def test_empty_rows_of_a_spreadsheet_are_left_out_and_counted_and_lines_are_thos
     path = tmp_path / "rows.csv"
     path.write_text('body,intent\n\n"two\nlines",x\n,\nb,y\n\n')
     rows = read_split(str(path), "train")
-    assert read_rows(rows, COLUMNS, ("x", "y")).left_out == {"without any value": 1}
+    assert read_rows(rows, COLUMNS, ("x", "y"), read_texts).left_out == {"without any value": 1}
     with pytest.raises(DataError, match=r"rows.csv, line 6, column 'intent', row 2: unknown label 'y'"):
-        read_rows(rows, COLUMNS, ("x", "z"))
+        read_rows(rows, COLUMNS, ("x", "z"), read_texts)

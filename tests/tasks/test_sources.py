@@ -119,7 +119,7 @@ def test_the_environment_variable_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_shipped_set_that_is_nowhere_lists_where_it_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "_data_roots", lambda: iter([tmp_path / "one", tmp_path / "two"]))
+    monkeypatch.setattr(shipped, "copies", lambda inner: iter([tmp_path / "one", tmp_path / "two"]))
     with pytest.raises(DataError) as caught:
         read_split("snips", "train")
     for expected in (str(tmp_path / "one" / "snips"), str(tmp_path / "two" / "snips"), DATA_VARIABLE):
@@ -383,7 +383,7 @@ def test_hidden_files_and_the_case_of_an_ending_do_not_count(tmp_path):
         ("rows.csv.gz", "unpack it first"),
         ("rows.zip", "unpack it first"),
         ("rows.xlsx", "save the spreadsheet as 'CSV UTF-8'"),
-        ("rows.txt", "ends in .parquet, .csv, .tsv, .jsonl, .json, not '.txt'"),
+        ("rows.txt", "ends in .parquet, .csv, .tsv, .jsonl, .json, .npz, not '.txt'"),
     ],
 )
 def test_a_file_of_another_kind_is_named_with_the_remedy(tmp_path, name, said):

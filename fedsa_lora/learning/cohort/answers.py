@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.fit import spread
 from fedsa_lora.learning.cohort.flat import FlatModel
 from fedsa_lora.learning.cohort.packed import Corpus, Indices
-from fedsa_lora.learning.job import Job
+from fedsa_lora.learning.job import Job, OneByOne
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import autocast
 from fedsa_lora.tasks.task import Examples
@@ -24,15 +23,16 @@ Logits = NDArray[np.float32]
 
 @torch.no_grad()
 def answer(
-    flat: FlatModel, model: AdapterModel, jobs: Sequence[Job], settings: TrainSettings
+    flat: FlatModel, alone: OneByOne, jobs: Sequence[Job], settings: TrainSettings
 ) -> list[list[Logits]]:
     """Logits (n, classes) for each of ``Job.asked`` of each job, in the order of its examples."""
+    model = alone.model
     model.set_mode(training=False)
     found: list[list[Logits]] = [[] for _ in jobs]
     for turn in range(max(len(job.asked) for job in jobs)):
         asked = {k: job.asked[turn] for k, job in enumerate(jobs) if turn < len(job.asked)}
         parts = [asked.get(k, next(iter(asked.values()))) for k in range(len(jobs))]
-        corpus = Corpus(parts, model.device)
+        corpus = Corpus(parts, model.device, alone.task.collate)
         given: dict[int, list[tuple[Indices, Logits]]] = {k: [] for k in asked}
         for chosen in _passes(asked, len(jobs), max(1, TOKENS // spread(model))):
             with autocast(settings, model.device):

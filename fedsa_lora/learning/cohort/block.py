@@ -59,7 +59,7 @@ class Block:
             self._sites = self._dropout()
         with self._flat.installed():
             self.train()
-            answers = answer(self._flat, self._model, self.jobs, self._settings)
+            answers = answer(self._flat, self._alone, self.jobs, self._settings)
         found: dict[int, Outcome | TrainingError] = {}
         for k, place in enumerate(self.places):
             found[place] = self.errors[k] if k in self.errors else self._outcome(k, starts[k], answers[k])
@@ -89,7 +89,7 @@ class Block:
             return
         began = time.perf_counter()
         self._model.set_mode(training=True)
-        corpus = Corpus([job.examples for job in self.jobs], self._model.device)
+        corpus = Corpus([job.examples for job in self.jobs], self._model.device, self._alone.task.collate)
         optimizer = Optimizer(self.rows, self.jobs)
         pull = Pull(self.rows, self.jobs) if any(job.mu for job in self.jobs) else None
         for step in range(steps):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.tasks.generation import IGNORED
-from fedsa_lora.tasks.task import Examples
+from fedsa_lora.tasks.task import Batch, Examples
 
 Indices = NDArray[np.int64]
+Collate = Callable[[Examples, Indices], Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +68,14 @@ class Packed:
 
 
 class Corpus:
-    """The examples of the clients of a block, one client's after another's, on the model's device.
+    """The examples of the clients of a block, one client's after another's, on the model's device. Images
+    are batched by the task's ``collate``, as it makes of them what the model reads.
 
     Raises nothing for a client without examples: it is never chosen from.
     """
 
-    def __init__(self, parts: Sequence[Examples], device: torch.device) -> None:
+    def __init__(self, parts: Sequence[Examples], device: torch.device, collate: Collate) -> None:
+        self._parts, self._collate = parts, collate
         different = list({id(part): part for part in parts}.values())
         firsts = np.cumsum([0, *map(len, different)])
         first = {id(part): begin for part, begin in zip(different, firsts, strict=False)}
@@ -82,13 +85,10 @@ class Corpus:
         self._labels = torch.from_numpy(np.concatenate([part.labels for part in different]))
         self._device = device
         self._flat: dict[str, torch.Tensor] = {}
-        self._whole: dict[str, torch.Tensor] = {}
-        for name in different[0].features:
-            rows = [row for part in different for row in part.features[name]]
-            if rows[0].ndim == 1:
+        if not _are_images(different):
+            for name in different[0].features:
+                rows = [row for part in different for row in part.features[name]]
                 self._flat[name] = torch.from_numpy(np.concatenate(rows))
-            else:
-                self._whole[name] = torch.from_numpy(np.stack(rows))
         self._flat.pop("attention_mask", None)  # of ones, as nothing is padded
 
     def pack(self, chosen: Sequence[Indices]) -> Packed:
@@ -98,8 +98,8 @@ class Corpus:
         lengths = self._lengths[at]
         tokens = _sums(lengths, sequences)
         labels = self._labels[torch.from_numpy(at)]
-        if self._whole:
-            inputs = {name: rows[torch.from_numpy(at)] for name, rows in self._whole.items()}
+        if not self._flat:
+            inputs = self._images(chosen)
             return self._packed(inputs, lengths, sequences, tokens, labels, sequences)
         begins = np.cumsum(lengths) - lengths
         places = np.arange(lengths.sum())
@@ -114,6 +114,16 @@ class Corpus:
         counts = np.diff(np.searchsorted(kept.numpy(), np.cumsum([0, *tokens])))
         return self._packed(inputs, lengths, sequences, tokens, following[kept], counts.tolist(), kept)
 
+    def _images(self, chosen: Sequence[Indices]) -> dict[str, torch.Tensor]:
+        """The batch of each client, one after the other."""
+        batches = [
+            self._collate(part, indices)
+            for part, indices in zip(self._parts, chosen, strict=True)
+            if len(indices)
+        ]
+        names = [name for name in batches[0] if name != "labels"]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in names}
+
     def _packed(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -127,6 +137,12 @@ class Corpus:
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         kept = None if kept is None else kept.to(self._device)
         return Packed(inputs, lengths, sequences, tokens, targets.to(self._device), targets_of, kept)
+
+
+def _are_images(parts: Sequence[Examples]) -> bool:
+    """True where an example is more than a sequence of tokens."""
+    first = next(part for part in parts if len(part))
+    return any(rows[0].ndim > 1 for rows in first.features.values())
 
 
 def _sums(lengths: Indices, counts: Sequence[int]) -> list[int]:

@@ -1,0 +1,193 @@
+"""Pictures of any source are the same tensors, and one that cannot be read is named with its file and row."""
+
+import numpy as np
+import pytest
+from pictures import NAMES, drawn, encoded, task, tensors, vit, write_folder, write_parquet, write_saved
+from PIL import Image
+from test_task_configs import LOCAL_DATA, node
+
+from fedsa_lora.errors import ConfigError, DataError
+from fedsa_lora.launch.plan import make_plan
+from fedsa_lora.tasks.fingerprint import of_rows
+from fedsa_lora.tasks.inspection import inspect_task
+from fedsa_lora.tasks.partition import PartitionSettings
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder_parquet_and_npz_of_the_same_pictures_give_equal_tensors(tmp_path, channels):
+    pixels, labels = drawn(12, channels=channels)
+    images = [encoded(each) for each in pixels]
+    named = np.array([NAMES[label] for label in labels])
+    np.savez_compressed(tmp_path / "rows.npz", images=pixels, labels=named)
+    np.savez(tmp_path / "more.npz", x=pixels.reshape(12, 8, 8, -1), y=named)
+    sources = [
+        write_folder(tmp_path / "folder", images, labels),
+        write_parquet(tmp_path / "raw.parquet", images, labels),
+        write_saved(tmp_path / "saved", images, named),
+        write_parquet(tmp_path / "hub.parquet", [{"bytes": i, "path": "x.png"} for i in images], labels),
+        str(tmp_path / "rows.npz"),
+        str(tmp_path / "more.npz"),
+    ]
+    first, *others = [tensors(task(source)) for source in sources]
+    assert first[0].shape == (12, 3, 8, 8)
+    assert first[0].dtype == np.float32
+    assert first[1] == sorted(named)
+    for pictures, names in others:
+        np.testing.assert_array_equal(pictures, first[0])
+        assert names == first[1]
+    raw, *others = (of_rows(task(source).data)["train rows"] for source in sources[1:4])
+    assert others == [raw, raw]
+
+
+def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
+    pixels, labels = drawn(9)
+    images = [encoded(each) for each in pixels]
+    for split, part in (("train", slice(0, 6)), ("test", slice(6, 9))):
+        write_folder(tmp_path / split, images[part], labels[part])
+    both = task(str(tmp_path), test_split="test")
+    assert (len(both.data.train), len(both.data.test)) == (6, 3)
+    assert len(task(str(tmp_path)).data.train) == 6
+    with pytest.raises(DataError, match=r"no split 'tset' \(did you mean 'test'\?\): there are folders for"):
+        task(str(tmp_path), test_split="tset").places()
+    with pytest.raises(DataError, match="no split 'test': there are images, in folders of their classes"):
+        task(str(tmp_path / "train"), test_split="test").places()
+
+
+def test_a_grey_image_equals_its_copy_in_three_channels(tmp_path):
+    grey, labels = drawn(6, channels=1)
+    one = write_parquet(tmp_path / "grey.parquet", [encoded(each) for each in grey], labels)
+    copied = [encoded(np.repeat(each[..., None], 3, axis=2)) for each in grey]
+    three = write_parquet(tmp_path / "copied.parquet", copied, labels)
+    np.testing.assert_array_equal(tensors(task(one))[0], tensors(task(three))[0])
+    narrow = vit(num_channels=1)
+    pictures = tensors(task(one, narrow))[0]
+    np.testing.assert_array_equal(pictures, tensors(task(three, narrow))[0])
+    assert pictures.shape == (6, 1, 8, 8)
+
+
+def test_classes_are_chosen_by_name_or_number_in_their_order(tmp_path):
+    pixels, labels = drawn(9)
+    source = write_parquet(tmp_path / "rows.parquet", [encoded(each) for each in pixels], labels)
+    chosen = task(source, classes=["owl", 0])
+    assert chosen.labels() == ("owl", "cat")
+    assert chosen.data.train.labels.tolist() == [1, 0] * 3
+    assert chosen.data.train.left_out == {"by task.classes": 3}
+    np.testing.assert_array_equal(tensors(chosen)[0], tensors(task(source))[0][[0, 1, 2, 6, 7, 8]])
+    assert task("nowhere.npz", class_names=list(NAMES), classes=[2, "dog"]).labels() == ("owl", "dog")
+    with pytest.raises(DataError, match=r"no class 'dgo' \(did you mean 'dog'\?\)"):
+        task(source, classes=["dgo", "cat"]).read()
+    with pytest.raises(DataError, match="at least two classes, each of them once"):
+        task(source, classes=["cat", 0]).read()
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (b"no image at all", "row 2 is no image that can be read"),
+        (encoded(drawn(1)[0][0])[:-40], "row 2 is no image that can be read"),
+        (None, "row 2 has no image"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named_and_what_is_sent_quotes_nothing(tmp_path, broken, fault):
+    pixels, labels = drawn(4)
+    images = [encoded(each) for each in pixels]
+    source = write_parquet(tmp_path / "rows.parquet", [images[0], broken, *images[2:]], labels)
+    with pytest.raises(DataError, match=f"rows.parquet, column 'image': {fault}") as caught:
+        tensors(task(source))
+    assert caught.value.key == "task.image"
+    assert "rows.parquet" not in caught.value.sendable
+
+
+def test_a_folder_names_the_file_and_the_plan_looks_at_every_header(tmp_path):
+    pixels, labels = drawn(6)
+    source = write_folder(tmp_path, [encoded(each) for each in pixels], labels)
+    assert inspect_task(task(source))
+    (tmp_path / "owl" / "005.png").write_bytes(b"a page of an album")
+    with pytest.raises(DataError, match=r"owl/005.png, column 'image': row 6 is no image"):
+        inspect_task(task(source))
+
+
+def test_files_that_a_table_only_names_are_not_read(tmp_path):
+    (tmp_path / "secret.png").write_bytes(encoded(drawn(1)[0][0]))
+    named = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    there = {"bytes": encoded(drawn(1)[0][0]), "path": None}
+    source = write_parquet(tmp_path / "rows.parquet", [there, named, there], [0, 1, 2])
+    with pytest.raises(DataError, match=r"row 2 has no image \(a path alone is not followed\)"):
+        task(source).read()
+
+
+def test_arrays_that_are_no_pixels_are_refused(tmp_path):
+    labels = np.arange(4)
+    for array, fault in (
+        (np.zeros((4, 8, 8)), r"float64 \(4, 8, 8\); expected .* uint8"),
+        (np.zeros((4, 3, 8, 8), np.uint8), r"uint8 \(4, 3, 8, 8\); expected"),
+        (np.zeros((3, 8, 8), np.uint8), "'image' has 3 rows and 'label' has 4"),
+        (np.array([None] * 4), "without arrays of objects"),
+    ):
+        np.savez(tmp_path / "rows.npz", image=array, label=labels)
+        with pytest.raises(DataError, match=fault):
+            task(str(tmp_path / "rows.npz")).read()
+    write_parquet(tmp_path / "rows.parquet", ["a", "b", "c"], [0, 1, 2])
+    with pytest.raises(DataError, match=r"column 'image': expected images .* found string"):
+        task(str(tmp_path / "rows.parquet")).read()
+    with pytest.raises(DataError, match=r"no data at './absent'"):
+        task("./absent").places()
+
+
+def test_images_of_different_sizes_and_depths(tmp_path):
+    small, large = drawn(3)[0], drawn(3, side=12)[0]
+    source = write_parquet(tmp_path / "rows.parquet", [encoded(i) for i in (*small, *large)], [0, 1, 2] * 2)
+    assert tensors(task(source))[0].shape == (6, 3, 8, 8)
+    deep = Image.fromarray(np.zeros((8, 8), np.uint16))
+    path = tmp_path / "deep.png"
+    deep.save(path)
+    source = write_parquet(tmp_path / "deep.parquet", [path.read_bytes()] * 3, [0, 1, 2])
+    with pytest.raises(DataError, match=r"more than 256 levels .* save it with 8 bits"):
+        tensors(task(source))
+
+
+def test_nodes_with_data_of_their_own_read_images(tmp_path):
+    pixels, labels = drawn(9)
+    source = write_folder(tmp_path, [encoded(each) for each in pixels], labels)
+    own = PartitionSettings(partitioner={})
+    with pytest.raises(ConfigError, match="the classes must be agreed"):
+        task("digits", partition=own)
+    found = task("digits", partition=own, class_names=list(NAMES)).at(tmp_path)
+    assert (found.dataset, found.labels()) == (source, NAMES)
+    data = found.load_client("somebody")
+    assert len(data.train) + len(data.test) == 9
+
+
+@pytest.mark.parametrize("name", ["cifar10", pytest.param("mnist_20clients", marks=pytest.mark.slow)])
+def test_real_images_divide_by_class_and_by_writer(name):
+    folder = LOCAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"no local copy of {name} at {folder}")
+    if name == "cifar10":
+        fields = node("task", "cifar10") | {"image": "image", "classes": [1, 3, 5, 7, 9]}
+        partition = PartitionSettings(clients=10, train_examples=[20, 20], test_examples=10)
+    else:
+        fields = node("task", "mnist") | {"group": "client"}
+        partition = PartitionSettings(clients=20, partitioner=node("partition", "natural")["partitioner"])
+    fields.pop("_target_")
+    real = task(**fields | {"dataset": str(folder), "model": vit(image_size=32), "partition": partition})
+    shares = real.describe().clients
+    if name == "cifar10":
+        assert real.labels() == ("1", "3", "5", "7", "9")
+        assert real.data.train.left_out == {"by task.classes": 25000}
+    else:
+        assert sum(share.train for share in shares.values()) == 52492
+        assert sum(share.test for share in shares.values()) == 17508
+    examples = real.load_client("3").test
+    assert real.collate(examples, np.arange(4))["pixel_values"].shape == (4, 3, 32, 32)
+
+
+def test_the_plan_of_a_run_over_a_folder(tmp_path):
+    from fedsa_lora.config.compose import load
+
+    pixels, labels = drawn(60, side=10)
+    source = write_folder(tmp_path / "data", [encoded(each) for each in pixels], labels)
+    words = ["task=image", f"task.dataset={source}", "model=tiny_vit", "federation.clients=3"]
+    plan = make_plan(load([*words, f"run.dir={tmp_path / 'run'}"]))
+    assert plan.federation.labels == NAMES
+    assert sum(share.train + share.test for share in plan.federation.clients.values()) == 60
