@@ -85,10 +85,11 @@ METHODS = {
     "A by the server": ["split=fedsvd", "strategy=fedsvd", "head=shared"],
     "stacked ranks": [*ALL_SHARED, "strategy=flora", "federation.ranks={0: 2, 1: 4}"],
     "relative to the weights": [*ALL_SHARED, "lora=pissa"],
+    "of images": [*WHOLE, "task=image", "model=tiny_vit"],
 }  # fmt: skip
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_whatever_the_method_the_global_model_is_the_one_of_every_client(run_once, monkeypatch, overrides):
     run = run_once(*QUICK, *overrides, "federation.clients=2", "run.report=true")
