@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,7 @@ from strategies.rules.inner import Inner
 EXCHANGE = Target(("fedsa_lora.exchange.",))
 LEARNING = Target(("fedsa_lora.learning.",))
 TASKS = Target(("fedsa_lora.tasks.",))
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class EvaluationSettings(Group):
 class MachineSettings(Group):
     """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
 
+    ``device``: "cpu", "cuda" (all GPUs), one of them as "cuda:0", or "auto": CUDA where it is there. It is
+    the number of a GPU among those that CUDA shows to the command, also where Ray has actors use it.
+
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
     of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
 
@@ -115,12 +120,18 @@ class MachineSettings(Group):
     """
 
     engine: Literal["auto", "inprocess", "ray"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     cpus_per_client: Annotated[int, at_least(1)] = 1
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
     cohort: Annotated[int | None, at_least(1, 1024)] = None
     attention: Literal["auto", "eager", "sdpa"] = "auto"
+
+    @staticmethod
+    def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
+        device = node.get("device")
+        if isinstance(device, str) and not _DEVICE.fullmatch(device):
+            yield f"device={device}: expected auto, cpu, cuda, or one GPU such as cuda:0"
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         of_model = run.model.config.get("attn_implementation", self.attention)

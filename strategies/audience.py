@@ -151,9 +151,9 @@ class Groups(Audience):
                 self.downlinks[int(name.removeprefix(GROUP))] = downlink
 
 
-def held_by(client: str, common: Vector, memory: NamedArrays) -> Vector:
-    """The common values that a client holds, by the memory of a checkpoint, beside the server's vector
-    ``common`` in it, (layout.size,)."""
-    if MEMBER + client in memory:
+def held_by(client: str | None, common: Vector, memory: NamedArrays) -> Vector:
+    """The common values that a client holds (None: one that nothing is known of), by the memory of a
+    checkpoint, beside the server's vector ``common`` in it, (layout.size,)."""
+    if client is not None and MEMBER + client in memory:
         return memory[f"{GROUP}{int(memory[MEMBER + client][0])}"]
     return memory.get(HELD, common)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy, Turn
-from strategies.audience import held_by
+from strategies.audience import GROUP, held_by
 from strategies.round.downlink import merged_by
 from strategies.round.open_round import asked_turn
 from strategies.round.totals import Totals
@@ -32,8 +32,14 @@ class Checkpoint:
             return Turn(self.split.in_round(self.layout, self.round))
         return asked
 
-    def held(self, client: str, rank: int | None = None) -> Vector:
-        """The common values that a client whose adapter has this rank (None: that of the layout) holds."""
+    @property
+    def groups(self) -> int:
+        """The number of groups, each with common values of its own; 1 where all clients hold the same."""
+        return max(1, sum(name.startswith(GROUP) for name in self.memory))
+
+    def held(self, client: str | None, rank: int | None = None) -> Vector:
+        """The common values that a client (None: one that nothing is known of) whose adapter has this rank
+        (None: that of the layout) holds."""
         held = held_by(client, self.common, self.memory)
         index = self.layout.index(self.layout.limited(rank))
         return held if index is None else held[index]

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.analysis.model_card import CARD, is_card, model_card
+from fedsa_lora.analysis.model_card import CARD, Subject, is_card, model_card, of_client
 from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.personal import OwnModel, Received, beside, others, personal
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import cut, padded
+from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.files import sync, sync_tree, writing
 from fedsa_lora.learning.adapters import AdapterModel, initial_state
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
@@ -47,14 +48,14 @@ class Exporter:
         state = directory.last_checkpoint()
         pool = model.layout.select(config.split(model.layout).shared)
         vector = pool.pack(state.tensors)
-        self._checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
-        self._initial = initial_state(model.layout, config.seed, config.head.row_norm)
+        self.checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
+        self.initial = initial_state(model.layout, config.seed, config.head.row_norm)
         self._ranks = config.federation.client_ranks(config.seed)
 
     @property
     def round(self) -> int:
         """The last that was aggregated."""
-        return self._checkpoint.round
+        return self.checkpoint.round
 
     def clients(self) -> list[str]:
         """The clients whose state can be read from here."""
@@ -64,20 +65,21 @@ class Exporter:
     @cached_property
     def merged(self) -> dict[str, NDArray[np.float32]]:
         """By layer, what the run merged into the frozen weights of all clients, (d_out, d_in)."""
-        return self._checkpoint.merged()
+        return self.checkpoint.merged()
 
     def tensors(self, client: str) -> dict[str, NDArray[np.float32]]:
         """Every tensor of the client's personalised model, by name; trained on with the client's data where
         the run used it so."""
         model = self.own_model(client)
         if self.config.personalisation.adapts:
-            served = ClientModel(client, self._bench, build.store(self.config, client))
-            outcome = self._bench.outcome(served.own(self.round, model, self.merged))
+            served = ClientModel(client, self.bench, build.store(self.config, client))
+            outcome = self.bench.outcome(served.own(self.round, model, self.merged))
             return outcome.values
         return padded({**model.common, **model.beside}, self.model.layout)
 
     @cached_property
-    def _bench(self) -> Workbench:
+    def bench(self) -> Workbench:
+        """The trainer of exports and their measurements."""
         return build.workbench(self.config)
 
     def own_model(self, client: str, own: bool = True) -> OwnModel:
@@ -88,34 +90,39 @@ class Exporter:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
         policy, rank = self.config.split, self._ranks.get(client)
         layout = self.model.layout.limited(rank)
-        received = Received(self._checkpoint.turn(client), self._checkpoint.held(client, rank), {})
-        values = personal(policy, layout, received, cut(self._initial, layout), state)
+        received = Received(self.checkpoint.turn(client), self.checkpoint.held(client, rank), {})
+        values = personal(policy, layout, received, cut(self.initial, layout), state)
         common = layout.select(policy(layout).shared).unpack(received.common)
-        share = self._checkpoint.share(client)
+        share = self.checkpoint.share(client)
         return OwnModel(values, beside(state), others(common, state, share, self.round))
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
+        """Write a client's personalised model as ``write`` does. Raises RunError as well for a personalised
+        model that computes what no stock model does."""
+        self.refuse(self.model.has_adapters and not merge)
+        return self.write(self.tensors(client), self._of_client(client), folder, merge)
+
+    def write(self, tensors: NamedArrays, subject: Subject, folder: Path, merge: bool = False) -> Path:
         """An adapter with its ``backbone/`` beside it for ``PeftModel.from_pretrained``, or with ``merge``
         (and for a model without adapters) a whole model for ``AutoModel...from_pretrained``; tokenizer and
         model card with either. An export that is there already is replaced.
 
-        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; for a
-        personalised model that computes what no stock model does; and for a folder with other files in it.
+        Raises RunError for an adapter of a run that changed the frozen weights: it would not fit them; and
+        for a folder with other files in it.
         """
         adapter = self.model.has_adapters and not merge
         self.refuse(adapter)
-        tensors = self.tensors(client)
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with _replaced(folder) as new:
             if adapter:
-                self._save_adapter(client, tensors, new, BACKBONE)
+                self._save_adapter(tensors, subject, new, BACKBONE)
                 if (ours := self.directory.path / BACKBONE).is_dir():
                     shutil.copytree(ours, new / BACKBONE, copy_function=_linked)
                 else:
                     self._save_backbone(new / BACKBONE)
             else:
-                self._save_merged(client, tensors, new)
+                self._save_merged(tensors, subject, new)
         return folder
 
     def export_all(self) -> None:
@@ -129,7 +136,7 @@ class Exporter:
             with writing(adapters):
                 adapters.mkdir(exist_ok=True)
             with _replaced(adapters / client) as new:
-                self._save_adapter(client, self.tensors(client), new, TO_BACKBONE)
+                self._save_adapter(self.tensors(client), self._of_client(client), new, TO_BACKBONE)
 
     def refuse(self, adapter: bool) -> None:
         """Raise RunError or ModelError where clients' models cannot be exported, as an ``adapter`` or
@@ -147,29 +154,35 @@ class Exporter:
             )
         refuse_unstocked(self.model.module)
 
-    def _save_adapter(
-        self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path, base: str
-    ) -> None:
+    def _of_client(self, client: str) -> Subject:
+        return of_client(client, self.config.task.client_labels(client))
+
+    def _save_adapter(self, tensors: NamedArrays, subject: Subject, folder: Path, base: str) -> None:
         # what is relative to the pretrained weights is saved with them
-        model = build.model(self.config) if self.model.relative else self.model
+        model = self._with_weights() if self.model.relative else self.model
         model.save_adapter(folder, tensors, base)
-        self._save_card(client, folder, base)
+        self._save_card(subject, folder, base)
 
     def _save_backbone(self, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             save_backbone(self.config.task.build_model(seed=self.config.seed), folder)
         self._save_tokenizer(folder)
 
-    def _save_merged(self, client: str, tensors: dict[str, NDArray[np.float32]], folder: Path) -> None:
-        model = build.model(self.config)
+    def _save_merged(self, tensors: NamedArrays, subject: Subject, folder: Path) -> None:
+        model = self._with_weights()
         model.merge(self.merged)
         model.write(tensors)
-        labels = self.config.task.client_labels(client)
+        labels = subject.labels
         config: Any = model.module.config
         config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
         model.save_merged(folder)
         self._save_tokenizer(folder)
-        self._save_card(client, folder, None)
+        self._save_card(subject, folder, None)
+
+    def _with_weights(self) -> AdapterModel:
+        """The model with its backbone, on the CPU: nothing is trained."""
+        machine = replace(self.config.machine, device="cpu")
+        return build.model(replace(self.config, machine=machine))
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer as the run used it: it pads. For images their preprocessor config."""
@@ -178,8 +191,8 @@ class Exporter:
         elif isinstance(self.config.task, ImageTask):
             self.config.task.read_by_model.save(folder)
 
-    def _save_card(self, client: str, folder: Path, base: str | None) -> None:
-        text = model_card(self.config, client, base, mean=is_mean_pooled(self.model.module))
+    def _save_card(self, subject: Subject, folder: Path, base: str | None) -> None:
+        text = model_card(self.config, subject, base, mean=is_mean_pooled(self.model.module))
         (folder / CARD).write_text(text, encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsa_lora.models import PUBLISHED
@@ -18,25 +19,68 @@ def is_card(path: Path) -> bool:
     return path.is_file() and _TAG in path.read_text(encoding="utf-8", errors="replace")
 
 
-def model_card(config: RunConfig, client: str, base: str | None, mean: bool) -> str:
-    """The card of a client's model: of an adapter over the backbone at ``base``, as seen from its folder, or
-    of a whole model. ``mean``: it computes mean pooling."""
-    labels = config.task.client_labels(client)
-    notes = []
+@dataclass(frozen=True)
+class Subject:
+    """The model that a card is of: a ``heading``, the names of its outputs with the words before them, a
+    sentence each for what else a reader must know of it, and for what it may tell of the data."""
+
+    heading: str
+    labels: tuple[str, ...]
+    labels_words: str
+    about: tuple[str, ...]
+    caution: str
+
+
+def of_client(client: str, labels: tuple[str, ...]) -> Subject:
+    """A client's own model."""
+    return Subject(f"Model of client {client}", labels, _CLIENT_LABELS, (), _CLIENT_CAUTION)
+
+
+def of_everyone(config: RunConfig, round_: int, reach: str) -> Subject:
+    """The model that all clients held after a round; ``reach`` is a sentence on how good it is."""
+    about = [f"The model that every client held after round {round_}: no part of it is a client's own."]
+    if config.personalisation.adapts:
+        about.append("A client trains it on, with its own data, before it is used; this is the model before.")
+    elif config.personalisation.beside:
+        about.append("Each client uses a personal model that it trains beside this one.")
+    if config.federation.ranks is not None:
+        about.append("Clients whose adapters are of a lower rank hold it cut to their rank.")
+    return Subject("Global model", config.task.labels(), _LABELS, (*about, reach), _CAUTION)
+
+
+def of_mean(config: RunConfig, averaged: str, clients: int, reach: str) -> Subject:
+    """The mean of the clients' models: ``averaged`` names what is not common to all."""
+    about = _MEAN_MODEL.format(averaged=averaged, clients=clients)
+    return Subject("Approximate global model", config.task.labels(), _LABELS, (about, reach), _MEAN_CAUTION)
+
+
+def model_card(config: RunConfig, subject: Subject, base: str | None, mean: bool) -> str:
+    """The card of a model: of an adapter over the backbone at ``base``, as seen from its folder, or of a
+    whole model. ``mean``: it computes mean pooling."""
+    labels = subject.labels
+    notes = [*subject.about]
     if labels:
-        notes.append(_LABELS + "\n".join(f"{number}. {label}" for number, label in enumerate(labels)))
+        numbered = "\n".join(f"{number}. {label}" for number, label in enumerate(labels))
+        notes.append(f"{subject.labels_words}\n\n{numbered}")
     if mean:
         notes.append(_MEAN)
     return _CARD.format(
         tag=_TAG,
-        client=client,
+        heading=subject.heading,
         title=config.title,
-        split=", ".join(f"{role}: {what}" for role, what in config.split.words().items()),
+        split=", ".join(_dispositions(config)),
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base)),
         use=_USE if labels and isinstance(config.task, TextData) else "",
         notes="\n\n".join(notes),
+        caution=subject.caution,
     )
+
+
+def _dispositions(config: RunConfig) -> list[str]:
+    """The treatment of each role that the model has."""
+    absent = ("A", "B") if config.lora is None else ()
+    return [f"{role}: {what}" for role, what in config.split.words().items() if role not in absent]
 
 
 def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[str]:
@@ -70,17 +114,26 @@ _USE = """    inputs = tokenizer(
     classes = model(**inputs).logits.argmax(1)
 
 """
-_LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
-meanings are):
-
-"""
+_CLIENT_LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
+meanings are):"""
+_LABELS = "Labels, by the number that the model puts out:"
+_MEAN_MODEL = """This is an approximation. Each client has its own version of {averaged}; here their mean
+over {clients} clients stands beside what all have in common. No client trained this model or used
+it, and no round of the run measured it."""
+_CAUTION = """Sharing what was trained in place of the data is data minimisation, not a privacy
+guarantee: it still carries signal about the data it was trained on."""
+_MEAN_CAUTION = """This model holds a mean of what the clients kept to themselves in the run, and with few
+clients a mean says much about each: pass it on only where all of them agree."""
+_CLIENT_CAUTION = """\
+Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
+carries signal about the data it was trained on."""
 _MEAN = """The head reads the mean of the tokens, which the last layer of this model computes with values that
 float16 cannot hold: load it in float32 or bfloat16. In float16 every output is NaN."""
 _CARD = """---
 library_name: peft
 {tag}
 ---
-# Model of client {client}
+# {heading}
 
 {title}. Trained with fedsa-lora; {split}. Backbone: {base}.
 
@@ -90,6 +143,5 @@ library_name: peft
 
 {use}{notes}
 
-Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
-carries signal about the data it was trained on.
+{caution}
 """

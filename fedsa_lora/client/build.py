@@ -9,6 +9,7 @@ import torch
 from flwr.client import NumPyClient
 
 from fedsa_lora.client.client import FedSAClient
+from fedsa_lora.client.device import device
 from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
 from fedsa_lora.deployment.node_config import Node
@@ -20,19 +21,6 @@ from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.sourced import SourcedTask
 from fedsa_lora.tasks.task import Task
-
-
-def device(config: RunConfig) -> torch.device:
-    """The device to train on. Raises ConfigError when a GPU is asked for that is not there."""
-    wanted = config.machine.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "machine.device=cuda, but torch sees no CUDA device: set machine.device=cpu, or check the driver "
-            "and that torch was installed with CUDA",
-            sent="there is no CUDA device here",
-            key="machine.device",
-        )
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def workbench(config: RunConfig, data: Path | None = None) -> Workbench:

@@ -12,8 +12,10 @@ from rich.table import Table
 
 from fedsa_lora.commands.arguments import add_changed_data
 from fedsa_lora.commands.screen import console, remark
+from fedsa_lora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedsa_lora.analysis.export import Exporter
     from fedsa_lora.commands.arguments import Commands
 
 
@@ -31,12 +33,29 @@ def add(commands: Commands) -> None:
         "--newcomer-steps", type=int, metavar="N", help="each client also as one that joins now, for N steps"
     )
     evaluate.set_defaults(call=_evaluate)
-    export = commands.add_parser("export", help="write a client's model as stock PEFT loads it")
+    export = commands.add_parser(
+        "export", help="write a client's model, or the global one, as stock PEFT loads it"
+    )
     export.add_argument("run_dir", type=Path)
-    export.add_argument("--client", required=True)
+    whose = export.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--client", metavar="NAME", help="the model of this client")
+    whose.add_argument(
+        "--global",
+        dest="of_all",
+        action="store_true",
+        help="the model that all clients hold, and its measure",
+    )
+    export.add_argument(
+        "--mean-b",
+        action="store_true",
+        help="with --global where B or the head is local: their mean over clients, an approximation",
+    )
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
     export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
-    export.add_argument("--to", type=Path, help="folder to write (default: RUN/export/CLIENT)")
+    export.add_argument(
+        "--to", type=Path, help="folder to write (default: RUN/export/CLIENT, RUN/global, RUN/global-mean-b)"
+    )
+    add_changed_data(export)
     export.set_defaults(call=_export)
 
 
@@ -82,12 +101,33 @@ def _export(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.directory import RunDirectory
     from fedsa_lora.server.build import skeleton
 
+    if options.mean_b and not options.of_all:
+        raise ConfigError(
+            "--mean-b is a mean over clients, which goes with --global: leave out one of the two"
+        )
     if options.store is not None:
         config = replace(config, run=replace(config.run, store=str(options.store)))
     check_classes(options.run_dir, config)
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, skeleton(config))
+    if options.of_all:
+        return _export_of_all(options, exporter)
     folder = options.to or options.run_dir / "export" / options.client
-    written = exporter.export(options.client, folder, merge=options.merge)
-    console.print(f"written: {escape(str(written))}")
+    exporter.export(options.client, folder, merge=options.merge)
+    console.print(f"written: {escape(str(folder))}")
+    return 0
+
+
+def _export_of_all(options: argparse.Namespace, exporter: Exporter) -> int:
+    """Write and measure the one model for all clients that was asked for."""
+    from fedsa_lora.analysis.global_model import GLOBAL, MEAN, export_global, export_mean
+    from fedsa_lora.runs.changed_data import check_data
+
+    remark(check_data(options.run_dir, exporter.config, options.allow_changed_data))
+    if options.mean_b:
+        folder, write = options.to or options.run_dir / MEAN, export_mean
+    else:
+        folder, write = options.to or options.run_dir / GLOBAL, export_global
+    console.print(write(exporter, folder, merge=options.merge))
+    console.print(f"written: {escape(str(folder))}")
     return 0

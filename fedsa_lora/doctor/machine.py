@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from fedsa_lora.client.device import gpus
 from fedsa_lora.errors import FedSAError
 
 GIGABYTE = 1e9
@@ -80,8 +81,8 @@ def _disk() -> Check:
 
 
 def _gpu() -> Check:
-    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: runs use the CPU"
-    return Check("GPU", True, found)
+    found = [f"{name} {torch.cuda.get_device_name(name)}" for name in gpus()]
+    return Check("GPU", True, ", ".join(found) or "none: runs use the CPU")
 
 
 def _data() -> Check:

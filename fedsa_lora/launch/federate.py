@@ -103,7 +103,10 @@ def _follow(
             ):
                 return _shown(local, RunView(begun, rounds, progress))
         env = {"OMP_NUM_THREADS": str(config.machine.threads), SIMULATION: "1"}
-        composed = to_yaml(config) if isinstance(place, Simulation) else ""  # nodes compose, as each allows
+        composed = ""  # nodes compose, as each allows
+        if isinstance(place, Simulation):
+            env |= place.env
+            composed = to_yaml(config)
         with progress_line(console) as progress, FlowerRun(app, text, place, logs, env, composed) as run:
             return _shown(run, RunView(begun, rounds, progress))
 

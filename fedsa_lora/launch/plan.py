@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from fedsa_lora.binding import attempt, raise_errors
-from fedsa_lora.client import build
+from fedsa_lora.client.device import device, shown_alone
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.size import Processes, Simulation
@@ -87,7 +87,7 @@ def make_plan(config: RunConfig) -> Plan:
         federation=federation,
         model=remarks,
         place=place,
-        machine=_machine(place, config.federation.clients),
+        machine=_machine(place, trained_on, config.federation.clients),
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
@@ -97,7 +97,7 @@ def _trained_on(config: RunConfig) -> torch.device | Connection:
     """The device to simulate on, or the SuperLink whose nodes bring their own."""
     federation = config.federation
     if federation.superlink is None:
-        return build.device(config)
+        return device(config)
     certificates = federation.root_certificates
     return Connection(
         federation.superlink,
@@ -107,13 +107,16 @@ def _trained_on(config: RunConfig) -> torch.device | Connection:
     )
 
 
-def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int) -> Simulation | Processes:
-    """As many clients at a time as cores and memory allow; on a GPU they share it in equal parts.
+def fit_simulation(
+    config: RunConfig, trained_on: torch.device, backbone_bytes: int
+) -> Simulation | Processes:
+    """As many clients at a time as cores and memory allow; on a GPU they share it in equal parts, and of
+    several the one that the device names, or all.
 
     Raises ConfigError when not even one client fits, or the engine does not fit the device.
     """
     machine = config.machine
-    if machine.engine == "inprocess" and device.type != "cpu":
+    if machine.engine == "inprocess" and trained_on.type != "cpu":
         raise ConfigError(
             "machine.engine=inprocess simulates on CPU alone: add machine.device=cpu, or take "
             "machine.engine=ray"
@@ -126,9 +129,9 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
             f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
         )
-    if machine.engine == "inprocess" or (machine.engine == "auto" and device.type == "cpu"):
+    if machine.engine == "inprocess" or (machine.engine == "auto" and trained_on.type == "cpu"):
         return Processes(at_once, config.federation.nodes, _cohort(config, at_once))
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    gpus = _gpus(trained_on)
     share = machine.gpus_per_client
     if share is None or not gpus:
         share = gpus / at_once
@@ -138,7 +141,15 @@ def fit_simulation(config: RunConfig, device: torch.device, backbone_bytes: int)
         gpus_per_client=share,
         cpus=at_once * machine.cpus_per_client,
         gpus=gpus,
+        env=shown_alone(trained_on),
     )
+
+
+def _gpus(trained_on: torch.device) -> int:
+    """The number of GPUs that a simulation is spread over."""
+    if trained_on.type != "cuda":
+        return 0
+    return torch.cuda.device_count() if trained_on.index is None else 1
 
 
 def _cohort(config: RunConfig, processes: int) -> int:
@@ -156,7 +167,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
+def _machine(
+    place: Simulation | Processes | Connection, trained_on: torch.device | Connection, clients: int
+) -> str:
     if isinstance(place, Connection):
         return f"the nodes of the SuperLink at {place.address}"
     if isinstance(place, Processes):
@@ -165,8 +178,12 @@ def _machine(place: Simulation | Processes | Connection, clients: int) -> str:
         if place.alone and each > 1:
             passes = f", one at a time: {place.alone}"
         return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
-    device = torch.cuda.get_device_name() if place.gpus_per_client else "cpu"
-    return f"{_actors(place)} clients at a time on {device}, through Ray"
+    name = "cpu"
+    if place.gpus_per_client and isinstance(trained_on, torch.device):
+        name = torch.cuda.get_device_name(trained_on)
+        if trained_on.index is not None:
+            name += f" ({trained_on})"
+    return f"{_actors(place)} clients at a time on {name}, through Ray"
 
 
 def _actors(simulation: Simulation) -> int:

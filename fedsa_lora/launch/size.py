@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedsa_lora.errors import RunError
 
@@ -11,7 +12,8 @@ from fedsa_lora.errors import RunError
 class Simulation:
     """Size of a simulation. CPUs are whole numbers, as in Flower; clients may share a GPU (0.25 each).
 
-    `cpus` and `gpus` bound what Ray hands out in all; None leaves the count to Ray.
+    `cpus` and `gpus` bound what Ray hands out in all; None leaves the count to Ray. `env` is added to the
+    environment of its processes.
     Raises RunError, with every fault, for a size that no client fits in.
     """
 
@@ -20,6 +22,7 @@ class Simulation:
     gpus_per_client: float = 0.0
     cpus: int | None = None
     gpus: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = []

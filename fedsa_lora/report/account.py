@@ -7,6 +7,7 @@ from collections import defaultdict
 from fedsa_lora.report.wording import ROLE_NAMES, amount, counted, duration, listed, roles
 from fedsa_lora.runs.reading import Row
 
+FULL, SENT = "The full model", "This run, as sent"  # uploads
 DENSE = "dense fp32"  # the codec that sends every value as it is
 CAUTION = (
     "This is data minimisation, not a privacy guarantee: what is sent was trained on the client's data "
@@ -36,6 +37,25 @@ def cost(summary: Row) -> list[str]:
             f"The mean A times the mean B misses the mean of the products B A by {error:.1%} (last round)."
         )
     return lines
+
+
+def uploads(summary: Row) -> dict[str, float]:
+    """Bytes of a client's upload in a round, by what it holds: the full model without adapters, A and B, or
+    A, at 4 bytes a value, with the head where it is shared; and those that the run sent on average, headers
+    and coding included. Nothing of a run without adapters, or one that sent nothing."""
+    parameters, fedit = summary.get("parameters") or {}, summary.get("bytes_up_share_ab")
+    each = summary.get("bytes_up_per_client_round")
+    if not parameters.get("A") or not fedit or not each:
+        return {}
+    both, one = "A and B", "A"
+    if ROLE_NAMES["head"] in roles(summary, "shared"):
+        both, one = "A, B and the head", "A and the head"
+    return {
+        FULL: 4 * (parameters["base"] + parameters["head"]),
+        both: fedit,
+        one: fedit - 4 * parameters["B"],
+        SENT: each,
+    }
 
 
 def what_left(summary: Row) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
 from fedsa_lora.report import svg
-from fedsa_lora.report.account import absences, cost, naming, what_left
+from fedsa_lora.report.account import FULL, SENT, absences, cost, naming, uploads, what_left
 from fedsa_lora.report.measure_words import measure_rows
 from fedsa_lora.report.page_figures import embedded_figures
 from fedsa_lora.report.template import PAGE, STYLE
@@ -25,6 +25,7 @@ from fedsa_lora.report.wording import (
     moment,
     number,
     of_clients,
+    percent,
     reached,
     shown,
     shown_gain,
@@ -109,6 +110,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "verdict": verdict(summary, primary),
         "tiles": _tiles(summary, primary) if summary else [],
         "cost": cost(summary),
+        "uploads": _uploads_table(summary),
         "left": what_left(summary),
         "measure": primary.words.capitalize(),
         "reached": _reached_table(summary, primary),
@@ -182,6 +184,14 @@ def _tiles(summary: Row, measure: Measure) -> list[Tile]:
         Tile("Sent up", amount(summary.get("bytes_up")), f"down {amount(summary.get('bytes_down'))}"),
         Tile("Time", duration(summary.get("seconds")), counted(summary.get("rounds", 0), "round")),
     ]
+
+
+def _uploads_table(summary: Row) -> Table:
+    rows, sizes = [], uploads(summary)
+    for name, size in sizes.items():
+        saved = percent(1 - size / sizes[FULL])
+        rows.append(TableRow(name, [f"{size:,.0f}", saved], kind="ours" if name == SENT else ""))
+    return Table(["Upload of a client in a round", "Bytes", "Saved"], rows)
 
 
 def _reached_table(summary: Row, measure: Measure) -> Table:

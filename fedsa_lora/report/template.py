@@ -133,6 +133,7 @@ PAGE = """
 <section class="card">
 <h3>What it cost</h3>
 <ul>{% for line in cost %}<li>{{ line }}</li>{% endfor %}</ul>
+{% if uploads.rows %}{{ table(uploads, "Uploads", false) }}{% endif %}
 </section>
 <section class="card">
 <h3>What left the clients</h3>

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.analysis.global_model import has_global, keep_global
 from fedsa_lora.config.changes import changes_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.launch.resuming import to_run_again
@@ -30,17 +31,21 @@ def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> N
     gives the same files. The ``skeleton`` of the model suffices, but the backbone that the adapters go with
     is read once. There are no adapter folders where that backbone is large, where what was trained is
     relative to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the
-    run did."""
+    run did; and a ``global/`` where all clients hold one model."""
     directory.finishing()
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
     directory.write_summary(summary | {"changes": changes_of(command)})
     if not config.run.report:
         return
-    if reason := _without_adapters(config, directory, model):
+    exporter = Exporter(config, directory, model)
+    if reason := _without_adapters(exporter):
         log.info("no adapters/: %s", reason)
     else:
-        Exporter(config, directory, model).export_all()
+        exporter.export_all()
+    directory.check()
+    if _has_global(exporter):
+        keep_global(exporter)
     directory.check()
     figures = draw_all(directory.path)
     write_report(directory.path, completed=True, figures=figures)
@@ -79,15 +84,37 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
     return True
 
 
-def _without_adapters(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> str:
-    """The reason why a run has no adapter folders; empty where it has."""
+def _has_global(exporter: Exporter) -> bool:
+    """True where all clients hold one model, which is kept in the run: unless it is large, or the backbone
+    that it goes with is on other machines."""
     try:
-        Exporter(config, directory, model).refuse(adapter=True)
+        if not has_global(exporter):
+            return False
+        exporter.refuse(adapter=False)
+    except FedSAError as error:
+        log.info("no global/: %s", error)
+        return False
+    if exporter.config.federation.superlink is None and _size(exporter.model) <= LARGE:
+        return True
+    log.info("no global/: it goes with the pretrained weights; fedsa-lora export RUN --global writes both")
+    return False
+
+
+def _without_adapters(exporter: Exporter) -> str:
+    """The reason why a run has no adapter folders; empty where it has."""
+    model = exporter.model
+    try:
+        exporter.refuse(adapter=True)
     except FedSAError as error:
         return str(error)
-    if config.personalisation.adapts:
+    if exporter.config.personalisation.adapts:
         return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
-    size = 4 * model.counts()["base"]
+    size = _size(model)
     if model.relative or not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"
     return ""
+
+
+def _size(model: AdapterModel) -> float:
+    """Bytes of the backbone in float32."""
+    return 4.0 * model.counts()["base"]

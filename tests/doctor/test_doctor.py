@@ -85,6 +85,13 @@ def test_a_gpu_is_no_must(monkeypatch):
     assert check("GPU") == doctor.Check("GPU", True, "none: runs use the CPU")
 
 
+def test_every_gpu_is_named_as_a_run_names_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: f"card {name[-1]}")
+    assert check("GPU") == doctor.Check("GPU", True, "cuda:0 card 0, cuda:1 card 1")
+
+
 def test_missing_data_are_told_with_where_they_were_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped, "copies", lambda inner: iter([tmp_path]))
     found = check("shipped data")

@@ -8,8 +8,11 @@ import psutil
 import pytest
 import torch
 
+from fedsa_lora.client.device import ALONE, VISIBLE, shown_alone
+from fedsa_lora.commands.screen import console
 from fedsa_lora.config.compose import CONF, load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, RunError
+from fedsa_lora.launch import federate as federation
 from fedsa_lora.launch.flower_run import Simulation
 from fedsa_lora.launch.plan import fit_simulation, make_plan
 from fedsa_lora.launch.size import Processes
@@ -187,6 +190,27 @@ def test_clients_share_a_gpu_in_equal_parts_unless_told_otherwise(monkeypatch, a
     assert (simulation.gpus, simulation.gpus_per_client) == (1, share)
 
 
+def test_of_several_gpus_a_simulation_has_all_or_the_one_that_is_named(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(1e11))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    both = fit_simulation(load(), torch.device("cuda"), 10**8)
+    assert (both.gpus, both.gpus_per_client, dict(both.env)) == (2, 0.5, {})
+    one = fit_simulation(load(), torch.device("cuda:1"), 10**8)
+    assert (one.gpus, one.gpus_per_client) == (1, 0.25)
+    assert one.env["CUDA_VISIBLE_DEVICES"] == "6"
+    assert "init-args-num-gpus=1" in one.federation_config()
+
+
+def test_the_plan_names_the_gpu_that_is_trained_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert "on card 1 (cuda:1), through Ray" in make_plan(load([*TINY, "machine.device=cuda:1"])).machine
+    assert "on card None, through Ray" in make_plan(load([*TINY, "machine.device=cuda"])).machine
+
+
 def test_without_a_gpu_no_client_waits_for_its_share_of_one():
     simulation = fit_simulation(load(["machine.gpus_per_client=1", "machine.engine=ray"]), CPU, 10**6)
     assert (simulation.gpus, simulation.gpus_per_client) == (0, 0.0)
@@ -198,3 +222,18 @@ def test_a_gpu_is_ray_s_and_processes_of_this_machine_are_refused_there(monkeypa
     assert isinstance(fit_simulation(load(), gpu, 10**8), Simulation)
     with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU alone: add machine"):
         fit_simulation(load(["machine.engine=inprocess"]), gpu, 10**8)
+
+
+def test_the_processes_of_a_simulation_see_the_gpu_that_is_named_alone(tmp_path, monkeypatch):
+    handed = {}
+
+    def submitted(app, overrides, place, logs, env, composed):
+        handed.update(env)
+        raise RunError("not submitted")
+
+    monkeypatch.setattr(federation, "FlowerRun", submitted)
+    place = Simulation(2, gpus_per_client=0.5, gpus=1, env=shown_alone(torch.device("cuda:1")))
+    with pytest.raises(RunError, match="not submitted"):
+        federation.federate(load([*TINY, f"run.dir={tmp_path / 'run'}"]), [], place, console)
+    assert {ALONE: "cuda:1"}.items() <= handed.items()
+    assert VISIBLE in handed

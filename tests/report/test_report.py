@@ -12,7 +12,7 @@ from synthetic_run import REASON, write_failed_run, write_run
 from fedsa_lora import files
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES
-from fedsa_lora.report.account import what_left
+from fedsa_lora.report.account import uploads, what_left
 from fedsa_lora.report.figures import draw_all
 from fedsa_lora.report.page import render, write_report
 from fedsa_lora.report.style import DARK
@@ -111,7 +111,7 @@ def test_the_report_is_one_well_formed_page_for_every_screen(html: str, page: Pa
 
 def test_tables_scroll_within_themselves(page: Page) -> None:
     scrolling = [tag for tag in page.all("div") if tag.get("class") == "scroll"]
-    assert len(scrolling) == len(page.all("table")) == 5
+    assert len(scrolling) == len(page.all("table")) == 6
 
 
 def test_every_figure_is_embedded_for_every_screen_with_a_text_and_a_caption(page: Page) -> None:
@@ -174,6 +174,26 @@ def test_the_numbers_are_those_of_the_summary(page: Page, summary: dict[str, Any
     assert f"Clients harmed {summary['clients_harmed']} of 10" in re.sub(r"\s+", " ", page.text)
     for words in ("17.7 MB up and 35.5 MB down", "2 min 14 s", "148 kB", "295 kB: 2.0 times"):
         assert words in page.text
+
+
+def test_uploads_are_compared_with_the_full_model(page: Page) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "The full model 90,863,644 0.0% A and B 295,400 99.7% A 147,944 99.8% This run, as sent" in text
+
+
+@pytest.mark.parametrize(("head", "extra"), [("local", 0), ("frozen", 0), ("shared", 4 * 1_290)])
+def test_uploads_are_counted_from_the_parameters_of_the_run(head: str, extra: int) -> None:
+    summary = {
+        "parameters": {"base": 809_856, "A": 18_432, "B": 12_288, "head": 1_290},
+        "split": {"A": "shared", "B": "local", "head": head, "base": "frozen"},
+        "bytes_up_share_ab": 4 * 30_720 + extra,
+        "bytes_up_per_client_round": 74_100.5,
+    }
+    sizes = [3_244_584, 122_880 + extra, 73_728 + extra, 74_100.5]
+    assert list(uploads(summary).values()) == sizes
+    assert ("A, B and the head" in uploads(summary)) == (head == "shared")
+    without_adapters = {**summary, "parameters": {"base": 809_856, "A": 0, "B": 0, "head": 1_290}}
+    assert uploads(without_adapters) == uploads({}) == {}
 
 
 def test_the_report_says_what_left_the_clients_and_what_that_does_not_prove(page: Page) -> None:

@@ -1,0 +1,59 @@
+"""Device that clients train on, as ``machine.device`` names it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.settings import RunConfig
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # the GPUs that CUDA shows to a process, which it numbers from 0
+ALONE = (
+    "FEDSA_LORA_GPU"  # in the environment of processes to which one GPU alone is shown: its name elsewhere
+)
+
+
+def device(config: RunConfig) -> torch.device:
+    """The device to train on. Raises ConfigError when a GPU is asked for that is not there."""
+    wanted = config.machine.device
+    if wanted == os.environ.get(ALONE):
+        wanted = "cuda"
+    there = gpus()
+    if wanted == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not there:
+        raise ConfigError(
+            f"machine.device={wanted}, but torch sees no CUDA device: set machine.device=cpu, or check the "
+            "driver and that torch was installed with CUDA",
+            sent="there is no CUDA device here",
+            key="machine.device",
+        )
+    if wanted not in ("cuda", *there):
+        raise ConfigError(
+            f"machine.device={wanted}, but torch sees {len(there)} CUDA device(s): {', '.join(there)}; name "
+            f"one of them, or look at {VISIBLE}, which may hide others",
+            sent="there is no CUDA device of that number here",
+            key="machine.device",
+        )
+    return torch.device(wanted)
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs that torch sees, such as cuda:0."""
+    if not torch.cuda.is_available():
+        return []
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def shown_alone(chosen: torch.device) -> dict[str, str]:
+    """The environment of processes that are to see one GPU alone, where a device names one. Ray hands out
+    what it sees, and whatever it hands out is cuda:0 to the process that gets it."""
+    if chosen.index is None:
+        return {}
+    shown = os.environ.get(VISIBLE)
+    place = str(chosen.index) if not shown else shown.split(",")[chosen.index]
+    return {VISIBLE: place, ALONE: str(chosen)}
