@@ -39,9 +39,7 @@ def find_sites(module: nn.Module, forward: Callable[[], object]) -> Sites:
     tokens, examples, attention = (
         Strip(tuple(found)) for found in (recorder.tokens, recorder.examples, recorder.attention)
     )
-    span = max(
-        recorder.span, 1
-    )  # of a model without tokens, such as one of convolutions, each example is one
+    span = max(recorder.span, 1)  # without tokens, as in a model of convolutions, each example is one
     return Sites(tokens, examples, attention, span, tuple(configs) if attention.sites else ())
 
 

@@ -20,14 +20,7 @@ from fedsa_lora.tasks.model_images import ModelImages
 from fedsa_lora.tasks.rows import Kept
 
 BRIGHTEST = 255
-DEEP = (
-    "I",
-    "F",
-    "I;16",
-    "I;16B",
-    "I;16L",
-    "I;16N",
-)  # more levels than 256: eight bits of them would be clipped
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 256 levels: eight bits would clip them
 BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of a PNG and a JPEG file
 MODES = {1: "L", 3: "RGB"}
 
