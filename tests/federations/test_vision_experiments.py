@@ -18,8 +18,9 @@ HEAD = 128 * 10 + 10
 
 def test_these_are_all_there_are_and_each_says_how_it_is_run():
     folder = CONF / "experiment" / "vision"
-    assert sorted(path.stem for path in folder.glob("*.yaml")) == list(NAMES)
-    for name in NAMES:
+    names = [*NAMES, "quick"]
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == names
+    for name in names:
         first, second = (folder / f"{name}.yaml").read_text().splitlines()[:2]
         assert first == "# @package _global_"
         assert second == f"# fedsa-lora run experiment=vision/{name}"
@@ -86,3 +87,14 @@ def assert_runs(folder: Path, name: str, *words: str) -> None:
     assert (summary["rounds"], summary["clients"], summary["failures"]) == (1, 2, 0)
     last = json.loads((run / "rounds.jsonl").read_text().splitlines()[-1])
     assert (last["global_accuracy"] is None) == (name == "fedsa")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_quick_one_shows_that_federation_is_worth_it(tmp_path, seed):
+    words = ("experiment=vision/quick", f"seed={seed}", "evaluation.every=8", "run.report=false")
+    run = run_in_process([*words, f"run.dir={tmp_path / 'run'}"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["gain_over_local"] > 0.02
+    assert summary["gain_interval"][0] > 0
+    assert summary["local_only"]["mean"] <= 0.9

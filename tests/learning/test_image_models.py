@@ -29,7 +29,9 @@ MODELS = [
 
 def adapted(model: str, lora: str, classes=TEN, *, empty: bool = False) -> AdapterModel:
     """The model of a preset, with random weights whatever it starts from."""
-    words = [f"model={model}", f"lora={lora}", "lora.dropout=0", "++model.pretrained=false", "++model.path="]
+    words = [f"model={model}", f"lora={lora}", "lora.dropout=0", "++model.pretrained=false"]
+    if model == "efficientnet_lite0":
+        words.append("model.path=")  # the package of its weights need not be here
     config = load(["task=image", *words])
     backbone = build_backbone(AutoModelForImageClassification, config.model, classes, seed=0, empty=empty)
     return AdapterModel(attach(backbone, config.lora))

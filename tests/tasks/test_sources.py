@@ -79,7 +79,7 @@ assert read_split({str(tmp_path / "data")!r}, "train").column("text").to_pylist(
     assert [path for path in (*home.rglob("*"), *temporary.rglob("*")) if path.is_file()] == []
 
 
-def test_a_bundle_without_parquet_finds_the_installed_copy(tmp_path):
+def test_a_bundle_finds_data_and_models_of_the_installed_copy(tmp_path):
     """A Flower bundle carries the code but no binary file, and comes first on sys.path."""
     bundle = tmp_path / "bundle" / "fedsa_lora"
     for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.md")]:
@@ -90,9 +90,11 @@ def test_a_bundle_without_parquet_finds_the_installed_copy(tmp_path):
 import sys, fedsa_lora.tasks.shipped as shipped
 assert shipped.__file__.startswith(sys.argv[1]), shipped.__file__
 print(shipped.shipped_folder("snips"))
+from fedsa_lora.tasks.model_settings import resolve
+print(resolve("pkg://fedsa_lora/pretrained/vit_small"))
 """
     found = run_python(script, bundle.parent, PACKAGE.parent)
-    assert Path(found.strip()) == PACKAGE / "data" / "snips"
+    assert [*map(Path, found.split())] == [PACKAGE / "data" / "snips", PACKAGE / "pretrained" / "vit_small"]
 
 
 def run_python(script: str, *path: Path, **environment: str) -> str:
