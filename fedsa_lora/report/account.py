@@ -69,8 +69,17 @@ def what_left(summary: Row) -> list[str]:
         lines.append(f"Warning: {warning}. {_capital(listed(local))} went on to the next client.")
     elif local:
         lines.append(f"{_capital(listed(local))} stayed on each client.")
-    lines += _proof(summary.get("proof") or {}, several=summary.get("clients") != 1)
+    lines += _proof(summary.get("proof") or {}, "" if summary.get("clients") == 1 else _own(summary))
     return [*lines, CAUTION]
+
+
+def _own(summary: Row) -> str:
+    """The first role that is not the same for all clients, B before the head; empty where all are."""
+    split: Row = summary.get("split") or {"B": "local"}
+    own = [
+        role for role in ("B", "A", "head") if not split.get(role, "frozen").startswith(("shared", "frozen"))
+    ]
+    return own[0] if own else ""
 
 
 def _share_of_all(parameters: Row) -> str:
@@ -78,7 +87,8 @@ def _share_of_all(parameters: Row) -> str:
     return f", {sent:,} of {every:,} parameters ({sent / every:.2%})" if sent and every else ""
 
 
-def _proof(proof: Row, several: bool) -> list[str]:
+def _proof(proof: Row, own: str) -> list[str]:
+    """Words the evidence; ``own`` is a role of which each of several clients has its own values."""
     lines = []
     if private := proof.get("private_values"):
         place = f"{counted(proof['messages'], 'message')} ({amount(proof.get('bytes_searched'))})"
@@ -92,11 +102,11 @@ def _proof(proof: Row, several: bool) -> list[str]:
         lines.append(f"Warning: {breaks:,} times a client did not go on from its own state.")
     elif breaks == 0:
         lines.append("Checked: each client went on from its own state in every round.")
-    if several and proof.get("distinct_b") is not None:
+    if own and proof.get("distinct_b") is not None:
         lines.append(
-            "Checked: no two clients ended with the same B."
+            f"Checked: no two clients ended with the same {own}."
             if proof["distinct_b"]
-            else "Warning: at least two clients ended with the same B."
+            else f"Warning: at least two clients ended with the same {own}."
         )
     return lines
 

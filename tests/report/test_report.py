@@ -212,6 +212,15 @@ def test_a_leak_a_break_and_equal_clients_are_warned_of(summary: dict[str, Any])
     assert "Checked:" not in text
 
 
+def test_clients_that_share_everything_are_not_warned_of_for_being_equal(summary: dict[str, Any]) -> None:
+    def said(**split: str) -> str:
+        same = {"chain_breaks": 0, "distinct_b": False}
+        return " ".join(what_left({**summary, "split": {"base": "frozen", **split}, "proof": same}))
+
+    assert "the same" not in said(A="shared", B="shared", head="shared")
+    assert "clients ended with the same head" in said(A="shared", B="shared", head="local")
+
+
 @pytest.mark.parametrize(
     ("gain", "interval", "worst", "answer"),
     [
