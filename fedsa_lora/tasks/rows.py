@@ -81,10 +81,11 @@ class Kept:
 
     def words(self, name: str) -> Words:
         values = self.column(name)
-        if pa.types.is_nested(values.type):
+        if pa.types.is_nested(values.type) or isinstance(values.type, pa.FixedShapeTensorType):
+            found = "pixels" if isinstance(values.type, pa.FixedShapeTensorType) else cut(values.type)
             raise DataError(
-                f"{self.table.name}, column {name!r}: expected one value per row, found "
-                f"{cut(values.type)}; name a column of words or numbers",
+                f"{self.table.name}, column {name!r}: expected one value per row, found {found}; name a "
+                "column of words or numbers",
                 sent="a column holds lists or objects where one value a row is expected",
             )
         return words_of(values)
@@ -143,7 +144,7 @@ def read_rows(
         )
         groups = _groups(found)
         notes += rewritten(table, columns.group, found)
-    left_out = {"without any value": table.empty, "by task.where": len(table) - len(kept.rows)}
+    left_out = {"without any value": table.empty, "by task.where": len(kept.table) - len(kept.rows)}
     return Rows(
         inputs,
         labels,
@@ -179,11 +180,9 @@ def infer_classes(table: Table, columns: Columns) -> tuple[str, ...]:
 
 
 def _filtered(table: Table, columns: Columns) -> Kept:
-    """The rows that pass the filter. Raises DataError for a column that is missing."""
-    named = [column for column in (columns.label, columns.group) if column is not None]
-    for column in [*columns.inputs.values(), *named]:
-        for part in table.parts:
-            part.check(column)
+    """The rows that pass the filter. Raises DataError for a column that is missing or of another length."""
+    named = [*columns.inputs.values(), columns.label, columns.group, *(columns.where or {})]
+    table = table.select([column for column in named if column is not None])
     everything = Kept(table, np.arange(len(table)))
     keep = np.ones(len(table), dtype=bool)
     for column, wanted in (columns.where or {}).items():

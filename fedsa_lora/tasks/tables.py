@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ class Part:
     numbers stand for classes. ``lines`` (n,) is the line of a text file on which each row begins; ``files``
     (n,) are the files of rows that have one each.
     ``empty`` counts the rows without any value, which are left out. ``notes`` are remarks on how the file
-    was read.
+    was read. ``lengths`` are those of the columns, where a file may hold columns of several.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Part:
     files: Sequence[str] | None = None
     empty: int = 0
     notes: tuple[str, ...] = ()
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: datasets.Dataset, name: str) -> Part:
@@ -50,10 +51,11 @@ class Part:
     def check(self, name: str) -> None:
         """Raise DataError where there is no such column, or more than one."""
         if name not in self.columns:
+            first = " (the names of columns are the first line of a CSV or TSV file)"
+            hint = first if self.name.lower().endswith((".csv", ".tsv")) else ""
             raise DataError(
                 f"{self.name} has no column {name!r}{nearest(name, self.columns)}: there are "
-                f"{names(self.columns)}; name the right one in the task (the names of columns are "
-                "the first line of a CSV or TSV file)",
+                f"{names(self.columns)}; name the right one in the task{hint}",
                 sent="the data lack a column that the run names",
             )
         if Counter(self.columns)[name] > 1:
@@ -62,12 +64,28 @@ class Part:
                 sent="the data have a column twice that the run names",
             )
 
+    def select(self, columns: Sequence[str]) -> Part:
+        """The rows of these columns. Raises DataError where one is not there, or is of another length."""
+        for name in columns:
+            self.check(name)
+        lengths = [self.lengths.get(name, self.length) for name in columns]
+        for name, length in zip(columns, lengths, strict=True):
+            if length != lengths[0]:
+                raise DataError(
+                    f"{self.name}: {columns[0]!r} has {lengths[0]} rows and {name!r} has {length}: expected "
+                    "as many in every array that the task names",
+                    sent="the arrays of a data file have different lengths",
+                )
+        return replace(self, length=lengths[0]) if lengths else self
+
     def column(self, name: str) -> pa.ChunkedArray:
         """The values of a column. Raises DataError where there is no such column, or more than one."""
         self.check(name)
         values = self.read(name)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
+        if pa.types.is_binary_view(values.type):
+            return values.cast(pa.large_binary())
         return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
     def place(self, row: int) -> str:
@@ -86,6 +104,11 @@ class Table:
 
     def __len__(self) -> int:
         return sum(part.length for part in self.parts)
+
+    def select(self, columns: Sequence[str]) -> Table:
+        """The rows of these columns. Raises DataError where a file lacks one, or they are of different
+        lengths."""
+        return Table(self.name, [part.select(columns) for part in self.parts])
 
     @property
     def column_names(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Pictures of any source are the same tensors, and one that cannot be read is named with its file and row."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pictures import NAMES, drawn, encoded, task, tensors, vit, write_folder, write_parquet, write_saved
 from PIL import Image
@@ -119,19 +120,58 @@ def test_files_that_a_table_only_names_are_not_read(tmp_path):
 def test_arrays_that_are_no_pixels_are_refused(tmp_path):
     labels = np.arange(4)
     for array, fault in (
-        (np.zeros((4, 8, 8)), r"float64 \(4, 8, 8\); expected .* uint8"),
-        (np.zeros((4, 3, 8, 8), np.uint8), r"uint8 \(4, 3, 8, 8\); expected"),
+        (
+            np.zeros((4, 8, 8)),
+            r"float64 \(4, 8, 8\); expected .* uint8.*: save \(x \* 255\).astype\('uint8'\)",
+        ),
+        (np.zeros((4, 8, 8), np.uint16), r"scale it to 0 to 255 and save x.astype\('uint8'\)"),
+        (
+            np.zeros((4, 3, 8, 8), np.uint8),
+            r"uint8 \(4, 3, 8, 8\); expected .*: save x.transpose\(0, 2, 3, 1\)",
+        ),
+        (np.eye(4), r"of labels as one-hot vectors take x.argmax\(1\)"),
         (np.zeros((3, 8, 8), np.uint8), "'image' has 3 rows and 'label' has 4"),
         (np.array([None] * 4), "without arrays of objects"),
     ):
         np.savez(tmp_path / "rows.npz", image=array, label=labels)
         with pytest.raises(DataError, match=fault):
             task(str(tmp_path / "rows.npz")).read()
+    np.savez(tmp_path / "rows.npz", image=np.zeros((4, 8, 8), np.uint8), label=labels)
+    with pytest.raises(DataError, match="column 'image': expected one value per row, found pixels"):
+        task(str(tmp_path / "rows.npz"), label="image").read()
+    whole = (tmp_path / "rows.npz").read_bytes()
+    (tmp_path / "rows.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="copy it anew"):
+        task(str(tmp_path / "rows.npz")).read()
     write_parquet(tmp_path / "rows.parquet", ["a", "b", "c"], [0, 1, 2])
     with pytest.raises(DataError, match=r"column 'image': expected images .* found string"):
         task(str(tmp_path / "rows.parquet")).read()
     with pytest.raises(DataError, match=r"no data at './absent'"):
         task("./absent").places()
+
+
+def test_arrays_that_the_task_does_not_name_may_have_any_length(tmp_path):
+    pixels, labels = drawn(6)
+    names = {"image": "x_train", "label": "y_train"}
+    np.savez(tmp_path / "keras.npz", x_train=pixels, y_train=labels[:, None], x_test=pixels[:2])
+    np.savez(tmp_path / "plain.npz", x=pixels, y=labels)
+    np.testing.assert_array_equal(
+        tensors(task(str(tmp_path / "keras.npz"), **names))[0], tensors(task(str(tmp_path / "plain.npz")))[0]
+    )
+    with pytest.raises(DataError, match="'x_test' has 2 rows and 'y_train' has 6"):
+        task(str(tmp_path / "keras.npz"), **names | {"image": "x_test"}).read()
+
+
+def test_bytes_of_any_arrow_type_are_images(tmp_path):
+    pixels, labels = drawn(6)
+    images = [encoded(each) for each in pixels]
+    sources = [
+        write_parquet(tmp_path / f"{kind}.parquet", pa.array(images, kind), labels)
+        for kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+    ]
+    first, *others = [tensors(task(source))[0] for source in sources]
+    for each in others:
+        np.testing.assert_array_equal(each, first)
 
 
 def test_images_of_different_sizes_and_depths(tmp_path):
