@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing, nearest
-from fedsa_lora.tasks.tables import Part
+from fedsa_lora.tasks.tables import Part, names
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 
 
 def is_image_folder(folder: Path) -> bool:
     """True where images lie in folders of their classes."""
-    return bool(_classes(folder)) or bool(_splits(folder))
+    return bool(_classes(folder) or _splits(folder))
 
 
 def find_images(folder: Path, split: str) -> Path | None:
@@ -43,8 +47,9 @@ def find_images(folder: Path, split: str) -> Path | None:
 
 def read_images(folder: Path) -> Part:
     """Columns ``image``, the bytes of a file, and ``label``, the name of the folder that it lies in; in the
-    order of their names."""
-    paths = [path for inner in _classes(folder) for path in _images(inner)]
+    order of their names. Remarks say what is left out. Raises DataError for a file that cannot be read or is
+    empty."""
+    paths = [path for inner in _classes(folder) for path in images_in(inner)]
 
     def read(column: str) -> pa.ChunkedArray:
         if column == "label":
@@ -52,31 +57,52 @@ def read_images(folder: Path) -> Part:
         return pa.chunked_array([pa.array([_bytes(path) for path in paths], pa.large_binary())])
 
     files = [str(path) for path in paths]
-    return Part(str(folder), ["image", "label"], len(paths), read, files=files)
+    return Part(
+        str(folder), ["image", "label"], len(paths), read, files=files, notes=tuple(_left_out(folder))
+    )
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, in the order of their names."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+
+
+def _left_out(folder: Path) -> Iterator[str]:
+    """Remarks on folders without images of their own, and on files that are none by their names."""
+    if empty := [path.name for path in _folders(folder) if not images_in(path)]:
+        yield f"{folder}: no class, as no image lies in it: {names(empty)}"
+    if inner := [f"{path.name}/{each.name}" for path in _classes(folder) for each in _folders(path)]:
+        yield f"{folder}: folders inside those of classes are not read: {names(inner)}"
+    files = (path for inner in _folders(folder) for path in inner.iterdir() if path.is_file())
+    others = Counter(path.suffix.lower() for path in files if not path.name.startswith("."))
+    counts = [f"{count} {end or 'without an ending'}" for end, count in others.items() if end not in ENDINGS]
+    if counts:
+        yield f"{folder}: files left out, which are no images by their names: {names(counts)}"
 
 
 def _splits(folder: Path) -> list[str]:
-    return [path.name for path in _folders(folder) if _classes(path)]
+    """The folders that hold folders of classes. Beside folders of images none does: a class may have further
+    folders."""
+    return [] if _classes(folder) else [path.name for path in _folders(folder) if _classes(path)]
 
 
 def _classes(folder: Path) -> list[Path]:
-    return [path for path in _folders(folder) if _images(path)]
+    return [path for path in _folders(folder) if images_in(path)]
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
-    found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
-    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
-
-
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; give this user the right to read it",
             sent="a data file cannot be read",
         ) from error
+    if not data:
+        raise DataError(f"{path} is empty; copy it anew, or remove it", sent="a data file is empty")
+    return data

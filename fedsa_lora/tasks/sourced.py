@@ -87,7 +87,8 @@ class SourcedTask(DividedTask):
         if given is None and len(classes) == 1:
             raise DataError(
                 f"{table.name}, column {columns.label!r}: every row has the label {classes[0]}; "
-                "expected at least two classes: name another column, or list all in task.class_names",
+                "expected at least two classes: name another column, or list all in task.class_names"
+                f"{''.join(f'. {note}' for note in table.notes)}",
                 sent="all rows have the same label",
                 key="task.label",
             )

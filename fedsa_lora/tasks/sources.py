@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, SAVED, SAVED_SPLITS, is_data, read_file
-from fedsa_lora.tasks.image_folder import find_images, is_image_folder, read_images
+from fedsa_lora.tasks.image_folder import find_images, images_in, is_image_folder, read_images
 from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 from fedsa_lora.tasks.tables import Part, Table
 
@@ -232,6 +232,11 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
         )
     if inner := sorted(_subsets(folder)):
         return f"{folder} holds one data set in each of {listing(inner)}: choose one with task.subset"
+    if images := images_in(folder):
+        return (
+            f"{folder} has images, but no folder for each class of them: move each to the folder of its "
+            f"class, as CLASS/{images[0].name}"
+        )
     there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return (
         f"{folder} has no split {split!r}: there are no data files (expected one such as {split}.csv), but "

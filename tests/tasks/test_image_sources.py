@@ -54,6 +54,42 @@ def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
         task(str(tmp_path / "train"), test_split="test").places()
 
 
+def test_folders_inside_a_class_hide_no_class_and_what_is_left_out_is_remarked(tmp_path):
+    pixels, labels = drawn(6)
+    images = [encoded(each) for each in pixels]
+    source = write_folder(tmp_path, images, labels)
+    assert task(source).describe().notes == ()
+    write_folder(tmp_path / "cat", images, labels)  # one with folders, as a folder of splits has
+    (tmp_path / "horse").mkdir()
+    (tmp_path / "dog" / "004.png").rename(tmp_path / "dog" / "004.JFIF")
+    (tmp_path / "dog" / "page.heic").write_bytes(images[0])
+    found = task(source)
+    assert (len(found.data.train), found.labels()) == (6, NAMES)
+    notes = " ".join(found.describe().notes)
+    assert "no class, as no image lies in it: horse" in notes
+    assert "not read: cat/cat, cat/dog, cat/owl" in notes
+    assert "no images by their names: 1 .heic" in notes
+
+
+def test_a_folder_that_cannot_be_read_says_what_was_expected(tmp_path):
+    pixels, labels = drawn(6)
+    images = [encoded(each) for each in pixels]
+    source = write_folder(tmp_path / "folder", images, labels)
+    with pytest.raises(DataError, match=r"no column 'img' .* name the right one in the task$"):
+        task(source, image="img").read()
+    with pytest.raises(DataError, match=r"no folder for each class of them.* as CLASS/000.png"):
+        task(str(tmp_path / "folder" / "cat")).read()
+    for path in (tmp_path / "folder" / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cat/000.png is empty; copy it anew, or remove it"):
+        task(source).read()
+    for name in ("cat", "dog"):
+        for path in (tmp_path / "folder" / name).iterdir():
+            path.rename(path.with_suffix(""))
+    with pytest.raises(DataError, match=r"every row has the label owl.*left out.*4 without an ending"):
+        task(source).read()
+
+
 def test_a_grey_image_equals_its_copy_in_three_channels(tmp_path):
     grey, labels = drawn(6, channels=1)
     one = write_parquet(tmp_path / "grey.parquet", [encoded(each) for each in grey], labels)
