@@ -130,12 +130,12 @@ class ImageTask(LabelledTask):
         return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
 
     def inspect(self) -> tuple[str, ...]:
-        """A remark on what the model is given of an image. Raises DataError for the first row that is no
-        image by its header; nothing is decoded."""
+        """A remark on what the model is given of an image. Raises DataError for the first row that by
+        its header is no image for the model; nothing is decoded."""
         if not self.partition.own:
             for rows in (self.data.train, self.data.test):
                 if rows is not None:
-                    _images(rows.inputs).check()
+                    _images(rows.inputs).check(self.read_by_model)
         return (f"images are read as {self.read_by_model}",)
 
     def triggered(self, inputs: Images) -> Images:

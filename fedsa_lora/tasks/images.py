@@ -21,7 +21,10 @@ from fedsa_lora.tasks.rows import Kept
 
 BRIGHTEST = 255
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 256 levels: eight bits would clip them
-BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of a PNG and a JPEG file
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # as these files begin
+GREY_16 = b"\x10\x00"  # after the sides in the header of a PNG: bits of a level, kind of colours
+COMMON = 2**26  # pixels of an image that Pillow is sure to open
+ORIENTATION, TURNED = 0x0112, 5  # a tag of Exif, and its least value that swaps height and width
 MODES = {1: "L", 3: "RGB"}
 
 Edit = Callable[[Image.Image], Image.Image]
@@ -60,13 +63,21 @@ class Images:
         """A digest of each image by the name of its input, for the fingerprint of the data."""
         return {"image": [hashlib.sha256(self._stored(int(row))).hexdigest() for row in self.rows[rows]]}
 
-    def check(self) -> None:
-        """Raise DataError for the first row that is no image by its header; nothing is decoded."""
+    def check(self, read: ModelImages) -> None:
+        """Raise DataError for the first row that by its header is no image for the model, which takes those
+        of one size where it has none of its own; nothing is decoded."""
         if isinstance(self.column, np.ndarray):
             return
+        first = None
         for row in self.rows:
-            if not self._stored(int(row)).startswith(BEGINNINGS):  # to open each costs a second for 40,000
-                self._opened(int(row))
+            if read.size is not None and _is_common(self._stored(int(row))):
+                continue  # to open each costs a second for 40,000
+            picture = self._opened(int(row))
+            self._check_levels(int(row), picture)
+            size = self._upright(int(row), picture)
+            first = first or size
+            if read.size is None and size != first:
+                self._refuse_size(int(row), size, first)
 
     def pixels(self, read: ModelImages) -> NDArray[np.uint8]:
         """The images as a model reads them, (n, channels, height, width), not normalised yet.
@@ -81,16 +92,14 @@ class Images:
             return np.zeros((0, read.channels, *(read.size or (0, 0))), dtype=np.uint8)
         for row, image in zip(self.rows, made, strict=True):
             if image.shape != made[0].shape:
-                sizes = f"{_size(image)} pixels, another has {_size(made[0])}"
-                self._refuse(int(row), f"has {sizes}", "set task.size to the size that the model is to read")
+                self._refuse_size(int(row), image.shape[1:], made[0].shape[1:])
         return np.stack(made)
 
     def _made(self, row: int, read: ModelImages) -> NDArray[np.uint8]:
         picture = self._opened(row)
         try:
             picture = ImageOps.exif_transpose(picture)
-            if picture.mode in DEEP:
-                self._refuse(row, f"has more than 256 levels (mode {picture.mode})", "save it with 8 bits")
+            self._check_levels(row, picture)
             if picture.mode != MODES[read.channels]:
                 picture = picture.convert(MODES[read.channels])
             if read.size is not None and picture.size != read.size[::-1]:
@@ -109,6 +118,8 @@ class Images:
             return Image.fromarray(self.column[row])
         try:
             return Image.open(io.BytesIO(self._stored(row)))
+        except Image.DecompressionBombError as error:
+            self._refuse(row, f"is larger than Pillow opens ({cut(error, 120)})", "save a smaller one")
         except Exception:  # of whatever kind a decoder raises; its text would name an object in memory
             self._refuse(row, "is no image that can be read", "replace it, or remove the row")
 
@@ -117,15 +128,40 @@ class Images:
         data: bytes = value.tobytes() if isinstance(value, np.ndarray) else value.as_py()
         return data
 
+    def _upright(self, row: int, picture: Image.Image) -> tuple[int, int]:
+        """Height and width as an image is looked at, from its header."""
+        try:
+            # without the first condition Pillow decodes a PNG to look for the tag
+            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= TURNED
+        except Exception as error:  # of whatever kind a decoder raises
+            self._refuse(row, f"is no image that can be read ({cut(error)})", "replace it, or remove the row")
+        return picture.size if turned else (picture.height, picture.width)
+
+    def _check_levels(self, row: int, picture: Image.Image) -> None:
+        if picture.mode in DEEP:
+            self._refuse(row, f"has more than 256 levels (mode {picture.mode})", "save it with 8 bits")
+
     def _refuse(self, row: int, fault: str, remedy: str) -> NoReturn:
-        place, number = (f"column {self.name!r}", row + 1)
-        if self.kept is not None:
-            place, number = self.kept.at(row, self.name)
         raise DataError(
-            f"{place}: row {number} {fault}; {remedy}",
+            f"{self._place(row)} {fault}; {remedy}",
             sent="an image of the data cannot be read as the run asks for",
             key="task.image",
         )
+
+    def _refuse_size(self, row: int, size: tuple[int, ...], other: tuple[int, ...]) -> NoReturn:
+        sizes = [" x ".join(map(str, each)) for each in (size, other)]
+        raise DataError(
+            f"{self._place(row)} has {sizes[0]} pixels, another has {sizes[1]}; set task.size to the size "
+            "that the model is to read",
+            sent="the images of the data have different sizes, and the model none of its own",
+            key="task.size",
+        )
+
+    def _place(self, row: int) -> str:
+        place, number = (f"column {self.name!r}", row + 1)
+        if self.kept is not None:
+            place, number = self.kept.at(row, self.name)
+        return f"{place}: row {number}"
 
 
 def read_images(kept: Kept, columns: Mapping[str, str]) -> Images:
@@ -158,5 +194,9 @@ def read_images(kept: Kept, columns: Mapping[str, str]) -> Images:
     return Images(values.combine_chunks(), np.arange(len(values)), kept=kept, name=name)
 
 
-def _size(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[1]} x {image.shape[2]}"
+def _is_common(data: bytes) -> bool:
+    """True for a JPEG, and for a PNG of usual depth and size, by the beginning of the file."""
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    return data.startswith(JPEG) or (
+        data.startswith(PNG) and data[24:26] != GREY_16 and width * height <= COMMON
+    )

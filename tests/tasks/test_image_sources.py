@@ -1,5 +1,7 @@
 """Pictures of any source are the same tensors, and one that cannot be read is named with its file and row."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,9 @@ from test_task_configs import LOCAL_DATA, node
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.launch.plan import make_plan
 from fedsa_lora.tasks.fingerprint import of_rows
+from fedsa_lora.tasks.images import ORIENTATION
 from fedsa_lora.tasks.inspection import inspect_task
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 
 
@@ -218,8 +222,38 @@ def test_images_of_different_sizes_and_depths(tmp_path):
     path = tmp_path / "deep.png"
     deep.save(path)
     source = write_parquet(tmp_path / "deep.parquet", [path.read_bytes()] * 3, [0, 1, 2])
-    with pytest.raises(DataError, match=r"more than 256 levels .* save it with 8 bits"):
-        tensors(task(source))
+    for look in (tensors, inspect_task):
+        with pytest.raises(DataError, match=r"more than 256 levels .* save it with 8 bits"):
+            look(task(source))
+
+
+def test_a_model_of_any_size_takes_images_of_one_size(tmp_path):
+    any_size = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    model = ModelSettings(pretrained=False, config=any_size)
+    pixels, labels = drawn(6, side=12)
+    images = [encoded(each) for each in pixels[:, :8]]
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(pixels[0, :, :8]).save(turned, "JPEG", exif=exif)  # 12 x 8 that is looked at as 8 x 12
+    source = write_parquet(tmp_path / "rows.parquet", [*images[:5], turned.getvalue()], labels)
+    assert inspect_task(task(source, model))
+    source = write_parquet(tmp_path / "mixed.parquet", [*images[:5], encoded(pixels[0])], labels)
+    for look in (tensors, inspect_task):
+        with pytest.raises(DataError, match="row 6 has 12 x 12 pixels, another has 8 x 12; set") as caught:
+            look(task(source, model))
+        assert caught.value.key == "task.size"
+    assert inspect_task(task(source, model, size=8))
+
+
+def test_an_image_that_is_too_large_is_refused_with_the_reason(tmp_path, monkeypatch):
+    pixels, labels = drawn(3)
+    wide = Image.new("1", (2**14, 2**13))
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    source = write_parquet(tmp_path / "rows.parquet", [encoded(pixels[0])] * 2 + [file.getvalue()], labels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**25)
+    with pytest.raises(DataError, match=r"row 3 is larger than Pillow opens \(.*exceeds limit"):
+        inspect_task(task(source))
 
 
 def test_nodes_with_data_of_their_own_read_images(tmp_path):
