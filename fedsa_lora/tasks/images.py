@@ -25,6 +25,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # as these files begin
 GREY_16 = b"\x10\x00"  # after the sides in the header of a PNG: bits of a level, kind of colours
 COMMON = 2**26  # pixels of an image that Pillow is sure to open
 ORIENTATION, TURNED = 0x0112, 5  # a tag of Exif, and its least value that swaps height and width
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # for others Pillow starts programs (EPS)
 MODES = {1: "L", 3: "RGB"}
 
 Edit = Callable[[Image.Image], Image.Image]
@@ -62,6 +63,13 @@ class Images:
     def __getitem__(self, rows: slice) -> Mapping[str, list[Any]]:
         """A digest of each image by the name of its input, for the fingerprint of the data."""
         return {"image": [hashlib.sha256(self._stored(int(row))).hexdigest() for row in self.rows[rows]]}
+
+    @property
+    def grey(self) -> bool:
+        """True where the first image has no colours."""
+        if isinstance(self.column, np.ndarray):
+            return self.column.ndim == 3
+        return len(self) > 0 and self._opened(int(self.rows[0])).mode in ("1", "L", "LA")
 
     def check(self, read: ModelImages) -> None:
         """Raise DataError for the first row that by its header is no image for the model, which takes those
@@ -104,7 +112,7 @@ class Images:
                 picture = picture.convert(MODES[read.channels])
             if read.size is not None and picture.size != read.size[::-1]:
                 picture = picture.resize(read.size[::-1], Image.Resampling(read.resample))
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:  # of whatever kind a decoder raises
             self._refuse(row, f"is no image that can be read ({cut(error)})", "replace it, or remove the row")
@@ -117,7 +125,7 @@ class Images:
         if isinstance(self.column, np.ndarray):
             return Image.fromarray(self.column[row])
         try:
-            return Image.open(io.BytesIO(self._stored(row)))
+            return Image.open(io.BytesIO(self._stored(row)), formats=FORMATS)
         except Image.DecompressionBombError as error:
             self._refuse(row, f"is larger than Pillow opens ({cut(error, 120)})", "save a smaller one")
         except Exception:  # of whatever kind a decoder raises; its text would name an object in memory

@@ -62,7 +62,7 @@ def _column(path: Path, arrays: dict[str, NDArray[Any]], name: str) -> pa.Chunke
 
 
 def _remedy(array: NDArray[Any]) -> str:
-    """What makes pixels or labels of an array x in another form that is common."""
+    """Advice that makes pixels or labels of an array x in another common form."""
     if array.ndim == 2:
         return ": of labels as one-hot vectors take x.argmax(1), of flat pixels x.reshape to that shape"
     if array.dtype.kind in "bf" and array.size and 0 <= array.min() <= array.max() <= 1:
