@@ -72,6 +72,8 @@ def _left_out(folder: Path) -> Iterator[str]:
     """Remarks on folders without images of their own, and on files that are none by their names."""
     if empty := [path.name for path in _folders(folder) if not images_in(path)]:
         yield f"{folder}: no class, as no image lies in it: {names(empty)}"
+    if loose := [path.name for path in images_in(folder)]:
+        yield f"{folder}: images outside of the folders of classes are not read: {names(loose)}"
     if inner := [f"{path.name}/{each.name}" for path in _classes(folder) for each in _folders(path)]:
         yield f"{folder}: folders inside those of classes are not read: {names(inner)}"
     files = (path for inner in _folders(folder) for path in inner.iterdir() if path.is_file())

@@ -67,10 +67,12 @@ def test_folders_inside_a_class_hide_no_class_and_what_is_left_out_is_remarked(t
     (tmp_path / "horse").mkdir()
     (tmp_path / "dog" / "004.png").rename(tmp_path / "dog" / "004.JFIF")
     (tmp_path / "dog" / "page.heic").write_bytes(images[0])
+    (tmp_path / "loose.png").write_bytes(images[0])
     found = task(source)
     assert (len(found.data.train), found.labels()) == (6, NAMES)
     notes = " ".join(found.describe().notes)
     assert "no class, as no image lies in it: horse" in notes
+    assert "outside of the folders of classes are not read: loose.png" in notes
     assert "not read: cat/cat, cat/dog, cat/owl" in notes
     assert "no images by their names: 1 .heic" in notes
 
