@@ -57,6 +57,12 @@ class ImageTask(LabelledTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        columns = {"image": self.image != "image", "group": self.group, "where": self.where}
+        if self.dataset == DIGITS and (named := [name for name, given in columns.items() if given]):
+            raise ConfigError(
+                f"{', '.join(named)}: the digits have no columns to name; name a data set in task.dataset, "
+                "or leave them out"
+            )
         if self.shift != "none" and self.partition.own:
             raise ConfigError(
                 f"shift={self.shift}: shifts are of clients by number, and every node has data of its own; "
@@ -116,13 +122,13 @@ class ImageTask(LabelledTask):
         if self.shift == "none":
             return None
         kinds = KINDS if self.shift == "mixed" else (self.shift,)
-        if self.read_by_model.channels == 1:
+        if self._colourless:
             kinds = tuple(kind for kind in kinds if kind != "hue")
         if not kinds:
             raise ConfigError(
-                "task.shift=hue: the model reads images of one channel, which have no hue; choose another "
-                "shift",
-                sent="the model reads images without colours, and the run would shift these",
+                "task.shift=hue: the images are grey, or the model reads one channel: there is no hue; "
+                "choose another shift",
+                sent="there are no colours, and the run would shift these",
                 key="task.shift",
             )
         return shift_of(
@@ -144,6 +150,14 @@ class ImageTask(LabelledTask):
             for rows in (self.data.train, self.data.test):
                 if rows is not None:
                     _images(rows.inputs).check()
+        size = self.read_by_model.size
+        if size is not None and self.random_crop >= min(size):
+            raise ConfigError(
+                f"task.random_crop={self.random_crop}: images of {min(size)} pixels cannot be moved so far; "
+                "expected a few pixels",
+                sent="images would be moved by more than their size",
+                key="task.random_crop",
+            )
         return (f"images are read as {self.read_by_model}",)
 
     def triggered(self, inputs: Images) -> Images:
@@ -165,6 +179,11 @@ class ImageTask(LabelledTask):
             "pixel_values": torch.from_numpy(pixels),
             "labels": torch.from_numpy(examples.labels[indices]),
         }
+
+    @cached_property
+    def _colourless(self) -> bool:
+        """True where the model sees no colours, as it reads none or the images have none."""
+        return self.read_by_model.channels == 1 or _images(self.data.train.inputs).grey
 
     @property
     def _brightest(self) -> int:

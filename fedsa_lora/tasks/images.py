@@ -21,6 +21,15 @@ from fedsa_lora.tasks.rows import Kept
 
 BRIGHTEST = 255
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 256 levels: eight bits would clip them
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "PPM",
+)  # others would have Pillow start programs (EPS)
 BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of a PNG and a JPEG file
 MODES = {1: "L", 3: "RGB"}
 
@@ -60,6 +69,13 @@ class Images:
         """A digest of each image by the name of its input, for the fingerprint of the data."""
         return {"image": [hashlib.sha256(self._stored(int(row))).hexdigest() for row in self.rows[rows]]}
 
+    @property
+    def grey(self) -> bool:
+        """True where the first image has no colours."""
+        if isinstance(self.column, np.ndarray):
+            return self.column.ndim == 3
+        return len(self) > 0 and self._opened(int(self.rows[0])).mode in ("1", "L", "LA")
+
     def check(self) -> None:
         """Raise DataError for the first row that is no image by its header; nothing is decoded."""
         if isinstance(self.column, np.ndarray):
@@ -95,7 +111,7 @@ class Images:
                 picture = picture.convert(MODES[read.channels])
             if read.size is not None and picture.size != read.size[::-1]:
                 picture = picture.resize(read.size[::-1], Image.Resampling(read.resample))
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as error:  # of whatever kind a decoder raises
             self._refuse(row, f"is no image that can be read ({cut(error)})", "replace it, or remove the row")
@@ -108,7 +124,7 @@ class Images:
         if isinstance(self.column, np.ndarray):
             return Image.fromarray(self.column[row])
         try:
-            return Image.open(io.BytesIO(self._stored(row)))
+            return Image.open(io.BytesIO(self._stored(row)), formats=FORMATS)
         except Exception:  # of whatever kind a decoder raises; its text would name an object in memory
             self._refuse(row, "is no image that can be read", "replace it, or remove the row")
 

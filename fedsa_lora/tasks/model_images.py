@@ -18,6 +18,7 @@ from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 PREPROCESSOR = "preprocessor_config.json"  # beside the weights of a checkpoint
 MIDDLE = 0.5  # mean and deviation where no one says: pixels in [-1, 1]
 OF_RUN = "fedsa_lora_run"  # in the preprocessor config of an export: its size is the one that the run read
+LARGEST = 4096  # pixels of a side
 BILINEAR = 2  # as PIL counts resampling filters, and with it a preprocessor config
 
 Size = tuple[int, int]  # height, width
@@ -104,8 +105,8 @@ def images_of(
     return ModelImages(
         size=_pair(stated if size is None else size),
         channels=channels,
-        mean=_each(known_mean, unit, channels) if mean is None else _each(mean, 1, channels),
-        std=_positive(_each(known_std, unit, channels) if std is None else _each(std, 1, channels)),
+        mean=_each(known_mean, unit, channels) if mean is None else _given("mean", mean, channels),
+        std=_positive(_each(known_std, unit, channels) if std is None else _given("std", std, channels)),
         resample=int(stored.get("resample", BILINEAR)),
     )
 
@@ -138,10 +139,10 @@ def _pair(size: Any) -> Size | None:
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
         raise ConfigError(
-            f"the size of images is {size!r}: expected a number of pixels, or [height, width]; correct "
-            "task.size"
+            f"the size of images is {size!r}: expected a number of pixels up to {LARGEST:,}, or [height, "
+            "width]; correct task.size"
         )
     return sides[0], sides[1]
 
@@ -156,6 +157,19 @@ def _each(value: Any, unit: float, channels: int) -> tuple[float, ...]:
         )
     values = tuple(each / unit for each in given)
     return values * channels if len(values) == 1 else values
+
+
+def _given(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    """A value of the task for each channel, in parts of the brightest pixel."""
+    values = _each(value, 1, channels)
+    if not all(0 <= each <= 1 for each in values):
+        raise ConfigError(
+            f"task.{name}={value}: expected values from 0 to 1, as pixels are from 0 (black) to 1 "
+            "(brightest); divide those that count to 255 by 255",
+            sent="mean or deviation of pixels is not from 0 to 1",
+            key="task.mean",
+        )
+    return values
 
 
 def _positive(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -84,6 +84,10 @@ def test_classes_are_chosen_by_name_or_number_in_their_order(tmp_path):
     ("broken", "fault"),
     [
         (b"no image at all", "row 2 is no image that can be read"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+            r"row 2 is no image that can be read; replace",
+        ),
         (encoded(drawn(1)[0][0])[:-40], "row 2 is no image that can be read"),
         (None, "row 2 has no image"),
     ],

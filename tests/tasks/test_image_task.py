@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.tasks.backbone import ModelSettings
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.partition import PartitionSettings
@@ -61,6 +62,11 @@ def test_batches_fit_the_model_and_training_lowers_the_loss(digits):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5 * first
+
+
+def test_columns_of_the_digits_are_refused_as_they_have_none():
+    with pytest.raises(ConfigError, match=r"image, group: the digits have no columns to name"):
+        ImageTask(model=VIT, partition=PartitionSettings(clients=5), image="img", group="writer")
 
 
 def test_a_part_may_be_empty():

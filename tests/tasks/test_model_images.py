@@ -120,6 +120,19 @@ def test_what_no_model_reads_is_refused(fields, fault):
         images_of(vit(num_channels=4))
 
 
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ({"mean": 127}, "task.mean=127: expected values from 0 to 1"),
+        ({"std": [128, 128, 128]}, "task.std=.*divide those that count to 255"),
+        ({"size": 100_000}, "a number of pixels up to 4,096"),
+    ],
+)
+def test_what_counts_to_255_and_what_fills_the_memory_is_refused(field, fault):
+    with pytest.raises(ConfigError, match=fault):
+        images_of(vit(), **field)
+
+
 def test_a_damaged_preprocessor_config_is_named(checkpoint, tmp_path):
     model = checkpoint({})
     (tmp_path / "preprocessor_config.json").write_text("{")

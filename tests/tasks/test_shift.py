@@ -94,10 +94,12 @@ def test_triggers_are_put_on_shifted_images(rows):
 
 def test_colours_that_are_not_there_cannot_be_shifted(rows):
     grey = task(rows, vit(num_channels=1, image_size=16), shift="hue", clients=3)
-    with pytest.raises(ConfigError, match=r"task.shift=hue: the model reads images of one channel"):
+    with pytest.raises(ConfigError, match=r"task.shift=hue: the images are grey, or the model reads one"):
         grey.load_client("0")
     mixed = task(rows, vit(num_channels=1, image_size=16), shift="mixed", clients=3)
     assert {mixed.shift_of(client).kind for client in "012"} == {"brightness", "blur", "rotation"}
+    enlarged = load(["task=digits", "task.size=32", "model=vit_small", "regime=feature_shift"]).task
+    assert "hue" not in {enlarged.shift_of(client).kind for client in "0123456789"}
     own = PartitionSettings(partitioner={})
     with pytest.raises(ConfigError, match=r"every node has data of its own; expected shift=none"):
         task(rows, partition=own, class_names=["cat", "dog"], shift="blur")
