@@ -155,7 +155,7 @@ class Exporter:
         refuse_unstocked(self.model.module)
 
     def _of_client(self, client: str) -> Subject:
-        return of_client(client, self.config.task.client_labels(client))
+        return of_client(self.config, client)
 
     def _save_adapter(self, tensors: NamedArrays, subject: Subject, folder: Path, base: str) -> None:
         # what is relative to the pretrained weights is saved with them

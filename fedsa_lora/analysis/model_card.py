@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fedsa_lora.models import PUBLISHED
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.digits import DIGITS
+from fedsa_lora.tasks.image import ImageTask
+from fedsa_lora.tasks.images import MODES
 from fedsa_lora.tasks.model_config import load_config
 from fedsa_lora.tasks.text import TextData
 
@@ -31,9 +34,14 @@ class Subject:
     caution: str
 
 
-def of_client(client: str, labels: tuple[str, ...]) -> Subject:
+def of_client(config: RunConfig, client: str) -> Subject:
     """A client's own model."""
-    return Subject(f"Model of client {client}", labels, _CLIENT_LABELS, (), _CLIENT_CAUTION)
+    task = config.task
+    about: tuple[str, ...] = ()
+    if isinstance(task, ImageTask) and (shift := task.shift_of(client)):
+        about = (_SHIFTED.format(shift=shift),)
+    labels = task.client_labels(client)
+    return Subject(f"Model of client {client}", labels, _CLIENT_LABELS, about, _CLIENT_CAUTION)
 
 
 def of_everyone(config: RunConfig, round_: int, reach: str) -> Subject:
@@ -71,7 +79,7 @@ def model_card(config: RunConfig, subject: Subject, base: str | None, mean: bool
         split=", ".join(_dispositions(config)),
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base)),
-        use=_USE if labels and isinstance(config.task, TextData) else "",
+        use=_use(config) if labels else "",
         notes="\n\n".join(notes),
         caution=subject.caution,
     )
@@ -83,12 +91,24 @@ def _dispositions(config: RunConfig) -> list[str]:
     return [f"{role}: {what}" for role, what in config.split.words().items() if role not in absent]
 
 
+def _use(config: RunConfig) -> str:
+    """The code that classifies, with the form of what it is given."""
+    if isinstance(config.task, TextData):
+        return _USE
+    if not isinstance(config.task, ImageTask):
+        return ""
+    mode = MODES[config.task.read_by_model.channels]
+    return _IMAGE_USE.format(mode=mode) + (_DIGITS_USE if config.task.dataset == DIGITS else "")
+
+
 def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[str]:
     """The code that loads the model, whatever the working directory is."""
     auto = config.task.auto_class.__name__
     imports = [f"from transformers import {auto}"]
     if isinstance(config.task, TextData):
         imports = [f"from transformers import {auto}, AutoTokenizer"]
+    elif isinstance(config.task, ImageTask):
+        imports = [f"from transformers import AutoImageProcessor, {auto}"]
     folder = "folder" if base is None else f'folder / "{base}"'
     model_type = load_config(config.model, ())[0].model_type
     if model_type in PUBLISHED:
@@ -105,6 +125,8 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
     if isinstance(config.task, TextData):
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({folder})")
         lines.append(f"max_length = {config.task.max_length}  # tokens: longer texts were cut in the run")
+    elif isinstance(config.task, ImageTask):
+        lines.append(f"processor = AutoImageProcessor.from_pretrained({folder})")
     return ["from pathlib import Path", "", *imports, *lines]
 
 
@@ -114,6 +136,16 @@ _USE = """    inputs = tokenizer(
     classes = model(**inputs).logits.argmax(1)
 
 """
+_IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # of PIL
+    inputs = processor(pictures, return_tensors="pt")
+    classes = model(**inputs).logits.argmax(1)
+
+"""
+_DIGITS_USE = """In the run the digits' pixels are from 0 to 16: scale them to 0 to 255 for the processor.
+
+"""
+_SHIFTED = """In the run every image of this client, those that it was measured on among them, was shifted:
+{shift} (a kind, and a level from -1 to 1). The model is for images like these."""
 _CLIENT_LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
 meanings are):"""
 _LABELS = "Labels, by the number that the model puts out:"

@@ -24,6 +24,7 @@ from fedsa_lora.tasks.sourced import LabelledTask
 from fedsa_lora.tasks.task import Batch, Examples, FederationData
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 CORNER = 8  # a trigger's side is one in so many of an image's, and at least two pixels
@@ -76,6 +77,13 @@ class ImageTask(LabelledTask):
         from transformers import AutoModelForImageClassification
 
         return AutoModelForImageClassification
+
+    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
+        """The backbone with its head; on the meta device and without weights when ``empty``."""
+        from fedsa_lora.tasks.model_config import check_reads
+
+        check_reads(self.auto_class, self.model)
+        return super().build_model(seed=seed, empty=empty)
 
     @property
     def columns(self) -> Columns:

@@ -14,8 +14,11 @@ from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import Start, start_of
 from fedsa_lora.tasks.checkpoint import grouped
 from fedsa_lora.tasks.divided import DividedTask
+from fedsa_lora.tasks.image import ImageTask
+from fedsa_lora.tasks.model_images import images_of
 from fedsa_lora.tasks.text import TextData
 
+USUAL = (32, 32)  # pixels of an image, for a model that takes any number
 SAMPLE = 2  # examples that are sent through the empty model
 
 
@@ -135,5 +138,17 @@ def check_batch(task: DividedTask, model: Any) -> None:
             return  # it computes by the values, which there are none of
         shapes = listing(f"{name} {tuple(value.shape)}" for name, value in batch.items())
         raise ModelError(
-            f"{type(model).__name__} cannot read the batches of this task ({shapes}): {error}"
+            f"{type(model).__name__} cannot read the batches of this task ({shapes}): {error}{_remedy(task)}"
         ) from error
+
+
+def _remedy(task: DividedTask) -> str:
+    """The setting by which images come as large, and of as many colours, as the model takes them."""
+    if not isinstance(task, ImageTask):
+        return ""
+    own = images_of(task.model)
+    height, width = own.size or USUAL
+    side = f"{height}" if height == width else f"[{height},{width}]"
+    pixels = "any size" if own.size is None else f"{height} x {width} pixels"
+    kind = "grey" if own.channels == 1 else "colour"
+    return f"\nThe model reads {kind} images of {pixels}: set task.size={side}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 
 import fedsa_lora.models  # noqa: F401  # AutoConfig is to know them
 from fedsa_lora.errors import ModelError
@@ -30,6 +30,29 @@ def load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, di
     if labels:
         config.problem_type = "single_label_classification"  # whatever the checkpoint was trained for
     return config, known
+
+
+def check_reads(auto_class: Any, settings: ModelSettings) -> None:
+    """Raise ModelError where a task of images has a model of texts, or the reverse. ``auto_class``, one of
+    transformers' ``AutoModelFor...``, is the task's."""
+    config, _ = load_config(settings, ())
+    if type(config) in auto_class._model_mapping:
+        return
+    model = f"the model {settings.path or 'of model.config'} is of type {config.model_type}"
+    if auto_class is AutoModelForImageClassification and hasattr(config, "vocab_size"):
+        raise ModelError(
+            f"{model}, which reads texts, and the task is of images: set model=vit_small, or another model "
+            "of images, such as resnet_small or efficientnet_lite0",
+            sent="the model reads texts, and the task is of images",
+            key="model",
+        )
+    if type(config) in AutoModelForImageClassification._model_mapping:
+        raise ModelError(
+            f"{model}, which reads images, and the task is of texts: set model=minilm, or another model of "
+            "texts, such as roberta_base",
+            sent="the model reads images, and the task is of texts",
+            key="model",
+        )
 
 
 def _stored_config(settings: ModelSettings) -> Any:

@@ -17,6 +17,7 @@ from fedsa_lora.tasks.model_settings import ModelSettings, resolve
 
 PREPROCESSOR = "preprocessor_config.json"  # beside the weights of a checkpoint
 MIDDLE = 0.5  # mean and deviation where no one says: pixels in [-1, 1]
+OF_RUN = "fedsa_lora_run"  # in the preprocessor config of an export: its size is the one that the run read
 LARGEST = 4096  # pixels of a side
 BILINEAR = 2  # as PIL counts resampling filters, and with it a preprocessor config
 
@@ -60,6 +61,7 @@ class ModelImages:
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
+            OF_RUN: True,
         }
         if self.size is not None:
             config["size"] = {"height": self.size[0], "width": self.size[1]}
@@ -74,7 +76,8 @@ def images_of(
     std: float | Sequence[float] | None = None,
 ) -> ModelImages:
     """The images of a model: what is given here; else its config has the size and the channels, and its
-    preprocessor config the rest, each of them what the other does not have.
+    preprocessor config the rest, each of them what the other does not have. An export's preprocessor config
+    has the size as well: a model that reads any size may have been trained with another than its config's.
 
     Raises ConfigError for a size, a mean or a deviation that cannot be, and for a model of other than one or
     three channels.
@@ -90,7 +93,10 @@ def images_of(
             f"the model reads images of {channels} channels: expected 1 or 3; correct "
             "model.config.num_channels"
         )
-    stated = getattr(config, "image_size", None) or stored.get("crop_size") or stored.get("size")
+    processed = stored.get("crop_size") or stored.get("size")
+    stated = getattr(config, "image_size", None) or processed
+    if OF_RUN in stored and "image_size" not in settings.config:
+        stated = processed
     # a preprocessor may count in other units: its mean and deviation are then of these
     unit = 255 * stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 255
     normal = stored.get("do_normalize", True)

@@ -43,7 +43,9 @@ class TextData(SourcedTask):
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The backbone with its head; on the meta device and without weights when ``empty``."""
         from fedsa_lora.tasks.backbone import build_backbone
+        from fedsa_lora.tasks.model_config import check_reads
 
+        check_reads(self.auto_class, self.model)  # before a tokenizer is looked for
         return build_backbone(
             self.auto_class,
             self.model,

@@ -74,6 +74,34 @@ def test_more_tokens_than_positions_are_refused(task_of, longest, room):
     assert inspect_task(task_of(model, f"task.max_length={room}"))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task=image"], r"type bert, which reads texts, and the task is of images: set model=vit_small"),
+        (["task=snips", "model=vit_small"], r"type vit, which reads images, and the task is of texts: set"),
+        (
+            ["task=image", "model=vit_small"],
+            r"cannot read .*\nThe model reads colour images of 32 x 32 pixels: set task\.size=32",
+        ),
+        (
+            ["task=image", "model=vit_small", "task.size=31"],
+            r"cannot read .*\nThe model reads colour images of 32 x 32 pixels: set task\.size=32",
+        ),
+        (
+            ["task=image", "model=resnet_small"],
+            r"cannot read .*\nThe model reads colour images of any size: set task\.size=32",
+        ),
+        (
+            ["task=image", "model=tiny_vit", "model.config.image_size=[16,8]"],
+            r"cannot read .*\nThe model reads grey images of 16 x 8 pixels: set task\.size=\[16,8\]",
+        ),
+    ],
+)
+def test_a_model_that_does_not_go_with_the_data_is_refused_with_the_remedy(words, said):
+    with pytest.raises(ModelError, match=said):
+        inspect_task(load(words).task)
+
+
 def test_positions_are_counted_as_each_architecture_does():
     roberta = RobertaForMaskedLM(
         RobertaConfig(**SMALL, vocab_size=50, max_position_embeddings=34, pad_token_id=1)

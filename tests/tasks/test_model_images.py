@@ -60,6 +60,15 @@ def test_what_is_saved_beside_a_model_is_read_as_it_was(tmp_path, saved):
     assert images_of(ModelSettings(path=str(tmp_path))) == saved
 
 
+def test_an_export_is_read_at_the_size_that_its_run_read(tmp_path):
+    saved = ModelImages((32, 32), 3, (0.5,) * 3, (0.5,) * 3)
+    AutoConfig.for_model("efficientnet_lite", image_size=96).save_pretrained(tmp_path)
+    saved.save(tmp_path)
+    assert images_of(ModelSettings(path=str(tmp_path))) == saved
+    given = images_of(ModelSettings(path=str(tmp_path), config={"image_size": 64}))
+    assert given == replace(saved, size=(64, 64))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transformers_reads_what_is_saved_beside_a_model_alike(tmp_path, channels):
     saved = ModelImages((8, 8), channels, (0.4,) * channels, (0.2,) * channels)
