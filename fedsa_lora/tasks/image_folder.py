@@ -15,6 +15,7 @@ from fedsa_lora.tasks.tables import Part, names
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")  # usual names
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -84,9 +85,11 @@ def _left_out(folder: Path) -> Iterator[str]:
 
 
 def _splits(folder: Path) -> list[str]:
-    """The folders that hold folders of classes. Beside folders of images none does: a class may have further
-    folders."""
-    return [] if _classes(folder) else [path.name for path in _folders(folder) if _classes(path)]
+    """The folders that hold folders of classes. Beside folders of images none does, since a class may have
+    further folders; but an image that lies loose in ``train`` makes no class of it."""
+    holding = [path.name for path in _folders(folder) if _classes(path)]
+    classes = [path.name for path in _classes(folder) if path.name not in SPLITS or path.name not in holding]
+    return [] if classes else holding
 
 
 def _classes(folder: Path) -> list[Path]:

@@ -52,6 +52,8 @@ def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
     both = task(str(tmp_path), test_split="test")
     assert (len(both.data.train), len(both.data.test)) == (6, 3)
     assert len(task(str(tmp_path)).data.train) == 6
+    (tmp_path / "train" / "loose.png").write_bytes(images[0])
+    assert len(task(str(tmp_path)).data.train) == 6, "a loose image makes no class of its split"
     with pytest.raises(DataError, match=r"no split 'tset' \(did you mean 'test'\?\): there are folders for"):
         task(str(tmp_path), test_split="tset").places()
     with pytest.raises(DataError, match="no split 'test': there are images, in folders of their classes"):
