@@ -65,6 +65,7 @@ def stranger(folders: dict[str, Path], texts: list[str], place: Path) -> tuple[d
     return dict(np.load(place / "found.npz")), json.loads((place / "called.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (MEAN[0] in RUNS[n])) for n in RUNS]
 )

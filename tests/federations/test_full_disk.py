@@ -97,6 +97,7 @@ def fill(mounted: Path, share: float, whole: Path) -> None:
         assert_same_run(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.case(40)
 def test_a_small_disk_is_an_error_and_with_more_room_the_run_is_resumed(mounted, whole):
     fill(mounted, 0.5, whole)

@@ -139,6 +139,7 @@ def test_a_special_case_gives_the_same_bits(run, special, general):
     assert_same(run(*special), run(*general))
 
 
+@pytest.mark.slow
 def test_that_comparison_tells_methods_apart(run):
     for other in (("split=soft",), ("split=importance",), ("codec=topk",)):
         with pytest.raises(AssertionError):

@@ -73,6 +73,7 @@ def test_processes_of_several_threads_start_anew_and_do_not_hang(tmp_path):
     assert in_processes(2, [*BRIEF, "machine.threads=2"], tmp_path / "run") == Outcome("completed", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_neighbours_that_are_answered_at_the_same_time_give_the_same_bits(count, tmp_path, monkeypatch):
     words = [*SAMPLED, "personalisation=ditto", "evaluation.local_only=true"]

@@ -235,6 +235,7 @@ def test_a_port_taken_by_another_is_tried_anew(tmp_path: Path, monkeypatch: pyte
     assert left_of(link.token) == []
 
 
+@pytest.mark.slow
 def test_a_superlink_that_is_slow_to_start_is_waited_for_and_the_screen_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

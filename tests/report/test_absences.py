@@ -36,6 +36,7 @@ def test_how_far_names_can_be_trusted_is_told_of_deployed_runs():
     assert "the node that has its key" in bound
 
 
+@pytest.mark.slow
 def test_a_report_is_written_of_a_config_that_was_cut_off(tmp_path):
     folder = write_run(tmp_path / "run")
     for text in ("federation: [", "federation: 7", "- a", "federation: {superlink: 'hub:1'}"):

@@ -96,6 +96,7 @@ def resume_until(folder: Path, name: str, after: str) -> None:
         cli.main(["resume", str(folder)])
 
 
+@pytest.mark.slow
 @pytest.mark.case(36)
 def test_a_run_killed_at_each_stage_of_its_finish_is_finished_by_resume_without_a_round_made_again(
     whole, tmp_path, capsys

@@ -77,6 +77,7 @@ def loads(folder: Path, stdin: str) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in found.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.case(38)
 @pytest.mark.parametrize("stdin", ["open", "closed"])

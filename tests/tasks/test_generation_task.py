@@ -190,6 +190,7 @@ def test_a_column_or_an_end_that_is_not_there_is_named(rows, tokenizer):
         made(rows, tokenizer, model=encoder).load_client("0")
 
 
+@pytest.mark.slow
 def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenizer, tmp_path):
     path = run_in_process([*words_of_a_run(rows, tokenizer), f"run.dir={tmp_path / 'run'}"])
     found = json.loads((path / "summary.json").read_text())
