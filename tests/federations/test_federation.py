@@ -322,6 +322,7 @@ def test_training_alone_as_reference_equals_a_local_only_run(run_smoke):
     assert reference == accuracy
 
 
+@pytest.mark.slow
 def test_a_second_task_runs_through_the_same_client_strategy_store_and_report(run_smoke):
     run = run_smoke(
         "task=image", "model=tiny_vit", "federation.train_examples=null", "federation.test_examples=null",
@@ -361,6 +362,7 @@ def test_a_failed_run_tells_why_in_its_directory(tmp_path):
     assert "the loss became" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_any_flower_strategy_does_the_arithmetic(run_smoke):
     """By the name of its class; ``test_methods`` runs each of the config files."""
     plain = shared(run_smoke("federation.rounds=2", *NO_FRILLS))

@@ -158,6 +158,7 @@ def test_importance_above_every_level_is_training_alone(run):
     assert [row["shared"] for row in rows(one)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_dense_downlink_is_a_whole_one_but_for_rounding_and_costs_what_changes(run):
     gently = ("train.lr=1e-3", "train.head_lr=1e-3")  # at these rates Adam does not blow up a rounding
     whole, dense = run(*gently), run("downlink=dense", *gently)

@@ -183,6 +183,7 @@ def test_completed_run_gets_its_overrides_unchanged_and_leaves_nothing(
     print(f"{seconds:.1f} s from the command to the end")
 
 
+@pytest.mark.slow
 def test_rejected_app_gives_the_reason(tmp_path: Path) -> None:
     run = FlowerRun(tmp_path / "nowhere", "", TWO_CLIENTS, tmp_path / "run")
     with pytest.raises(RunError, match=r"rejected the app in .*nowhere: .*pyproject\.toml"), run:

@@ -152,6 +152,7 @@ def test_captions_say_only_what_the_figure_shows(page: Page, tmp_path: Path) -> 
     assert "Every client holds all 1 class" in alone
 
 
+@pytest.mark.slow
 def test_a_report_stays_small_enough_to_be_mailed(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path, clients=100, labels=150, rounds=30))
     assert path.stat().st_size < 1_500_000

@@ -206,6 +206,7 @@ def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenize
     assert "Labels of" not in card
 
 
+@pytest.mark.slow
 def test_a_real_small_language_model_learns_in_a_federation(rows, tmp_path):
     if not STORIES.is_dir():
         pytest.skip(f"no local copy of the stories260k model at {STORIES}")
