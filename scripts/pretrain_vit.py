@@ -34,11 +34,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from fedsa_lora.tasks.augmentation import Augmentation
+
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 PRETRAINED = ("airplane", "bird", "deer", "frog", "ship")  # every second one; the others are for federations
-SIDE, PADDING, BATCH = 32, 4, 128
+SIDE, BATCH = 32, 128
+AUGMENTATION = Augmentation(crop=4, flip=True)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's train part
 RATE, DECAY, WARM, SMOOTHING = 1e-3, 0.05, 5, 0.1  # AdamW; epochs in which the rate rises
 KEPT = (
@@ -78,12 +81,7 @@ def normalised(pixels: Pixels) -> torch.Tensor:
 
 def augmented(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Each image moved by up to four pixels, and half of them turned left to right."""
-    wide = np.pad(pixels, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(wide, (SIDE, SIDE), axis=(1, 2))
-    down, right = rng.integers(2 * PADDING + 1, size=(2, len(pixels)))
-    moved = windows[np.arange(len(pixels)), down, right].transpose(0, 2, 3, 1)
-    turned = rng.random(len(pixels)) < 0.5
-    return np.where(turned[:, None, None, None], moved[:, :, ::-1], moved)
+    return AUGMENTATION(pixels.transpose(0, 3, 1, 2), rng).transpose(0, 2, 3, 1)
 
 
 def some_patches(rng: np.random.Generator, _: object, __: object, tokens: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # the GPUs that CUDA shows to a process, which it numbers from 0
-ALONE = (
-    "FEDSA_LORA_GPU"  # in the environment of processes to which one GPU alone is shown: its name elsewhere
-)
+ALONE = "FEDSA_LORA_GPU"  # for processes that are shown one GPU alone: its name elsewhere
 
 
 def device(config: RunConfig) -> torch.device:

@@ -65,17 +65,17 @@ def read_images(folder: Path) -> Part:
 
 def images_in(folder: Path) -> list[Path]:
     """The images that lie in a folder itself, in the order of their names."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
-    return sorted(path for path in found if not path.name.startswith(".") and path.is_file())
+    return sorted(_images(folder))
 
 
 def _left_out(folder: Path) -> Iterator[str]:
     """Remarks on folders without images of their own, and on files that are none by their names."""
-    if empty := [path.name for path in _folders(folder) if not images_in(path)]:
+    classes = _classes(folder)
+    if empty := [path.name for path in _folders(folder) if path not in classes]:
         yield f"{folder}: no class, as no image lies in it: {names(empty)}"
     if loose := [path.name for path in images_in(folder)]:
         yield f"{folder}: images outside of the folders of classes are not read: {names(loose)}"
-    if inner := [f"{path.name}/{each.name}" for path in _classes(folder) for each in _folders(path)]:
+    if inner := [f"{path.name}/{each.name}" for path in classes for each in _folders(path)]:
         yield f"{folder}: folders inside those of classes are not read: {names(inner)}"
     files = (path for inner in _folders(folder) for path in inner.iterdir() if path.is_file())
     others = Counter(path.suffix.lower() for path in files if not path.name.startswith("."))
@@ -93,7 +93,12 @@ def _splits(folder: Path) -> list[str]:
 
 
 def _classes(folder: Path) -> list[Path]:
-    return [path for path in _folders(folder) if images_in(path)]
+    return [path for path in _folders(folder) if next(_images(path), None)]  # the first tells
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    found = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    return (path for path in found if not path.name.startswith(".") and path.is_file())
 
 
 def _folders(folder: Path) -> list[Path]:
