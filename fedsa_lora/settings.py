@@ -34,6 +34,7 @@ from fedsa_lora.group import (
 )
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
+from fedsa_lora.learning.unlearning import Unlearning
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.task import Task
@@ -195,6 +196,7 @@ class RunConfig:
     split: Annotated[SplitPolicy, EXCHANGE, IDENTITY]
     head: Annotated[HeadSettings, IDENTITY]
     personalisation: Annotated[Personalisation, LEARNING, IDENTITY]
+    unlearning: Annotated[Unlearning, LEARNING, CHANGEABLE]
     codec: Annotated[Codec, EXCHANGE, IDENTITY]
     downlink: Annotated[Codec | None, EXCHANGE, IDENTITY]
     clusters: Clusters | None

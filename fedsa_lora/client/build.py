@@ -40,6 +40,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         settings=config.train,
         seed=config.seed,
         personalisation=config.personalisation,
+        unlearning=config.unlearning,
         codec=config.codec,
         downlink=config.downlink,
         ranks=config.federation.client_ranks(config.seed),

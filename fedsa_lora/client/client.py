@@ -13,15 +13,20 @@ from flwr.common import Scalar
 
 from fedsa_lora.client.egress import told
 from fedsa_lora.client.model import ClientModel, majority
-from fedsa_lora.client.personal import PERSONAL, OwnModel, beside
+from fedsa_lora.client.personal import OwnModel, beside, of_phase
 from fedsa_lora.client.round import ClientRounds, OpenRound
 from fedsa_lora.client.workbench import Workbench
-from fedsa_lora.errors import FedSAError, TrainingError
+from fedsa_lora.errors import FedSAError, TrainingError, WireError
 from fedsa_lora.exchange import wire
-from fedsa_lora.exchange.arrays import NamedArrays, cut, digest
+from fedsa_lora.exchange.arrays import NamedArrays, cut, digest, padded
 from fedsa_lora.exchange.reported import LOSS
-from fedsa_lora.learning.job import complete, settled
-from fedsa_lora.store import ClientStore
+from fedsa_lora.learning.job import Outcome, complete, settled
+from fedsa_lora.learning.local_round import LocalRound
+from fedsa_lora.learning.personalisation import Training
+from fedsa_lora.learning.unlearning import Request
+from fedsa_lora.phases import WORD, Asked
+from fedsa_lora.store import ClientState, ClientStore
+from fedsa_lora.tasks.task import Forgettable
 
 
 class FedSAClient(NumPyClient):
@@ -50,7 +55,7 @@ class FedSAClient(NumPyClient):
         try:
             self.store.claim(header.run, header.resumed, self.bench.data_digest)
             with self.store.locked():
-                payload, upload = self._fit(header, parameters, float(config.get("proximal_mu", 0.0)))
+                payload, upload = self._fit(header, parameters, config)
         except FedSAError as error:
             payload = np.zeros(0, np.float32)
             upload = self.rounds.header(header.round, 0, error=told(error))
@@ -79,7 +84,7 @@ class FedSAClient(NumPyClient):
         return report.get(LOSS, 0.0), measured, dict(wire.write_header(upload))
 
     def _fit(
-        self, header: wire.BroadcastHeader, parameters: list[FlowerArray], mu: float
+        self, header: wire.BroadcastHeader, parameters: list[FlowerArray], config: Mapping[str, Scalar]
     ) -> tuple[FlowerArray, wire.UploadHeader]:
         state = self.store.before(header.round)
         opened = self.rounds.open(header, parameters, state, mean_of=header.round - 1)
@@ -89,22 +94,41 @@ class FedSAClient(NumPyClient):
             opened.values,
             merged=opened.received.merged,
             anchor=opened.anchor,
-            mu=mu,
+            mu=float(config.get("proximal_mu", 0.0)),
             others=opened.others,
             scoring=self.rounds.scoring,
         )
-        training = self.bench.personalisation.fit(local, beside(state))
-        outcome, own = settled(*complete([training], self.bench.trainer))
-        check_finite(outcome.values | {PERSONAL + name: array for name, array in own.items()})
+        own: NamedArrays = {}
+        phase: NamedArrays = {}
+        if WORD in config:
+            request = self._request(str(config[WORD]), local, state)
+            outcome, phase = self._done(self.bench.unlearning.fit(request))
+        else:
+            outcome, own = self._done(self.bench.personalisation.fit(local, beside(state)))
         numbers = {k: float(v) for k, v in asdict(outcome.report).items() if k != "examples"}
         measured = len(self.model.held_out) if header.measure_before else 0
         if measured:
             model = OwnModel(cut(outcome.values, self.rounds.layout), own, opened.others)
             numbers[self.primary.before] = self._measure(opened, model)[self.primary.name]
             check_measured(numbers)
-        closed = self.rounds.close(opened, outcome, own)
+        closed = self.rounds.close(opened, outcome, own, phase)
         self.store.save(closed.state)
         return closed.payload, replace(closed.header, measured=measured, report=numbers)
+
+    def _done(self, training: Training) -> tuple[Outcome, NamedArrays]:
+        """What a round's trainings return. Raises TrainingError where a value of it is not finite."""
+        outcome, kept = settled(*complete([training], self.bench.trainer))
+        check_finite(outcome.values | {f"kept/{name}": array for name, array in kept.items()})
+        return outcome, kept
+
+    def _request(self, word: str, local: LocalRound, state: ClientState | None) -> Request:
+        """A request of the server, with what it needs here. Raises WireError for a word that is none, and for
+        a task that does not know what is to be forgotten."""
+        task = self.bench.task
+        if word not in list(Asked) or not isinstance(task, Forgettable):
+            raise WireError(f"is asked to {word[:20]!r}, which this run's task does not know")
+        initial = padded(cut(self.bench.initial, self.rounds.layout), self.bench.model.layout)
+        return Request(Asked(word), local, task, initial, of_phase(state))
 
     def _measure(self, opened: OpenRound, model: OwnModel, record: bool = False) -> dict[str, float]:
         job = self.model.own(opened.round, model, opened.received.merged)

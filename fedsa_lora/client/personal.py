@@ -20,6 +20,7 @@ from fedsa_lora.store import ClientState
 RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
 HELD = "held"  # what it last received, (pool.size,)
 MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
+PHASE = "phase/"  # by name: what a method of unlearning read off the model when its phase began
 PERSONAL = "personal/"  # by tensor: its own model beside the common one, if it keeps one
 # By soft tensor: a round's start, end and broadcast; TRAINED of all that may be shared where a run keeps it.
 START, TRAINED, COMMON = "start/", "trained/", "common/"
@@ -159,6 +160,12 @@ def beside(state: ClientState | None) -> Arrays:
     """Tensors that a personalisation method keeps beside the common model; none without one."""
     kept = {} if state is None else state.tensors | state.memory
     return {n.removeprefix(PERSONAL): a for n, a in kept.items() if n.startswith(PERSONAL)}
+
+
+def of_phase(state: ClientState | None) -> Arrays:
+    """What a method of unlearning remembers of the phase that it is in; nothing at its beginning."""
+    memory = {} if state is None else state.memory
+    return {n.removeprefix(PHASE): a for n, a in memory.items() if n.startswith(PHASE)}
 
 
 def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:

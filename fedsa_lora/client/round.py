@@ -16,6 +16,7 @@ from fedsa_lora.client.personal import (
     HELD,
     MERGED,
     PERSONAL,
+    PHASE,
     RESIDUAL,
     START,
     TRAINED,
@@ -110,15 +111,16 @@ class ClientRounds:
         initial = cut(self.bench.initial, self.layout)
         return personal(self.bench.split, self.layout, received, initial, state)
 
-    def close(self, opened: OpenRound, outcome: Outcome, own: NamedArrays) -> ClosedRound:
+    def close(self, opened: OpenRound, outcome: Outcome, own: NamedArrays, phase: NamedArrays) -> ClosedRound:
         """From what training made of a round to its upload, ``own`` being what the personalisation method
-        keeps beside what is shared from."""
+        keeps beside what is shared from, and ``phase`` what a method of unlearning remembers."""
         start, arrays = cut(outcome.start, self.layout), cut(outcome.values, self.layout)
         payload, residual = self._payload(opened, arrays)
         private = {name: arrays[name] for name in opened.parts.local}
         memory = self._memory(opened.received, start, arrays, residual)
         for name, array in own.items():  # what may be shared is not searched for in what leaves
             (memory if name in self.pool.names else private)[PERSONAL + name] = array
+        memory |= {PHASE + name: array for name, array in phase.items()}
         header = self.header(
             opened.round,
             len(self.train),

@@ -32,7 +32,8 @@ class Job:
     ``examples``, one array for each step: without any nothing is trained. ``dropout`` is a seed.
     mu/2 ||w - anchor||^2 is added to the ``objective`` (FedProx, arXiv:1812.06127). ``scoring`` asks for
     scores of tensors. An ``extension`` is what the model computes besides while the job lasts; it yields the
-    parameters of its own, which are trained as well. ``asked`` are examples that the trained model answers.
+    parameters of its own, which are trained as well. ``asked`` are examples that the trained model answers,
+    with what ``read`` makes of them.
     """
 
     values: NamedArrays
@@ -48,6 +49,7 @@ class Job:
     scoring: Scoring | None = None
     extension: Extension | None = None
     asked: Sequence[Examples] = ()
+    read: Callable[[AdapterModel, Task, Examples, TrainSettings], NDArray[np.float32]] = predict
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Outcome:
 
     ``start`` and ``values`` are all tensors before its first step, as they stood in the model, and after its
     last. ``scores`` are there if they were asked for. ``extension`` are the parameters of the job's, by name;
-    ``answers`` the predictions (n, ...) for each of ``Job.asked``.
+    ``answers`` are, for each of ``Job.asked``, its predictions (n, ...) or what else was read.
     """
 
     start: Arrays
@@ -118,7 +120,7 @@ class OneByOne:
                     observe=None if meter is None else meter.observe,
                     beside=tuple(parameters.values()),
                 )
-            answers = tuple(predict(model, self.task, asked, job.settings) for asked in job.asked)
+            answers = tuple(job.read(model, self.task, asked, job.settings) for asked in job.asked)
             extension = {name: _array(parameter) for name, parameter in parameters.items()}
         scores = None if meter is None else meter.scores()
         return Outcome(start, model.read(), report, scores, extension, answers)

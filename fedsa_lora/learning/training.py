@@ -168,19 +168,30 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-@torch.no_grad()
 def predict(
     model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
 ) -> NDArray[np.float32]:
-    """The task's predictions (n, ...), of classes logits, in the order of the examples; batches are formed
-    by length."""
+    """The task's predictions (n, ...), of classes logits, in the order of the examples."""
+    return in_order(model, task, examples, settings, task.predict)
+
+
+@torch.no_grad()
+def in_order(
+    model: AdapterModel,
+    task: Task,
+    examples: Examples,
+    settings: TrainSettings,
+    of: Callable[[nn.Module, Batch], torch.Tensor],
+) -> NDArray[np.float32]:
+    """The results of ``of`` for the model and its batches, (n, ...) in the order of the examples; batches are
+    formed by length."""
     model.set_mode(training=False)
     order = np.argsort(examples.lengths, kind="stable")
     parts = []
     for indices in _chunks(order, settings.eval_batch_size):
         batch = to_device(task.collate(examples, indices), model.device)
         with autocast(settings, model.device):
-            parts.append(task.predict(model.module, batch).float().cpu().numpy())
+            parts.append(of(model.module, batch).float().cpu().numpy())
     by_length = np.concatenate(parts)
     result = np.empty_like(by_length)
     result[order] = by_length

@@ -20,6 +20,7 @@ from fedsa_lora.settings import RunConfig
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.rules.exact import FactorRule, pairs
 from strategies.rules.exactness import Frozen
+from strategies.unlearning import Unlearning
 
 
 def skeleton(config: RunConfig) -> AdapterModel:
@@ -42,8 +43,12 @@ def build_strategy(
     layout = empty.layout.select(split.shared)
     start = initial_state(empty.layout, config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
+    roster = _roster(config)
+    inner = _inner(config, initial, layout, empty)
+    if config.unlearning.chosen:
+        inner = Unlearning(inner, config.unlearning.phases, roster.name)
     return _kind(config)(
-        _inner(config, initial, layout, empty),
+        inner,
         layout,
         initial,
         split=config.split,
@@ -53,7 +58,7 @@ def build_strategy(
         tell_total=config.personalisation.mixes,
         classes=_counted_classes(config, layout),
         frozen=_frozen(empty, split, start),
-        roster=_roster(config),
+        roster=roster,
         evaluation=_evaluation(config),
         recorder=recorder,
         uniform=config.federation.weights == "uniform",

@@ -43,6 +43,13 @@ class Examples:
         """Memory that the features take, with the array objects around them."""
         return sum(_bytes(rows) for rows in self.features.values())
 
+    def at(self, indices: NDArray[np.int64]) -> Examples:
+        """The examples at ``indices``, in that order."""
+        features: dict[str, Features] = {}
+        for name, rows in self.features.items():
+            features[name] = rows[indices] if isinstance(rows, np.ndarray) else [rows[i] for i in indices]
+        return Examples(features, self.labels[indices], self.lengths[indices])
+
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
         """The examples of all parts, of which there is at least one, one part after the other."""
@@ -207,6 +214,19 @@ class Task(Protocol):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
         the measure; the primary one, and the loss where it is a measure, must be among them."""
+        ...
+
+
+@runtime_checkable
+class Forgettable(Protocol):
+    """A task of answers in words that knows which train examples are to be forgotten."""
+
+    def to_forget(self, examples: Examples) -> NDArray[np.bool_]:
+        """True, (n,), of each example that is to be forgotten."""
+        ...
+
+    def refused(self, examples: Examples) -> Examples:
+        """The same prompts in the same order, each answered by a refusal."""
         ...
 
 

@@ -63,6 +63,14 @@ def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
     _set_values(inner, vector)
 
 
+def forget_rounds(inner: Strategy) -> None:
+    """Make a strategy go on as if no round had been before: without the momentum of a server optimizer."""
+    for layer in layers(inner):
+        for name in _REMEMBERED:
+            if values := getattr(layer, name, None):
+                setattr(layer, name, [np.zeros_like(value) for value in values])
+
+
 class Rule(ABC):
     """From the server's values and the clients' updates, sorted by client, to new values."""
 

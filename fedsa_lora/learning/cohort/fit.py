@@ -11,7 +11,7 @@ from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
-from fedsa_lora.learning.training import Objective
+from fedsa_lora.learning.training import Objective, predict
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.generation import GenerationTask
@@ -59,6 +59,8 @@ def why_not_job(job: Job, task: Task) -> str | None:
         return "the method computes with parameters of its own"
     if job.batches and job.objective is not Objective:
         return "the method has an objective of its own"
+    if job.asked and job.read is not predict:
+        return "the method reads answers of its own"
     if job.settings.precision == "fp16":
         return "fp16 scales losses"
     if job.asked and isinstance(task, GenerationTask):

@@ -1,0 +1,207 @@
+"""Objectives that make a model forget examples and keep others.
+
+S is the summed loss of an answer in nats, n the number of its tokens; ref marks S where the model stood when
+the phase began. Formulas and defaults are those of OpenUnlearning (arXiv:2506.12618), whose repository is
+github.com/locuslab/open-unlearning.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.training import Objective, in_order
+from fedsa_lora.seeds import generator
+from fedsa_lora.tasks.task import Batch, Examples, Task
+
+IGNORED = -100  # a token without a loss, as transformers has it
+Goal: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+
+def answer_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and n of each example of a batch of a causal language model, (batch,) each."""
+    labels = batch["labels"][:, 1:]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs).logits[:, :-1]
+    losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(dim=1), (labels != IGNORED).sum(dim=1)
+
+
+def read_losses(
+    model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
+) -> NDArray[np.float32]:
+    """S and n of each example, (n, 2), in eval mode."""
+
+    def both(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return torch.stack(answer_losses(module, batch), dim=1)
+
+    return in_order(model, task, examples, settings, both)
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Reads what comes out of block ``layer`` (the first is 0), (n, longest, d) with zeros behind the end."""
+
+    layer: int
+
+    def __call__(
+        self, model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
+    ) -> NDArray[np.float32]:
+        longest = int(examples.lengths.max())
+
+        def padded(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            states = self.of(module, batch) * batch["attention_mask"][:, :, None]
+            return torch.nn.functional.pad(states.float(), (0, 0, 0, longest - states.shape[1]))
+
+        return in_order(model, task, examples, settings, padded)
+
+    def of(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The states of a batch, (batch, longest of the batch, d)."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        states: torch.Tensor = module(**inputs, output_hidden_states=True).hidden_states[self.layer + 1]
+        return states
+
+
+@dataclass(frozen=True)
+class Forgetting(Objective):
+    """gamma times a loss over a batch that is to be forgotten, and alpha times one over as many examples that
+    are ``kept``, drawn from ``seed`` and ``key``; with alpha 0 none are.
+
+    The loss over what is kept is the mean over all of its answer tokens.
+    """
+
+    kept: NDArray[np.int64]
+    gamma: float
+    alpha: float
+    seed: int
+    key: tuple[str | int, ...]
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        return generator(self.seed, "keep", *self.key)
+
+    @contextmanager
+    def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        forget = self.gamma * self.forget_loss(indices)
+        if not self.alpha or not len(self.kept):
+            yield forget
+            return
+        drawn = self.rng.choice(self.kept, len(indices), replace=len(self.kept) < len(indices))
+        yield forget + self.alpha * self.keep_loss(drawn)
+
+    @abstractmethod
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """The loss over examples that are to be forgotten, a scalar."""
+
+    def keep_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """The loss over examples that are kept, a scalar."""
+        losses, tokens = self.answers(indices)
+        return losses.sum() / tokens.sum()
+
+    def answers(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """S and n of each of the examples, (batch,) each."""
+        with self.autocast():
+            return answer_losses(self.model.module, self.batch(indices))
+
+
+@dataclass(frozen=True)
+class Ascent(Forgetting):
+    """Minus the mean loss over answer tokens (GradAscent; with alpha > 0 GradDiff, arXiv:2203.12817)."""
+
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        losses, tokens = self.answers(indices)
+        return -losses.sum() / tokens.sum()
+
+
+@dataclass(frozen=True)
+class NegativePreference(Forgetting):
+    """-2/beta mean log sigmoid(beta (S - S_ref)): NPO, arXiv:2404.05868. ``reference`` is S_ref, (n,)."""
+
+    beta: float
+    reference: NDArray[np.float32]
+
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        losses, _ = self.answers(indices)
+        reference = torch.from_numpy(self.reference[indices]).to(losses.device)
+        return -2 / self.beta * logsigmoid(self.beta * (losses - reference)).mean()
+
+
+@dataclass(frozen=True)
+class SimplePreference(Forgetting):
+    """-2/beta mean log sigmoid(beta (S/n - delta)): SimNPO, arXiv:2410.07163."""
+
+    beta: float
+    delta: float
+
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        losses, tokens = self.answers(indices)
+        return -2 / self.beta * logsigmoid(self.beta * (losses / tokens - self.delta)).mean()
+
+
+@dataclass(frozen=True)
+class DirectPreference(Forgetting):
+    """-2/beta mean log sigmoid(beta ((S_ref - S) of a refusal - (S_ref - S) of the answer)): DPO,
+    arXiv:2305.18290. ``refused`` are the same examples with a refusal for an answer; the references are (n,).
+    """
+
+    beta: float
+    refused: Examples
+    reference: NDArray[np.float32]
+    of_refusal: NDArray[np.float32]
+
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        lost, _ = self.answers(indices)
+        with self.autocast():
+            batch = self.task.collate(self.refused, indices)
+            won, _ = answer_losses(self.model.module, {n: t.to(lost.device) for n, t in batch.items()})
+        gained = torch.from_numpy(self.of_refusal[indices]).to(lost.device) - won
+        given_up = torch.from_numpy(self.reference[indices]).to(lost.device) - lost
+        return -2 / self.beta * logsigmoid(self.beta * (gained - given_up)).mean()
+
+
+@dataclass(frozen=True)
+class Misdirection(Forgetting):
+    """RMU, arXiv:2403.03218: the mean of (h - c u)^2 over what ``states`` reads of answer tokens, first over
+    the tokens of an example. Of what is kept, (h - h_ref)^2, ``reference`` being h_ref, (n, longest, d).
+
+    u has values drawn uniformly from 0 to 1 and norm 1, and is the same for all clients; c is ``steering``.
+    """
+
+    states: HiddenStates
+    steering: float
+    reference: NDArray[np.float32]
+
+    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        return self._apart(indices, lambda states: torch.from_numpy(self.control).to(states))
+
+    def keep_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        def before(states: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(self.reference[indices, : states.shape[1]]).to(states)
+
+        return self._apart(indices, before)
+
+    @cached_property
+    def control(self) -> NDArray[np.float32]:
+        """c u, (d,)."""
+        u = generator(self.seed, "control").random(self.reference.shape[2])
+        control: NDArray[np.float32] = (self.steering * u / np.linalg.norm(u)).astype(np.float32)
+        return control
+
+    def _apart(self, indices: NDArray[np.int64], goal: Goal) -> torch.Tensor:
+        batch = self.batch(indices)
+        with self.autocast():
+            states = self.states.of(self.model.module, batch).float()
+        answered = batch["labels"] != IGNORED
+        by_token = (states - goal(states)).square().mean(dim=2) * answered
+        return (by_token.sum(dim=1) / answered.sum(dim=1)).mean()

@@ -1,0 +1,364 @@
+"""Unlearning: how a client makes its model forget some of its examples, phase by phase.
+
+A method works with any split. Like a personalisation method it asks for trainings, one job after another, and
+holds no model. What it must remember of a phase is handed to it again in the next round of that phase.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import TrainingError
+from fedsa_lora.exchange.arrays import Arrays, NamedArrays
+from fedsa_lora.group import Group, at_least, more_than
+from fedsa_lora.learning.local_round import LocalRound
+from fedsa_lora.learning.personalisation import Personalisation, Training
+from fedsa_lora.phases import Asked, Phases
+from fedsa_lora.seeds import generator, torch_seed
+from fedsa_lora.tasks.task import Examples, Forgettable
+
+if TYPE_CHECKING:
+    from fedsa_lora.learning.job import Job, Outcome
+    from fedsa_lora.settings import RunConfig
+
+Constants: TypeAlias = "Generator[Job, Outcome, Arrays]"
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request of the server that a client forgets, and all that it needs for it.
+
+    ``local`` is the round as any other would be, ``initial`` the common start of all tensors, and ``kept``
+    what was remembered in the last round of the phase, nothing at first.
+    """
+
+    asked: Asked
+    local: LocalRound
+    task: Forgettable
+    initial: NamedArrays
+    kept: NamedArrays
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """True, (n,), of each example that is to be forgotten."""
+        return self.task.to_forget(self.local.examples)
+
+    @property
+    def marked(self) -> Indices:
+        """The examples that are to be forgotten."""
+        return np.flatnonzero(self.mask)
+
+    @property
+    def rest(self) -> Indices:
+        """The examples that are kept."""
+        return np.flatnonzero(~self.mask)
+
+    @cached_property
+    def refused(self) -> Examples:
+        """All examples, each with a refusal for an answer."""
+        return self.task.refused(self.local.examples)
+
+    @property
+    def without(self) -> LocalRound:
+        """The same round as if what is to be forgotten had never been there."""
+        if not self.mask.any():
+            return self.local
+        return replace(self.local, examples=self.local.examples.at(self.rest))
+
+
+@dataclass(frozen=True)
+class Unlearning(Group):
+    """None: a run learns, and its ``targets`` learn like all others what they could be asked to forget.
+
+    ``targets`` are the clients that hold what is to be forgotten, by id.
+    """
+
+    targets: list[str | int] = field(default_factory=lambda: [0])
+
+    @property
+    def phases(self) -> Phases:
+        """The rounds of each phase, and the targets."""
+        return Phases(targets=self.names)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids of the targets."""
+        return frozenset(map(str, self.targets))
+
+    @property
+    def chosen(self) -> bool:
+        """True where clients are ever asked for anything but their plain training."""
+        return type(self) is not Unlearning
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if not self.chosen:
+            return
+        name = type(self).__name__
+        if not hasattr(run.task, "to_forget"):
+            yield f"unlearning: {name} needs a task that says what is to be forgotten; expected task=tofu"
+        known = {str(number) for number in range(run.federation.clients)}
+        if run.federation.superlink is None and (unknown := sorted(self.names - known)):
+            yield f"unlearning.targets: no clients {unknown}; there are 0 to {run.federation.clients - 1}"
+        if type(run.personalisation) is not Personalisation:
+            method = type(run.personalisation).__name__
+            yield (
+                f"unlearning: {method} keeps or trains a model of which nothing is forgotten; expected "
+                "personalisation=none"
+            )
+        if run.codec.leaves:
+            yield (
+                f"unlearning: what codec {run.codec.name} has not sent yet would be learned after all; "
+                "expected codec=dense or another that leaves nothing"
+            )
+        if run.strategy.needs_factors:
+            yield (
+                f"unlearning: {run.strategy.name} combines A with B itself; expected a strategy of Flower's, "
+                "such as fedavg"
+            )
+
+    def fit(self, request: Request) -> Training:
+        """The trainings of a round in which a client is asked for something of its own. Returns the outcome
+        to share from, and what is to be remembered for the next round of the phase.
+
+        Raises TrainingError where the client has nothing to forget.
+        """
+        if request.asked is Asked.STILL:
+            return (yield request.local.still()), {}
+        if request.asked is Asked.RETAIN:
+            return (yield request.without.plain()), {}
+        if not len(request.marked):
+            raise TrainingError(
+                "there is nothing that this client could forget: correct unlearning.targets, or "
+                "task.forget_split"
+            )
+        return (yield from self.forget(request))
+
+    def forget(self, request: Request) -> Training:
+        """The trainings of a round of unlearning, as those of ``fit``."""
+        raise TrainingError("this run unlearns nothing, and the server asks for it")
+        yield
+
+
+@dataclass(frozen=True)
+class Retrain(Unlearning):
+    """The reference of every method: a federation whose targets never saw what is to be forgotten."""
+
+    @property
+    def phases(self) -> Phases:
+        return Phases(targets=self.names, forgotten=True)
+
+
+@dataclass(frozen=True)
+class Phased(Unlearning, ABC):
+    """Learn for some rounds, unlearn for some, and recover for some without what was forgotten.
+
+    ``others``: while the targets unlearn, the other clients answer with no change (``still``), so that each
+    has its weight in the mean, or train on (``train``).
+    """
+
+    learn: Annotated[int, at_least(0)] = 8
+    unlearn: Annotated[int, at_least(1)] = 1
+    recover: Annotated[int, at_least(0)] = 1
+    others: Literal["still", "train"] = "still"
+
+    @property
+    def phases(self) -> Phases:
+        return Phases(self.learn, self.unlearn, self.recover, self.names, self.others)
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        total = self.learn + self.unlearn + self.recover
+        if total != run.federation.rounds:
+            yield (
+                f"unlearning: {self.learn} rounds to learn, {self.unlearn} to unlearn and {self.recover} to "
+                f"recover are {total}, the run has {run.federation.rounds}; expected federation.rounds={total}"
+            )
+
+    def describe(self) -> dict[str, str]:
+        rounds = f"{self.learn} rounds to learn, {self.unlearn} to unlearn, {self.recover} to recover"
+        others = f"the others {'answer with no change' if self.others == 'still' else 'train on'} meanwhile"
+        targets = ", ".join(sorted(self.names))
+        return {"unlearning": f"{type(self).__name__} by client {targets}: {rounds}; {others}"}
+
+
+@dataclass(frozen=True)
+class DropB(Phased):
+    """Throw away what the target keeps for itself, B under ``split=share_a``: it starts from the common start
+    again. Nothing is trained and A stays."""
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if not run.split.by_role or run.split.words().get("B") != "local":
+            yield "unlearning: there is no B of the target's own to drop; expected split=share_a"
+
+    def forget(self, request: Request) -> Training:
+        local = request.local
+        fresh = {name: array for name, array in request.initial.items() if name not in local.anchor}
+        return (yield local.still(values={**local.values, **fresh})), {}
+
+
+@dataclass(frozen=True)
+class ByObjective(Phased):
+    """Train with an objective that makes the model forget: gamma times its own loss and alpha times that of
+    examples that are kept.
+
+    ``lr``, ``steps`` and ``batch_size`` are those of a round of unlearning; null: those of ``train``. With
+    ``only_local`` what is shared stays as it is: under ``split=share_a`` B alone unlearns.
+    """
+
+    gamma: Annotated[float, at_least(0)] = 1.0
+    alpha: Annotated[float, at_least(0)] = 1.0
+    lr: Annotated[float | None, more_than(0)] = 1e-3
+    steps: Annotated[int | None, at_least(1)] = 20
+    batch_size: Annotated[int | None, at_least(1)] = None
+    only_local: bool = False
+
+    @abstractmethod
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        """The objective's class with all that is particular to it; ``constants`` are those of the phase."""
+
+    def constants(self, request: Request) -> Constants:
+        """Values that are read off the model as it stands when the phase begins, once: an array for each
+        name."""
+        return {}
+        yield
+
+    def forget(self, request: Request) -> Training:
+        from fedsa_lora.learning.training import round_batches
+
+        local, marked = request.local, request.marked
+        constants = dict(request.kept) or (yield from self.constants(request))
+        key = (local.client, local.round)
+        given = {"lr": self.lr, "steps": self.steps, "batch_size": self.batch_size}
+        terms: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.steps is not None:
+            terms["epochs"] = None
+        settings = replace(local.settings, **terms)
+        lengths = local.examples.lengths[marked]
+        batches = round_batches(lengths, settings, generator(local.seed, "forget", *key))
+        trained = local.trained - local.anchor.keys() if self.only_local else local.trained
+        objective = partial(
+            self.objective(request, constants),
+            kept=request.rest,
+            gamma=self.gamma,
+            alpha=self.alpha,
+            seed=local.seed,
+            key=key,
+        )
+        outcome = yield local.still(
+            settings=settings,
+            trained=trained,
+            batches=[marked[batch] for batch in batches],
+            dropout=torch_seed(local.seed, "forget dropout", *key),
+            objective=objective,
+        )
+        return outcome, constants
+
+
+@dataclass(frozen=True)
+class GradAscent(ByObjective):
+    """Gradient ascent on what is to be forgotten: minus its mean loss by token; nothing is kept."""
+
+    alpha: Annotated[float, at_least(0)] = 0.0
+
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        from fedsa_lora.learning.forgetting import Ascent
+
+        return Ascent
+
+
+@dataclass(frozen=True)
+class GradDiff(GradAscent):
+    """Gradient difference (arXiv:2203.12817): ascent on what is to be forgotten, descent on what is kept."""
+
+    alpha: Annotated[float, at_least(0)] = 1.0
+
+
+@dataclass(frozen=True)
+class NPO(ByObjective):
+    """Negative preference optimisation (arXiv:2404.05868) with the loss of what is kept."""
+
+    beta: Annotated[float, more_than(0)] = 0.1
+
+    def constants(self, request: Request) -> Constants:
+        return {"reference": (yield from losses(request.local))}
+
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        from fedsa_lora.learning.forgetting import NegativePreference
+
+        return partial(NegativePreference, beta=self.beta, reference=constants["reference"])
+
+
+@dataclass(frozen=True)
+class SimNPO(ByObjective):
+    """Simple NPO (arXiv:2410.07163): by token and without a reference."""
+
+    gamma: Annotated[float, at_least(0)] = 0.125
+    beta: Annotated[float, more_than(0)] = 4.5
+    delta: float = 0.0
+
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        from fedsa_lora.learning.forgetting import SimplePreference
+
+        return partial(SimplePreference, beta=self.beta, delta=self.delta)
+
+
+@dataclass(frozen=True)
+class DPO(ByObjective):
+    """Direct preference optimisation (arXiv:2305.18290) of a refusal over the answer."""
+
+    beta: Annotated[float, more_than(0)] = 0.1
+
+    def constants(self, request: Request) -> Constants:
+        reference = yield from losses(request.local)
+        of_refusal = yield from losses(replace(request.local, examples=request.refused))
+        return {"reference": reference, "of_refusal": of_refusal}
+
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        from fedsa_lora.learning.forgetting import DirectPreference
+
+        return partial(
+            DirectPreference,
+            beta=self.beta,
+            refused=request.refused,
+            reference=constants["reference"],
+            of_refusal=constants["of_refusal"],
+        )
+
+
+@dataclass(frozen=True)
+class RMU(ByObjective):
+    """Representation misdirection (arXiv:2403.03218): hidden states behind block ``layer``, of which the
+    first is 0, are led to a random direction, those of what is kept stay."""
+
+    layer: Annotated[int, at_least(0)] = 2
+    steering: Annotated[float, more_than(0)] = 2.0
+
+    def constants(self, request: Request) -> Constants:
+        from fedsa_lora.learning.forgetting import HiddenStates
+
+        local = request.local
+        outcome = yield local.still(asked=(local.examples,), read=HiddenStates(self.layer))
+        return {"reference": outcome.answers[0]}
+
+    def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
+        from fedsa_lora.learning.forgetting import HiddenStates, Misdirection
+
+        states = HiddenStates(self.layer)
+        return partial(Misdirection, states=states, steering=self.steering, reference=constants["reference"])
+
+
+def losses(local: LocalRound) -> Generator[Job, Outcome, NDArray[np.float32]]:
+    """The summed loss of the answer of each example, (n,), where the model stands."""
+    from fedsa_lora.learning.forgetting import read_losses
+
+    outcome = yield local.still(asked=(local.examples,), read=read_losses)
+    return np.ascontiguousarray(outcome.answers[0][:, 0])
