@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,13 @@ class Examples:
     ``features`` maps a model input's name to one array per example (ragged along the first
     axis for text; of images one array of all); ``labels`` is (n,) int64, -1 where unlabelled;
     ``lengths`` is (n,) int64, the number of tokens, by which batches are bucketed (all ones where
-    inputs do not vary).
+    inputs do not vary). ``packed``: a batch is trained as one row without padding.
     """
 
     features: Mapping[str, Features]
     labels: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +49,9 @@ class Examples:
         features: dict[str, Features] = {}
         for name, rows in self.features.items():
             features[name] = rows[indices] if isinstance(rows, np.ndarray) else [rows[i] for i in indices]
-        return Examples(features, self.labels[indices], self.lengths[indices])
+        return replace(
+            self, features=features, labels=self.labels[indices], lengths=self.lengths[indices]
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
@@ -57,6 +60,7 @@ class Examples:
             {name: _joined([part.features[name] for part in parts]) for name in parts[0].features},
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.lengths for part in parts]),
+            parts[0].packed,
         )
 
 
@@ -167,7 +171,10 @@ class Task(Protocol):
     such as ``round`` or ``majority``, are refused before anything runs.
     """
 
-    measures: ClassVar[tuple[Measure, ...]]
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures, of which the first is the primary one: a class variable, or by the settings."""
+        ...
 
     @property
     def auto_class(self) -> Any:
