@@ -24,7 +24,7 @@ from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.federation import PASSED
-from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, marked
+from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, hints_of, marked
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.shipped import SHIPPED
 
@@ -55,7 +55,7 @@ def load(
         raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
     composable = _composable(words, faults)
     try:
-        node = _composed(composable)
+        node = _composed(composable, faults)
     except (HydraException, OmegaConfBaseException) as error:
         faults.append(" ".join(str(error).split()))
         raise_faults(faults)
@@ -73,22 +73,32 @@ def load(
     return from_resolved(node, faults)
 
 
-def _composed(overrides: Sequence[tuple[str, Override]]) -> dict[str, Any]:
+def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> dict[str, Any]:
     """The resolved settings of the files and of overrides, each with its text. Hydra takes long to find and
     merge files, and sets values last: files are composed once for each choice of them, and values are set in
-    a copy, as Hydra does. Raises what Hydra raises."""
+    a copy, as Hydra does. Raises what Hydra raises.
+
+    Words of an experiment's own, such as ``forget_split``, are gone once other keys are made of them. One
+    that the user must give, ``???``, and does not is a fault.
+    """
     others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
     chosen = tuple(text for text, _ in others)
     if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
-        config = _of_files(tuple(text for text, _ in overrides))  # values as well, so the order counts
+        config = deepcopy(_of_files(tuple(text for text, _ in overrides)))  # values as well: the order counts
     else:
         config = deepcopy(_of_files(chosen))
         for text, override in overrides:
             if _is_assignment(text, override):
                 _assign(config, text, override)
+    files = tuple(text for text, override in overrides if (CONF / override.key_or_group).is_dir())
+    words = {str(key) for key in _of_files(files)} - hints_of(RunConfig).keys()
+    for word in sorted(words):
+        if OmegaConf.is_missing(config, word):
+            faults.append(f"{word}: missing; this experiment needs it: {word}=NAME")
+            config[word] = "missing"
     composed = OmegaConf.to_container(config, resolve=True)
     assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+    return {str(key): value for key, value in composed.items() if key not in words}
 
 
 def _assign(config: DictConfig, text: str, override: Override) -> None:

@@ -49,9 +49,7 @@ class Examples:
         features: dict[str, Features] = {}
         for name, rows in self.features.items():
             features[name] = rows[indices] if isinstance(rows, np.ndarray) else [rows[i] for i in indices]
-        return replace(
-            self, features=features, labels=self.labels[indices], lengths=self.lengths[indices]
-        )
+        return replace(self, features=features, labels=self.labels[indices], lengths=self.lengths[indices])
 
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:

@@ -69,7 +69,7 @@ def test_values_set_in_a_copy_of_composed_files_are_what_hydra_makes_of_all_at_o
         whole = compose("run", overrides=[text for text, _ in composable])
     assert faults == []
     for _ in range(2):
-        assert config_module._composed(composable) == OmegaConf.to_container(whole, resolve=True)
+        assert config_module._composed(composable, faults) == OmegaConf.to_container(whole, resolve=True)
 
 
 def at(config: dict, key: str):

@@ -12,7 +12,6 @@ from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.training import Objective, predict
-from fedsa_lora.learning.training import Objective
 from fedsa_lora.tasks.causal_lm import CausalLMTask
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
