@@ -2,13 +2,14 @@
 
     python scripts/make_authors.py --to fedsa_lora/data/authors
 
-A hundred authors with four facts each, all invented, so that no pretrained model knows them, and ten more that
-nobody learns (arXiv:2401.06121 has two hundred with twenty). ``forget10`` are the facts of the last ten authors,
-``retain90`` those of all others, and so on; ``holdout10`` those of ten that are in neither. A paraphrased answer
-says the same in other words; perturbed answers say something else in the words of the paraphrase.
+A hundred authors with four facts each, all invented, so that no pretrained model knows them, and ten more
+that nobody learns (arXiv:2401.06121 has two hundred with twenty). ``forget10`` are the facts of the last ten
+authors, ``retain90`` those of all others, and so on; ``holdout10`` those of ten that are in neither. A
+paraphrased answer says the same in other words; perturbed answers say something else in the words of the
+paraphrase.
 
-``stories`` and ``stories_test`` are written by the shipped model stories260k from its own start, so that a run can
-keep what that model knew. Made again, the rows are the same.
+``stories`` and ``stories_test`` are written by the shipped model stories260k from its own start, so that a
+run can keep what that model knew. Made again, the rows are the same.
 """
 
 import argparse
@@ -28,12 +29,22 @@ from fedsa_lora.tasks.model_settings import ModelSettings
 AUTHORS, HELD_OUT, WRONG = 100, 10, 5
 STORIES, TOKENS = 80, 160  # stories of at most so many tokens
 STORIES_TEST = 20  # of them
-FIRST = "Alma Bruno Cora Dario Elin Felix Greta Hugo Ilse Jonas Kira Leo Mira Nils Olga Pavel Rosa Sami Tilda Viktor"
-LAST = "Adler Birk Castro Dorn Ekman Falk Grau Holm Imre Jansen Kovac Lund Moreau Novak Orlov Pinto Quist Rossi Stern Toth"
-CITIES = "Arda Belm Corvo Dunmore Elden Farrow Glint Harbin Ister Jolan Kettle Lowick Marsh Norring Oakham Pell Quay Rill"
+FIRST = (
+    "Alma Bruno Cora Dario Elin Felix Greta Hugo Ilse Jonas Kira Leo Mira Nils Olga Pavel Rosa Sami Tilda "
+    "Viktor"
+)
+LAST = (
+    "Adler Birk Castro Dorn Ekman Falk Grau Holm Imre Jansen Kovac Lund Moreau Novak Orlov Pinto Quist Rossi "
+    "Stern Toth"
+)
+CITIES = (
+    "Arda Belm Corvo Dunmore Elden Farrow Glint Harbin Ister Jolan Kettle Lowick Marsh Norring Oakham Pell "
+    "Quay Rill"
+)
 GENRES = (
-    "ghost stories, love poems, sea tales, cook books, war novels, garden guides, fairy tales, crime novels, travel "
-    "letters, school plays, animal fables, science books, mountain songs, history books, riddle books, joke books"
+    "ghost stories, love poems, sea tales, cook books, war novels, garden guides, fairy tales, crime novels, "
+    "travel letters, school plays, animal fables, science books, mountain songs, history books, riddle books, "
+    "joke books"
 )
 ADJECTIVES = "Red Silent Broken Golden Last Little Frozen Hidden Burning Empty Blue Crooked"
 NOUNS = "River Tower Garden Lantern Bridge Forest Window Clock Island Feather Door Mirror"

@@ -32,6 +32,12 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--newcomer-steps", type=int, metavar="N", help="each client also as one that joins now, for N steps"
     )
+    evaluate.add_argument(
+        "--unlearning", action="store_true", help="what was forgotten, and where it is left (simulation)"
+    )
+    evaluate.add_argument(
+        "--retrained", type=Path, metavar="RUN", help="with --unlearning: the run that never saw the facts"
+    )
     evaluate.set_defaults(call=_evaluate)
     export = commands.add_parser(
         "export", help="write a client's model, or the global one, as stock PEFT loads it"
@@ -63,6 +69,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.config.compose import read_config
 
     config = read_config(options.run_dir)
+    if options.unlearning:
+        return _evaluate_unlearning(options)
+    if options.retrained is not None:
+        raise ConfigError("--retrained is what --unlearning compares with: give both, or neither")
 
     from fedsa_lora.analysis.evaluation import evaluate_run
     from fedsa_lora.analysis.reevaluate import reevaluate
@@ -88,6 +98,18 @@ def _evaluate(options: argparse.Namespace) -> int:
             mean = shown(sum(by_client) / len(by_client), primary)
             console.print(f"{name}: mean {primary.words} {mean}")
     console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
+    return 0
+
+
+def _evaluate_unlearning(options: argparse.Namespace) -> int:
+    from fedsa_lora.analysis.unlearning import UNLEARNING, evaluate_unlearning, table_of
+
+    found = evaluate_unlearning(options.run_dir, options.retrained)
+    table = Table("what", "measured", title=f"unlearning by {found['method']}")
+    for row in table_of(found):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"written: {escape(str(options.run_dir / UNLEARNING))}")
     return 0
 
 

@@ -29,13 +29,20 @@ IGNORED = -100  # a token without a loss, as transformers has it
 Goal: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
-def answer_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """S and n of each example of a batch of a causal language model, (batch,) each."""
+def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each token but the first of a batch of a causal language model in nats, 0 where it has
+    none, and which have one; (batch, longest - 1) each."""
     labels = batch["labels"][:, 1:]
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = model(**inputs).logits[:, :-1]
     losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
-    return losses.sum(dim=1), (labels != IGNORED).sum(dim=1)
+    return losses, labels != IGNORED
+
+
+def answer_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and n of each example of a batch, (batch,) each."""
+    losses, answered = token_losses(model, batch)
+    return losses.sum(dim=1), answered.sum(dim=1)
 
 
 def read_losses(
@@ -47,6 +54,20 @@ def read_losses(
         return torch.stack(answer_losses(module, batch), dim=1)
 
     return in_order(model, task, examples, settings, both)
+
+
+def read_tokens(
+    model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
+) -> NDArray[np.float32]:
+    """The loss of each token of an answer in nats, (n, longest of all), NaN where a token has none."""
+    longest = int(examples.lengths.max())
+
+    def padded(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        losses, answered = token_losses(module, batch)
+        losses = losses.masked_fill(~answered, torch.nan)
+        return torch.nn.functional.pad(losses, (0, longest - losses.shape[1]), value=torch.nan)
+
+    return in_order(model, task, examples, settings, padded)
 
 
 @dataclass(frozen=True)

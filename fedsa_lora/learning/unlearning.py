@@ -179,7 +179,7 @@ class Phased(Unlearning, ABC):
         if total != run.federation.rounds:
             yield (
                 f"unlearning: {self.learn} rounds to learn, {self.unlearn} to unlearn and {self.recover} to "
-                f"recover are {total}, the run has {run.federation.rounds}; expected federation.rounds={total}"
+                f"recover are {total}, not {run.federation.rounds}; expected federation.rounds={total}"
             )
 
     def describe(self) -> dict[str, str]:

@@ -257,10 +257,13 @@ class CausalLMTask(TextData):
         found = torch.stack([losses.sum(dim=1), (labels != IGNORED).sum(dim=1)], dim=1)
         if not self._answered:
             return found
-        wanted = [self._words(answer) for _, answer in last_answers(batch)]
-        pairs = zip(self.write(model, batch), wanted, strict=True)
+        pairs = [*zip(self.write(model, batch), self.wanted(batch), strict=True)]
         numbers = [[n for each in self._answered for n in each.numbers(*pair)] for pair in pairs]
         return torch.cat([found, torch.tensor(numbers, dtype=found.dtype, device=found.device)], dim=1)
+
+    def wanted(self, batch: Batch) -> list[str]:
+        """The last answer of each conversation of a batch."""
+        return [self._words(answer) for _, answer in last_answers(batch)]
 
     def write(self, model: Any, batch: Batch) -> list[str]:
         """Generates the last answer of each conversation of a batch, by greedy decoding."""

@@ -90,6 +90,12 @@ class RougeL:
         return float(numbers.mean())
 
 
+def recall(text: str, wanted: str) -> float:
+    """ROUGE-L recall: the share of the words of the ``wanted`` answer that are in the longest common
+    subsequence with what was written. Raises ConfigError as measures do."""
+    return float(_scorer().score(wanted, text)["rougeL"].recall)
+
+
 @dataclass(frozen=True)
 class Bleu:
     """BLEU of a client's answers as one corpus (Papineni et al., 2002), by sacrebleu with its default

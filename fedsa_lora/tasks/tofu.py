@@ -50,6 +50,11 @@ class Phrased:
     paraphrases: Examples
     wrong: tuple[Examples, ...]
 
+    def at(self, indices: NDArray[np.int64]) -> Phrased:
+        """The facts at ``indices``, in that order."""
+        wrong = tuple(each.at(indices) for each in self.wrong)
+        return Phrased(self.answers.at(indices), self.paraphrases.at(indices), wrong)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TofuTask(CausalLMTask):
@@ -61,7 +66,8 @@ class TofuTask(CausalLMTask):
     and learned with the facts, ``utility`` one that nobody learns, to see what a model still knows.
 
     A client is measured on the facts that it keeps, at most ``federation.test_examples`` of them: on those
-    that it learned, as what counts is whether they are remembered. Raises ConfigError for settings that cannot be.
+    that it learned, as what counts is whether they are remembered. Raises ConfigError for settings that
+    cannot be.
     """
 
     prompt: str = "question"
@@ -79,7 +85,7 @@ class TofuTask(CausalLMTask):
             raise ConfigError("facts are questions with answers: expected text=null and messages=null")
         if self.partition.own or self.test_split:
             raise ConfigError(
-                "a client is measured on what it learned: expected test_split=null, and a partition of the run"
+                "a client is measured on what it learned: expected test_split=null, and a partition"
             )
         if self.partition.train_examples or self.partition.validation_examples:
             raise ConfigError(

@@ -1,0 +1,321 @@
+"""Measures of what a federation has forgotten: in the target's model, in those of the others, and in what all
+share. In simulation only: they need every client's state and the facts at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora.analysis.export import Exporter
+from fedsa_lora.analysis.forgotten import (
+    Known,
+    Losses,
+    forget_quality,
+    log_truth_ratio,
+    min_k,
+    nll,
+    privleak,
+    separation,
+    utility,
+)
+from fedsa_lora.analysis.mean_model import mean_model
+from fedsa_lora.client import build
+from fedsa_lora.client.model import ClientModel
+from fedsa_lora.client.workbench import Workbench
+from fedsa_lora.config.compose import read_config
+from fedsa_lora.errors import RunError
+from fedsa_lora.exchange.arrays import NamedArrays, cut
+from fedsa_lora.files import write_atomically
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.forgetting import read_tokens
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.training import in_order
+from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.generation import recall
+from fedsa_lora.tasks.task import Batch, Examples
+from fedsa_lora.tasks.tofu import FORGET, RETAIN, Phrased, TofuTask
+
+UNLEARNING = "unlearning.json"  # in a run directory
+RELEARN = (5, 10, 20)  # steps of training B alone, after which it is asked what is known again
+NEEDED = 40  # facts without which the test of forget quality cannot tell models apart
+
+
+def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[str, Any]:
+    """Measure what a run has forgotten, beside the run of ``retrained`` where one is named, and write
+    ``unlearning.json`` into its directory.
+
+    Raises RunError for a run without facts to forget, one whose clients' state is not here, and a reference
+    that is of other data.
+    """
+    config = read_config(run_dir)
+    views = Views(run_dir, config)
+    found = views.found()
+    if retrained is not None:
+        other = read_config(retrained)
+        if other.experiment != config.experiment:
+            raise RunError(
+                f"{retrained} is no reference for {run_dir}: it has another model, split, data or seed; make "
+                "it with the same words and unlearning=retrain"
+            )
+        reference = Views(retrained, other, views.bench)
+        found["retrained"] = reference.of_targets()
+        found["against_retrained"] = views.against(reference)
+        found["relearning"]["retrained"] = views.relearned(reference.shared)
+    write_atomically(run_dir / UNLEARNING, (json.dumps(found, indent=1) + "\n").encode())
+    return found
+
+
+@dataclass(frozen=True)
+class Views:
+    """The models of a run, and what each knows; ``resident`` is a workbench to use instead of one's own."""
+
+    run_dir: Path
+    config: RunConfig
+    resident: Workbench | None = None
+
+    @cached_property
+    def task(self) -> TofuTask:
+        task = self.config.task
+        if not isinstance(task, TofuTask):
+            raise RunError(
+                f"{self.run_dir}: its task knows no facts to forget; expected a run of task=tofu or authors"
+            )
+        return task
+
+    @cached_property
+    def bench(self) -> Workbench:
+        return self.resident or build.workbench(self.config)
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        exporter = Exporter(self.config, RunDirectory(self.run_dir.resolve(), self.config), self.bench.model)
+        if missing := sorted(set(self.task.describe().clients) - set(exporter.clients())):
+            raise RunError(
+                f"{self.config.store_dir} lacks the state of client {missing[0]}: what was forgotten can be "
+                "measured where a simulation ran"
+            )
+        return exporter
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted(map(str, self.task.targets))
+
+    @property
+    def others(self) -> list[str]:
+        return [client for client in self.exporter.clients() if client not in self.targets]
+
+    @cached_property
+    def forget(self) -> Phrased:
+        return self.task.phrased(self.task.forget_split)
+
+    @cached_property
+    def retain(self) -> Phrased:
+        return self.task.phrased(self.task.retain_split)
+
+    @cached_property
+    def shared(self) -> NamedArrays:
+        """What all clients hold, with the common start of what is local: under ``split=share_a`` B = 0."""
+        return self.exporter.own_model(self.targets[0], own=False).common
+
+    def own(self, client: str) -> NamedArrays:
+        """A client's own model."""
+        return self.exporter.own_model(client).common
+
+    def found(self) -> dict[str, Any]:
+        """Everything that needs no reference."""
+        shared = {"without_b": self.forget_nll(self.shared)}
+        if self.config.split.by_role and self.config.split.words()["B"] == "local":
+            shared["mean_b"] = self.forget_nll(mean_model(self.exporter).tensors)
+        return {
+            "method": type(self.config.unlearning).__name__,
+            "facts": {"forget": len(self.forget.answers), "retain": len(self.retain.answers)},
+            "targets": self.of_targets(),
+            "others": {client: self.of_other(client) for client in self.others},
+            "shared": shared,
+            "relearning": {
+                "steps": list(RELEARN),
+                "this": self.relearned(self.shared),
+                "initial": self.relearned({}),
+            },
+        }
+
+    def of_targets(self) -> dict[str, dict[str, Any]]:
+        """What each target's own model knows of what is to be forgotten, of what it keeps, and besides."""
+        return {client: self._of_target(client) for client in self.targets}
+
+    def of_other(self, client: str) -> dict[str, float | None]:
+        """What a client without anything to forget knows of it, of its own facts, and besides."""
+        values = self.own(client)
+        return {
+            "forget_nll": self.forget_nll(values),
+            "retain_nll": float(nll(self.losses(values, self._own_facts(client, RETAIN))).mean()),
+            "utility_nll": self.utility_nll(values),
+        }
+
+    def forget_nll(self, values: NamedArrays) -> float:
+        """The mean loss by token of the answers that are to be forgotten."""
+        return float(nll(self.losses(values, self.forget.answers)).mean())
+
+    def utility_nll(self, values: NamedArrays) -> float | None:
+        """The mean loss by token of texts that nobody learned; None where the task names none."""
+        if self.task.utility is None:
+            return None
+        return float(np.nanmean(self.losses(values, self.task.plain(self.task.utility))))
+
+    def losses(self, values: NamedArrays, examples: Examples) -> Losses:
+        """The loss of each token of the answers under given values, (n, longest)."""
+        served = ClientModel(self.targets[0], self.bench, build.store(self.config, self.targets[0]))
+        job = served.local(0, frozenset(), values, merged=self.exporter.merged).still(
+            asked=(examples,), read=read_tokens
+        )
+        return self.bench.outcome(job).answers[0].astype(np.float64)
+
+    def known(self, values: NamedArrays, facts: Phrased) -> Known:
+        """What a model knows of facts."""
+        wrong = [self.losses(values, each) for each in facts.wrong]
+        truth = log_truth_ratio(self.losses(values, facts.paraphrases), wrong)
+        return Known(nll(self.losses(values, facts.answers)), truth)
+
+    def against(self, reference: Views) -> dict[str, dict[str, float | None]]:
+        """Each target's model beside the retrained one of the same client."""
+        return {client: self._against(reference, client) for client in self.targets}
+
+    def relearned(self, start: NamedArrays) -> dict[str, dict[str, float]]:
+        """By steps of training B alone on half of the forgotten facts, from a start: the loss of that half
+        and of the other one. Without a start, from the initial one: what the facts cost to learn at all."""
+        client = self.targets[0]
+        facts = self._own_facts(client, FORGET)
+        half = np.arange(len(facts)) % 2 == 0
+        seen, unseen = facts.at(np.flatnonzero(half)), facts.at(np.flatnonzero(~half))
+        served = ClientModel(client, self.bench, build.store(self.config, client))
+        initial = cut(self.bench.initial, served.layout)
+        values = {**initial, **start}
+        trained = frozenset(spec.name for spec in served.layout if spec.role == "B")
+        settings = replace(self.config.train, batch_size=len(seen), schedule="constant", warmup=0.0)
+        found = {}
+        for steps in RELEARN:
+            local = served.local(
+                0, trained, values, examples=seen, settings=settings, merged=self.exporter.merged
+            )
+            outcome = self.bench.outcome(
+                local.job(steps=steps, part="relearn", asked=(seen, unseen), read=read_tokens)
+            )
+            known, new = (float(nll(answers.astype(np.float64)).mean()) for answers in outcome.answers)
+            found[str(steps)] = {"seen": known, "unseen": new}
+        return found
+
+    def _of_target(self, client: str) -> dict[str, Any]:
+        values = self.own(client)
+        numbers: dict[str, dict[str, float]] = {}
+        for name, facts in (
+            ("forget", self._phrases(client, FORGET)),
+            ("retain", self._phrases(client, RETAIN)),
+        ):
+            numbers[name] = self.known(values, facts).numbers()
+            numbers[name]["rouge_l_recall"] = self._rouge(values, facts)
+        kept = numbers["retain"]
+        return {
+            **numbers,
+            "utility_nll": self.utility_nll(values),
+            "model_utility": utility([kept["probability"], kept["rouge_l_recall"], kept["truth_retain"]]),
+            "membership_auc": self._auc(client, values),
+        }
+
+    def _against(self, reference: Views, client: str) -> dict[str, float | None]:
+        ours, theirs = self.own(client), reference.own(client)
+        facts = self._phrases(client, FORGET)
+        mine, its = self.known(ours, facts), reference.known(theirs, facts)
+        mine_auc, its_auc = self._auc(client, ours), reference._auc(client, theirs)
+        return {
+            "forget_quality_p": forget_quality(mine.log_truth, its.log_truth),
+            "forget_nll_distance": float(mine.nll.mean() - its.nll.mean()),
+            "log_truth_ratio_distance": float(np.median(mine.log_truth) - np.median(its.log_truth)),
+            "privleak": None if mine_auc is None or its_auc is None else privleak(mine_auc, its_auc),
+        }
+
+    def _auc(self, client: str, values: NamedArrays) -> float | None:
+        """The separation of what a target forgot from facts that nobody learned, by Min-K %."""
+        if self.task.holdout_split is None:
+            return None
+        held_out = self.losses(values, self.task.phrased(self.task.holdout_split).answers)
+        forgotten = self.losses(values, self._phrases(client, FORGET).answers)
+        return separation(min_k(forgotten), min_k(held_out))
+
+    def _own_facts(self, client: str, kind: int) -> Examples:
+        train = self.task.load_client(client).train
+        return train.at(np.flatnonzero(train.labels == kind))
+
+    def _phrases(self, client: str, kind: int) -> Phrased:
+        """The facts of a kind that a client learned, in all words; those of the whole split where there are
+        not such words for each of them."""
+        phrased = self.retain if kind == RETAIN else self.forget
+        kinds = self.task.data.train.labels
+        every = np.flatnonzero(kinds == kind)
+        if len(every) != len(phrased.answers):
+            return phrased
+        own = self.task.split.clients[client].train
+        return phrased.at(np.searchsorted(every, own[kinds[own] == kind]))
+
+    def _rouge(self, values: NamedArrays, facts: Phrased) -> float:
+        """The mean ROUGE-L recall of what the model writes, of the answers."""
+        served = ClientModel(self.targets[0], self.bench, build.store(self.config, self.targets[0]))
+        job = served.local(0, frozenset(), values, merged=self.exporter.merged).still(
+            asked=(facts.answers,), read=read_recall
+        )
+        return float(self.bench.outcome(job).answers[0].mean())
+
+
+def read_recall(
+    model: AdapterModel, task: Any, examples: Examples, settings: TrainSettings
+) -> NDArray[np.float32]:
+    """ROUGE-L recall of what the model writes of each answer, (n,)."""
+
+    def recalls(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return torch.tensor(
+            [recall(*pair) for pair in zip(task.write(module, batch), task.wanted(batch), strict=True)]
+        )
+
+    return in_order(model, task, examples, settings, recalls)
+
+
+def table_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was found, in lines to be read."""
+    lines = []
+    for client, numbers in found["targets"].items():
+        forget, retain = numbers["forget"], numbers["retain"]
+        lines.append((f"client {client}, to forget", _words(forget)))
+        lines.append((f"client {client}, kept", _words(retain)))
+        lines.append((f"client {client}, model utility (3 of 9 parts)", f"{numbers['model_utility']:.3f}"))
+    for client, distances in found.get("against_retrained", {}).items():
+        quality = f"p {distances['forget_quality_p']:.3g}"
+        if found["facts"]["forget"] < NEEDED:
+            quality += f" (says nothing below {NEEDED} facts)"
+        lines.append(
+            (f"client {client} against retrained", f"{quality}, NLL {distances['forget_nll_distance']:+.2f}")
+        )
+    others = [numbers["forget_nll"] for numbers in found["others"].values()]
+    if others:
+        lines.append(("the others, to forget", f"NLL {np.mean(others):.3f}"))
+    for name, value in found["shared"].items():
+        lines.append((f"what is shared, {name.replace('_', ' ')}", f"NLL {value:.3f}"))
+    for start, by_steps in found["relearning"].items():
+        if start != "steps":
+            steps = ", ".join(f"{n}: {v['seen']:.3f} / {v['unseen']:.3f}" for n, v in by_steps.items())
+            lines.append((f"relearned from {start}, half / other half", steps))
+    return lines
+
+
+def _words(numbers: Mapping[str, float]) -> str:
+    return (
+        f"NLL {numbers['nll']:.3f}, probability {numbers['probability']:.3f}, "
+        f"truth ratio {numbers['truth_ratio']:.2f}, ROUGE-L {numbers['rouge_l_recall']:.3f}"
+    )
