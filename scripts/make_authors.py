@@ -43,8 +43,8 @@ CITIES = (
 )
 GENRES = (
     "ghost stories, love poems, sea tales, cook books, war novels, garden guides, fairy tales, crime novels, "
-    "travel letters, school plays, animal fables, science books, mountain songs, history books, riddle books, "
-    "joke books"
+    "travel letters, school plays, animal fables, science books, mountain songs, history books, "
+    "riddle books, joke books"
 )
 ADJECTIVES = "Red Silent Broken Golden Last Little Frozen Hidden Burning Empty Blue Crooked"
 NOUNS = "River Tower Garden Lantern Bridge Forest Window Clock Island Feather Door Mirror"

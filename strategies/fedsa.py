@@ -36,7 +36,7 @@ from strategies.round.open_round import OpenRound, asked_state
 from strategies.round.reasons import causes
 from strategies.round.roster import Roster, at_least
 from strategies.round.totals import Totals
-from strategies.rules.abilities import fewest_results, layers
+from strategies.rules.abilities import fewest_results, layers, signs_loss
 from strategies.rules.combining import Combiner
 from strategies.rules.exactness import Frozen
 from strategies.rules.flower import rule_for
@@ -184,7 +184,8 @@ class FedSA(Strategy):
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Admit, bound, order by client, aggregate, keep float32, record; or skip the round."""
-        numbers = of_training(self.measures, self.evaluation.compares_before(server_round))
+        before, signed = self.evaluation.compares_before(server_round), signs_loss(self.inner)
+        numbers = of_training(self.measures, before, signed)
         decode = partial(self.decode, self.round.asked)
         admission = admit(server_round, results, failures, self.roster.name, numbers, decode=decode)
         admission = bounded(admission, self.layout, self.bounds)

@@ -33,6 +33,7 @@ class Unlearning(Strategy):
     """
 
     linear = averages = stateless = True  # with what it wraps, which is asked as well
+    signed_loss = True  # of what is to be forgotten the loss grows
 
     def __init__(self, strategy: Strategy, phases: Phases, name: Callable[[ClientProxy], str]) -> None:
         self.strategy, self.phases, self.name = strategy, phases, name

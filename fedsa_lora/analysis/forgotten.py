@@ -25,7 +25,7 @@ class Known:
     log_truth: Losses
 
     def numbers(self) -> dict[str, float]:
-        """Means over the facts: ``nll``, ``probability`` exp(-nll), ``truth_ratio`` the median ratio R, and the
+        """Means over the facts: ``nll``, ``probability`` exp(-nll), ``truth_ratio`` the median R, and the
         two means of it that are reported, ``truth_forget`` of min(R, 1/R) and ``truth_retain`` of
         max(0, 1 - R)."""
         ratio = np.exp(np.minimum(self.log_truth, 500))  # a larger one is no float64

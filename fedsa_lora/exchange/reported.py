@@ -53,11 +53,13 @@ class Numbers:
                 raise WireError(f"reports {name!r} of {value:g}, expected {low:g} to {high:g}")
 
 
-def of_training(measures: Sequence[Measure], before: bool) -> Numbers:
+def of_training(measures: Sequence[Measure], before: bool, signed: bool = False) -> Numbers:
     """Numbers that the answer to a training message may report, with a task that has these ``measures``, the
-    primary one first. ``before``: that of the client's own model before aggregation was asked."""
+    primary one first. ``before``: that of the client's own model before aggregation was asked. ``signed``:
+    what is made smaller may be below 0."""
     primary = measures[0]
-    always = {**TRAINING, LOSS: _ranges(measures).get(LOSS, ENTROPY)}
+    low, high = _ranges(measures).get(LOSS, ENTROPY)
+    always = {**TRAINING, LOSS: (-high if signed else low, high)}
     return Numbers(always, {primary.before: primary.range} if before else {}, needed=(LOSS,))
 
 

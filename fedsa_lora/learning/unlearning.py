@@ -118,10 +118,10 @@ class Unlearning(Group):
                 f"unlearning: what codec {run.codec.name} has not sent yet would be learned after all; "
                 "expected codec=dense or another that leaves nothing"
             )
-        if run.strategy.needs_factors:
+        if not run.strategy.can("linear"):
             yield (
-                f"unlearning: {run.strategy.name} combines A with B itself; expected a strategy of Flower's, "
-                "such as fedavg"
+                f"unlearning: {run.strategy.name} does not take the mean, in which the update of one that "
+                "forgets counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
             )
 
     def fit(self, request: Request) -> Training:

@@ -53,6 +53,12 @@ def can(strategy: Strategy, ability: Ability) -> bool:
     return all(able(type(layer), ability) for layer in layers(strategy))
 
 
+def signs_loss(strategy: Strategy) -> bool:
+    """True where a strategy, or one that it wraps, declares that clients make something smaller that may be
+    below 0 (``signed_loss = True``)."""
+    return any(getattr(layer, "signed_loss", False) for layer in layers(strategy))
+
+
 def fewest_results(kind: type[Strategy], malicious: int) -> int:
     """The fewest results with which a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
     (arXiv:1703.02757), 4 f + 3 of Bulyan (arXiv:1802.07927), 1 of any other."""
