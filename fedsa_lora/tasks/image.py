@@ -144,12 +144,13 @@ class ImageTask(LabelledTask):
         return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
 
     def inspect(self) -> tuple[str, ...]:
-        """A remark on what the model is given of an image. Raises DataError for the first row that by
-        its header is no image for the model; nothing is decoded."""
+        """Remarks on what the model is given of an image. Raises DataError for the first row that by its
+        header, or as it is cut off, is no image for the model; whole ones are not decoded."""
+        notes: list[str] = []
         if not self.partition.own:
             for rows in (self.data.train, self.data.test):
                 if rows is not None:
-                    _images(rows.inputs).check(self.read_by_model)
+                    notes += _images(rows.inputs).check(self.read_by_model)
         size = self.read_by_model.size
         if size is not None and self.random_crop >= min(size):
             raise ConfigError(
@@ -158,7 +159,7 @@ class ImageTask(LabelledTask):
                 sent="images would be moved by more than their size",
                 key="task.random_crop",
             )
-        return (f"images are read as {self.read_by_model}",)
+        return (f"images are read as {self.read_by_model}", *notes)
 
     def triggered(self, inputs: Images) -> Images:
         """The same images, the pixels of the lower right corner at their brightest."""
