@@ -15,7 +15,8 @@ from fedsa_lora.tasks.tables import Part, names
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
-SPLITS = ("train", "test", "validation", "valid", "val", "dev")  # usual names
+TESTS = ("test", "validation", "valid", "val", "dev")  # usual names of what is measured on
+SPLITS = ("train", *TESTS)
 
 
 def is_image_folder(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, SAVED, SAVED_SPLITS, is_data, read_file
-from fedsa_lora.tasks.image_folder import find_images, images_in, is_image_folder, read_images
+from fedsa_lora.tasks.image_folder import TESTS, find_images, images_in, is_image_folder, read_images
 from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 from fedsa_lora.tasks.tables import Part, Table
 
@@ -69,6 +69,24 @@ def find_split(source: str | Mapping[str, str], split: str, subset: str | None =
             key="task.dataset",
         )
     return []
+
+
+def on_unread_split(
+    source: str | Mapping[str, str], train: str, subset: str | None = None
+) -> tuple[str, ...]:
+    """A remark where a run without a test split reads local data that have one, by the first usual name."""
+    name = source if isinstance(source, str) else "task.files"
+    for split in TESTS:
+        try:
+            found = split != train and find_split(source, split, subset)
+        except DataError:
+            continue
+        if found:
+            return (
+                f"{name}: the split {split!r} is not read, and clients are measured on a part of their train "
+                f"rows; task.test_split={split} measures them on it",
+            )
+    return ()
 
 
 _ONE_SPLIT = (

@@ -55,6 +55,13 @@ def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
     both = task(str(tmp_path), test_split="test")
     assert (len(both.data.train), len(both.data.test)) == (6, 3)
     assert len(task(str(tmp_path)).data.train) == 6
+    assert not any("is not read" in note for note in both.describe().notes)
+    (note,) = task(str(tmp_path)).describe().notes
+    assert "the split 'test' is not read" in note
+    assert "task.test_split=test measures" in note
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert "task.test_split=val measures" in task(str(tmp_path)).describe().notes[0]
+    (tmp_path / "val").rename(tmp_path / "test")
     (tmp_path / "train" / "loose.png").write_bytes(images[0])
     assert len(task(str(tmp_path)).data.train) == 6, "a loose image makes no class of its split"
     with pytest.raises(DataError, match=r"no split 'tset' \(did you mean 'test'\?\): there are folders for"):
