@@ -38,8 +38,9 @@ def _is_usual(head: bytes, tail: bytes) -> bool:
 
 
 def is_cut_off(data: bytes) -> bool:
-    """True for a PNG or a JPEG without its end, whatever a program wrote behind that; that of a preview
+    """True for a PNG or a JPEG without its end, whatever a program wrote behind that; the end of a preview
     inside a JPEG lies before the image."""
     if data.startswith(JPEG):
-        return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
+        end = data.rfind(JPEG_END)
+        return end < 0 or JPEG_SCAN in data[end:]
     return data.startswith(PNG) and PNG_END not in data

@@ -62,6 +62,17 @@ def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
     (tmp_path / "test").rename(tmp_path / "val")
     assert "task.test_split=val measures" in task(str(tmp_path)).describe().notes[0]
     (tmp_path / "val").rename(tmp_path / "test")
+    for split in ("train", "dev"):
+        source = write_parquet(tmp_path / "tables" / f"{split}.parquet", images, labels)
+    files = {"train": source, "test": source}
+    for fields, split in (
+        ({"dataset": str(tmp_path / "tables")}, "dev"),
+        ({"dataset": "", "files": files}, "test"),
+    ):
+        (note,) = task(**fields).describe().notes
+        assert f"task.test_split={split} measures" in note
+        assert task(**fields, test_split=split).describe().notes == ()
+    assert task(source).describe().notes == ()
     (tmp_path / "train" / "loose.png").write_bytes(images[0])
     assert len(task(str(tmp_path)).data.train) == 6, "a loose image makes no class of its split"
     with pytest.raises(DataError, match=r"no split 'tset' \(did you mean 'test'\?\): there are folders for"):
@@ -173,7 +184,7 @@ def test_the_plan_finds_an_image_that_is_cut_off_and_lets_be_what_stands_behind_
     paths = [tmp_path / "owl" / "002.png", tmp_path / "owl" / "005.png"]
     source = write_folder(tmp_path, images, labels)
     paths[0].write_bytes(images[2] + b"\0\n")
-    paths[1].write_bytes(images[5] + b"\0a trailer " * 1000)
+    paths[1].write_bytes(images[5] + b"a trailer \xff\xda" * 1000)
     assert len(inspect_task(task(source, vit(image_size=32)))) == 2
     any_size = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     for model in (vit(image_size=32), ModelSettings(pretrained=False, config=any_size)):
