@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import math
 import os
@@ -24,10 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,6 +32,11 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedsa_lora.tasks.augmentation import Augmentation
+from fedsa_lora.tasks.image import ImageTask
+from fedsa_lora.tasks.images import BRIGHTEST, Images
+from fedsa_lora.tasks.model_images import ModelImages
+from fedsa_lora.tasks.model_settings import ModelSettings
+from fedsa_lora.tasks.partition import PartitionSettings
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -43,6 +45,7 @@ PRETRAINED = ("airplane", "bird", "deer", "frog", "ship")  # every second one; t
 SIDE, BATCH = 32, 128
 AUGMENTATION = Augmentation(crop=4, flip=True)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's train part
+IMAGES = ModelImages((SIDE, SIDE), len(MEAN), MEAN, STD)
 RATE, DECAY, WARM, SMOOTHING = 1e-3, 0.05, 5, 0.1  # AdamW; epochs in which the rate rises
 KEPT = (
     32  # patches of 64 that a training step sees of an image (PatchDropout, arXiv 2208.07220): half the time
@@ -50,7 +53,7 @@ KEPT = (
 WHOLE = 5  # last epochs, which see all
 PROBED = 2000  # train images of the other classes that a probe is fitted on
 
-Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
+Pixels = NDArray[np.uint8]  # (n, 3, 32, 32)
 Labels = NDArray[np.int64]  # (n,)
 
 
@@ -65,23 +68,23 @@ def config() -> ViTConfig:
 
 def read(folder: Path, part: str, classes: tuple[str, ...]) -> tuple[Pixels, Labels]:
     """The images of some classes, and the place of each one's class among them."""
-    rows = load_dataset("parquet", data_files=str(folder / f"{part}.parquet"), split="train")
-    wanted = {CLASSES.index(name): place for place, name in enumerate(classes)}
-    rows = rows.filter(lambda label: label in wanted, input_columns="label").with_format("arrow")
-    images = [row["bytes"] for row in rows[:]["image"].to_pylist()]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
-    return pixels, np.array([wanted[label] for label in rows[:]["label"].to_pylist()])
+    numbers: list[str | int] = [CLASSES.index(name) for name in classes]
+    any_model = ModelSettings(pretrained=False, config={"model_type": "vit"})  # IMAGES say what is read
+    task = ImageTask(
+        model=any_model,
+        partition=PartitionSettings(clients=1),
+        dataset=str(folder),
+        train_split=part,
+        classes=numbers,
+    )
+    rows = task.read().train
+    assert isinstance(rows.inputs, Images)
+    return rows.inputs.pixels(IMAGES), rows.labels
 
 
 def normalised(pixels: Pixels) -> torch.Tensor:
-    """(n, 3, 32, 32) as the model reads it."""
-    scaled = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-    return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-
-
-def augmented(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Each image moved by up to four pixels, and half of them turned left to right."""
-    return AUGMENTATION(pixels.transpose(0, 3, 1, 2), rng).transpose(0, 2, 3, 1)
+    """The same images as the model reads them."""
+    return torch.from_numpy(IMAGES.normalised(pixels, BRIGHTEST))
 
 
 def some_patches(rng: np.random.Generator, _: object, __: object, tokens: torch.Tensor) -> torch.Tensor:
@@ -135,7 +138,7 @@ class Pretraining:
         for step, indices in enumerate(batches(len(labels), rng)):
             for group in self.optimizer.param_groups:
                 group["lr"] = RATE * self._factor(epoch + step / steps)
-            logits = self.model(normalised(augmented(pixels[indices], rng))).logits
+            logits = self.model(normalised(AUGMENTATION(pixels[indices], rng))).logits
             expected = torch.from_numpy(labels[indices])
             loss = nn.functional.cross_entropy(logits, expected, label_smoothing=SMOOTHING)
             self.optimizer.zero_grad()

@@ -31,6 +31,7 @@ from fedsa_lora.errors import WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays, Vector, cut, digest, padded
 from fedsa_lora.exchange.split import AdapterSplit
+from fedsa_lora.exchange.vector import vector_digest
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Outcome
 from fedsa_lora.seeds import generator
@@ -142,7 +143,7 @@ class ClientRounds:
             client=self.client,
             round=round_,
             layout=self.pool.digest,
-            digest=wire.vector_digest(np.zeros(0, np.float32) if payload is None else payload),
+            digest=vector_digest(np.zeros(0, np.float32) if payload is None else payload),
             examples=examples,
             **fields,
         )

@@ -5,13 +5,11 @@ A message is one contiguous vector in Flower's ``Parameters`` plus a JSON header
 float32, so that Flower's own strategies and mods see plain float arrays; other codecs send bytes.
 A broadcast holds values, or the change since one that the client has seen; an upload the
 *difference* from the broadcast that it answers. Nothing is allocated before its size is known to be
-an expected one, and nothing is believed before its digest fits.
+an expected one (``exchange/vector.py``), and nothing is believed before its digest fits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
 import sys
@@ -20,20 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import LayoutError, WireError
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.reported import Numbers
+from fedsa_lora.exchange.vector import vector_digest
 
 KEY = "fedsa"
 VERSION = 6
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9
 MAX_ROUND = 10**9
-MAX_ARRAY_HEADER = 1024
-MAX_VALUE = 1e12  # of an update: no training changes a value by more, and no rule overflows in float32
 # What the texts of a header may be, but for the client's id, which the server compares with the one it
 # knows, and for the text of an error, of which it keeps one line (Remark.of in strategies/round/admission.py)
 _DIGEST, _MASK = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})?"), re.compile(r"[0-9a-f]*")
@@ -114,14 +110,6 @@ class UploadHeader:
 
 
 Header = TypeVar("Header", BroadcastHeader, UploadHeader)
-
-
-def vector_digest(*vectors: NDArray[Any]) -> str:
-    """SHA-256 of the bits of vectors, 32 hex digits."""
-    state = hashlib.sha256()
-    for vector in vectors:
-        state.update(np.ascontiguousarray(vector).tobytes())
-    return state.hexdigest()[:32]
 
 
 def write_header(header: BroadcastHeader | UploadHeader) -> dict[str, str | bytes]:
@@ -232,54 +220,6 @@ def _check_list(name: str, values: object, sound: Callable[[object], bool]) -> N
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
-
-
-def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]:
-    """The one vector (n,) of a serialised message, checked *before* anything is allocated.
-
-    Returns a read-only view of the bytes received. Raises WireError for any other number of arrays,
-    dtype, shape or length, and for any other bytes than those that NumPy writes for such a vector.
-    """
-    if len(tensors) != 1:
-        raise WireError(f"expected one array, got {len(tensors)}")
-    content, wanted = tensors[0], np.dtype(dtype)
-    if len(content) > max_bytes + MAX_ARRAY_HEADER:
-        raise WireError(f"{len(content)} bytes, expected at most {max_bytes} of values")
-    found, shape = _announced(content)
-    if found != wanted.str or len(shape) != 1:
-        raise WireError(f"expected a vector of {wanted}, got {found} {shape}")
-    size, prefix = int(shape[0]), _array_prefix(wanted, int(shape[0]))
-    if not content.startswith(prefix):
-        raise WireError("values do not begin as NumPy lets them: altered on the way")
-    if len(content) - len(prefix) != size * wanted.itemsize or size * wanted.itemsize > max_bytes:
-        raise WireError(f"announces {size} values and brings {len(content) - len(prefix)} bytes")
-    return np.frombuffer(content, dtype=wanted, offset=len(prefix))
-
-
-def _array_prefix(dtype: np.dtype[Any], size: int) -> bytes:
-    """Bytes that NumPy writes in front of the values of a vector (size,)."""
-    stream = io.BytesIO()
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue()
-
-
-def _announced(content: bytes) -> tuple[str, tuple[int, ...]]:
-    """The dtype and shape that bytes claim to be: nothing is done with them."""
-    stream = io.BytesIO(content[:MAX_ARRAY_HEADER])
-    try:
-        np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_ARRAY_HEADER)
-    except Exception:  # NumPy's parser meets hostile text with errors of many kinds
-        return "no NumPy array", ()
-    return dtype.str, shape
-
-
-def check_size(values: NDArray[Any]) -> None:
-    """Raise WireError where a finite value of an update is larger than any that is trained."""
-    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))  # without a copy of them
-    if largest > MAX_VALUE:
-        raise WireError(f"changes a value by {largest:.3g}, expected at most {MAX_VALUE:g}: lower train.lr")
 
 
 def check_layout(header: BroadcastHeader | UploadHeader, layout: Layout) -> None:

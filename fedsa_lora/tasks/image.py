@@ -19,7 +19,7 @@ from fedsa_lora.tasks.digits import DIGITS, LEVELS, SIDE, read_digits
 from fedsa_lora.tasks.images import BRIGHTEST, Images, read_images
 from fedsa_lora.tasks.model_images import ModelImages, images_of
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept, LabelledData, Rows
-from fedsa_lora.tasks.shift import KINDS, Shift, shift_of
+from fedsa_lora.tasks.shift import KINDS, Shift, shifts_of
 from fedsa_lora.tasks.sourced import LabelledTask
 from fedsa_lora.tasks.task import Batch, Examples, FederationData
 
@@ -119,21 +119,7 @@ class ImageTask(LabelledTask):
 
     def shift_of(self, client: str) -> Shift | None:
         """The feature shift of a client. Raises ConfigError for one of colours where there are none."""
-        if self.shift == "none":
-            return None
-        kinds = KINDS if self.shift == "mixed" else (self.shift,)
-        if self._colourless:
-            kinds = tuple(kind for kind in kinds if kind != "hue")
-        if not kinds:
-            raise ConfigError(
-                "task.shift=hue: the images are grey, or the model reads one channel: there is no hue; "
-                "choose another shift",
-                sent="there are no colours, and the run would shift these",
-                key="task.shift",
-            )
-        return shift_of(
-            client, self.partition.clients, kinds, self.shift_strength, self._brightest, self.seed
-        )
+        return None if self.shift == "none" else self._shifts[int(client)]
 
     def describe(self) -> FederationData:
         """Counts each client's examples, and names their shifts."""
@@ -144,12 +130,13 @@ class ImageTask(LabelledTask):
         return replace(found, notes=(*found.notes, f"feature shift: client {listing(shifts)}"))
 
     def inspect(self) -> tuple[str, ...]:
-        """A remark on what the model is given of an image. Raises DataError for the first row that by
-        its header is no image for the model; nothing is decoded."""
+        """Remarks on what the model is given of an image. Raises DataError for the first row that by its
+        header, or as it is cut off, is no image for the model; whole ones are not decoded."""
+        notes: list[str] = []
         if not self.partition.own:
             for rows in (self.data.train, self.data.test):
                 if rows is not None:
-                    _images(rows.inputs).check(self.read_by_model)
+                    notes += _images(rows.inputs).check(self.read_by_model)
         size = self.read_by_model.size
         if size is not None and self.random_crop >= min(size):
             raise ConfigError(
@@ -158,7 +145,7 @@ class ImageTask(LabelledTask):
                 sent="images would be moved by more than their size",
                 key="task.random_crop",
             )
-        return (f"images are read as {self.read_by_model}",)
+        return (f"images are read as {self.read_by_model}", *notes)
 
     def triggered(self, inputs: Images) -> Images:
         """The same images, the pixels of the lower right corner at their brightest."""
@@ -184,6 +171,21 @@ class ImageTask(LabelledTask):
     def _colourless(self) -> bool:
         """True where the model sees no colours, as it reads none or the images have none."""
         return self.read_by_model.channels == 1 or _images(self.data.train.inputs).grey
+
+    @cached_property
+    def _shifts(self) -> tuple[Shift, ...]:
+        """The feature shift of each client, where there is one."""
+        kinds = tuple(kind for kind in KINDS if self.shift in ("mixed", kind))
+        if self._colourless:
+            kinds = tuple(kind for kind in kinds if kind != "hue")
+        if not kinds:
+            raise ConfigError(
+                "task.shift=hue: the images are grey, or the model reads one channel: there is no hue; "
+                "choose another shift",
+                sent="there are no colours, and the run would shift these",
+                key="task.shift",
+            )
+        return shifts_of(self.partition.clients, kinds, self.shift_strength, self._brightest, self.seed)
 
     @property
     def _brightest(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,21 @@ from fedsa_lora.tasks.tables import Part, names
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
-SPLITS = ("train", "test", "validation", "valid", "val", "dev")  # usual names
+TESTS = ("test", "validation", "valid", "val", "dev")  # usual names of what is measured on
+SPLITS = ("train", *TESTS)
 
 
 def is_image_folder(folder: Path) -> bool:
     """True where images lie in folders of their classes."""
-    return bool(_classes(folder) or _splits(folder))
+    return bool(_classes(folder) or splits_in(folder))
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The names of the folders that hold folders of classes. Beside folders of images none does, since a
+    class may have further folders; but an image that lies loose in ``train`` makes no class of it."""
+    holding = [path.name for path in _folders(folder) if _classes(path)]
+    classes = [path.name for path in _classes(folder) if path.name not in SPLITS or path.name not in holding]
+    return [] if classes else holding
 
 
 def find_images(folder: Path, split: str) -> Path | None:
@@ -29,7 +39,7 @@ def find_images(folder: Path, split: str) -> Path | None:
     Without folders for splits all images are the split ``train``. Raises DataError for a split that is not
     there.
     """
-    splits = _splits(folder)
+    splits = splits_in(folder)
     if split in splits:
         return folder / split
     if not splits and not _classes(folder):
@@ -84,14 +94,6 @@ def _left_out(folder: Path) -> Iterator[str]:
         yield f"{folder}: files left out, which are no images by their names: {names(counts)}"
 
 
-def _splits(folder: Path) -> list[str]:
-    """The folders that hold folders of classes. Beside folders of images none does, since a class may have
-    further folders; but an image that lies loose in ``train`` makes no class of it."""
-    holding = [path.name for path in _folders(folder) if _classes(path)]
-    classes = [path.name for path in _classes(folder) if path.name not in SPLITS or path.name not in holding]
-    return [] if classes else holding
-
-
 def _classes(folder: Path) -> list[Path]:
     return [path for path in _folders(folder) if next(_images(path), None)]  # the first tells
 
@@ -102,7 +104,8 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with os.scandir(folder) as entries:  # an entry knows what it is: to ask 50,000 images takes .2 s
+        return sorted(Path(each) for each in entries if each.is_dir() and not each.name.startswith("."))
 
 
 def _bytes(path: Path) -> bytes:

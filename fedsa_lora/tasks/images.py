@@ -12,18 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import cut
+from fedsa_lora.tasks.image_bytes import are_usual, is_cut_off
 from fedsa_lora.tasks.model_images import ModelImages
 from fedsa_lora.tasks.rows import Kept
 
 BRIGHTEST = 255
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # more than 256 levels: eight bits would clip them
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # as these files begin
-GREY_16 = b"\x10\x00"  # after the sides in the header of a PNG: bits of a level, kind of colours
-COMMON = 2**26  # pixels of an image that Pillow is sure to open
+GREY_16 = "I;16"  # mode of 16 bits
+DEEP = ("I", "F", GREY_16, "I;16B", "I;16L", "I;16N")  # more than 256 levels: eight bits would clip them
 ORIENTATION, TURNED = 0x0112, 5  # a tag of Exif, and its least value that swaps height and width
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # for others Pillow starts programs (EPS)
 MODES = {1: "L", 3: "RGB"}
@@ -69,31 +68,39 @@ class Images:
         """True where the first image has no colours."""
         if isinstance(self.column, np.ndarray):
             return self.column.ndim == 3
-        return len(self) > 0 and self._opened(int(self.rows[0])).mode in ("1", "L", "LA")
+        return len(self) > 0 and self._opened(int(self.rows[0])).mode in ("1", "L", "LA", GREY_16)
 
-    def check(self, read: ModelImages) -> None:
-        """Raise DataError for the first row that by its header is no image for the model, which takes those
-        of one size where it has none of its own; nothing is decoded."""
+    def check(self, read: ModelImages) -> tuple[str, ...]:
+        """Remarks on the images. Raises DataError for the first row that by the header and the end of its
+        file is no image for the model, which takes those of one size where it has none of its own; decoded
+        is only what lacks its end."""
         if isinstance(self.column, np.ndarray):
-            return
+            return ()
         first = None
-        for row in self.rows:
-            if read.size is not None and _is_common(self._stored(int(row))):
+        deep = []
+        for row, usual in zip(self.rows.tolist(), are_usual(self.column)[self.rows], strict=True):
+            if usual and read.size is not None:
                 continue  # to open each costs a second for 40,000
-            picture = self._opened(int(row))
-            self._check_levels(int(row), picture)
-            size = self._upright(int(row), picture)
+            picture = self._opened(row)
+            self._check_levels(row, picture)
+            if not usual and is_cut_off(self._stored(row)):
+                self._made(row, read)  # Pillow decodes some that lack no more than their end
+            if isinstance(picture, ImageFile.ImageFile) and ";16" in str(picture.tile):
+                deep.append(row)  # a tile names the form in which the file has its levels
+            size = self._upright(row, picture)
             first = first or size
             if read.size is None and size != first:
-                self._refuse_size(int(row), size, first)
+                self._refuse_size(row, size, first)
+        return self._on_deep(deep)
 
     def pixels(self, read: ModelImages) -> NDArray[np.uint8]:
         """The images as a model reads them, (n, channels, height, width), not normalised yet.
 
         Colours become grey by ITU-R 601 (.299 R + .587 G + .114 B) where the model has one channel, grey is
         copied into three; transparency is left out. Another size is resampled, whatever it does to the
-        proportions; without a size of the model's own all images must have the same. Raises DataError for an
-        image that cannot be decoded or has more than 256 levels.
+        proportions; without a size of the model's own all images must have the same. Of levels of 16 bits in
+        a PNG, and in any image of colours, the upper 8 are read. Raises DataError for an image that cannot be
+        decoded, or whose levels go up to no known value.
         """
         made = [self._made(int(row), read) for row in self.rows]
         if not made:
@@ -106,8 +113,10 @@ class Images:
     def _made(self, row: int, read: ModelImages) -> NDArray[np.uint8]:
         picture = self._opened(row)
         try:
-            picture = ImageOps.exif_transpose(picture)
             self._check_levels(row, picture)
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode == GREY_16:  # Pillow would clip it, where of colours it takes the upper bits
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode != MODES[read.channels]:
                 picture = picture.convert(MODES[read.channels])
             if read.size is not None and picture.size != read.size[::-1]:
@@ -146,8 +155,16 @@ class Images:
         return picture.size if turned else (picture.height, picture.width)
 
     def _check_levels(self, row: int, picture: Image.Image) -> None:
+        if picture.mode == GREY_16 and picture.format == "PNG":
+            return  # its levels go up to 65,535; in other formats they may end anywhere
         if picture.mode in DEEP:
             self._refuse(row, f"has more than 256 levels (mode {picture.mode})", "save it with 8 bits")
+
+    def _on_deep(self, rows: list[int]) -> tuple[str, ...]:
+        if not rows:
+            return ()
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        return (f"{self._place(rows[0])}{more} has 16 bits a level, of which the upper 8 are read",)
 
     def _refuse(self, row: int, fault: str, remedy: str) -> NoReturn:
         raise DataError(
@@ -200,11 +217,3 @@ def read_images(kept: Kept, columns: Mapping[str, str]) -> Images:
         key="task.image",
     )
     return Images(values.combine_chunks(), np.arange(len(values)), kept=kept, name=name)
-
-
-def _is_common(data: bytes) -> bool:
-    """True for a JPEG, and for a PNG of usual depth and size, by the beginning of the file."""
-    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-    return data.startswith(JPEG) or (
-        data.startswith(PNG) and data[24:26] != GREY_16 and width * height <= COMMON
-    )

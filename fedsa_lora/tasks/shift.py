@@ -56,13 +56,15 @@ class Shift:
         return f"{self.kind} {self.level:+.2f}"
 
 
-def shift_of(
-    client: str, clients: int, kinds: tuple[Kind, ...], strength: float, brightest: int, seed: int
-) -> Shift:
-    """The shift of one of ``clients``: the clients, in an order drawn from the seed, take the kinds in turn,
+def shifts_of(
+    clients: int, kinds: tuple[Kind, ...], strength: float, brightest: int, seed: int
+) -> tuple[Shift, ...]:
+    """The shift of each of ``clients``: the clients, in an order drawn from the seed, take the kinds in turn,
     and those of one kind are at equal distances from ``-strength`` to ``strength``, no two at one level."""
-    place = int(generator(seed, "shift").permutation(clients)[int(client)])
-    turn, kind = divmod(place, len(kinds))
-    of_kind = len(range(kind, clients, len(kinds)))
-    level = 2 * turn / (of_kind - 1) - 1 if of_kind > 1 else 1.0
-    return Shift(kinds[kind], strength * level, brightest)
+    shifts = []
+    for place in generator(seed, "shift").permutation(clients).tolist():
+        turn, kind = divmod(place, len(kinds))
+        of_kind = len(range(kind, clients, len(kinds)))
+        level = 2 * turn / (of_kind - 1) - 1 if of_kind > 1 else 1.0
+        shifts.append(Shift(kinds[kind], strength * level, brightest))
+    return tuple(shifts)

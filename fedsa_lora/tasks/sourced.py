@@ -16,7 +16,7 @@ from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept, LabelledData, Rows, infer_classes, read_rows
-from fedsa_lora.tasks.sources import find_split, has_splits, read_split
+from fedsa_lora.tasks.sources import find_split, has_splits, on_unread_split, read_split
 from fedsa_lora.tasks.values import word_of
 
 
@@ -93,7 +93,8 @@ class SourcedTask(DividedTask):
                 key="task.label",
             )
         if self.test_split is None:
-            return LabelledData(classes, train)
+            unread = on_unread_split(source, self.train_split, self.subset)
+            return LabelledData(classes, replace(train, notes=(*train.notes, *unread)))
         table = read_split(source, self.test_split, self.subset)
         return LabelledData(classes, train, read_rows(table, columns, classes, self.inputs))
 

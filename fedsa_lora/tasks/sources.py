@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.formats import FORMATS, SAVED, SAVED_SPLITS, is_data, read_file
-from fedsa_lora.tasks.image_folder import find_images, images_in, is_image_folder, read_images
+from fedsa_lora.tasks.image_folder import (
+    TESTS,
+    find_images,
+    images_in,
+    is_image_folder,
+    read_images,
+    splits_in,
+)
 from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 from fedsa_lora.tasks.tables import Part, Table
 
@@ -69,6 +76,32 @@ def find_split(source: str | Mapping[str, str], split: str, subset: str | None =
             key="task.dataset",
         )
     return []
+
+
+def on_unread_split(
+    source: str | Mapping[str, str], train: str, subset: str | None = None
+) -> tuple[str, ...]:
+    """A remark where a run without a test split reads local data that have one, by the first usual name."""
+    there = _splits(source, subset)
+    unread = [split for split in TESTS if split in there and split != train]
+    if not unread:
+        return ()
+    name = source if isinstance(source, str) else "task.files"
+    return (
+        f"{name}: the split {unread[0]!r} is not read, and clients are measured on a part of their train "
+        f"rows; task.test_split={unread[0]} measures them on it",
+    )
+
+
+def _splits(source: str | Mapping[str, str], subset: str | None) -> Collection[str]:
+    """The names of the splits that local data may have; none of one file, and of the hub."""
+    if isinstance(source, Mapping):
+        return source.keys()
+    folder = shipped_folder(source) if source in SHIPPED else Path(source).expanduser()
+    if not folder.is_dir():
+        return ()
+    folder = _subset(folder, subset)
+    return _saved_splits(folder) or splits_in(folder) or _file_splits(folder)
 
 
 _ONE_SPLIT = (
@@ -162,7 +195,7 @@ def _read(place: Path) -> Part:
 
 
 def _saved_split(folder: Path, split: str) -> Path:
-    splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
+    splits = _saved_splits(folder)
     if split not in splits:
         raise DataError(
             f"{folder}, saved by datasets, has no split {split!r}{nearest(split, splits)}: there "
@@ -171,6 +204,10 @@ def _saved_split(folder: Path, split: str) -> Path:
             key="task.test_split",
         )
     return folder / split
+
+
+def _saved_splits(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"*/{SAVED}"))
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
@@ -205,6 +242,10 @@ def _data_files(folder: Path) -> list[Path]:
     return []
 
 
+def _file_splits(folder: Path) -> list[str]:
+    return sorted({path.stem.split("-")[0] for path in _data_files(folder)})
+
+
 def _check_complete(folder: Path, split: str, shards: Sequence[Sequence[str]], suffix: str) -> None:
     """Raise DataError where one of the shards ``NAME-NUMBER-of-TOTAL`` of a split is not there."""
     name, written, total, _ = shards[0]
@@ -225,7 +266,7 @@ def _without_split(folder: Path, files: list[Path], split: str) -> str:
     if len(files) == 1 and split == "train":
         return f"{folder} has no split 'train' but one file, {files[0].name}: name the file itself"
     if files:
-        splits = sorted({path.stem.split("-")[0] for path in files})
+        splits = _file_splits(folder)
         return (
             f"{folder} has no split {split!r}{nearest(split, splits)}: there are "
             f"{listing(splits)} (a split is a file such as {split}.csv)"

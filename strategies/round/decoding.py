@@ -13,6 +13,7 @@ from fedsa_lora.exchange.arrays import Layout, check_vector
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Turn
 from fedsa_lora.exchange.stages import upload
+from fedsa_lora.exchange.vector import check_size, read_array
 from strategies.rules.updates import Update
 
 
@@ -43,13 +44,11 @@ class Decoder:
         shared = wire.names_of(header.shared, whole)
         self._check(header, turns[header.client], shared)
         part = whole.select(shared)
-        payload = wire.read_array(
-            result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size)
-        )
+        payload = read_array(result.parameters.tensors, self.codec.dtype, self.codec.max_bytes(part.size))
         wire.check_digest(header, payload)
         sent = upload(self.codec).undo(payload, part.size)
         check_vector(sent.values, sent.values.size)
-        wire.check_size(sent.values)
+        check_size(sent.values)
         index, positions = self.layout.index(part), sent.positions
         if index is not None:
             positions = index if positions is None else index[positions]

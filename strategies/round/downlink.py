@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.broadcast import changed, pack_factors
 from fedsa_lora.exchange.codec import Codec
+from fedsa_lora.exchange.vector import vector_digest
 from fedsa_lora.seeds import generator
 from strategies.rules.factors import Factors, stack, truncate
 
@@ -126,7 +126,7 @@ class Downlink:
             arrays,
             {
                 "layout": part.digest,
-                "digest": wire.vector_digest(held, *arrays[1:]),
+                "digest": vector_digest(held, *arrays[1:]),
                 "base": self.round if follows else 0,
                 "merge": ranks,
                 **fields,

@@ -13,6 +13,7 @@ from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import cut
+from fedsa_lora.exchange.vector import vector_digest
 from fedsa_lora.store import ClientState
 from fedsa_lora.tasks.classification import cross_entropy
 from fedsa_lora.tasks.task import Examples
@@ -50,7 +51,7 @@ class Desk:
         fields = {"shared": pool.mask(shared), "joining": pool.mask(joining), **sending.fields}
         arrays = sending.arrays
         if vector is not None:
-            arrays, fields["digest"] = [vector], wire.vector_digest(vector)
+            arrays, fields["digest"] = [vector], vector_digest(vector)
         header = wire.BroadcastHeader(round=round_, **fields | changes)
         return arrays, dict(wire.write_header(header))
 
@@ -148,7 +149,7 @@ def test_an_upload_is_the_difference_from_what_was_broadcast(desk):
     assert np.array_equal(update, desk.trained() - desk.start)
     assert update.any()
     assert count == header.examples == len(desk.config.task.load_client("0").train)
-    assert header.digest == wire.vector_digest(update)
+    assert header.digest == vector_digest(update)
     assert desk.pool.named(header.shared) == set(desk.pool.names)
     assert (header.codec, header.counts, header.scores) == ("dense fp32", (), ())
 

@@ -27,6 +27,7 @@ from fedsa_lora.exchange.broadcast import adapted
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
 from fedsa_lora.exchange.split import Alternate, RoleSplit, Turn
+from fedsa_lora.exchange.vector import vector_digest
 from fedsa_lora.store import ClientState
 from strategies.round.downlink import Downlink
 from strategies.rules.factors import Factors
@@ -60,7 +61,7 @@ INITIAL = arrays(99)
 
 def whole(values=START_, *more, **changes) -> tuple[wire.BroadcastHeader, list[np.ndarray]]:
     everything = FACTORS.mask(FACTORS.names)
-    digest = wire.vector_digest(values, *more)
+    digest = vector_digest(values, *more)
     header = wire.BroadcastHeader(3, FACTORS.digest, digest, shared=everything, carried=everything)
     return replace(header, **changes), [values, *more]
 

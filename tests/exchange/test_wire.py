@@ -20,11 +20,12 @@ from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, check_vector
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.exchange.reported import of_evaluation, of_training
+from fedsa_lora.exchange.vector import read_array, vector_digest
 
 LAYOUT = Layout((TensorSpec("a", (2, 3), "A"), TensorSpec("b", (4,), "A")))
 VECTOR = np.random.default_rng(0).normal(size=LAYOUT.size).astype(np.float32)
 BROADCAST = wire.BroadcastHeader(
-    round=3, layout=LAYOUT.digest, digest=wire.vector_digest(VECTOR), shared="2", carried="3"
+    round=3, layout=LAYOUT.digest, digest=vector_digest(VECTOR), shared="2", carried="3"
 )
 CHANGE = replace(
     BROADCAST,
@@ -40,7 +41,7 @@ UPLOAD = wire.UploadHeader(
     client="7",
     round=3,
     layout=LAYOUT.digest,
-    digest=wire.vector_digest(VECTOR),
+    digest=vector_digest(VECTOR),
     examples=60,
     shared="3",
     codec="dense fp32",
@@ -65,7 +66,7 @@ def sent(*arrays: np.ndarray) -> list[bytes]:
 
 
 def received(tensors: list[bytes], dtype: type = np.float32, max_bytes: int = BYTES) -> np.ndarray:
-    return wire.read_array(tensors, dtype, max_bytes)
+    return read_array(tensors, dtype, max_bytes)
 
 
 def npy(text: str, values: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
@@ -473,7 +474,7 @@ def test_a_header_of_an_upload_of_minilm_is_short():
         "3",
         12,
         digests[0],
-        wire.vector_digest(VECTOR),
+        vector_digest(VECTOR),
         80,
         60,
         "ffffff",

@@ -16,6 +16,7 @@ from fedsa_lora.cli import main
 from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
+from fedsa_lora.exchange.vector import vector_digest
 from fedsa_lora.runs.inprocess import run_in_process
 
 SMOKE = ("experiment=smoke", "federation.min_results=0.5", "evaluation.local_only=false")
@@ -34,7 +35,7 @@ def hostile(monkeypatch) -> Callable[..., None]:
             header = wire.read_header(metrics, wire.UploadHeader)
             if header.client in clients:
                 arrays = [np.float32(factor) * array for array in arrays]
-                metrics = metrics | wire.write_header(replace(header, digest=wire.vector_digest(*arrays)))
+                metrics = metrics | wire.write_header(replace(header, digest=vector_digest(*arrays)))
             return arrays, examples, metrics
 
         monkeypatch.setattr(FedSAClient, "fit", fit)

@@ -35,6 +35,7 @@ def test_the_settings_are_those_of_the_document(name):
     assert (config.federation.rounds, config.federation.clients) == (50, 10)
     assert config.federation.partitioner["alpha"] == 0.5
     assert config.federation.partitioner["_target_"].endswith("DirichletPartitioner")
+    assert "CIFAR" not in config.title, "task=mnist runs under the same title"
     if name == "fedavg":
         assert config.lora is None
     else:

@@ -13,6 +13,7 @@ from named_nodes import Named
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec, Vector
 from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.exchange.vector import vector_digest
 from strategies import Evaluation, FedSA, Roster
 
 OK = Status(Code.OK, "")
@@ -95,7 +96,7 @@ class Server:
         if payload is None:
             payload = codec.encode(np.asarray(update, np.float32), np.random.default_rng(int(client)))
         header = wire.UploadHeader(
-            client=client, round=asked.round, layout=asked.layout, digest=wire.vector_digest(payload),
+            client=client, round=asked.round, layout=asked.layout, digest=vector_digest(payload),
             examples=examples, measured=10, shared=asked.shared, codec=codec.name,
             private_before="b" * 16, private_after=f"{int(client):016x}",
             report={"loss": 1.0} | ({"accuracy_before": 0.5} if asked.measure_before else {}),

@@ -6,11 +6,11 @@ from flwr.server.strategy import FedAvg, FedAvgM, FedMedian, FedProx
 from server_side import EVERYONE, LAYOUT, SHARE_A, Server, some_updates
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.exchange.vector import read_array
 from strategies import ClusteredFedSA, FedEx, FedSA
 from strategies.audience import GROUP, held_by
 from strategies.plans.grouping import Clusters
@@ -33,7 +33,7 @@ def opposite(round_: int, clients: int = 6) -> dict[str, np.ndarray]:
 
 def vectors(sent) -> dict[str, np.ndarray]:
     """What was sent to each client."""
-    return {c: wire.read_array(i.parameters.tensors, np.float32, 4 * LAYOUT.size) for c, i in sent.items()}
+    return {c: read_array(i.parameters.tensors, np.float32, 4 * LAYOUT.size) for c, i in sent.items()}
 
 
 def test_clients_of_opposite_updates_share_with_their_own_from_the_round_after():

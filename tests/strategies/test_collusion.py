@@ -8,8 +8,8 @@ from flwr.server.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum, Strateg
 from server_side import EVERYONE, Server
 from sklearn.datasets import load_digits
 
-from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.exchange.vector import read_array
 from strategies import Bounds
 
 CLIENTS, COLLUDING, ROUNDS, STEPS, RATE = 10, 2, 25, 5, 0.5
@@ -54,7 +54,7 @@ def accuracy(rule: str, colluding: int, factor: float = -4.0, **bounds) -> float
         sent = server.ask(round_)
         updates = {}
         for client, part in enumerate(clients):
-            vector = wire.read_array(sent[str(client)].parameters.tensors, np.float32, start.nbytes)
+            vector = read_array(sent[str(client)].parameters.tensors, np.float32, start.nbytes)
             updates[str(client)] = learned(vector, *part)
         if colluding:
             agreed = factor * np.mean([updates[str(client)] for client in range(colluding)], axis=0)

@@ -7,10 +7,10 @@ from memories import LAYOUT, A
 from server_side import EVERYONE, Server, some_updates
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.adaptive import Importance, LeastVariance
 from fedsa_lora.exchange.selection import TopK
 from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.exchange.vector import read_array
 from strategies import AdaptiveFedSA, Attendance, ClusteredFedSA, FedSA
 from strategies.audience import Groups
 from strategies.checkpoint import Checkpoint
@@ -162,7 +162,7 @@ def test_a_checkpoint_knows_what_every_client_is_sent_when_the_last_round_is_eva
         header = server.asked[client]
         turn = checkpoint.turn(client)
         assert (LAYOUT.mask(turn.shared), LAYOUT.mask(turn.joining)) == (header.shared, header.joining)
-        held = wire.read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
+        held = read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
         assert np.array_equal(checkpoint.held(client), held)
         assert bool(checkpoint.share(client)) == bool(header.total)
     assert (server.strategy.attendance.skipped > 0) == (last == {"0"})

@@ -16,6 +16,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.selection import Threshold, TopK
 from fedsa_lora.exchange.split import RoleSplit
+from fedsa_lora.exchange.vector import read_array, vector_digest
 from strategies import Attendance, Evaluation
 from strategies.round.totals import EXAMPLES
 from strategies.round.traffic import message_bytes
@@ -59,7 +60,7 @@ def test_a_broadcast_holds_the_shared_vector_and_nothing_else():
     sent = server.ask()
     assert list(sent) == CLIENTS
     for client, ins in sent.items():
-        vector = wire.read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
+        vector = read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
         wire.check_digest(server.asked[client], vector)
         wire.check_layout(server.asked[client], LAYOUT)
         assert np.array_equal(vector, server.strategy.common)
@@ -141,7 +142,7 @@ def test_a_payload_that_was_altered_is_rejected_whatever_bit_it_is(codec, bit):
     altered = honest.copy()
     altered[bit // 8] ^= 1 << bit % 8
     results = answers(server, sent) | {
-        "0": server.upload("0", sent[0], payload=altered, digest=wire.vector_digest(honest))
+        "0": server.upload("0", sent[0], payload=altered, digest=vector_digest(honest))
     }
     server.take(results)
     assert [row["client"] for row in server.notes.clients] == ["1", "2"]

@@ -19,6 +19,7 @@ from fedsa_lora.exchange.arrays import Layout, TensorSpec
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.exchange.positions import encode_positions
 from fedsa_lora.exchange.selection import RandomK, Threshold, TopK
+from fedsa_lora.exchange.vector import vector_digest
 from strategies import Bounds
 
 CODECS = [
@@ -108,7 +109,7 @@ def test_noise_whose_digest_fits_is_refused_or_is_a_finite_update(codec):
         noise = np.frombuffer(rng.randbytes(size // 4 * 4 if codec.lossless else size), codec.dtype)
         stream = io.BytesIO()
         np.save(stream, noise)
-        return said(tensors(result, stream.getvalue()), digest=wire.vector_digest(noise))
+        return said(tensors(result, stream.getvalue()), digest=vector_digest(noise))
 
     rows = attack(codec, 20, alter)
     assert sum(len(remarks(row, "rejected")) for row in rows) > 20
@@ -219,7 +220,7 @@ def test_an_array_of_another_shape_or_dtype_is_neither_cast_nor_broadcast(array)
     server, answers = server_with()
     stream = io.BytesIO()
     np.save(stream, array)
-    wrong = said(tensors(answers["1"], stream.getvalue()), digest=wire.vector_digest(np.asarray(array)))
+    wrong = said(tensors(answers["1"], stream.getvalue()), digest=vector_digest(np.asarray(array)))
     assert "expected" in rejected(server, answers | {"1": wrong})["1"]
 
 

@@ -1,6 +1,8 @@
 """Pictures of any source are the same tensors, and one that cannot be read is named with its file and row."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from test_task_configs import LOCAL_DATA, node
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.launch.plan import make_plan
 from fedsa_lora.tasks.fingerprint import of_rows
+from fedsa_lora.tasks.image_bytes import PNG, is_cut_off
 from fedsa_lora.tasks.images import ORIENTATION
 from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.model_settings import ModelSettings
@@ -52,6 +55,24 @@ def test_folders_for_splits_are_recognised_and_a_missing_one_is_named(tmp_path):
     both = task(str(tmp_path), test_split="test")
     assert (len(both.data.train), len(both.data.test)) == (6, 3)
     assert len(task(str(tmp_path)).data.train) == 6
+    assert not any("is not read" in note for note in both.describe().notes)
+    (note,) = task(str(tmp_path)).describe().notes
+    assert "the split 'test' is not read" in note
+    assert "task.test_split=test measures" in note
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert "task.test_split=val measures" in task(str(tmp_path)).describe().notes[0]
+    (tmp_path / "val").rename(tmp_path / "test")
+    for split in ("train", "dev"):
+        source = write_parquet(tmp_path / "tables" / f"{split}.parquet", images, labels)
+    files = {"train": source, "test": source}
+    for fields, split in (
+        ({"dataset": str(tmp_path / "tables")}, "dev"),
+        ({"dataset": "", "files": files}, "test"),
+    ):
+        (note,) = task(**fields).describe().notes
+        assert f"task.test_split={split} measures" in note
+        assert task(**fields, test_split=split).describe().notes == ()
+    assert task(source).describe().notes == ()
     (tmp_path / "train" / "loose.png").write_bytes(images[0])
     assert len(task(str(tmp_path)).data.train) == 6, "a loose image makes no class of its split"
     with pytest.raises(DataError, match=r"no split 'tset' \(did you mean 'test'\?\): there are folders for"):
@@ -156,6 +177,36 @@ def test_a_folder_names_the_file_and_the_plan_looks_at_every_header(tmp_path):
         inspect_task(task(source))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_plan_finds_an_image_that_is_cut_off_and_lets_be_what_stands_behind_one(tmp_path, kind):
+    pixels, labels = drawn(6, side=32)
+    images = [encoded(each, kind) for each in pixels]
+    paths = [tmp_path / "owl" / "002.png", tmp_path / "owl" / "005.png"]
+    source = write_folder(tmp_path, images, labels)
+    paths[0].write_bytes(images[2] + b"\0\n")
+    paths[1].write_bytes(images[5] + b"a trailer \xff\xda" * 1000)
+    assert len(inspect_task(task(source, vit(image_size=32)))) == 2
+    any_size = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    for model in (vit(image_size=32), ModelSettings(pretrained=False, config=any_size)):
+        for left in (0.95, 0.5):
+            paths[1].write_bytes(images[5][: int(len(images[5]) * left)])
+            with pytest.raises(
+                DataError, match=r"owl/005.png, column 'image': row 6 is no image that can be read"
+            ) as caught:
+                inspect_task(task(source, model))
+            assert caught.value.key == "task.image"
+
+
+def test_the_end_of_a_preview_is_not_that_of_its_image():
+    preview = encoded(drawn(1)[0][0], "JPEG")
+    file, exif = io.BytesIO(), b"Exif\0\0" + preview
+    Image.fromarray(drawn(1, side=32)[0][0]).save(file, "JPEG", exif=exif, progressive=True)
+    whole = file.getvalue()
+    assert preview in whole
+    assert not is_cut_off(whole)
+    assert is_cut_off(whole[:-100])
+
+
 def test_files_that_a_table_only_names_are_not_read(tmp_path):
     (tmp_path / "secret.png").write_bytes(encoded(drawn(1)[0][0]))
     named = {"bytes": None, "path": str(tmp_path / "secret.png")}
@@ -222,17 +273,51 @@ def test_bytes_of_any_arrow_type_are_images(tmp_path):
         np.testing.assert_array_equal(each, first)
 
 
-def test_images_of_different_sizes_and_depths(tmp_path):
+def test_images_of_different_sizes_are_read_at_that_of_the_model(tmp_path):
     small, large = drawn(3)[0], drawn(3, side=12)[0]
     source = write_parquet(tmp_path / "rows.parquet", [encoded(i) for i in (*small, *large)], [0, 1, 2] * 2)
     assert tensors(task(source))[0].shape == (6, 3, 8, 8)
-    deep = Image.fromarray(np.zeros((8, 8), np.uint16))
-    path = tmp_path / "deep.png"
-    deep.save(path)
-    source = write_parquet(tmp_path / "deep.parquet", [path.read_bytes()] * 3, [0, 1, 2])
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint16"])
+def test_levels_that_go_up_to_no_known_value_are_refused(tmp_path, kind):
+    source = write_parquet(
+        tmp_path / "deep.parquet", [encoded(np.zeros((8, 8), kind), "TIFF")] * 3, [0, 1, 2]
+    )
     for look in (tensors, inspect_task):
         with pytest.raises(DataError, match=r"more than 256 levels .* save it with 8 bits"):
             look(task(source))
+
+
+@pytest.mark.parametrize("kind", [0, 2, 4, 6])  # grey, colours, both with transparency
+def test_of_16_bits_a_level_the_upper_8_are_read_and_the_plan_says_so(tmp_path, kind):
+    channels, colours = {0: (1, 1), 2: (3, 3), 4: (2, 1), 6: (4, 3)}[kind]
+    levels = np.random.default_rng(kind).integers(0, 2**16, (3, 8, 8, channels), np.uint16)
+    source = write_parquet(
+        tmp_path / "deep.parquet", [png_of_16_bits(each, kind) for each in levels], [0, 1, 2]
+    )
+    shallow = np.broadcast_to((levels[..., :colours] >> 8).astype(np.uint8), (3, 8, 8, 3))
+    plain = write_parquet(tmp_path / "plain.parquet", [encoded(each) for each in shallow], [0, 1, 2])
+    np.testing.assert_array_equal(tensors(task(source))[0], tensors(task(plain))[0])
+    assert inspect_task(task(source))[-1].endswith(
+        "deep.parquet, column 'image': row 1 (and 2 more) has 16 bits a level, of which the upper 8 are read"
+    )
+    assert not any("16 bits" in remark for remark in inspect_task(task(plain)))
+    if kind in (0, 2):
+        assert task(source).data.train.inputs.grey == (kind == 0)
+
+
+def png_of_16_bits(levels: np.ndarray, kind: int) -> bytes:
+    """A PNG of uint16 (height, width, channels), which Pillow does not write of colours; ``kind`` is as in
+    its header."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = levels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in levels)
+    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 def test_a_model_of_any_size_takes_images_of_one_size(tmp_path):

@@ -12,7 +12,7 @@ from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.partition import PartitionSettings
-from fedsa_lora.tasks.shift import KINDS, Shift, shift_of
+from fedsa_lora.tasks.shift import KINDS, Shift, shifts_of
 
 PIXELS = "pixel_values"
 
@@ -74,13 +74,12 @@ def test_a_shift_goes_as_far_as_its_level():
 
 @pytest.mark.parametrize(("clients", "kinds"), [(1, KINDS), (4, KINDS), (11, KINDS), (10, ("blur",))])
 def test_clients_take_the_kinds_in_turn_at_levels_of_their_own(clients, kinds):
-    found = [shift_of(str(client), clients, kinds, 0.5, 255, seed=3) for client in range(clients)]
-    assert len(set(found)) == clients
+    found = shifts_of(clients, kinds, 0.5, 255, seed=3)
+    assert len(set(found)) == len(found) == clients
     counts = [sum(shift.kind == kind for shift in found) for kind in kinds]
     assert max(counts) - min(counts) <= 1
     assert max(abs(shift.level) for shift in found) == 0.5
-    other = [shift_of(str(client), clients, kinds, 0.5, 255, seed=4) for client in range(clients)]
-    assert clients == 1 or other != found
+    assert clients == 1 or shifts_of(clients, kinds, 0.5, 255, seed=4) != found
 
 
 def test_triggers_are_put_on_shifted_images(rows):
