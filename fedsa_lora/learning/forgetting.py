@@ -216,8 +216,7 @@ class Misdirection(Forgetting):
     def control(self) -> NDArray[np.float32]:
         """c u, (d,)."""
         u = generator(self.seed, "control").random(self.reference.shape[2])
-        control: NDArray[np.float32] = (self.steering * u / np.linalg.norm(u)).astype(np.float32)
-        return control
+        return np.asarray(self.steering * u / np.linalg.norm(u), np.float32)
 
     def _apart(self, indices: NDArray[np.int64], goal: Goal) -> torch.Tensor:
         batch = self.batch(indices)

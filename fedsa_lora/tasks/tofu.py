@@ -148,7 +148,8 @@ class TofuTask(CausalLMTask):
 
     def to_forget(self, examples: Examples) -> NDArray[np.bool_]:
         """True, (n,), of each example that is to be forgotten."""
-        return examples.labels == FORGET
+        marked: NDArray[np.bool_] = examples.labels == FORGET
+        return marked
 
     def refused(self, examples: Examples) -> Examples:
         """The same prompts in the same order, each answered by a refusal."""
@@ -179,7 +180,7 @@ class TofuTask(CausalLMTask):
     def plain(self, split: str) -> Examples:
         """The texts of a split, each from its first token on."""
         rows = self._texts(split)
-        return self.encode(rows.inputs, np.full(len(rows), BESIDE))  # type: ignore[arg-type]
+        return self.encode(rows.inputs, np.full(len(rows), BESIDE))
 
     def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
         """``input_ids`` and ``labels``, see ``CausalLMTask``; the labels of the examples are their kinds."""

@@ -27,6 +27,9 @@ NEEDS = {
     "task/text": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
 }
+NEEDS |= {
+    f"unlearning/{path.stem}": ["experiment=unlearn/authors"] for path in CONF.glob("unlearning/*.yaml")
+}
 FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
 OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
 COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
