@@ -16,6 +16,7 @@ from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
+from fedsa_lora.learning.checkpointing import checkpoint_layers
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
@@ -32,6 +33,8 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
     torch.set_num_threads(config.machine.threads)
     resident = model(config)
     resident.hold_frozen(config.train.dtype)
+    if config.train.gradient_checkpointing:
+        checkpoint_layers(resident)
     _choose_attention(config, resident, own)
     return Workbench(
         task=own,

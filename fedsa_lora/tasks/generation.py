@@ -111,6 +111,10 @@ class GenerationTask(TextData):
             "labels": pad_sequence(rows["labels"], True, IGNORED),
         }
 
+    def terms(self, examples: Examples, indices: NDArray[np.int64]) -> int:
+        """The tokens of answers, which the loss is the mean of; the first of a row follows none."""
+        return sum(int((examples.features["labels"][i][1:] != IGNORED).sum()) for i in indices)
+
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """By example (batch, 3): the summed loss of its answer in nats, the tokens of its answer, and 1 where
         what the model writes by itself, the likeliest token each time, ends in the right number."""
