@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import psutil
 import torch
 
 from fedsa_lora.binding import attempt, raise_errors
-from fedsa_lora.client.device import device, shown_alone
+from fedsa_lora.client.device import device, shown_alone, usable_cores
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.size import Processes, Simulation
@@ -164,11 +163,6 @@ def _cohort(config: RunConfig, processes: int) -> int:
     if config.federation.round_timeout is not None:
         return 1
     return min(LARGEST_COHORT, -(-config.federation.clients // processes))
-
-
-def usable_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine(
