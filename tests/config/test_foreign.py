@@ -61,7 +61,7 @@ ANSWERS = {
     "model.lora_config.bias=none": "there is none here: biases stay",
     "lora.lora_alpha=3": "here it is lora.alpha",
     "train.gradient_accumulation_steps=4": "here it is train.accumulate",
-    "trainer.args.dataloader_num_workers=4": "there is none here: examples are in memory",
+    "args.dataloader_num_workers=4": "there is none here: examples are in memory",
     "train.bf16=true": "train.bf16=true: no such key; here it is train.precision=bf16",
     "task_task_name=mine": "here it is task_name",
     "data.anything=1": "data: no such key; here it is task",
