@@ -238,7 +238,7 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
             continue
         if config.train.batch_size == AUTO:
             faults.append(
-                f"{place}: train.batch_size={AUTO} follows the memory that is free, which differs between "
+                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the memory that is free, which differs between "
                 "the runs of a comparison: expected a number"
             )
         if entry.regime not in described:

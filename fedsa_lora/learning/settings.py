@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 AUTO = "auto"
-LARGEST_BATCH = 64  # of those that are chosen by memory: larger ones train no better in a few local steps
+LARGEST_BATCH = 64  # of those that memory decides: with more, a few local steps see a small client many times
 OWN_MEMORY = "each node has a memory of its own, and all are to take the same steps: expected a number"
 Intent = Literal["default", "attention", "all_linear", "convolutions"]
 
