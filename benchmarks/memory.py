@@ -10,6 +10,7 @@ client 0 of the experiment, after ``--steps`` steps, with the primary measure on
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import time
 import warnings
@@ -94,6 +95,7 @@ def cost(work: Callable[[], Outcome]) -> Cost:
 
 
 def _measure(work: Callable[[], Outcome], told: Connection) -> None:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the steps before left to the allocator
     RESET.write_text("5")  # the peak is counted from here
     before, began = _kilobytes("VmRSS"), time.process_time()
     outcome = work()

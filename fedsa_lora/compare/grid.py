@@ -238,8 +238,8 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
             continue
         if config.train.batch_size == AUTO:
             faults.append(
-                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the memory that is free, which differs between "
-                "the runs of a comparison: expected a number"
+                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the memory that is free, "
+                "which differs between the runs of a comparison: expected a number"
             )
         if entry.regime not in described:
             described.add(entry.regime)
