@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,8 +30,7 @@ class Ahead(Objective):
     def rng(self) -> np.random.Generator:
         return generator(self.seed, "ahead", *self.key)
 
-    @contextmanager
-    def at(self, indices: NDArray[np.int64]) -> Iterator[None]:
+    def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
         parameters = [self.model.parameter(name) for name in sorted(self.trained)]
         other = self.rng.choice(len(self.examples), min(len(indices), len(self.examples)), replace=False)
         gradients = self._gradients(other, parameters)
@@ -40,7 +38,7 @@ class Ahead(Objective):
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=self.alpha)
-        yield
+        yield from super().at(indices)
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)

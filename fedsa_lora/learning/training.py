@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +46,11 @@ class Objective:
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         return to_device(self.task.collate(self.examples, indices), self.model.device)
 
-    @contextmanager
-    def at(self, indices: NDArray[np.int64]) -> Iterator[None]:
-        """Within it the model is as it must be for the losses of a step over ``indices`` and their
-        gradients."""
-        yield
+    def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        """The loss of a step over ``indices`` as the sum of the losses of its passes. The gradient of each is
+        taken before the next is computed; the model is as it must be for that."""
+        for share, part in self.parts(indices):
+            yield share * self.loss(part)
 
     def parts(self, indices: NDArray[np.int64]) -> list[tuple[float, NDArray[np.int64]]]:
         """The passes of a step over ``indices``, each with its share of the terms that the loss of the step
@@ -146,11 +146,9 @@ def train(
     with masked(model.module, sites, torch_seed):
         for step, indices in enumerate(batches):
             optimizer.zero_grad(set_to_none=True)
-            with minimised.at(indices):
-                for share, part in minimised.parts(indices):
-                    loss = share * minimised.loss(part)
-                    total += finite(loss.item(), step, len(batches), settings) * len(indices)
-                    torch.autograd.backward(scaler.scale(loss))
+            for loss in minimised.at(indices):
+                total += finite(loss.item(), step, len(batches), settings) * len(indices)
+                torch.autograd.backward(scaler.scale(loss))
             scaler.unscale_(optimizer)
             if observe is not None and step > 0:
                 observe(model)
