@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.foreign import ours_within
 from fedsa_lora.group import Group, Interval, Target, held, hints_of
 from fedsa_lora.suggest import listing, nearest
 
@@ -27,6 +28,12 @@ def unknown(place: object, kind: str, known: Sequence[str], name: object = None)
     return f"{place}: no such {kind}{nearest(name, known) or f'; expected one of {listing(sorted(known))}'}"
 
 
+def unknown_key(place: str, value: object, known: Sequence[str]) -> list[str]:
+    """The faults of a key that is not known: with our words for those of other programs in it, if it has
+    any."""
+    return ours_within(place, value) or [unknown(place, "key", known)]
+
+
 def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
     """An instance of a dataclass from a mapping, or None after adding to ``faults``."""
     if not isinstance(node, Mapping):
@@ -35,9 +42,9 @@ def bind(cls: type[T], node: Any, path: str, faults: list[str]) -> T | None:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = hints_of(cls)  # type: ignore[arg-type]
     before = len(faults)
-    for key in node:
+    for key, value in node.items():
         if key not in fields and key != TARGET:
-            faults.append(unknown(_join(path, key), "key", list(fields)))
+            faults.extend(unknown_key(_join(path, key), value, list(fields)))
     values = {}
     for name, field in fields.items():
         if name in node:

@@ -15,6 +15,7 @@ from rich.console import Console
 from fedsa_lora.commands import comparisons, machines, results, runs
 from fedsa_lora.commands.screen import EXIT_FAILED
 from fedsa_lora.errors import FedSAError, StoppedError
+from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
 
 DESCRIPTION = """The command line: fedsa-lora run | resume | watch | compare | advise | evaluate | export |
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when what was asked for was done."""
     options, beyond = parser().parse_known_args(arguments)
     if beyond and options.command != "node":
-        parser().error(f"unrecognized arguments: {' '.join(beyond)}")
+        given = sys.argv[1:] if arguments is None else arguments
+        lines = [f"unrecognized arguments: {' '.join(beyond)}", *ours_of_flags(given, beyond)]
+        parser().error("\n  ".join(lines))
     options.beyond = beyond
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -16,6 +16,7 @@ from fedsa_lora.settings import RunConfig
 DECISION = "decision.json"
 ATTENTION = "attention"
 COHORT = "cohort"
+BATCH = "batch_size"
 
 
 def decided(folder: Path, what: str, decide: Callable[[], str]) -> str:
@@ -48,10 +49,14 @@ def cohort_size(config: RunConfig) -> int:
     where neither does. Raises RunError as ``recorded`` does."""
     if config.machine.cohort is not None:
         return config.machine.cohort
-    found = recorded(config.run_dir).get(COHORT, "1")
+    return number(config.run_dir, COHORT, recorded(config.run_dir).get(COHORT, "1"))
+
+
+def number(folder: Path, what: str, found: str) -> int:
+    """A decision that is a number of at least 1. Raises RunError where it is none."""
     if not found.isdigit() or int(found) < 1:
         raise RunError(
-            f"{config.run_dir / DECISION}: {COHORT} is {found!r}, expected the number of clients in a pass",
+            f"{folder / DECISION}: {what} is {found!r}, expected a number of at least 1",
             sent="the decisions of the run are damaged on its machine",
         )
     return int(found)

@@ -94,7 +94,7 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
         raise RunError(f"a newcomer cannot train for {steps} steps: expected 0 or more")
     primary = bench.primary.name
     found: dict[str, Any] = {"steps": steps, primary: {}, "alone": {}, "took_part": {}}
-    settings = bench.alone.settings if bench.alone else config.train
+    settings = bench.alone.settings if bench.alone else bench.settings
     for client in sorted(config.task.describe().clients):
         served = ClientModel(client, bench, build.store(config, client))
         if not len(served.held_out):

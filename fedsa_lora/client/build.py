@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +10,23 @@ import torch
 from flwr.client import NumPyClient
 
 from fedsa_lora.client.client import FedSAClient
-from fedsa_lora.client.device import device
+from fedsa_lora.client.device import device, sharing
 from fedsa_lora.client.workbench import Alone, Workbench
-from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
+from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
+from fedsa_lora.learning.checkpointing import checkpoint_layers
+from fedsa_lora.learning.memory import room
+from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
 from fedsa_lora.tasks.sourced import SourcedTask
 from fedsa_lora.tasks.task import Task
+
+log = logging.getLogger("flwr")
 
 
 def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
@@ -32,12 +38,15 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
     torch.set_num_threads(config.machine.threads)
     resident = model(config)
     resident.hold_frozen(config.train.dtype)
-    _choose_attention(config, resident, own)
+    if config.train.gradient_checkpointing:
+        checkpoint_layers(resident)
+    settings = _settings(config, resident, own)
+    _choose_attention(config, resident, own, settings)
     return Workbench(
         task=own,
         model=resident,
         split=config.split,
-        settings=config.train,
+        settings=settings,
         seed=config.seed,
         personalisation=config.personalisation,
         unlearning=config.unlearning,
@@ -47,7 +56,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         counted=config.head.counted,
         head_row_norm=config.head.row_norm,
         part=config.evaluation.part,
-        alone=_alone(config) if config.evaluation.local_only else None,
+        alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
         cohort=cohort_size(config),
     )
@@ -79,13 +88,28 @@ def model(config: RunConfig) -> AdapterModel:
     return AdapterModel(attach(backbone, config.lora, config.seed))
 
 
-def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> None:
+def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSettings:
+    """Those of local training; a batch size that the config leaves open is decided now, unless the run
+    did."""
+    if config.train.batch_size != AUTO:
+        return config.train
+
+    def measure() -> str:
+        found = room(resident, own, own.load_client("0").train, config.train, sharing(config))
+        log.info("train.batch_size=%s: %d in this run, as %s", AUTO, found.batch, found)
+        return str(found.batch)
+
+    size = decided(config.run_dir, BATCH, measure) if config.run_dir.is_dir() else measure()
+    return replace(config.train, batch_size=number(config.run_dir, BATCH, size))
+
+
+def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> None:
     """Have the model compute attention as the config says; where it leaves that open, as the run decided, or
     as a simulation measures now."""
 
     def measure() -> str:
         examples = own.load_client("0").train
-        return measured_attention(resident, own, examples, config.train)
+        return measured_attention(resident, own, examples, settings)
 
     name: str = config.machine.attention
     if name == "auto":
@@ -113,8 +137,8 @@ def store(config: RunConfig, client: str) -> DirectoryStore:
     return DirectoryStore(*kept)
 
 
-def _alone(config: RunConfig) -> Alone:
+def _alone(config: RunConfig, train: TrainSettings) -> Alone:
     lr = config.evaluation.local_only_lr or config.train.lr
     head_lr = config.evaluation.local_only_head_lr or config.train.head_lr
-    settings = replace(config.train, lr=lr, head_lr=head_lr)
+    settings = replace(train, lr=lr, head_lr=head_lr)
     return Alone(config.split.alone(), settings, config.federation.rounds)

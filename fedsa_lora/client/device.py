@@ -47,6 +47,19 @@ def gpus() -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
+def usable_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sharing(config: RunConfig) -> int:
+    """The processes of a simulation that share the memory of a device, at most."""
+    machine = config.machine
+    if device(config).type == "cuda" and machine.gpus_per_client:
+        return max(1, int(1 / machine.gpus_per_client))
+    return max(1, min(usable_cores() // machine.cpus_per_client, config.federation.nodes))
+
+
 def shown_alone(chosen: torch.device) -> dict[str, str]:
     """The environment of processes that are to see one GPU alone, where a device names one. Ray hands out
     what it sees, and whatever it hands out is cuda:0 to the process that gets it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from fedsa_lora.binding import bind, raise_faults, unknown
 from fedsa_lora.config.compose import CONF, assignment, load, read_settings
 from fedsa_lora.errors import ConfigError, FedSAError
+from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.settings import RunConfig
 
 GRIDS = CONF / "compare"
@@ -235,6 +236,11 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
             else:
                 faults.append(f"{place}, method {entry.method}: {error}")
             continue
+        if config.train.batch_size == AUTO:
+            faults.append(
+                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the memory that is free, "
+                "which differs between the runs of a comparison: expected a number"
+            )
         if entry.regime not in described:
             described.add(entry.regime)
             faults += [f"{place}: {fault}" for fault in _of_data(config, len(grid.rates) > 1)]

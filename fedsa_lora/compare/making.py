@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from fedsa_lora.client.device import usable_cores
 from fedsa_lora.compare.grid import Grid, Run
 from fedsa_lora.compare.measure import attempt
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.federate import progress_line
-from fedsa_lora.launch.plan import usable_cores
 from fedsa_lora.report.wording import percent
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.stopping import end_with_parent

@@ -24,6 +24,7 @@ from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.federation import PASSED
+from fedsa_lora.foreign import ours_of_option
 from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, hints_of, marked
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.shipped import SHIPPED
@@ -226,7 +227,9 @@ def _is_option(override: Override, faults: list[str]) -> bool:
         return True
     if value is not None or group not in NONE_CHOSEN:
         shown = "null" if value is None else value
-        faults.append(unknown(f"{group}={shown}", "option", options, shown))
+        words = ours_of_option(group, shown)
+        foreign = f"{group}={shown}: no such option; {words}"
+        faults.append(foreign if words else unknown(f"{group}={shown}", "option", options, shown))
     return False
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, value_of
+from fedsa_lora.binding import bind, bind_target, raise_faults, resolve_target, unknown, unknown_key, value_of
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.exchange.measure import faults as measure_faults
 from fedsa_lora.exchange.split import SplitPolicy
@@ -32,7 +32,7 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     hints = {key: hint for key, hint in hints_of(RunConfig).items() if key != "resolved"}
     for key in node:
         if key not in hints:
-            faults.append(unknown(key, "key", list(hints)))
+            faults.extend(unknown_key(key, node[key], list(hints)))
     if missing := [f"{key}: missing" for key in hints if key not in node]:
         raise_faults(faults + missing)
     of_others = ("split", "task", "strategy")  # bound with values of other groups, or built by the server

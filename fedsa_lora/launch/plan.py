@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +11,13 @@ import psutil
 import torch
 
 from fedsa_lora.binding import attempt, raise_errors
-from fedsa_lora.client.device import device, shown_alone
+from fedsa_lora.client.device import device, shown_alone, usable_cores
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.launch.connection import Connection
 from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.cohort.fit import why_not_any
+from fedsa_lora.learning.checkpointing import checkpoint_layers
+from fedsa_lora.learning.cohort.fit import why_not_any, why_not_settings
 from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
@@ -65,6 +65,8 @@ def make_plan(config: RunConfig) -> Plan:
     if not faults and model is not None:
         remarks = attempt(lambda: inspect_task(config.task), faults)
         attempt(lambda: build_strategy(config, model, Unwritten()), faults)
+    if model is not None and config.train.gradient_checkpointing:
+        attempt(lambda: checkpoint_layers(model), faults)
     raise_errors(faults)
     assert trained_on is not None
     assert federation is not None
@@ -77,7 +79,8 @@ def make_plan(config: RunConfig) -> Plan:
         place = fit_simulation(config, trained_on, 4 * parameters["base"])
     else:
         place = trained_on
-    if isinstance(place, Processes) and (alone := why_not_any(model, config.task)):
+    alone = why_not_any(model, config.task) or why_not_settings(config.train)
+    if isinstance(place, Processes) and alone:
         place = replace(place, cohort=1, alone=alone)
     return Plan(
         parameters=parameters,
@@ -160,11 +163,6 @@ def _cohort(config: RunConfig, processes: int) -> int:
     if config.federation.round_timeout is not None:
         return 1
     return min(LARGEST_COHORT, -(-config.federation.clients // processes))
-
-
-def usable_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine(

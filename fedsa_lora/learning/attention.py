@@ -45,8 +45,8 @@ def measured_attention(model: AdapterModel, task: Task, examples: Examples, sett
     """The faster implementation in the precision of the run, on a batch of its size and of the middle
     lengths: forward and backward, in turns, by CPU time. Leaves the first in use."""
     order = np.argsort(examples.lengths, kind="stable")
-    start = max(0, (len(order) - settings.batch_size) // 2)
-    indices = order[start : start + settings.batch_size]
+    start = max(0, (len(order) - settings.at_once) // 2)
+    indices = order[start : start + settings.at_once]
     objective = Objective(model, task, examples, settings)
     model.set_trainable(frozenset(model.layout.names))
     model.set_mode(training=False)  # dropout is drawn apart from it

@@ -8,11 +8,9 @@ github.com/locuslab/open-unlearning.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +24,6 @@ from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.task import Batch, Examples, Task
 
 IGNORED = -100  # a token without a loss, as transformers has it
-Goal: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +96,8 @@ class Forgetting(Objective):
     """gamma times a loss over a batch that is to be forgotten, and alpha times one over as many examples that
     are ``kept``, drawn from ``seed`` and ``key``; with alpha 0 none are.
 
-    The loss over what is kept is the mean over all of its answer tokens.
+    The loss over what is kept is the task's own, the mean over all answer tokens, unless a class says
+    otherwise.
     """
 
     kept: NDArray[np.int64]
@@ -112,23 +110,26 @@ class Forgetting(Objective):
     def rng(self) -> np.random.Generator:
         return generator(self.seed, "keep", *self.key)
 
-    @contextmanager
     def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        forget = self.gamma * self.forget_loss(indices)
-        if not self.alpha or not len(self.kept):
-            yield forget
-            return
-        drawn = self.rng.choice(self.kept, len(indices), replace=len(self.kept) < len(indices))
-        yield forget + self.alpha * self.keep_loss(drawn)
+        for loss in super().at(indices):
+            yield self.gamma * loss
+        if self.alpha and len(self.kept):
+            drawn = self.rng.choice(self.kept, len(indices), replace=len(self.kept) < len(indices))
+            for loss in self.keeping.at(drawn):
+                yield self.alpha * loss
+
+    def terms(self, indices: NDArray[np.int64]) -> int:
+        """Examples, of which each is a term of the mean."""
+        return len(indices)
+
+    @property
+    def keeping(self) -> Objective:
+        """The objective over examples that are kept: the task's own loss."""
+        return Objective(self.model, self.task, self.examples, self.settings)
 
     @abstractmethod
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """The loss over examples that are to be forgotten, a scalar."""
-
-    def keep_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        """The loss over examples that are kept, a scalar."""
-        losses, tokens = self.answers(indices)
-        return losses.sum() / tokens.sum()
 
     def answers(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """S and n of each of the examples, (batch,) each."""
@@ -140,9 +141,12 @@ class Forgetting(Objective):
 class Ascent(Forgetting):
     """Minus the mean loss over answer tokens (GradAscent; with alpha > 0 GradDiff, arXiv:2203.12817)."""
 
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         losses, tokens = self.answers(indices)
         return -losses.sum() / tokens.sum()
+
+    def terms(self, indices: NDArray[np.int64]) -> int:
+        return self.keeping.terms(indices)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class NegativePreference(Forgetting):
     beta: float
     reference: NDArray[np.float32]
 
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         losses, _ = self.answers(indices)
         reference = torch.from_numpy(self.reference[indices]).to(losses.device)
         return -2 / self.beta * logsigmoid(self.beta * (losses - reference)).mean()
@@ -165,7 +169,7 @@ class SimplePreference(Forgetting):
     beta: float
     delta: float
 
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         losses, tokens = self.answers(indices)
         return -2 / self.beta * logsigmoid(self.beta * (losses / tokens - self.delta)).mean()
 
@@ -181,7 +185,7 @@ class DirectPreference(Forgetting):
     reference: NDArray[np.float32]
     of_refusal: NDArray[np.float32]
 
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         lost, _ = self.answers(indices)
         with self.autocast():
             batch = self.task.collate(self.refused, indices)
@@ -192,25 +196,46 @@ class DirectPreference(Forgetting):
 
 
 @dataclass(frozen=True)
+class Hidden(Objective):
+    """The mean of (h - goal)^2 over what ``states`` reads of answer tokens, first over those of an example.
+
+    ``goal`` is (d,) for all, or (n, longest, d) for each example of its own.
+    """
+
+    states: HiddenStates
+    goal: NDArray[np.float32]
+
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        batch = self.batch(indices)
+        with self.autocast():
+            states = self.states.of(self.model.module, batch).float()
+        goal = self.goal if self.goal.ndim == 1 else self.goal[indices, : states.shape[1]]
+        answered = batch["labels"] != IGNORED
+        by_token = (states - torch.from_numpy(goal).to(states)).square().mean(dim=2) * answered
+        return (by_token.sum(dim=1) / answered.sum(dim=1)).mean()
+
+    def terms(self, indices: NDArray[np.int64]) -> int:
+        return len(indices)
+
+
+@dataclass(frozen=True)
 class Misdirection(Forgetting):
-    """RMU, arXiv:2403.03218: the mean of (h - c u)^2 over what ``states`` reads of answer tokens, first over
-    the tokens of an example. Of what is kept, (h - h_ref)^2, ``reference`` being h_ref, (n, longest, d).
+    """RMU, arXiv:2403.03218: hidden states are led to c u, those of what is kept to where they were.
 
     u has values drawn uniformly from 0 to 1 and norm 1, and is the same for all clients; c is ``steering``.
+    ``reference`` are the states when the phase began, (n, longest, d).
     """
 
     states: HiddenStates
     steering: float
     reference: NDArray[np.float32]
 
-    def forget_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        return self._apart(indices, lambda states: torch.from_numpy(self.control).to(states))
+    def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        return self._hidden(self.control).loss(indices)
 
-    def keep_loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        def before(states: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(self.reference[indices, : states.shape[1]]).to(states)
-
-        return self._apart(indices, before)
+    @property
+    def keeping(self) -> Objective:
+        return self._hidden(self.reference)
 
     @cached_property
     def control(self) -> NDArray[np.float32]:
@@ -218,10 +243,5 @@ class Misdirection(Forgetting):
         u = generator(self.seed, "control").random(self.reference.shape[2])
         return np.asarray(self.steering * u / np.linalg.norm(u), np.float32)
 
-    def _apart(self, indices: NDArray[np.int64], goal: Goal) -> torch.Tensor:
-        batch = self.batch(indices)
-        with self.autocast():
-            states = self.states.of(self.model.module, batch).float()
-        answered = batch["labels"] != IGNORED
-        by_token = (states - goal(states)).square().mean(dim=2) * answered
-        return (by_token.sum(dim=1) / answered.sum(dim=1)).mean()
+    def _hidden(self, goal: NDArray[np.float32]) -> Hidden:
+        return Hidden(self.model, self.task, self.examples, self.settings, self.states, goal)

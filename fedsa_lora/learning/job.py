@@ -15,8 +15,9 @@ from fedsa_lora.errors import FedSAError, TrainingError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.importance import ImportanceMeter, Scores, Scoring
+from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.settings import TrainSettings
-from fedsa_lora.learning.training import Objective, TrainReport, predict, train
+from fedsa_lora.learning.training import Objective, predict, train
 from fedsa_lora.tasks.task import Examples, Task
 
 Extension = Callable[[AdapterModel], AbstractContextManager[Mapping[str, nn.Parameter]]]

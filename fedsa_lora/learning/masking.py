@@ -8,10 +8,11 @@ Any other dropout, and all of it on a GPU, whose kernels draw their own at no co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from fedsa_lora.learning.dropout import Masks, Site, Sites, Strip
 ATTENTION = "drawn_masks"  # the name of ``_attend`` in the configs of transformers
 # whose eager attention is softmax(q k / sqrt(d) + mask) v and no more, so that it can be computed here
 FAMILIES = frozenset({"bert", "camembert", "distilbert", "gpt2", "llama", "roberta", "vit", "xlm-roberta"})
+
+Calls: TypeAlias = dict[tuple[Strip, nn.Module], int]  # of a layer in a forward pass
 
 
 def find_sites(module: nn.Module, forward: Callable[[], object]) -> Sites:
@@ -70,6 +73,13 @@ def _configs(module: nn.Module) -> list[Any]:
     return [config for config in found.values() if config.model_type in FAMILIES]
 
 
+def first_and_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a layer that is computed for its output and once more for its gradient, as the
+    ``context_fn`` of torch's checkpoint: the second time it takes the masks of the first."""
+    dropout = _CURRENT.get(None)
+    return nullcontext(), nullcontext() if dropout is None else dropout.again()
+
+
 class _Dropout:
     """Stands in for the dropout of a module within a context."""
 
@@ -84,6 +94,10 @@ class _Dropout:
     def drop_attention(self, layer: nn.Module, weights: torch.Tensor, p: float) -> torch.Tensor:
         """Attention probabilities (examples, heads, tokens, tokens) with dropout."""
         raise NotImplementedError
+
+    def again(self) -> AbstractContextManager[None]:
+        """Within it, what a forward pass computes from now on is computed once more, to the same values."""
+        return nullcontext()
 
     @contextmanager
     def installed(
@@ -141,16 +155,25 @@ class _Drawing(_Dropout):
 
     def __init__(self, sites: Sites, seed: int) -> None:
         self.sites, self.seed = sites, seed
-        self.number = -1
-        self.padded: _Padded | None = None
-        self.real: torch.Tensor | None = None
-        self.calls: dict[tuple[Strip, nn.Module], int] = {}
+        self.current = _Pass(-1, None)
+        self.calls: Calls = {}
 
     def begin(self, module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
         if module.training:
-            self.number += 1
-            self.padded, self.real = None, _real(inputs)
-            self.calls.clear()
+            self.current = _Pass(self.current.number + 1, _real(inputs))
+            self.calls = {}
+
+    def again(self) -> AbstractContextManager[None]:
+        return self._as_of(self.current, dict(self.calls))
+
+    @contextmanager
+    def _as_of(self, current: _Pass, calls: Calls) -> Iterator[None]:
+        kept = self.current, self.calls
+        self.current, self.calls = current, calls
+        try:
+            yield
+        finally:
+            self.current, self.calls = kept
 
     def drop(self, layer: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
         if not layer.training:
@@ -182,13 +205,23 @@ class _Drawing(_Dropout):
         return columns[call] if call < len(columns) else None
 
     def _masks(self, examples: int) -> _Padded:
-        if self.padded is None:
+        current = self.current
+        if current.padded is None:
             real = np.ones((examples, self.sites.span), bool)
-            if self.real is not None:
-                real = self.real.numpy() != 0
-            drawn = self.sites.draw(self.seed, self.number, real.sum(axis=1))
-            self.padded = _Padded(self.sites, drawn, real)
-        return self.padded
+            if current.real is not None:
+                real = current.real.numpy() != 0
+            drawn = self.sites.draw(self.seed, current.number, real.sum(axis=1))
+            current.padded = _Padded(self.sites, drawn, real)
+        return current.padded
+
+
+@dataclass(eq=False)
+class _Pass:
+    """A forward pass, by its number: the attention mask of its batch, and the masks, once one is needed."""
+
+    number: int
+    real: torch.Tensor | None
+    padded: _Padded | None = None
 
 
 class _Padded:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional
 
 from fedsa_lora.learning.training import Objective
@@ -30,19 +30,27 @@ class Ahead(Objective):
     def rng(self) -> np.random.Generator:
         return generator(self.seed, "ahead", *self.key)
 
-    @contextmanager
     def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
         parameters = [self.model.parameter(name) for name in sorted(self.trained)]
         other = self.rng.choice(len(self.examples), min(len(indices), len(self.examples)), replace=False)
-        gradients = torch.autograd.grad(self.loss(other), parameters)
+        gradients = self._gradients(other, parameters)
         before = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=self.alpha)
-        yield self.loss(indices)
+        yield from super().at(indices)
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
+
+    def _gradients(self, indices: NDArray[np.int64], parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+        """Those of the mean loss over ``indices``."""
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        for share, part in self.parts(indices):
+            found = torch.autograd.grad(share * self.loss(part), parameters)
+            for gradient, of_part in zip(gradients, found, strict=True):
+                gradient.add_(of_part)
+        return gradients
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ from fedsa_lora.group import Group, at_least, more_than
 if TYPE_CHECKING:
     import torch
 
+    from fedsa_lora.settings import RunConfig
+
+AUTO = "auto"
+LARGEST_BATCH = 64  # of those that memory decides: with more, a few local steps see a small client many times
+OWN_MEMORY = "each node has a memory of its own, and all are to take the same steps: expected a number"
 Intent = Literal["default", "attention", "all_linear", "convolutions"]
 
 
@@ -86,14 +91,22 @@ def _pattern_faults(lora: LoraSettings) -> list[str]:
 @dataclass(frozen=True)
 class TrainSettings(Group):
     """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
-    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one."""
+    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one.
+
+    ``batch_size`` examples are computed in one pass, and ``accumulate`` passes make a step, as with
+    transformers' Trainer: a step is over ``batch_size * accumulate`` examples, and its gradient is that of
+    their mean loss. ``batch_size=auto`` is what the free memory holds, see ``describe``.
+    ``gradient_checkpointing``: a layer keeps its input alone and is computed again for its gradient
+    (arXiv:1604.06174), which takes less memory and more time.
+    """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, more_than(0)] = 1e-3
     head_lr: Annotated[float | None, more_than(0)] = None
     steps: Annotated[int | None, at_least(1)] = 5
     epochs: Annotated[int | None, at_least(1)] = None
-    batch_size: Annotated[int, at_least(1)] = 8
+    batch_size: Annotated[int | str, at_least(1)] = 8
+    accumulate: Annotated[int, at_least(1)] = 1
     weight_decay: Annotated[float, at_least(0)] = 0.0
     momentum: Annotated[float, at_least(0, 1)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -101,12 +114,48 @@ class TrainSettings(Group):
     clip_norm: Annotated[float | None, more_than(0)] = 1.0
     max_update_norm: Annotated[float | None, more_than(0)] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
     eval_batch_size: Annotated[int, at_least(1)] = 64
 
     @staticmethod
     def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
         if (node.get("steps") is None) == (node.get("epochs") is None):
             yield "give either steps or epochs, and set the other to null"
+        size = node.get("batch_size")
+        if isinstance(size, str) and size != AUTO:
+            yield f"batch_size={size}: expected a number of examples, or {AUTO}"
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if self.batch_size == AUTO and run.federation.superlink is not None:
+            yield f"train.batch_size={AUTO}: {OWN_MEMORY}"
+
+    def describe(self) -> dict[str, str]:
+        lines = {}
+        if self.batch_size == AUTO:
+            lines["batch size"] = (
+                f"the largest power of two up to {LARGEST_BATCH} that the free memory holds, decided once "
+                "when the run begins"
+            )
+        if self.accumulate > 1:
+            lines["accumulate"] = f"{self.accumulate} passes of {self.batch_size} examples make a step"
+        if self.gradient_checkpointing:
+            lines["checkpointing"] = "layers are computed again for their gradients, to save memory"
+        return lines
+
+    def check_deployed(self) -> None:
+        if self.batch_size == AUTO:
+            raise ConfigError(
+                f"train.batch_size={AUTO}: {OWN_MEMORY}",
+                sent="the batch size is decided in simulation only",
+                key="train.batch_size",
+            )
+
+    @property
+    def at_once(self) -> int:
+        """The examples of one pass. Raises ConfigError where nobody has decided."""
+        if isinstance(self.batch_size, str):
+            raise ConfigError(f"train.batch_size={self.batch_size} is not decided yet: expected a number")
+        return self.batch_size
 
     @property
     def dtype(self) -> torch.dtype:

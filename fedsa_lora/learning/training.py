@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,34 +19,11 @@ from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.masking import find_sites, masked
+from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.settings import TrainSettings
-from fedsa_lora.tasks.task import Batch, Examples, Task
+from fedsa_lora.tasks.task import Batch, Counting, Examples, Task
 
 BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """Report of a fit: mean loss over examples, counts, and seconds of wall time."""
-
-    loss: float = 0.0
-    steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: TrainReport) -> TrainReport:
-        """One training after another, as one."""
-        examples = self.examples + other.examples
-        return TrainReport(
-            loss=(self.loss * self.examples + other.loss * other.examples) / max(1, examples),
-            steps=self.steps + other.steps,
-            examples=examples,
-            tokens=self.tokens + other.tokens,
-            padded_tokens=self.padded_tokens + other.padded_tokens,
-            seconds=self.seconds + other.seconds,
-        )
 
 
 @dataclass(frozen=True)
@@ -69,10 +46,28 @@ class Objective:
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         return to_device(self.task.collate(self.examples, indices), self.model.device)
 
-    @contextmanager
     def at(self, indices: NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        """The loss, with the model as it must be until its gradient is taken."""
-        yield self.loss(indices)
+        """The loss of a step over ``indices`` as the sum of the losses of its passes. The gradient of each is
+        taken before the next is computed; the model is as it must be for that."""
+        for share, part in self.parts(indices):
+            yield share * self.loss(part)
+
+    def parts(self, indices: NDArray[np.int64]) -> list[tuple[float, NDArray[np.int64]]]:
+        """The passes of a step over ``indices``, each with its share of the terms that the loss of the step
+        is the mean of: the mean loss is the sum of the losses of the passes, each times its share. A pass
+        without a term, whose loss is no number, is left out."""
+        chosen = passes(indices, self.settings)
+        terms = [self.terms(part) for part in chosen] if len(chosen) > 1 else []
+        whole = sum(terms)
+        if not whole:
+            return [(1.0, indices)]
+        return [(count / whole, part) for count, part in zip(terms, chosen, strict=True) if count]
+
+    def terms(self, indices: NDArray[np.int64]) -> int:
+        """The number of terms that ``loss`` is the mean of: examples, unless the task counts others."""
+        if isinstance(self.task, Counting):
+            return self.task.terms(self.examples, indices)
+        return len(indices)
 
 
 def epoch_batches(
@@ -95,16 +90,24 @@ def epoch_batches(
 def round_batches(
     lengths: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """The batches of one round, epoch after epoch until steps or epochs are reached. Raises TrainingError
-    where there are no examples."""
+    """The batches of one round, one for each step, epoch after epoch until steps or epochs are reached.
+    Raises TrainingError where there are no examples."""
     if not len(lengths):
         raise TrainingError("there is no example to train on: this client needs rows beside its test part")
     batches: list[NDArray[np.int64]] = []
     epochs = 0
+    size = settings.at_once * settings.accumulate
     while len(batches) < settings.steps if settings.steps is not None else epochs < (settings.epochs or 1):
-        batches += epoch_batches(lengths, settings.batch_size, rng)
+        batches += epoch_batches(lengths, size, rng)
         epochs += 1
     return batches[: settings.steps]
+
+
+def passes(indices: NDArray[np.int64], settings: TrainSettings) -> list[NDArray[np.int64]]:
+    """The examples of a step in the passes that it is computed in."""
+    if settings.accumulate == 1:
+        return [indices]
+    return [*_chunks(indices, settings.at_once)]
 
 
 def train(
@@ -142,9 +145,9 @@ def train(
     started, total = time.perf_counter(), 0.0
     with masked(model.module, sites, torch_seed):
         for step, indices in enumerate(batches):
-            with minimised.at(indices) as loss:
-                value = finite(loss.item(), step, len(batches), settings)
-                optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
+            for loss in minimised.at(indices):
+                total += finite(loss.item(), step, len(batches), settings) * len(indices)
                 torch.autograd.backward(scaler.scale(loss))
             scaler.unscale_(optimizer)
             if observe is not None and step > 0:
@@ -156,8 +159,8 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
-            total += value * len(indices)
-    return _report(examples, batches, total, time.perf_counter() - started)
+    computed = [part for batch in batches for part in passes(batch, settings)]
+    return TrainReport.of(examples, batches, computed, total, time.perf_counter() - started)
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -280,21 +283,3 @@ def _pull(model: AdapterModel, anchor: Mapping[str, torch.Tensor], mu: float) ->
 
 def _anchor(model: AdapterModel, reference: NamedArrays) -> Mapping[str, torch.Tensor]:
     return {name: torch.from_numpy(value.copy()).to(model.device) for name, value in reference.items()}
-
-
-def _report(
-    examples: Examples, batches: Sequence[NDArray[np.int64]], total_loss: float, seconds: float
-) -> TrainReport:
-    seen = sum(len(batch) for batch in batches)
-    tokens = int(sum(examples.lengths[batch].sum() for batch in batches))
-    padded = tokens
-    if not examples.packed:
-        padded = int(sum(examples.lengths[batch].max() * len(batch) for batch in batches))
-    return TrainReport(
-        loss=total_loss / max(1, seen),
-        steps=len(batches),
-        examples=seen,
-        tokens=tokens,
-        padded_tokens=padded,
-        seconds=seconds,
-    )

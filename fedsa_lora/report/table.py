@@ -48,6 +48,8 @@ def print_summary(run_dir: Path, console: Console) -> None:
         if attack := record.summary.get("attack"):
             _line(console, f"Attack: {under_attack(attack, record.primary)}", TONES["bad"])
         _line(console, _cost(record.summary))
+        if batch := record.summary.get("decisions", {}).get("batch_size"):
+            _line(console, f"Batch size: {batch}, as the free memory allowed when the run began.")
     report = run_dir / "report.html"
     _line(
         console, f"report: {report.resolve()}" if report.exists() else f"run directory: {run_dir.resolve()}"

@@ -8,8 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsa_lora.compare.advice import ALONE, Advice, Evidence
+from fedsa_lora.decision import BATCH, recorded
 from fedsa_lora.exchange.arrays import ROLES
 from fedsa_lora.launch.plan import Plan
+from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.report.wording import amount, difference, percent, shown
 from fedsa_lora.runs.measures import spread
 from fedsa_lora.settings import RunConfig
@@ -32,7 +34,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
         "classes": plan.federation.classes_in_words(),
         "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
         "clients": f"{config.federation.clients} with {examples}",
-        "rounds": f"{config.federation.rounds} of {length} x batch {train.batch_size}",
+        "rounds": f"{config.federation.rounds} of {length} x batch {_batch(config)}",
         "machine": plan.machine,
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
@@ -44,6 +46,15 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
     yield table
     if changed:
         yield two_columns("changed by the command", changed)
+
+
+def _batch(config: RunConfig) -> str:
+    """The examples of a step, as passes times those of a pass; those that the run decided, once it did."""
+    train = config.train
+    size = str(train.batch_size)
+    if size == AUTO:
+        size = recorded(config.run_dir).get(BATCH, AUTO)
+    return size if train.accumulate == 1 else f"{train.accumulate} x {size}"
 
 
 def _factors(plan: Plan) -> dict[str, str]:

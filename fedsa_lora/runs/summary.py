@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsa_lora.client.egress import searches
+from fedsa_lora.decision import recorded
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.federation import PASSED
 from fedsa_lora.learning.adapters import AdapterModel
@@ -44,6 +45,7 @@ def summarise(config: RunConfig, run_dir: Path, model: AdapterModel) -> dict[str
         "warning": PASSED if config.federation.b_passing else None,
         **_participants(config, rounds, final),
         **_course(config, rounds),
+        "decisions": recorded(run_dir),
         **measured,
         **_gains(config, final),
         "rejected": remarked(rounds, "rejected"),

@@ -248,6 +248,10 @@ class CausalLMTask(TextData):
         loss: torch.Tensor = model(**one_row(batch), use_cache=False).loss
         return loss
 
+    def terms(self, examples: Examples, indices: NDArray[np.int64]) -> int:
+        """The learned tokens, which the loss is the mean of; the first of a row follows none."""
+        return sum(int((examples.features["labels"][i][1:] != IGNORED).sum()) for i in indices)
+
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """By example (batch, ...): the summed loss of its learned tokens in nats, the number of these, and
         the numbers of each measure of written answers."""

@@ -246,6 +246,16 @@ class Augmenting(Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A task whose loss is a mean over other terms than examples."""
+
+    def terms(self, examples: Examples, indices: NDArray[np.int64]) -> int:
+        """The number of terms that the loss of the examples at ``indices`` is the mean of, such as the tokens
+        of their answers."""
+        ...
+
+
 def measured(task: Task, predictions: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, float]:
     """The numbers of ``task.evaluate`` that the task declares, in its order; others stay where they are.
 

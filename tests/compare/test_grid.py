@@ -163,6 +163,11 @@ def test_data_that_cannot_be_divided_are_told_before_anything_runs():
         check(grid(regimes={"plain": "experiment=smoke federation.clients=99999"}), "mine")
 
 
+def test_runs_that_are_compared_do_not_follow_the_memory_that_is_free():
+    with pytest.raises(ConfigError, match=r"method alone: train\.batch_size=auto .*: expected a number"):
+        check(grid(regimes={"plain": "experiment=smoke train.batch_size=auto"}), "tiny")
+
+
 def test_rates_are_not_chosen_without_a_validation_part():
     regimes = {"plain": "experiment=smoke federation.validation_examples=0"}
     check(grid(regimes=regimes), "one rate needs none")

@@ -361,7 +361,7 @@ def test_all_faults_are_told_at_once(tmp_path, monkeypatch):
         "strategy._target_=os.system": "'os.system' is not allowed",
         "lora.r=0": "lora.r: 0 is out of range",
         "train.lr=-1": "train.lr: -1 is out of range",
-        "train.batch_size=many": "train.batch_size: expected int",
+        "train.batch_size=many": "train: batch_size=many: expected a number of examples, or auto",
         "train.epochs=3": "either steps or epochs",
         "federation.clients=0": "federation.clients: 0 is out of range",
         "machine.threads=x,y": "a sweep",

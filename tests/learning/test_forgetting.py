@@ -80,8 +80,7 @@ def pairs(model, examples):
 
 def loss_of(kind, model, task, examples, indices=(0, 1, 2), **fields):
     objective = kind(model, task, examples, SETTINGS, **TERMS | fields)
-    with objective.at(np.array(indices)) as loss:
-        return loss.item()
+    return sum(loss.item() for loss in objective.at(np.array(indices)))
 
 
 def log_sigmoid(x):
@@ -175,6 +174,24 @@ def test_rmu(task, model, examples):
     # where the model has not moved, what is kept costs nothing
     found = loss_of(objective, model, task, examples, kept=np.array([5]), gamma=0.0, alpha=1.0)
     assert found == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ascent", "npo", "rmu"])
+def test_a_step_in_several_passes_has_the_loss_of_one(task, model, examples, pairs, kind):
+    states = HiddenStates(2)
+    made = {
+        "ascent": partial(Ascent),
+        "npo": partial(NegativePreference, beta=0.1, reference=pairs[:, 0].astype(np.float32) + 1),
+        "rmu": partial(
+            Misdirection, states=states, steering=2.0, reference=states(model, task, examples, SETTINGS) + 1
+        ),
+    }[kind]
+    terms = TERMS | {"alpha": 1.0, "kept": np.arange(3, len(examples))}
+    whole, parted = (
+        sum(loss.item() for loss in made(model, task, examples, settings, **terms).at(np.arange(3)))
+        for settings in (replace(SETTINGS, batch_size=4), replace(SETTINGS, batch_size=2, accumulate=2))
+    )
+    assert parted == pytest.approx(whole, rel=1e-5)
 
 
 def test_what_is_kept_is_drawn_from_seed_client_and_round(task, model, examples):

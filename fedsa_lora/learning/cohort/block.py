@@ -21,7 +21,8 @@ from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.importance import ImportanceMeter
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
-from fedsa_lora.learning.training import TrainReport, autocast, dropout_sites, finite
+from fedsa_lora.learning.report import TrainReport
+from fedsa_lora.learning.training import autocast, dropout_sites, finite
 
 TOKENS = 4096  # of a pass that holds more than one client's batch: more do not stay in a core's cache
 NONE = np.zeros(0, np.int64)

@@ -11,6 +11,7 @@ from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
+from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import Objective, predict
 from fedsa_lora.tasks.causal_lm import CausalLMTask
 from fedsa_lora.tasks.classification import ClassificationTask
@@ -62,10 +63,21 @@ def why_not_job(job: Job, task: Task) -> str | None:
         return "the method has an objective of its own"
     if job.asked and job.read is not predict:
         return "the method reads answers of its own"
-    if job.settings.precision == "fp16":
-        return "fp16 scales losses"
+    if reason := why_not_settings(job.settings):
+        return reason
     if job.asked and isinstance(task, CausalLMTask):
         return "a language model is measured by its tokens"
+    return None
+
+
+def why_not_settings(settings: TrainSettings) -> str | None:
+    """The reason that every job with these settings is, if there is one."""
+    if settings.precision == "fp16":
+        return "fp16 scales losses"
+    if settings.accumulate > 1:
+        return "a step is computed in several passes (train.accumulate)"
+    if settings.gradient_checkpointing:
+        return "layers are computed twice (train.gradient_checkpointing)"
     return None
 
 
