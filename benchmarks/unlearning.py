@@ -84,7 +84,7 @@ def measured(options: argparse.Namespace, split: str, seed: int) -> Iterator[dic
             words = [f"unlearning={method}", *phases, f"federation.rounds={sum(options.rounds)}"]
             place = branch(learned, folder / method, [*common, *words])
         found = evaluate_unlearning(place, retrained)
-        row = {"split": split, "method": method, "seed": seed, **found}
+        row = {**found, "split": split, "method": method, "seed": seed}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         yield row

@@ -123,7 +123,7 @@ class Views:
 
     @cached_property
     def shared(self) -> NamedArrays:
-        """What all clients hold, with the common start of what is local: under ``split=share_a`` B = 0."""
+        """Values that all clients hold, with the common start of what is local: under ``split=share_a`` B = 0."""
         return self.exporter.own_model(self.targets[0], own=False).common
 
     def own(self, client: str) -> NamedArrays:
@@ -131,7 +131,7 @@ class Views:
         return self.exporter.own_model(client).common
 
     def found(self) -> dict[str, Any]:
-        """Everything that needs no reference."""
+        """All measures that need no reference."""
         shared = {"without_b": self.forget_nll(self.shared)}
         if self.config.split.by_role and self.config.split.words()["B"] == "local":
             shared["mean_b"] = self.forget_nll(mean_model(self.exporter).tensors)
@@ -149,11 +149,11 @@ class Views:
         }
 
     def of_targets(self) -> dict[str, dict[str, Any]]:
-        """What each target's own model knows of what is to be forgotten, of what it keeps, and besides."""
+        """Knowledge of each target's own model: of facts to forget, of facts that it keeps, and besides."""
         return {client: self._of_target(client) for client in self.targets}
 
     def of_other(self, client: str) -> dict[str, float | None]:
-        """What a client without anything to forget knows of it, of its own facts, and besides."""
+        """Knowledge of a client without facts to forget: of those, of its own, and besides."""
         values = self.own(client)
         return {
             "forget_nll": self.forget_nll(values),
@@ -180,7 +180,7 @@ class Views:
         return self.bench.outcome(job).answers[0].astype(np.float64)
 
     def known(self, values: NamedArrays, facts: Phrased) -> Known:
-        """What a model knows of facts."""
+        """Knowledge of facts under given values."""
         wrong = [self.losses(values, each) for each in facts.wrong]
         truth = log_truth_ratio(self.losses(values, facts.paraphrases), wrong)
         return Known(nll(self.losses(values, facts.answers)), truth)
@@ -288,7 +288,7 @@ def read_recall(
 
 
 def table_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was found, in lines to be read."""
+    """Lines to be read of what was found."""
     lines = []
     for client, numbers in found["targets"].items():
         forget, retain = numbers["forget"], numbers["retain"]

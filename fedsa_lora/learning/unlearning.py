@@ -102,11 +102,11 @@ class Unlearning(Group):
         if not self.chosen:
             return
         name = type(self).__name__
-        if not hasattr(run.task, "to_forget"):
+        if not isinstance(run.task, Forgettable):
             yield f"unlearning: {name} needs a task that says what is to be forgotten; expected task=tofu"
-        known = {str(number) for number in range(run.federation.clients)}
-        if run.federation.superlink is None and (unknown := sorted(self.names - known)):
-            yield f"unlearning.targets: no clients {unknown}; there are 0 to {run.federation.clients - 1}"
+        elif {*map(str, run.task.targets)} != self.names:
+            holders = ", ".join(map(str, run.task.targets))
+            yield f"unlearning.targets={self.targets}: task.targets are {holders}; expected the same clients"
         if type(run.personalisation) is not Personalisation:
             method = type(run.personalisation).__name__
             yield (

@@ -224,7 +224,13 @@ class Task(Protocol):
 
 @runtime_checkable
 class Forgettable(Protocol):
-    """A task of answers in words that knows which train examples are to be forgotten."""
+    """A task of answers in words that knows which train examples are to be forgotten, by which clients, the
+    ``targets``."""
+
+    @property
+    def targets(self) -> Sequence[str | int]:
+        """The clients that hold such examples."""
+        ...
 
     def to_forget(self, examples: Examples) -> NDArray[np.bool_]:
         """True, (n,), of each example that is to be forgotten."""

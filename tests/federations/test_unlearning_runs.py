@@ -160,6 +160,7 @@ def _other(path):
         (("unlearning=npo", "strategy=krum"), "does not take the mean"),
         (("unlearning=npo", "codec=topk"), "has not sent yet"),
         (("unlearning=npo", "unlearning.targets=[7]"), "7"),
+        (("unlearning=npo", "task.targets=[1]"), "expected the same clients"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_a_way_out(words, told):
