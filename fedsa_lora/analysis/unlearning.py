@@ -123,7 +123,7 @@ class Views:
 
     @cached_property
     def shared(self) -> NamedArrays:
-        """Values that all clients hold, with the common start of what is local: under ``split=share_a`` B = 0."""
+        """Values that all clients hold, with the common start of what is local: with ``share_a`` B = 0."""
         return self.exporter.own_model(self.targets[0], own=False).common
 
     def own(self, client: str) -> NamedArrays:

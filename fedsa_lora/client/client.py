@@ -116,7 +116,8 @@ class FedSAClient(NumPyClient):
         return closed.payload, replace(closed.header, measured=measured, report=numbers)
 
     def _done(self, training: Training) -> tuple[Outcome, NamedArrays]:
-        """What a round's trainings return. Raises TrainingError where a value of it is not finite."""
+        """Carries out the trainings of a round. Raises TrainingError where a value that they return is not
+        finite."""
         outcome, kept = settled(*complete([training], self.bench.trainer))
         check_finite(outcome.values | {f"kept/{name}": array for name, array in kept.items()})
         return outcome, kept

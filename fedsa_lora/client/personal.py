@@ -163,7 +163,7 @@ def beside(state: ClientState | None) -> Arrays:
 
 
 def of_phase(state: ClientState | None) -> Arrays:
-    """What a method of unlearning remembers of the phase that it is in; nothing at its beginning."""
+    """Memory of a method of unlearning in the phase that it is in; nothing at its beginning."""
     memory = {} if state is None else state.memory
     return {n.removeprefix(PHASE): a for n, a in memory.items() if n.startswith(PHASE)}
 
