@@ -1,168 +1,161 @@
-"""Answers in words: a causal language model learns the answer to a prompt and is judged by what it writes."""
+"""Answers that a language model writes by itself, and how near they are to those that are wanted."""
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.measure import ENTROPY, LARGEST, SHARE, Measure
-from fedsa_lora.tasks.rows import Columns
-from fedsa_lora.tasks.task import Batch, Examples
-from fedsa_lora.tasks.text import TextData
+from fedsa_lora.exchange.measure import SHARE, Measure
 
 if TYPE_CHECKING:
-    import datasets
     import torch
 
-IGNORED = -100  # a token without a loss, as transformers has it
 MARKER = "####"  # what GSM8K writes before the final number
+ORDERS = 4  # of BLEU's n-grams
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationTask(TextData):
-    """Prompts with their answers; there are no classes.
+def written(
+    model: Any, prompts: Sequence[torch.Tensor], *, ends: Sequence[int], pad: int, most: int
+) -> list[torch.Tensor]:
+    """Generates what follows each of the prompts, token ids (length,), by greedy decoding: up to one of the
+    tokens ``ends``, at most ``most`` tokens, filled up with ``pad`` behind it."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import GenerationConfig
 
-    ``prompt`` and ``answer`` are column names. ``template`` is what the model is given, with {prompt} in
-    the place of the prompt. Of an example longer than ``max_length`` tokens the beginning of the prompt is
-    cut off. At most ``max_new_tokens`` are written. Raises ConfigError for settings that cannot be.
+    # on the left, so that every prompt ends where its answer begins
+    ids = pad_sequence(list(prompts), True, pad, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in prompts], True, 0, padding_side="left")
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=pad
+    )
+    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
+    return [row[ids.shape[1] :] for row in found]
+
+
+class AnswerMeasure(Protocol):
+    """A measure of written answers: ``width`` numbers for each, from which the value over n of them is
+    computed."""
+
+    measure: ClassVar[Measure]
+    width: ClassVar[int]
+
+    def check(self) -> None:
+        """Raise ConfigError where a library that it needs is not installed."""
+        ...
+
+    def numbers(self, text: str, wanted: str) -> Sequence[float]:
+        """Those of one answer: the ``text`` that was written, and the one that was wanted."""
+        ...
+
+    def value(self, numbers: NDArray[np.float64]) -> float:
+        """The value from the numbers (n, width) of n answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """The share of answers in the same words; with ``final_number`` of those that end in the same number."""
+
+    final_number: bool = False
+
+    measure: ClassVar[Measure] = Measure("exact_match", SHARE, format="percent")
+    width: ClassVar[int] = 1
+
+    def check(self) -> None:
+        return
+
+    def numbers(self, text: str, wanted: str) -> Sequence[float]:
+        if self.final_number:
+            return [same_answer(text, wanted)]
+        return [text.strip() == wanted.strip()]
+
+    def value(self, numbers: NDArray[np.float64]) -> float:
+        return float(numbers.mean())
+
+
+@dataclass(frozen=True)
+class RougeL:
+    """ROUGE-L of the package rouge-score, without stemming: the F-measure of the longest common subsequence of
+    words (Lin, 2004), mean over answers."""
+
+    measure: ClassVar[Measure] = Measure("rouge_l", SHARE, format="percent")
+    width: ClassVar[int] = 1
+
+    def check(self) -> None:
+        _scorer()
+
+    def numbers(self, text: str, wanted: str) -> Sequence[float]:
+        return [_scorer().score(wanted, text)["rougeL"].fmeasure]
+
+    def value(self, numbers: NDArray[np.float64]) -> float:
+        return float(numbers.mean())
+
+
+@dataclass(frozen=True)
+class Bleu:
+    """BLEU of a client's answers as one corpus (Papineni et al., 2002), by sacrebleu with its default
+    tokenizer and smoothing, from 0 to 1: its score is 100 times that.
+
+    The numbers of an answer are the n-grams of each order that were found and that there are, and the words of
+    both texts: those of a corpus are their sums.
     """
 
-    prompt: str = "prompt"
-    answer: str = "answer"
-    template: str = "{prompt}"
-    max_new_tokens: int = 256
+    measure: ClassVar[Measure] = Measure("bleu", SHARE, format="percent")
+    width: ClassVar[int] = 2 * ORDERS + 2
 
-    measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("exact_match", SHARE, format="percent"),
-        Measure("loss", ENTROPY, higher_is_better=False),
-        Measure("perplexity", (1.0, LARGEST), higher_is_better=False),
-    )
+    def check(self) -> None:
+        _bleu()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.template.count("{prompt}") != 1:
-            raise ConfigError(f"template is {self.template!r}: expected {{prompt}} in it, once")
-        if self.max_length < 2:
-            raise ConfigError(f"max_length is {self.max_length}: expected 2 tokens or more, one to answer to")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}: expected at least 1")
-        if self.partition.label_meaning != "common":
-            raise ConfigError("there are no classes to rename: expected federation.label_meaning=common")
+    def numbers(self, text: str, wanted: str) -> Sequence[float]:
+        found = _bleu()(effective_order=True).sentence_score(text, [wanted])  # the order counts for scores alone
+        return [*found.counts, *found.totals, found.sys_len, found.ref_len]
 
-    @property
-    def auto_class(self) -> Any:
-        """The class of transformers that builds the model."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
-    def labels(self) -> tuple[str, ...]:
-        """None: answers are words."""
-        return ()
-
-    @property
-    def columns(self) -> Columns:
-        return Columns({"prompt": self.prompt, "answer": self.answer}, None, self.group, self.where)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer. Raises ConfigError when it has no token that ends an answer."""
-        tokenizer = super().tokenizer
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(
-                f"the tokenizer of {self.model.tokenizer or self.model.path} has no token that ends a text, "
-                "so it is not that of a causal language model: correct model.path"
-            )
-        return tokenizer
-
-    def encode(self, inputs: datasets.Dataset, labels: NDArray[np.int64]) -> Examples:
-        """``input_ids``, prompt and answer with its end, and ``labels``, the same but for the prompt, which
-        has no loss: each int64 of the example's own length."""
-        ids: list[NDArray[np.int64]] = []
-        targets: list[NDArray[np.int64]] = []
-        for row in inputs:
-            prompt = self.tokenizer(self.template.replace("{prompt}", row["prompt"]))["input_ids"]
-            answer = self.tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
-            answer = [*answer, self.tokenizer.eos_token_id][: self.max_length - 1]
-            prompt = prompt[-(self.max_length - len(answer)) :]
-            ids.append(np.array(prompt + answer, dtype=np.int64))
-            targets.append(np.array([IGNORED] * len(prompt) + answer, dtype=np.int64))
-        lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        return Examples({"input_ids": ids, "labels": targets}, np.full(len(ids), -1), lengths)
-
-    def collate(self, examples: Examples, indices: NDArray[np.int64]) -> Batch:
-        """``input_ids``, ``attention_mask`` and ``labels``, each (batch, longest of the batch)."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        rows = {
-            name: [torch.from_numpy(rows[i]) for i in indices] for name, rows in examples.features.items()
-        }
-        return {
-            "input_ids": pad_sequence(rows["input_ids"], True, self.tokenizer.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows["input_ids"]], True, 0),
-            "labels": pad_sequence(rows["labels"], True, IGNORED),
-        }
-
-    def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """By example (batch, 3): the summed loss of its answer in nats, the tokens of its answer, and 1 where
-        what the model writes by itself, the likeliest token each time, ends in the right number."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        labels = batch["labels"][:, 1:]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
-        wanted = [self._text(row[row != IGNORED]) for row in labels]
-        written = self.write(model, batch)
-        right = [same_answer(*pair) for pair in zip(written, wanted, strict=True)]
-        tokens = (labels != IGNORED).sum(dim=1)
-        return torch.stack([losses.sum(dim=1), tokens, torch.tensor(right, device=tokens.device)], dim=1)
-
-    def write(self, model: Any, batch: Batch) -> list[str]:
-        """Generates the answers to the prompts of a batch, by greedy decoding."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-        from transformers import GenerationConfig
-
-        given = (batch["labels"] == IGNORED) & batch["attention_mask"].bool()
-        prompts = [row[kept] for row, kept in zip(batch["input_ids"], given, strict=True)]
-        # on the left, so that every prompt ends where its answer begins
-        ids = pad_sequence(prompts, True, self.tokenizer.pad_token_id, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in prompts], True, 0, padding_side="left")
-        greedy = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
+    def value(self, numbers: NDArray[np.float64]) -> float:
+        *grams, written_words, wanted_words = numbers.sum(axis=0).astype(int).tolist()
+        found = _bleu().compute_bleu(
+            grams[:ORDERS], grams[ORDERS:], written_words, wanted_words, smooth_method="exp"
         )
-        written = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
-        return [self._text(row) for row in written[:, ids.shape[1] :]]
-
-    def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """``exact_match``, the share of answers that end in the right number; ``loss`` in nats and
-        ``perplexity`` by token of all answers."""
-        total, tokens, right = predictions.astype(np.float64).sum(axis=0)
-        loss = float(total / tokens)
-        perplexity = float(np.exp(loss))
-        return {"exact_match": float(right / len(predictions)), "loss": loss, "perplexity": perplexity}
-
-    def _text(self, ids: torch.Tensor) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return min(1.0, float(found.score) / 100)  # a perfect score is 100 but for rounding
 
 
-def same_answer(written: str, wanted: str) -> bool:
+@cache
+def _scorer() -> Any:
+    return _library("rouge_score.rouge_scorer", "rouge_l").RougeScorer(["rougeL"])
+
+
+@cache
+def _bleu() -> Any:
+    return _library("sacrebleu.metrics", "bleu").BLEU
+
+
+def _library(module: str, measure: str) -> Any:
+    """A library that only some runs need. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise ConfigError(
+            f"the measure {measure} needs the package {package} ({error}): pip install "
+            '"fedsa-lora[generation]", or leave it out of task.measured',
+            sent="a package that a measure of the run needs is not installed here",
+            key="task.measured",
+        ) from None
+
+
+def same_answer(text: str, wanted: str) -> bool:
     """True where two answers end in the same number; in the same words where the wanted one has no number."""
     number = final_number(wanted)
-    return written.strip() == wanted.strip() if number is None else final_number(written) == number
+    return text.strip() == wanted.strip() if number is None else final_number(text) == number
 
 
 def final_number(text: str) -> float | None:
