@@ -188,7 +188,7 @@ class RunConfig:
         IDENTITY,
         Keys(READ, "dataset"),
         Keys(FILES, "files"),
-        Keys(TEXT, "text", "text_pair", "image", "label", "group", "prompt", "answer"),
+        Keys(TEXT, "text", "text_pair", "image", "label", "group", "prompt", "answer", "messages"),
     ]
     model: Annotated[ModelSettings, IDENTITY]
     lora: Annotated[LoraSettings | None, IDENTITY]

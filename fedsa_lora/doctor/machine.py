@@ -86,10 +86,10 @@ def _gpu() -> Check:
 
 
 def _data() -> Check:
-    from fedsa_lora.tasks.shipped import shipped_folder
+    from fedsa_lora.tasks.shipped import SHIPPED, shipped_folder
 
     def look() -> str:
-        return ", ".join(shipped_folder(name).name for name in ("banking77", "clinc150", "snips"))
+        return ", ".join(shipped_folder(name).name for name in SHIPPED)
 
     return _attempt("shipped data", look)
 

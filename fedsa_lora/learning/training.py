@@ -275,11 +275,15 @@ def _report(
     examples: Examples, batches: Sequence[NDArray[np.int64]], total_loss: float, seconds: float
 ) -> TrainReport:
     seen = sum(len(batch) for batch in batches)
+    tokens = int(sum(examples.lengths[batch].sum() for batch in batches))
+    padded = tokens
+    if not examples.packed:
+        padded = int(sum(examples.lengths[batch].max() * len(batch) for batch in batches))
     return TrainReport(
         loss=total_loss / max(1, seen),
         steps=len(batches),
         examples=seen,
-        tokens=int(sum(examples.lengths[batch].sum() for batch in batches)),
-        padded_tokens=int(sum(examples.lengths[batch].max() * len(batch) for batch in batches)),
+        tokens=tokens,
+        padded_tokens=padded,
         seconds=seconds,
     )

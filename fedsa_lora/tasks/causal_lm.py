@@ -35,20 +35,20 @@ OF_TOKENS = (
 class CausalLMTask(TextData):
     """Texts that a language model learns to continue; there are no classes.
 
-    A row is a ``prompt`` and an ``answer``, or a list of chat ``messages``, or a ``text``: names of columns, of
-    which ``text`` and ``messages`` go before. Of a text every token has a loss, else the answers alone and
-    their ends, in a chat those of all turns.
+    A row is a ``prompt`` and an ``answer``, or a list of chat ``messages``, or a ``text``: names of columns,
+    of which ``text`` and ``messages`` go before. Of a text every token has a loss, else the answers alone
+    and their ends, in a chat those of all turns.
 
-    ``template`` stands around prompts: ``chat`` is the tokenizer's own, ``alpaca`` and ``vicuna`` are ours, any
-    other is a text with {prompt} in the place of the prompt. Of a conversation longer than ``max_length``
-    tokens the beginning is cut off, of a text the end.
+    ``template`` stands around prompts: ``chat`` is the tokenizer's own, ``alpaca`` and ``vicuna`` are ours,
+    any other is a text with {prompt} in the place of the prompt. Of a conversation longer than
+    ``max_length`` tokens the beginning is cut off, of a text the end.
 
     ``packed`` trains a batch as one row without padding, with attention and positions within each example.
 
-    ``measured`` names the measures, the primary one first. ``exact_match``, ``rouge_l`` and ``bleu`` have the
-    model write the last answer of each conversation itself, at most ``max_new_tokens``, which takes a pass for
-    each token; ``perplexity`` and ``loss`` take one pass. With ``final_number`` two answers match that end in
-    the same number. Raises ConfigError for settings that cannot be.
+    ``measured`` names the measures, the primary one first. ``exact_match``, ``rouge_l`` and ``bleu`` have
+    the model write the last answer of each conversation itself, at most ``max_new_tokens``, which takes a
+    pass for each token; ``perplexity`` and ``loss`` take one pass. With ``final_number`` two answers match
+    that end in the same number. Raises ConfigError for settings that cannot be.
     """
 
     text: str | None = None
@@ -89,8 +89,6 @@ class CausalLMTask(TextData):
                 f"measured has {self._answered[0].measure.name!r}, which is of answers, and a text has none: "
                 "expected perplexity and loss, or task.prompt and task.answer in the place of task.text"
             )
-        for found in self._answered:
-            found.check()
 
     @property
     def auto_class(self) -> Any:
@@ -159,7 +157,7 @@ class CausalLMTask(TextData):
         return found
 
     def _stated_ends(self) -> list[int]:
-        """Those that the config of the model, or ``model.config``, states; not what its type has by default."""
+        """Those that the config of the model, or ``model.config``, states; not the default of its type."""
         from fedsa_lora.tasks.model_config import load_config
 
         if not self.model.path and "eos_token_id" not in self.model.config:
@@ -169,7 +167,9 @@ class CausalLMTask(TextData):
 
     def inspect(self) -> tuple[str, ...]:
         """Remarks on what ends an answer and what stands around a prompt. Raises ConfigError where the first
-        row cannot be encoded."""
+        row cannot be encoded, and where a library is lacking that a measure needs."""
+        for measure in self._answered:
+            measure.numbers("", "")
         if not self.partition.own:
             self.encode(self.data.train.inputs.select(np.arange(1)), np.full(1, -1))
         last = self.tokenizer.decode([self.ends[0]])
@@ -246,8 +246,8 @@ class CausalLMTask(TextData):
         return loss
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """By example (batch, ...): the summed loss of its learned tokens in nats, the number of these, and the
-        numbers of each measure of written answers."""
+        """By example (batch, ...): the summed loss of its learned tokens in nats, the number of these, and
+        the numbers of each measure of written answers."""
         import torch
         from torch.nn.functional import cross_entropy
 

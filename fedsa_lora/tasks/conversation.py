@@ -65,8 +65,8 @@ TEMPLATES = {
     # of Vicuna 1.1
     "vicuna": Template(
         "USER: {prompt} ASSISTANT:",
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions.",
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions.",
         gap=" ",
         space=" ",
     ),
@@ -144,8 +144,8 @@ def read_messages(kept: Kept, column: str) -> Inputs:
         faulty,
         column,
         "is no conversation",
-        "expected a list of {role, content} with text as content, the roles "
-        f"{', '.join(ROLES)}, a user's message in front of each of the assistant's, and one of these at least",
+        f"expected a list of {{role, content}} with text as content and the roles {', '.join(ROLES)}: a "
+        "user's message in front of each of the assistant's, and one of these at least",
         sent="rows hold no conversation",
         key="task.messages",
     )
@@ -157,8 +157,10 @@ def read_messages(kept: Kept, column: str) -> Inputs:
 def _is_conversation(row: Any) -> bool:
     if not isinstance(row, list) or not all(isinstance(message, dict) for message in row):
         return False
+    if not all(isinstance(message.get("content"), str) for message in row):
+        return False
     roles = [message.get("role") for message in row]
-    if any(not isinstance(message.get("content"), str) for message in row) or not set(roles) <= set(ROLES):
+    if not set(roles) <= set(ROLES):
         return False
     answers = [at for at, role in enumerate(roles) if role == "assistant"]
     return bool(answers) and all(at > 0 and roles[at - 1] == "user" for at in answers)

@@ -35,9 +35,7 @@ def written(
     # on the left, so that every prompt ends where its answer begins
     ids = pad_sequence(list(prompts), True, pad, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in prompts], True, 0, padding_side="left")
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=pad
-    )
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=pad)
     found = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
     return [row[ids.shape[1] :] for row in found]
 
@@ -49,12 +47,9 @@ class AnswerMeasure(Protocol):
     measure: ClassVar[Measure]
     width: ClassVar[int]
 
-    def check(self) -> None:
-        """Raise ConfigError where a library that it needs is not installed."""
-        ...
-
     def numbers(self, text: str, wanted: str) -> Sequence[float]:
-        """Those of one answer: the ``text`` that was written, and the one that was wanted."""
+        """Those of one answer: the ``text`` that was written, and the one that was wanted. Raises ConfigError
+        where a library that they need is not installed."""
         ...
 
     def value(self, numbers: NDArray[np.float64]) -> float:
@@ -71,9 +66,6 @@ class ExactMatch:
     measure: ClassVar[Measure] = Measure("exact_match", SHARE, format="percent")
     width: ClassVar[int] = 1
 
-    def check(self) -> None:
-        return
-
     def numbers(self, text: str, wanted: str) -> Sequence[float]:
         if self.final_number:
             return [same_answer(text, wanted)]
@@ -85,14 +77,11 @@ class ExactMatch:
 
 @dataclass(frozen=True)
 class RougeL:
-    """ROUGE-L of the package rouge-score, without stemming: the F-measure of the longest common subsequence of
-    words (Lin, 2004), mean over answers."""
+    """ROUGE-L of the package rouge-score, without stemming: the F-measure of the longest common subsequence
+    of words (Lin, 2004), mean over answers."""
 
     measure: ClassVar[Measure] = Measure("rouge_l", SHARE, format="percent")
     width: ClassVar[int] = 1
-
-    def check(self) -> None:
-        _scorer()
 
     def numbers(self, text: str, wanted: str) -> Sequence[float]:
         return [_scorer().score(wanted, text)["rougeL"].fmeasure]
@@ -106,18 +95,16 @@ class Bleu:
     """BLEU of a client's answers as one corpus (Papineni et al., 2002), by sacrebleu with its default
     tokenizer and smoothing, from 0 to 1: its score is 100 times that.
 
-    The numbers of an answer are the n-grams of each order that were found and that there are, and the words of
-    both texts: those of a corpus are their sums.
+    The numbers of an answer are the n-grams of each order that were found and that there are, and the words
+    of both texts: those of a corpus are their sums.
     """
 
     measure: ClassVar[Measure] = Measure("bleu", SHARE, format="percent")
     width: ClassVar[int] = 2 * ORDERS + 2
 
-    def check(self) -> None:
-        _bleu()
-
     def numbers(self, text: str, wanted: str) -> Sequence[float]:
-        found = _bleu()(effective_order=True).sentence_score(text, [wanted])  # the order counts for scores alone
+        counter = _bleu()(effective_order=True)  # without it, it warns of the score of one answer
+        found = counter.sentence_score(text, [wanted])
         return [*found.counts, *found.totals, found.sys_len, found.ref_len]
 
     def value(self, numbers: NDArray[np.float64]) -> float:

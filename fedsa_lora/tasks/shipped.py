@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 from fedsa_lora.errors import DataError
 
-SHIPPED = ("banking77", "clinc150", "snips")
+SHIPPED = ("banking77", "clinc150", "shakespeare", "snips")
 DATA_VARIABLE = "FEDSA_LORA_DATA"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,13 @@ class Examples:
     ``features`` maps a model input's name to one array per example (ragged along the first
     axis for text; of images one array of all); ``labels`` is (n,) int64, -1 where unlabelled;
     ``lengths`` is (n,) int64, the number of tokens, by which batches are bucketed (all ones where
-    inputs do not vary).
+    inputs do not vary). ``packed``: a batch is trained as one row without padding.
     """
 
     features: Mapping[str, Features]
     labels: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +51,7 @@ class Examples:
             {name: _joined([part.features[name] for part in parts]) for name in parts[0].features},
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.lengths for part in parts]),
+            parts[0].packed,
         )
 
 
@@ -160,7 +162,10 @@ class Task(Protocol):
     such as ``round`` or ``majority``, are refused before anything runs.
     """
 
-    measures: ClassVar[tuple[Measure, ...]]
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures, of which the first is the primary one: a class variable, or by the settings."""
+        ...
 
     @property
     def auto_class(self) -> Any:

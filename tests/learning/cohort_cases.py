@@ -18,7 +18,7 @@ from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import round_batches
 from fedsa_lora.seeds import generator
-from fedsa_lora.tasks.generation import IGNORED, GenerationTask
+from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.pooling import mean_pooled
@@ -137,9 +137,7 @@ def _task(kind: str, config):
         return task
     text = {"dataset": "none"}
     task = (
-        GenerationTask(**fields, **text)
-        if kind == "words"
-        else TextTask(**fields, **text, class_names=CLASSES)
+        CausalLMTask(**fields, **text) if kind == "words" else TextTask(**fields, **text, class_names=CLASSES)
     )
     task.__dict__["tokenizer"] = SimpleNamespace(
         pad_token_id=config.pad_token_id, pad_token_type_id=0, padding_side="right"

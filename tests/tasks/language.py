@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from fedsa_lora.exchange.measure import Measure
-from fedsa_lora.tasks.generation import IGNORED, GenerationTask
+from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask
 from fedsa_lora.tasks.task import Batch
 
 LLAMA = {
@@ -31,7 +31,7 @@ LLAMA = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surprise(GenerationTask):
+class Surprise(CausalLMTask):
     """Answers that are judged by the perplexity of their tokens and by nothing else."""
 
     measures: ClassVar[tuple[Measure, ...]] = (Measure("perplexity", (1.0, 1e6), higher_is_better=False),)

@@ -20,7 +20,7 @@ from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
-from fedsa_lora.tasks.generation import GenerationTask
+from fedsa_lora.tasks.causal_lm import OF_TOKENS
 from fedsa_lora.tasks.task import measured
 from fedsa_lora.telemetry.exposition import METRICS
 
@@ -250,7 +250,7 @@ def test_what_a_task_returns_beside_its_measures_is_left_out_and_what_it_lacks_i
         measured(task, np.zeros((1, 2), np.float32), np.zeros(1))
 
 
-@pytest.mark.parametrize("measures", [CLASSES, GenerationTask.measures, Surprise.measures])
+@pytest.mark.parametrize("measures", [CLASSES, OF_TOKENS, Surprise.measures])
 def test_what_our_tasks_declare_is_of_use(measures):
     assert measure.faults(measures) == []
 

@@ -12,9 +12,9 @@ from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.job import Job
 from fedsa_lora.learning.training import Objective
+from fedsa_lora.tasks.causal_lm import CausalLMTask
 from fedsa_lora.tasks.classification import ClassificationTask
 from fedsa_lora.tasks.divided import DividedTask
-from fedsa_lora.tasks.generation import GenerationTask
 from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.task import Task
@@ -40,7 +40,8 @@ READINGS = {
     "llama": Reading(last=True),
     "vit": Reading(images=True),
 }
-_COLLATES = (TextTask.collate, GenerationTask.collate, ImageTask.collate)
+_LOSSES = (DividedTask.loss, CausalLMTask.loss)
+_COLLATES = (TextTask.collate, CausalLMTask.collate, ImageTask.collate)
 
 
 def why_not(job: Job, model: AdapterModel, task: Task) -> str | None:
@@ -61,8 +62,8 @@ def why_not_job(job: Job, task: Task) -> str | None:
         return "the method has an objective of its own"
     if job.settings.precision == "fp16":
         return "fp16 scales losses"
-    if job.asked and isinstance(task, GenerationTask):
-        return "answers are generated"
+    if job.asked and isinstance(task, CausalLMTask):
+        return "a language model is measured by its tokens"
     return None
 
 
@@ -104,7 +105,7 @@ def _why_not_model(model: AdapterModel) -> str | None:
 
 def _why_not_task(task: Task) -> str | None:
     kind: Any = type(task)
-    if getattr(kind, "loss", None) is not DividedTask.loss or kind.collate not in _COLLATES:
+    if getattr(kind, "loss", None) not in _LOSSES or kind.collate not in _COLLATES:
         return f"{kind.__name__} has a loss or batches of its own"
     if isinstance(task, ClassificationTask):
         if kind.predict is not ClassificationTask.predict:

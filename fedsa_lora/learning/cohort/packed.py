@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
-from fedsa_lora.tasks.generation import IGNORED
+from fedsa_lora.tasks.causal_lm import IGNORED
 from fedsa_lora.tasks.task import Batch, Examples
 
 Indices = NDArray[np.int64]

@@ -12,7 +12,8 @@ from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.tasks.backbone import ModelSettings
-from fedsa_lora.tasks.generation import IGNORED, GenerationTask, final_number, same_answer
+from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask
+from fedsa_lora.tasks.generation import final_number, same_answer
 from fedsa_lora.tasks.partition import PartitionSettings
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260k"
@@ -28,15 +29,16 @@ def rows(tmp_path_factory) -> Path:
     return write_sums(tmp_path_factory.mktemp("rows"))
 
 
-def made(rows: Path, tokenizer: Path, clients: int = 2, **changes) -> GenerationTask:
+def made(rows: Path, tokenizer: Path, clients: int = 2, **changes) -> CausalLMTask:
     settings = ModelSettings(pretrained=False, tokenizer=str(tokenizer), config=LLAMA)
     fields = {"dataset": str(rows), "test_split": "test", "template": "Q: {prompt} A: ", "max_new_tokens": 6}
+    fields |= {"measured": ["exact_match", "loss", "perplexity"], "final_number": True}
     partition = PartitionSettings(clients=clients)
-    return GenerationTask(**{"model": settings, "partition": partition} | fields | changes)
+    return CausalLMTask(**{"model": settings, "partition": partition} | fields | changes)
 
 
 @pytest.fixture(scope="module")
-def task(rows, tokenizer) -> GenerationTask:
+def task(rows, tokenizer) -> CausalLMTask:
     return made(rows, tokenizer)
 
 
@@ -45,7 +47,7 @@ def model(task):
     return task.build_model(seed=0)
 
 
-def batch_of(task: GenerationTask, *indices: int):
+def batch_of(task: CausalLMTask, *indices: int):
     examples = task.load_client("0").train
     return task.collate(examples, np.array(indices))
 
@@ -170,7 +172,7 @@ def test_rows_are_divided_without_classes_and_by_a_natural_column(rows, tokenize
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"template": "Q:"}, "expected {prompt} in it, once"),
+        ({"template": "Q:"}, "with {prompt} in it, once"),
         ({"max_length": 1}, "expected 2 tokens or more"),
         ({"max_new_tokens": 0}, "expected at least 1"),
         ({"partition": PartitionSettings(label_meaning="per_client")}, "no classes to rename"),
