@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+)
 
 import fedsa_lora.models  # noqa: F401  # AutoConfig is to know them
 from fedsa_lora.errors import ModelError
@@ -33,12 +39,21 @@ def load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, di
 
 
 def check_reads(auto_class: Any, settings: ModelSettings) -> None:
-    """Raise ModelError where a task of images has a model of texts, or the reverse. ``auto_class``, one of
-    transformers' ``AutoModelFor...``, is the task's."""
+    """Raise ModelError where a task of images has a model of texts, or the reverse, and where a task of
+    causal language models has an encoder. ``auto_class``, one of transformers' ``AutoModelFor...``, is the
+    task's."""
     config, _ = load_config(settings, ())
+    model = f"the model {settings.path or 'of model.config'} is of type {config.model_type}"
+    encoder = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    if auto_class is AutoModelForCausalLM and encoder:
+        raise ModelError(
+            f"{model}, an encoder, in which a token sees those behind it, and the task is of causal language "
+            "models: set model=stories260k, or another that continues texts, as smollm2_135m or llama3_8b",
+            sent="the model is an encoder, and the task is of causal language models",
+            key="model",
+        )
     if type(config) in auto_class._model_mapping:
         return
-    model = f"the model {settings.path or 'of model.config'} is of type {config.model_type}"
     if auto_class is AutoModelForImageClassification and hasattr(config, "vocab_size"):
         raise ModelError(
             f"{model}, which reads texts, and the task is of images: set model=vit_small, or another model "
