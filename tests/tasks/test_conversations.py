@@ -1,4 +1,4 @@
-"""Templates around prompts and chats: which tokens are learned, and the same words in training and writing."""
+"""Templates around prompts and chats: what is learned, and the same words in training and in writing."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedsa_lora.tasks.partition import PartitionSettings
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 TURNS = [
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 def made(folder: Path, **changes) -> CausalLMTask:
     model = ModelSettings(pretrained=False, tokenizer=str(folder), config=LLAMA)
-    columns = {"prompt": "asked", "answer": "said"}
+    columns = {"prompt": "asked", "answer": "said", "max_length": 300}
     fields = {
         "model": model,
         "dataset": str(folder / "train.jsonl"),
@@ -101,9 +101,12 @@ def test_the_words_of_a_prompt_have_no_gradient(folder):
     task = made(folder, messages="chat")
     model, examples = task.build_model(seed=0), task.load_client("0").train
     batch, seen = task.collate(examples, np.arange(1)), []
-    model.lm_head.register_forward_hook(
-        lambda module, given, logits: (logits.retain_grad(), seen.append(logits))
-    )
+
+    def keep(module, given, logits):
+        logits.retain_grad()
+        seen.append(logits)
+
+    model.lm_head.register_forward_hook(keep)
     task.loss(model, batch).backward()
     moved = seen[0].grad[0, :-1].abs().sum(dim=1) > 0
     assert torch.equal(moved, batch["labels"][0, 1:] != IGNORED)
