@@ -3,8 +3,8 @@
     python scripts/make_shakespeare.py --data input.txt --to fedsa_lora/data/shakespeare
 
 The file is https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. A row
-is a speech, a long one in pieces; the first four fifths of what a speaker says are train rows, the rest is the
-test part. Made again, the rows are the same.
+is a speech, a long one in pieces; the first four fifths of what a speaker says are train rows, the rest is
+the test part. Made again, the rows are the same.
 """
 
 import argparse
@@ -50,6 +50,23 @@ def parted(rows: list[str]) -> tuple[list[str], list[str]]:
     raise ValueError("a speaker without a word")
 
 
+def make(source: Path, to: Path) -> None:
+    """Write train.parquet and test.parquet."""
+    splits: dict[str, dict[str, list[str]]] = {
+        name: {"speaker": [], "text": []} for name in ("train", "test")
+    }
+    found = speeches(source.read_text(encoding="utf-8"))
+    for speaker in sorted(list(found)[:SPEAKERS]):
+        rows = [piece for speech in found[speaker] for piece in pieces(speech)]
+        for split, part in zip(splits.values(), parted(rows), strict=True):
+            split["speaker"] += [speaker] * len(part)
+            split["text"] += part
+    to.mkdir(parents=True, exist_ok=True)
+    for name, columns in splits.items():
+        pq.write_table(pa.table(columns), to / f"{name}.parquet", compression="zstd", compression_level=19)
+        print(f"{name}: {len(columns['text'])} rows")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,21 +74,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="input.txt of tiny Shakespeare")
     parser.add_argument("--to", type=Path, required=True, help="folder for train.parquet and test.parquet")
     arguments = parser.parse_args()
-    splits: dict[str, dict[str, list[str]]] = {
-        name: {"speaker": [], "text": []} for name in ("train", "test")
-    }
-    found = speeches(arguments.data.read_text(encoding="utf-8"))
-    for speaker in sorted(list(found)[:SPEAKERS]):
-        rows = [piece for speech in found[speaker] for piece in pieces(speech)]
-        for split, part in zip(splits.values(), parted(rows), strict=True):
-            split["speaker"] += [speaker] * len(part)
-            split["text"] += part
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    for name, columns in splits.items():
-        pq.write_table(
-            pa.table(columns), arguments.to / f"{name}.parquet", compression="zstd", compression_level=19
-        )
-        print(f"{name}: {len(columns['text'])} rows")
+    make(arguments.data, arguments.to)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ NEEDS = {
     "strategy/dp_fixed_clipping": ["federation.weights=uniform", "federation.min_results=1"],
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
+    "task/causal_lm": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
 }
 FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]

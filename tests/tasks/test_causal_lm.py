@@ -1,22 +1,24 @@
 """Prompts with answers: what has a loss, what a model writes, and when that is right."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from language import LLAMA, words_of_a_run, write_sums, write_tokenizer
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.tasks import generation
 from fedsa_lora.tasks.backbone import ModelSettings
-from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask
-from fedsa_lora.tasks.generation import final_number, same_answer
+from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask, last_answers
+from fedsa_lora.tasks.generation import Bleu, ExactMatch, RougeL, final_number, same_answer
 from fedsa_lora.tasks.partition import PartitionSettings
-
-STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260k"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,49 @@ def test_metrics_by_hand(task):
     assert found == {"exact_match": 0.5, "loss": 1.0, "perplexity": pytest.approx(np.e)}
 
 
+WRITTEN = ["the cat is on the mat", "a b c d", "Yes, it is!", "", "forty two"]
+WANTED = ["the cat sat on the mat", "a b c d e", "Yes, it is!", "no", "thirty two of them"]
+
+
+def of_answers(measure) -> float:
+    pairs = zip(WRITTEN, WANTED, strict=True)
+    return measure.value(np.float32([measure.numbers(*pair) for pair in pairs]).astype(np.float64))
+
+
+def test_rouge_and_bleu_are_those_of_their_libraries():
+    pairs = [*zip(WANTED, WRITTEN, strict=True)]
+    scores = [RougeScorer(["rougeL"]).score(*pair)["rougeL"].fmeasure for pair in pairs]
+    assert of_answers(RougeL()) == pytest.approx(np.mean(scores), abs=1e-7)
+    assert RougeL().numbers("the cat is on the mat", "the cat sat on the mat") == [pytest.approx(5 / 6)]
+    assert of_answers(Bleu()) == pytest.approx(corpus_bleu(WRITTEN, [WANTED]).score / 100, abs=1e-12)
+    assert Bleu().value(np.float64([Bleu().numbers("a b c d e", "a b c d e")])) == 1
+    assert of_answers(ExactMatch()) == 0.2
+
+
+def test_measures_are_declared_as_they_are_named_and_computed_from_their_own_numbers(rows, tokenizer, model):
+    names = ["rouge_l", "perplexity", "bleu", "loss", "exact_match"]
+    task = made(rows, tokenizer, measured=names, final_number=False)
+    assert [measure.name for measure in task.measures] == names
+    assert [measure.higher_is_better for measure in task.measures] == [True, False, True, False, True]
+    batch = batch_of(task, 0, 1)
+    with torch.no_grad():
+        predictions, texts = task.predict(model, batch).numpy(), task.write(model, batch)
+    wanted = [task.tokenizer.decode(ids, skip_special_tokens=True) for _, ids in last_answers(batch)]
+    found = task.evaluate(predictions, np.full(2, -1))
+    assert found["bleu"] == pytest.approx(corpus_bleu(texts, [wanted]).score / 100, abs=1e-6)
+    plain = made(rows, tokenizer, measured=["perplexity"])
+    alone = plain.evaluate(plain.predict(model, batch).detach().numpy(), np.full(2, -1))
+    assert alone["perplexity"] == found["perplexity"]
+
+
+def test_a_measure_whose_library_is_not_installed_is_refused_with_the_remedy(rows, tokenizer, monkeypatch):
+    task = made(rows, tokenizer, measured=["bleu"])
+    generation._bleu.cache_clear()
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(ConfigError, match=r"bleu needs the package sacrebleu .*fedsa-lora\[generation\]"):
+        task.inspect()
+
+
 def test_rows_are_divided_without_classes_and_by_a_natural_column(rows, tokenizer):
     shares = made(rows, tokenizer).describe()
     assert shares.labels == ()
@@ -210,10 +255,19 @@ def test_a_federation_shares_a_and_keeps_b_where_there_is_no_head(rows, tokenize
 
 @pytest.mark.slow
 def test_a_real_small_language_model_learns_in_a_federation(rows, tmp_path):
-    if not STORIES.is_dir():
-        pytest.skip(f"no local copy of the stories260k model at {STORIES}")
-    words = [word for word in words_of_a_run(rows, tmp_path) if not word.startswith("model.")]
+    words = [word for word in words_of_a_run(rows, tmp_path) if not word.startswith("model")]
     place = f"run.dir={tmp_path / 'run'}"
-    path = run_in_process([*words, f"model.path={STORIES}", "run.report=false", place])
+    path = run_in_process([*words, "model=stories260k", "run.report=false", place])
     losses = [row["loss"] for row in read_jsonl(path / "rounds.jsonl")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_personalised_perplexity_of_speakers_falls_and_stands_in_every_record(tmp_path):
+    words = ["experiment=lm/shakespeare", "federation.rounds=2", "train.steps=4", "evaluation.every=1"]
+    path = run_in_process([*words, "federation.test_examples=6", f"run.dir={tmp_path / 'run'}"])
+    rounds = [row["perplexity"] for row in read_jsonl(path / "rounds.jsonl")]
+    assert rounds[1] < rounds[0] < 46  # that of the model without training
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["majority"] is None
+    assert "perplexity" in (path / "report.html").read_text()

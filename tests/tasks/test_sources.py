@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import make_shakespeare
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from fedsa_lora.tasks.sources import read_split
 from fedsa_lora.tasks.tables import Table
 
 PACKAGE = Path(sources.__file__).resolve().parent.parent
+SHAKESPEARE = PACKAGE.parent.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
 FRAME = pd.DataFrame({"text": ["null", "a, b", 'say "c"'], "label": ["x", "y", "x"]})
 WRITERS = {
     "parquet": lambda path: FRAME.to_parquet(path),
@@ -39,6 +41,20 @@ def test_shipped_sets_are_complete_and_attributed(name, train, test, classes):
         assert len(set(table.column("label").to_pylist())) == classes
     attribution = (shipped_folder(name) / "ATTRIBUTION.md").read_text()
     assert all(word in attribution for word in ("Source: https://", "Licence:", "Changes:"))
+
+
+def test_the_shipped_speeches_are_made_by_their_script(tmp_path):
+    tables = {split: read_split("shakespeare", split) for split in ("train", "test")}
+    speakers = [sorted(set(table.column("speaker").to_pylist())) for table in tables.values()]
+    assert speakers[0] == speakers[1]
+    assert len(speakers[0]) == 10
+    attribution = (shipped_folder("shakespeare") / "ATTRIBUTION.md").read_text()
+    assert all(word in attribution for word in ("Source: https://", "Licence:", "Changes:"))
+    if not SHAKESPEARE.is_file():
+        pytest.skip("shared/data/tinyshakespeare is not there")
+    make_shakespeare.make(SHAKESPEARE, tmp_path)
+    for split, table in tables.items():
+        assert frame_of(read_split(str(tmp_path), split)).equals(frame_of(table))
 
 
 def test_shipped_sets_are_small_enough_for_a_package():
@@ -92,9 +108,11 @@ assert shipped.__file__.startswith(sys.argv[1]), shipped.__file__
 print(shipped.shipped_folder("snips"))
 from fedsa_lora.tasks.model_settings import resolve
 print(resolve("pkg://fedsa_lora/pretrained/vit_small"))
+print(resolve("pkg://fedsa_lora/pretrained/stories260k"))
 """
     found = run_python(script, bundle.parent, PACKAGE.parent)
-    assert [*map(Path, found.split())] == [PACKAGE / "data" / "snips", PACKAGE / "pretrained" / "vit_small"]
+    pretrained = [PACKAGE / "pretrained" / name for name in ("vit_small", "stories260k")]
+    assert [*map(Path, found.split())] == [PACKAGE / "data" / "snips", *pretrained]
 
 
 def run_python(script: str, *path: Path, **environment: str) -> str:
