@@ -15,6 +15,7 @@ from fedsa_lora.tasks.rows import Inputs, Kept
 from fedsa_lora.tasks.tables import library
 
 CHAT = "chat"  # the template of the tokenizer
+DATE = "26 Jul 2024"  # Llama's templates write a date, else that of the day, which no two runs would have alike
 PROMPT = "{prompt}"
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]  # role, content
@@ -120,7 +121,8 @@ def _check_template(tokenizer: Any) -> None:
 
 
 def _written(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:
-    text: str = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
+    given = [dict(message) for message in messages]
+    text: str = tokenizer.apply_chat_template(given, tokenize=False, date_string=DATE, **options)
     return text
 
 

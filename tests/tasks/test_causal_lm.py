@@ -260,14 +260,3 @@ def test_a_real_small_language_model_learns_in_a_federation(rows, tmp_path):
     path = run_in_process([*words, "model=stories260k", "run.report=false", place])
     losses = [row["loss"] for row in read_jsonl(path / "rounds.jsonl")]
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.slow
-def test_personalised_perplexity_of_speakers_falls_and_stands_in_every_record(tmp_path):
-    words = ["experiment=lm/shakespeare", "federation.rounds=2", "train.steps=4", "evaluation.every=1"]
-    path = run_in_process([*words, "federation.test_examples=6", f"run.dir={tmp_path / 'run'}"])
-    rounds = [row["perplexity"] for row in read_jsonl(path / "rounds.jsonl")]
-    assert rounds[1] < rounds[0] < 46  # that of the model without training
-    summary = json.loads((path / "summary.json").read_text())
-    assert summary["majority"] is None
-    assert "perplexity" in (path / "report.html").read_text()
