@@ -15,7 +15,7 @@ from fedsa_lora.tasks.rows import Inputs, Kept
 from fedsa_lora.tasks.tables import library
 
 CHAT = "chat"  # the template of the tokenizer
-DATE = "26 Jul 2024"  # Llama's templates write a date, else that of the day, which no two runs would have alike
+DATE = "26 Jul 2024"  # that Llama's templates write, else today's: a run would differ from day to day
 PROMPT = "{prompt}"
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]  # role, content
