@@ -15,7 +15,6 @@ from fedsa_lora.exchange.measure import ENTROPY, LARGEST, Measure
 from fedsa_lora.suggest import listing, nearest
 from fedsa_lora.tasks.conversation import CHAT, Message, Part, chat_parts, read_messages, template_of
 from fedsa_lora.tasks.generation import AnswerMeasure, Bleu, ExactMatch, RougeL, written
-from fedsa_lora.tasks.packing import check_packing, one_row
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
@@ -137,6 +136,8 @@ class CausalLMTask(TextData):
     def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
         """The language model; on the meta device and without weights when ``empty``. Raises ModelError for
         one that looks from one example into the next where they are ``packed``."""
+        from fedsa_lora.tasks.packing import check_packing
+
         model = super().build_model(seed=seed, empty=empty)
         if self.packed:
             check_packing(model, empty)
@@ -240,6 +241,8 @@ class CausalLMTask(TextData):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The model's own loss: mean cross-entropy over the learned tokens of a batch, a scalar."""
+        from fedsa_lora.tasks.packing import one_row
+
         if not self.packed:
             return super().loss(model, batch)
         loss: torch.Tensor = model(**one_row(batch), use_cache=False).loss

@@ -10,8 +10,6 @@ import torch
 from fedsa_lora.errors import ModelError
 from fedsa_lora.tasks.task import Batch
 
-ERROR = 1e-2  # of logits, relative to the largest, that half precision may make; a look aside makes more
-
 
 def one_row(batch: Batch) -> Batch:
     """A padded batch of texts as one row: ``input_ids``, ``labels`` and ``position_ids`` (1, tokens).
@@ -37,7 +35,8 @@ def check_packing(model: Any, empty: bool) -> None:
     with torch.no_grad():
         together = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         alone = torch.cat([model(input_ids=part).logits for part in ids.split(3, dim=1)], dim=1)
-    if (together - alone).abs().max() > ERROR * alone.abs().max():
+    rounding = torch.finfo(alone.dtype).eps ** 0.5  # of the largest logit; a look aside changes more
+    if (together - alone).abs().max() > rounding * alone.abs().max():
         raise _unfit(model, "looks from one text of a row into the next")
 
 
