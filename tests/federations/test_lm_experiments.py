@@ -46,7 +46,7 @@ def test_speakers_learn_and_their_perplexity_stands_in_every_record(tmp_path):
     words = ["experiment=lm/shakespeare", "federation.rounds=2", "train.steps=4", "evaluation.every=1"]
     path = run_in_process([*words, "federation.test_examples=6", f"run.dir={tmp_path / 'run'}"])
     rounds = [row["perplexity"] for row in read_jsonl(path / "rounds.jsonl")]
-    assert rounds[1] < rounds[0] < 46, "that of the model as it comes"
+    assert rounds[1] < rounds[0] < 82, "that of the model as it comes"
     summary = json.loads((path / "summary.json").read_text())
     assert summary["majority"] is None
     assert "perplexity" in (path / "report.html").read_text()
