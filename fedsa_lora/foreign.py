@@ -77,6 +77,8 @@ MODEL = (
     Word("attn_implementation", "model.attention"),
     Word("torch_dtype=bfloat16", "model.dtype=bf16", "of frozen weights; train.precision trains"),
     Word("torch_dtype", "model.dtype", "fp32 or bf16, of frozen weights; train.precision trains"),
+    Word("load_in_4bit", "model.quantization=4bit"),
+    Word("load_in_8bit", "model.quantization=8bit"),
     Word("lora_model_path", "model.adapter", "a folder of PEFT"),
     Word("model_args", "model.path, model.dtype, model.attention"),
     Word("model=Llama-3.2-3B-Instruct", "model=llama32_3b", "model.path names another of its kind"),

@@ -15,7 +15,15 @@ from fedsa_lora.settings import RunConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
 WORDS = [word for words in ORIGINS.values() for word in words]
-AWAITED = {"model.adapter", "model.attention", "model.dtype", "model", "task_name", "unlearning"}
+AWAITED = {
+    "model.adapter",
+    "model.attention",
+    "model.dtype",
+    "model",
+    "model.quantization",
+    "task_name",
+    "unlearning",
+}
 
 
 def keys_of(node: object, above: str = "") -> set[str]:

@@ -28,6 +28,7 @@ def words():
     return bench("words", double=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["bert", "llama", "words", "vit"])
 def test_the_gradient_is_that_of_the_mean_loss_of_all_passes(kind):
     """In the model's own double precision: what is left is the rounding of float32 where values leave it."""

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cohort_cases import bench
+from transformers import ResNetConfig, ResNetForImageClassification
 
-from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning import training
-from fedsa_lora.learning.adapters import AdapterModel, attach
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.checkpointing import checkpoint_layers
 from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.dropout import Sites
@@ -36,6 +36,7 @@ def with_and_without(kind: str, **changes):
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["bert", "mean", "roberta", "distilbert", "llama", "words", "vit"])
 def test_values_have_the_same_bits_with_dropout(kind):
     one, two = with_and_without(kind)
@@ -79,8 +80,8 @@ def test_a_cohort_goes_one_by_one():
 
 
 def test_a_model_without_such_layers_is_named_with_a_way_out():
-    config = load(["experiment=vision/quick", "model=resnet_small", "lora=convolutions"])
-    model = AdapterModel(attach(config.task.build_model(seed=0, empty=True), config.lora))
+    config = ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
+    model = AdapterModel(ResNetForImageClassification(config))
     with pytest.raises(ModelError, match=r"gradient_checkpointing=true: ResNet.* set it to false; a smaller"):
         checkpoint_layers(model)
 

@@ -86,8 +86,6 @@ def test_a_run_decides_once_and_a_resumption_keeps_it(tmp_path, monkeypatch):
     assert recorded(tmp_path)["batch_size"] == "64"
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
     assert build.workbench(config).settings.batch_size == 64
-    (tmp_path / "decision.json").unlink()
-    assert build.workbench(config).settings.batch_size == 1
 
 
 def test_what_was_decided_is_a_number(tmp_path):
