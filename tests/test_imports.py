@@ -46,7 +46,10 @@ ONLY_IN = {
     "pandas": ["fedsa_lora/analysis/frames.py"],
     "fedsa_lora.commands": [
         "fedsa_lora/cli.py",
-        *(f"fedsa_lora/commands/{family}.py" for family in ("comparisons", "machines", "results", "runs")),
+        *(
+            f"fedsa_lora/commands/{family}.py"
+            for family in ("comparisons", "imports", "machines", "results", "runs")
+        ),
     ],
     "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
 }

@@ -11,6 +11,7 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.group import READ, Group
 from fedsa_lora.tasks.foreign_code import names_code, no_plain_values
 from fedsa_lora.tasks.hub import is_hub_id, is_revision
+from fedsa_lora.tasks.imported import CACHE_SCHEME, imported
 from fedsa_lora.tasks.shipped import copies
 
 PACKAGE_SCHEME = "pkg://"
@@ -21,9 +22,10 @@ WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")  # ends of the names of f
 class ModelSettings(Group):
     """The choice of a backbone.
 
-    ``path`` is ``pkg://package/folder`` (a folder inside an installed package), a local folder
-    or a hub id; code that lies beside a model is never run. It may also be one file of weights, a state dict,
-    in a package or a folder: ``config`` then names its ``model_type``, and sizes that are not the default.
+    ``path`` is ``pkg://package/folder`` (a folder inside an installed package), ``cache://name`` (a model of
+    ``fedsa-lora import``), a local folder or a hub id; code that lies beside a model is never run. It may
+    also be one file of weights, a state dict, in a package or a folder: ``config`` then names its
+    ``model_type``, and sizes that are not the default.
     With ``pretrained`` false only its config is read and every weight is drawn from the seed; ``path`` may
     then be empty and ``config`` must name a ``model_type``. ``config`` overrides fields that the config has,
     such as sizes and dropouts.
@@ -59,12 +61,15 @@ class ModelSettings(Group):
 
 
 def resolve(path: str) -> str:
-    """The folder, or the file of weights, of a ``pkg://`` or local path; a hub id is returned as it is.
+    """The folder, or the file of weights, of a ``pkg://``, ``cache://`` or local path; a hub id is returned
+    as it is.
 
     Raises ModelError when there is no such package, folder or file.
     """
     if path.startswith(PACKAGE_SCHEME):
         return str(_in_package(path))
+    if path.startswith(CACHE_SCHEME):
+        return str(imported(path))
     local = Path(path).expanduser()
     if local.is_dir() or is_weights(local):
         return str(local)
