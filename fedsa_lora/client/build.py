@@ -15,7 +15,7 @@ from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel, attach
-from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
+from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
@@ -86,13 +86,13 @@ def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> N
         examples = own.load_client("0").train
         return measured_attention(resident, own, examples, config.train)
 
-    name: str = config.machine.attention
+    name: str = config.model.attention
     if name == "auto":
         name = recorded(config.run_dir).get(ATTENTION, name)
     undecided = name == "auto" and simulated() and config.run_dir.is_dir()
     if undecided and worth_measuring(resident, config.train):
         name = decided(config.run_dir, ATTENTION, measure)
-    if name in ATTENTIONS:
+    if name != "auto":
         use_attention(resident, name)
 
 

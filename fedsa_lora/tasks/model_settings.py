@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.group import READ, Group
@@ -14,6 +15,12 @@ from fedsa_lora.tasks.hub import is_hub_id, is_revision
 from fedsa_lora.tasks.imported import CACHE_SCHEME, imported
 from fedsa_lora.tasks.shipped import copies
 
+if TYPE_CHECKING:
+    import torch
+
+    from fedsa_lora.settings import RunConfig
+
+FLASH = "flash_attention_2"
 PACKAGE_SCHEME = "pkg://"
 WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")  # ends of the names of files that hold a state dict
 
@@ -33,6 +40,11 @@ class ModelSettings(Group):
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
+    ``dtype`` is what the frozen weights are held in, from the moment that they are read: bf16 takes 2 bytes
+    for each, fp32 takes 4. What is trained stays float32.
+    ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, ``flash_attention_2``
+    (a GPU, half precision and the package flash-attn), or with ``auto`` that of the model, but for half
+    precision in a simulation on a CPU the faster of the first two, measured once and kept for the run.
     """
 
     path: Annotated[str, READ] = ""
@@ -41,6 +53,8 @@ class ModelSettings(Group):
     tokenizer: Annotated[str, READ] = ""
     config: dict[str, Any] = field(default_factory=dict)
     pooling: Literal["auto", "model", "mean"] = "auto"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
@@ -58,6 +72,37 @@ class ModelSettings(Group):
             raise ConfigError(
                 "model.config lacks model_type (for example bert or vit), and model.path is empty"
             )
+
+    @property
+    def held(self) -> torch.dtype:
+        """The type of the frozen weights."""
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        if self.dtype == "bf16" and run.train.precision != "bf16":
+            yield (
+                "model.dtype=bf16: weights that are held in bf16 are multiplied in it, and train.precision is "
+                f"{run.train.precision}; expected train.precision=bf16"
+            )
+        if self.dtype == "bf16" and run.lora is None:
+            yield "model.dtype=bf16: without adapters all weights are trained, in float32; expected fp32"
+        of_config = self.config.get("attn_implementation", self.attention)
+        if self.attention not in ("auto", of_config):
+            yield (
+                f"model.attention={self.attention}: model.config.attn_implementation is {of_config}; remove "
+                "one of them"
+            )
+        if self.attention == FLASH and run.train.precision == "fp32":
+            yield f"model.attention={FLASH} computes in half precision alone; expected train.precision=bf16"
+
+    def describe(self) -> dict[str, str]:
+        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        lines = {"attention": words if self.attention == "auto" else self.attention}
+        if self.dtype != "fp32":
+            lines["frozen weights"] = f"held in {self.dtype}"
+        return lines
 
 
 def resolve(path: str) -> str:
