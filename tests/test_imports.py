@@ -51,7 +51,7 @@ ONLY_IN = {
             for family in ("comparisons", "imports", "machines", "results", "runs")
         ),
     ],
-    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
+    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "given", "lora", "stock", "targets")],
 }
 
 

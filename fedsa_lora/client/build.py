@@ -14,8 +14,9 @@ from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, cohort_size, decided, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.learning.adapters import AdapterModel, attach
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
+from fedsa_lora.learning.given import adapted
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
@@ -75,7 +76,7 @@ def task(config: RunConfig, data: Path | None) -> Task:
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
     backbone = config.task.build_model(seed=config.seed).to(device(config))
-    return AdapterModel(attach(backbone, config.lora, config.seed))
+    return adapted(backbone, config.lora, config.seed, config.model)
 
 
 def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task) -> None:

@@ -134,13 +134,13 @@ def fit_simulation(
     needed = ACTOR_OVERHEAD + ROOM[config.model.dtype] * backbone_bytes
     at_once = min(cores // machine.cpus_per_client, int(free / needed), config.federation.nodes)
     if at_once < 1:
-        smaller = "; model.dtype=bf16 train.precision=bf16 halves the weights" * (
+        smaller = " in fp32; model.dtype=bf16 train.precision=bf16 halves the weights" * (
             config.model.dtype == "fp32"
         )
         raise ConfigError(
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
-            f"{machine.cpus_per_client}, {free / 1e9:.1f} GB of free memory for the {needed / 1e9:.1f} GB that "
-            f"one may take, with {backbone_bytes / 1e9:.1f} GB of weights in {config.model.dtype}{smaller}"
+            f"{machine.cpus_per_client}, {free / 1e9:.1f} GB of free memory for the {needed / 1e9:.1f} GB "
+            f"that one may take, with {backbone_bytes / 1e9:.1f} GB of weights{smaller}"
         )
     if machine.engine == "inprocess" or (machine.engine == "auto" and trained_on.type == "cpu"):
         return Processes(at_once, config.federation.nodes, _cohort(config, at_once))

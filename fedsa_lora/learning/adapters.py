@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
+from fedsa_lora.exchange.arrays import Arrays, Layout, NamedArrays, TensorSpec
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
@@ -66,6 +66,7 @@ class AdapterModel:
             for name in self.relative
             if not self._parameters[name].is_meta
         }
+        self.given: NamedArrays = {}  # what starts from an adapter that was trained before
         self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
@@ -76,6 +77,11 @@ class AdapterModel:
     def relative(self) -> frozenset[str]:
         """The tensors that are exchanged as their difference from a start that only clients know."""
         return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
+
+    def initial(self, seed: int, head_row_norm: float | None = None) -> Arrays:
+        """The common start of server and clients: what is ``given``, all else as ``initial_state`` draws
+        it."""
+        return {**initial_state(self.layout, seed, head_row_norm), **self.given}
 
     @cached_property
     def frozen(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class ModelSettings(Group):
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, ``flash_attention_2``
     (a GPU, half precision and the package flash-attn), or with ``auto`` that of the model, but for half
     precision in a simulation on a CPU the faster of the first two, measured once and kept for the run.
+    ``adapter`` is a folder of PEFT, or a hub id, as ``fedsa-lora export`` writes one: A, B and a head that it
+    has start from it, on server and clients.
     """
 
     path: Annotated[str, READ] = ""
@@ -55,6 +58,7 @@ class ModelSettings(Group):
     pooling: Literal["auto", "model", "mean"] = "auto"
     dtype: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    adapter: Annotated[str, READ] = ""
 
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
@@ -83,7 +87,7 @@ class ModelSettings(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.dtype == "bf16" and run.train.precision != "bf16":
             yield (
-                "model.dtype=bf16: weights that are held in bf16 are multiplied in it, and train.precision is "
+                "model.dtype=bf16: weights held in bf16 are multiplied in it, and train.precision is "
                 f"{run.train.precision}; expected train.precision=bf16"
             )
         if self.dtype == "bf16" and run.lora is None:
@@ -97,9 +101,35 @@ class ModelSettings(Group):
         if self.attention == FLASH and run.train.precision == "fp32":
             yield f"model.attention={FLASH} computes in half precision alone; expected train.precision=bf16"
 
+        if self.adapter:
+            yield from self._adapter_clashes(run)
+
+    def _adapter_clashes(self, run: RunConfig) -> Iterator[str]:
+        lora = run.lora
+        if lora is None or lora.variant != "lora" or lora.init != "default":
+            yield "model.adapter starts plain LoRA; expected lora.variant=lora and lora.init=default"
+        if run.federation.ranks is not None:
+            yield "model.adapter: clients of lower ranks would cut it; expected federation.ranks=null"
+        if not self.pretrained:
+            yield (
+                "model.adapter: with model.pretrained=false the weights below it are drawn; set model.path "
+                "to its base, such as the backbone/ of its export"
+            )
+
+    def identity(self, run: RunConfig) -> dict[str, Any]:
+        """The digest of the adapter that A and B start from, wherever it lies."""
+        if not self.adapter:
+            return {}
+        from fedsa_lora.tasks.checkpoint import ADAPTER_WEIGHTS, stored_file
+
+        file = stored_file(resolve(self.adapter), ADAPTER_WEIGHTS, None, fetch=True)
+        return {"model.adapter": "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()}
+
     def describe(self) -> dict[str, str]:
         words = "that of the model; in half precision the faster one, measured once when the run begins"
         lines = {"attention": words if self.attention == "auto" else self.attention}
+        if self.adapter:
+            lines["start"] = f"A, B and what else it has from the adapter {self.adapter}"
         if self.dtype != "fp32":
             lines["frozen weights"] = f"held in {self.dtype}"
         return lines

@@ -118,8 +118,8 @@ class FactorRule(FedAvg):
         yield from cls.split_fault(run)
         if cls.merges and run.model.dtype != "fp32":
             yield (
-                f"model.dtype={run.model.dtype}: {name} merges what was learned into the frozen weights, which "
-                "are too coarse for it so; expected model.dtype=fp32"
+                f"model.dtype={run.model.dtype}: {name} merges what was learned into the frozen weights, "
+                "which are too coarse for it so; expected model.dtype=fp32"
             )
         if cls.renews and run.codec.leaves:
             yield (
