@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import listing
@@ -27,6 +28,7 @@ from fedsa_lora.tasks.pooling import (
     without_layer,
 )
 
+_MATRICES = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd, Conv1D)
 _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
 
 
@@ -40,8 +42,8 @@ def build_backbone(
     pad_token_id: int | None = None,
 ) -> torch.nn.Module:
     """A model in eval mode whose head has one output per label, and which knows that head (``head_of``) and
-    its start (``start_of``). Its weights are of ``settings.dtype`` from when they are read, those of its head
-    float32.
+    its start (``start_of``). The matrices of its backbone are of ``settings.dtype`` from when they are read,
+    all else float32.
 
     ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta device
     and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the global random
@@ -57,12 +59,20 @@ def build_backbone(
             model = _load_weights(auto_class, type(model), settings, start.config)
         if start.folded:
             model = unfolded(model).to(settings.held)
-    for name in start.head.modules:
-        model.get_submodule(name).float()
+    _keep_exact(model, start.head)
     assign_head(model, start.head)
     model.start = start
     module: torch.nn.Module = mean_pooled(model) if start.mean else model
     return module.eval()
+
+
+def _keep_exact(model: torch.nn.Module, head: Head) -> None:
+    """Make float32 of all but the backbone's matrices: of the head, which is trained, and of norms, which add
+    up what a dropout may have made float32."""
+    for name, module in model.named_modules():
+        if not isinstance(module, _MATRICES) or head.holds(name):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
 
 
 def start_of(model: Any, settings: ModelSettings) -> Start:

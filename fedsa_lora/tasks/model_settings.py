@@ -41,8 +41,8 @@ class ModelSettings(Group):
     ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
-    ``dtype`` is what the frozen weights are held in, from the moment that they are read: bf16 takes 2 bytes
-    for each, fp32 takes 4. What is trained stays float32.
+    ``dtype`` is what the frozen matrices are held in, from the moment that they are read: bf16 takes 2 bytes
+    for each value, fp32 takes 4. What is trained stays float32.
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, ``flash_attention_2``
     (a GPU, half precision and the package flash-attn), or with ``auto`` that of the model, but for half
     precision in a simulation on a CPU the faster of the first two, measured once and kept for the run.
@@ -128,8 +128,6 @@ class ModelSettings(Group):
     def describe(self) -> dict[str, str]:
         words = "that of the model; in half precision the faster one, measured once when the run begins"
         lines = {"attention": words if self.attention == "auto" else self.attention}
-        if self.adapter:
-            lines["start"] = f"A, B and what else it has from the adapter {self.adapter}"
         if self.dtype != "fp32":
             lines["frozen weights"] = f"held in {self.dtype}"
         return lines
