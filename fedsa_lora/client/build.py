@@ -75,7 +75,10 @@ def task(config: RunConfig, data: Path | None) -> Task:
 
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
-    backbone = config.task.build_model(seed=config.seed).to(device(config))
+    place = device(config)
+    backbone = config.task.build_model(seed=config.seed)
+    if config.model.quantization is None:  # else it is where it was quantised: on a GPU, if there is one
+        backbone = backbone.to(place)
     return adapted(backbone, config.lora, config.seed, config.model)
 
 

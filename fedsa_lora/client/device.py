@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
@@ -10,13 +11,21 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.model_settings import FLASH
 
+QUANTISER = "bitsandbytes"
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # the GPUs that CUDA shows to a process, which it numbers from 0
 ALONE = "FEDSA_LORA_GPU"  # for processes that are shown one GPU alone: its name elsewhere
 
 
 def device(config: RunConfig) -> torch.device:
     """The device to train on. Raises ConfigError when a GPU is asked for that is not there, or attention that
-    needs one."""
+    needs one, or a package that reads the model."""
+    if config.model.quantization and importlib.util.find_spec(QUANTISER) is None:
+        raise ConfigError(
+            f"model.quantization={config.model.quantization} needs the package {QUANTISER}, which is not "
+            'installed: pip install "fedsa-lora[quantization]", or set model.quantization=null',
+            sent="the package that quantises the model is not installed here",
+            key="model.quantization",
+        )
     chosen = _chosen(config)
     if config.model.attention == FLASH and chosen.type != "cuda":
         raise ConfigError(

@@ -98,7 +98,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 def _backbone_bytes(config: RunConfig, parameters: dict[str, int]) -> int:
     """The memory of the frozen weights, as they are held."""
-    return parameters["base"] * config.model.held.itemsize
+    return int(parameters["base"] * config.model.bytes_each)
 
 
 def _trained_on(config: RunConfig) -> torch.device | Connection:

@@ -25,7 +25,7 @@ from fedsa_lora.learning.lora import ADAPTER, attach
 from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
 from fedsa_lora.learning.settings import LoraSettings
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
-from fedsa_lora.tasks.heads import head_of
+from fedsa_lora.tasks.heads import head_of, unwrapped
 
 __all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
 
@@ -126,7 +126,7 @@ class AdapterModel:
         for module in self.module.modules():
             if isinstance(module, _ROUNDED):
                 for parameter in module.parameters(recurse=False):
-                    if id(parameter) not in changing | looked_up:
+                    if id(parameter) not in changing | looked_up and parameter.is_floating_point():
                         parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
@@ -248,6 +248,11 @@ class AdapterModel:
         up. Raises ModelError for a model that no stock code computes."""
         module: Any = self.module
         refuse_unstocked(module)
+        if getattr(unwrapped(module), "is_quantized", False):
+            raise ModelError(
+                "an adapter is not merged into quantised weights, which are too coarse for it: export the "
+                "adapter, without --merge"
+            )
         self._refuse_tied()
         save_backbone(module.merge_and_unload() if isinstance(module, PeftModel) else module, folder)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
@@ -56,7 +56,7 @@ def build_backbone(
         # Weights are drawn on the CPU, so the generators of GPUs are left alone.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = _load_weights(auto_class, type(model), settings, start.config)
+            model = _load_weights(auto_class, model, settings, start)
         if start.folded:
             model = unfolded(model).to(settings.held)
     _keep_exact(model, start.head)
@@ -208,7 +208,28 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def _load_weights(auto_class: Any, model_class: Any, settings: ModelSettings, config: Any) -> Any:
+def _quantised(settings: ModelSettings, model: Any, head: Head) -> dict[str, Any]:
+    """The option by which bitsandbytes quantises linear layers while they are read, but for those of the head
+    and the output embeddings."""
+    if settings.quantization is None:
+        return {}
+    outputs = model.get_output_embeddings()
+    exact = [name for name, module in model.named_modules() if module is outputs]
+    four = settings.quantization == "4bit"
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=settings.held,
+            llm_int8_skip_modules=[*exact, *head.modules],
+        )
+    }
+
+
+def _load_weights(auto_class: Any, model: Any, settings: ModelSettings, start: Start) -> Any:
+    """The weights of a model that is on the meta device."""
+    config = start.config
     if not settings.pretrained:
         return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False)
     options = {
@@ -216,10 +237,11 @@ def _load_weights(auto_class: Any, model_class: Any, settings: ModelSettings, co
         "dtype": settings.held,
         "trust_remote_code": False,
         "ignore_mismatched_sizes": True,  # of the head: any other was refused before
+        **_quantised(settings, model, start.head),
     }
     with explained("model", settings.path), quiet():
         place = resolve(settings.path)
         if is_weights(place):
-            return model_class.from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
+            return type(model).from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
         revision = settings.revision
         return auto_class.from_pretrained(place, revision=revision, weights_only=True, **options)

@@ -48,6 +48,7 @@ class ModelSettings(Group):
     precision in a simulation on a CPU the faster of the first two, measured once and kept for the run.
     ``adapter`` is a folder of PEFT, or a hub id, as ``fedsa-lora export`` writes one: A, B and a head that it
     has start from it, on server and clients.
+    ``quantization`` holds the frozen matrices of the blocks in 8 or 4 bits, by bitsandbytes.
     """
 
     path: Annotated[str, READ] = ""
@@ -59,6 +60,7 @@ class ModelSettings(Group):
     dtype: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     adapter: Annotated[str, READ] = ""
+    quantization: Literal["8bit", "4bit"] | None = None
 
     def __post_init__(self) -> None:
         if not self.path and self.pretrained:
@@ -84,6 +86,12 @@ class ModelSettings(Group):
 
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
 
+    @property
+    def bytes_each(self) -> float:
+        """Bytes of memory for a frozen value."""
+        quantised = {"8bit": 1.0, "4bit": 0.5}
+        return quantised[self.quantization] if self.quantization else float(self.held.itemsize)
+
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.dtype == "bf16" and run.train.precision != "bf16":
             yield (
@@ -103,6 +111,17 @@ class ModelSettings(Group):
 
         if self.adapter:
             yield from self._adapter_clashes(run)
+        if self.quantization:
+            yield from self._quantization_clashes(run)
+
+    def _quantization_clashes(self, run: RunConfig) -> Iterator[str]:
+        lora, named = run.lora, f"model.quantization={self.quantization}"
+        if self.dtype != "bf16":
+            yield f"{named}: what is not quantised is held in bf16; expected model.dtype=bf16"
+        if lora is not None and (lora.variant != "lora" or lora.init != "default"):
+            yield f"{named} goes with plain LoRA; expected lora.variant=lora and lora.init=default"
+        if not self.pretrained:
+            yield f"{named} quantises weights when they are read; expected model.pretrained=true"
 
     def _adapter_clashes(self, run: RunConfig) -> Iterator[str]:
         lora = run.lora
@@ -129,7 +148,7 @@ class ModelSettings(Group):
         words = "that of the model; in half precision the faster one, measured once when the run begins"
         lines = {"attention": words if self.attention == "auto" else self.attention}
         if self.dtype != "fp32":
-            lines["frozen weights"] = f"held in {self.dtype}"
+            lines["frozen weights"] = f"held in {self.quantization or self.dtype}"
         return lines
 
 
