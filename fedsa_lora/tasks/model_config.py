@@ -116,7 +116,7 @@ def _refuse_adapter(settings: ModelSettings) -> None:
     if path and stored_file(resolve(path), ADAPTER_CONFIG, settings.revision, fetch=True):
         raise ModelError(
             f"{path} holds a PEFT adapter (adapter_config.json): to start from it set model.adapter, and "
-            "model.path to a whole model, such as the backbone/ of an export, or one exported with --merge; "
+            "model.path to a whole model, such as one exported with --merge, or the backbone/ of an export; "
             "where a model lies beside it, move the adapter away"
         )
 
