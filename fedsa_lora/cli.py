@@ -1,5 +1,5 @@
 """The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-certificates | node | doctor``."""
+import | certificates | node | doctor``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from fedsa_lora.commands import comparisons, machines, results, runs
+from fedsa_lora.commands import comparisons, imports, machines, results, runs
 from fedsa_lora.commands.screen import EXIT_FAILED
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
 
 DESCRIPTION = """The command line: fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-certificates | node | doctor."""
+import | certificates | node | doctor."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
     main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
     commands = main_parser.add_subparsers(dest="command", required=True)
-    for family in (runs, results, comparisons, machines):
+    for family in (runs, results, comparisons, imports, machines):
         family.add(commands)
     return main_parser
 

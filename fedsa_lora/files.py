@@ -104,6 +104,15 @@ def disk_fault(error: Exception) -> str:
     return os.strerror(int(next(filter(None, quoted.groups())))) if quoted else ""
 
 
+def share(folder: Path) -> None:
+    """Let others read the files below a folder as far as the umask says. Raises OSError."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
 def sync_tree(folder: Path) -> None:
     """Sync every file below a folder, and the folders: after a power cut they are whole. Raises OSError."""
     for path in [*folder.rglob("*"), folder]:

@@ -109,9 +109,6 @@ class MachineSettings(Group):
     ``device``: "cpu", "cuda" (all GPUs), one of them as "cuda:0", or "auto": CUDA where it is there. It is
     the number of a GPU among those that CUDA shows to the command, also where Ray has actors use it.
 
-    ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, or with ``auto`` that
-    of the model, but for half precision in a simulation the faster one, measured once and kept for the run.
-
     ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
     simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
 
@@ -126,25 +123,14 @@ class MachineSettings(Group):
     gpus_per_client: Annotated[float | None, at_least(0)] = None
     threads: Annotated[int, at_least(1)] = 1
     cohort: Annotated[int | None, at_least(1, 1024)] = None
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
 
     @staticmethod
     def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
         device = node.get("device")
         if isinstance(device, str) and not _DEVICE.fullmatch(device):
             yield f"device={device}: expected auto, cpu, cuda, or one GPU such as cuda:0"
-
-    def clashes(self, run: RunConfig) -> Iterator[str]:
-        of_model = run.model.config.get("attn_implementation", self.attention)
-        if self.attention not in ("auto", of_model):
-            yield (
-                f"machine.attention={self.attention}: model.config.attn_implementation is {of_model}; remove "
-                "one of them"
-            )
-
-    def describe(self) -> dict[str, str]:
-        words = "that of the model; in half precision the faster one, measured once when the run begins"
-        return {"attention": words if self.attention == "auto" else self.attention}
+        if "attention" in node:
+            yield "attention: it is a word of the model; set model.attention"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_float32_and_what_a_config_gives_are_not_measured(tmp_path, monkeypatch)
     monkeypatch.setattr(attention, "SMALL", 0)
     for words, expected in (
         (("experiment=smoke",), "sdpa"),
-        ((*HALF, "machine.attention=eager"), "eager"),
+        ((*HALF, "model.attention=eager"), "eager"),
         ((*HALF, "+model.config.attn_implementation=eager"), "eager"),
     ):
         bench = build.workbench(load([*words, f"run.dir={tmp_path}"]))
@@ -93,14 +93,14 @@ def test_float32_and_what_a_config_gives_are_not_measured(tmp_path, monkeypatch)
 
 
 def test_two_words_for_attention_that_differ_are_a_fault():
-    words = [*HALF, "machine.attention=sdpa", "+model.config.attn_implementation=eager"]
-    with pytest.raises(ConfigError, match=r"machine\.attention=sdpa: .* is eager; remove one of them"):
+    words = [*HALF, "model.attention=sdpa", "+model.config.attn_implementation=eager"]
+    with pytest.raises(ConfigError, match=r"model\.attention=sdpa: .* is eager; remove one of them"):
         load(words)
-    assert load([*words[:-1], "+model.config.attn_implementation=sdpa"]).machine.attention == "sdpa"
+    assert load([*words[:-1], "+model.config.attn_implementation=sdpa"]).model.attention == "sdpa"
 
 
 def test_the_plan_says_which_attention(tmp_path):
     config = load(HALF)
     assert "measured once" in config.describe()["attention"]
-    given = replace(config, machine=replace(config.machine, attention="eager"))
+    given = replace(config, model=replace(config.model, attention="eager"))
     assert given.describe()["attention"] == "eager"

@@ -46,9 +46,12 @@ ONLY_IN = {
     "pandas": ["fedsa_lora/analysis/frames.py"],
     "fedsa_lora.commands": [
         "fedsa_lora/cli.py",
-        *(f"fedsa_lora/commands/{family}.py" for family in ("comparisons", "machines", "results", "runs")),
+        *(
+            f"fedsa_lora/commands/{family}.py"
+            for family in ("comparisons", "imports", "machines", "results", "runs")
+        ),
     ],
-    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "lora", "stock", "targets")],
+    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "given", "lora", "stock", "targets")],
 }
 
 

@@ -8,8 +8,7 @@ from fedsa_lora.analysis.similarity import basis, cosine, factor, over_pairs, ov
 from fedsa_lora.client import build
 from fedsa_lora.client.personal import TRAINED
 from fedsa_lora.errors import RunError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec, padded
-from fedsa_lora.learning.adapters import initial_state
+from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec, cut, padded
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
@@ -43,7 +42,9 @@ def trained_factors(config: RunConfig) -> Factors:
             state = store.load(round_)
             assert state is not None
             rounds.setdefault(round_, []).append(_trained(state, layout, folder.name))
-    return Factors(layout, initial_state(layout, config.seed), model.relative, dict(sorted(rounds.items())))
+    return Factors(
+        layout, cut(model.initial(config.seed), layout), model.relative, dict(sorted(rounds.items()))
+    )
 
 
 def compare(ours: Factors, theirs: Factors | None = None) -> list[Row]:

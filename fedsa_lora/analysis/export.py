@@ -24,8 +24,8 @@ from fedsa_lora.client.personal import OwnModel, Received, beside, others, perso
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
-from fedsa_lora.files import sync, sync_tree, writing
-from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.files import share, sync, sync_tree, writing
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.settings import RunConfig
@@ -49,7 +49,7 @@ class Exporter:
         pool = model.layout.select(config.split(model.layout).shared)
         vector = pool.pack(state.tensors)
         self.checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
-        self.initial = initial_state(model.layout, config.seed, config.head.row_norm)
+        self.initial = model.initial(config.seed, config.head.row_norm)
         self._ranks = config.federation.client_ranks(config.seed)
 
     @property
@@ -218,11 +218,7 @@ def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> I
         new, old = Path(place) / "new", Path(place) / "old"
         new.mkdir()
         yield new
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in new.rglob("*"):
-            if path.is_file():
-                path.chmod(0o666 & ~umask)
+        share(new)
         sync_tree(new)
         if folder.exists():
             folder.rename(old)

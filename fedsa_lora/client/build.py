@@ -15,9 +15,10 @@ from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.learning.adapters import AdapterModel, attach
-from fedsa_lora.learning.attention import ATTENTIONS, measured_attention, use_attention, worth_measuring
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
+from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.memory import room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
@@ -84,8 +85,11 @@ def task(config: RunConfig, data: Path | None) -> Task:
 
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on."""
-    backbone = config.task.build_model(seed=config.seed).to(device(config))
-    return AdapterModel(attach(backbone, config.lora, config.seed))
+    place = device(config)
+    backbone = config.task.build_model(seed=config.seed)
+    if config.model.quantization is None:  # else it is where it was quantised: on a GPU, if there is one
+        backbone = backbone.to(place)
+    return adapted(backbone, config.lora, config.seed, config.model)
 
 
 def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSettings:
@@ -111,13 +115,13 @@ def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task, sett
         examples = own.load_client("0").train
         return measured_attention(resident, own, examples, settings)
 
-    name: str = config.machine.attention
+    name: str = config.model.attention
     if name == "auto":
         name = recorded(config.run_dir).get(ATTENTION, name)
     undecided = name == "auto" and simulated() and config.run_dir.is_dir()
     if undecided and worth_measuring(resident, config.train):
         name = decided(config.run_dir, ATTENTION, measure)
-    if name in ATTENTIONS:
+    if name != "auto":
         use_attention(resident, name)
 
 

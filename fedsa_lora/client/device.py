@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.model_settings import FLASH
 
+QUANTISER = "bitsandbytes"
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # the GPUs that CUDA shows to a process, which it numbers from 0
 ALONE = "FEDSA_LORA_GPU"  # for processes that are shown one GPU alone: its name elsewhere
 
 
 def device(config: RunConfig) -> torch.device:
-    """The device to train on. Raises ConfigError when a GPU is asked for that is not there."""
+    """The device to train on. Raises ConfigError when a GPU is asked for that is not there, or attention that
+    needs one, or a package that reads the model."""
+    if config.model.quantization and importlib.util.find_spec(QUANTISER) is None:
+        raise ConfigError(
+            f"model.quantization={config.model.quantization} needs the package {QUANTISER}, which is not "
+            'installed: pip install "fedsa-lora[quantization]", or set model.quantization=null',
+            sent="the package that quantises the model is not installed here",
+            key="model.quantization",
+        )
+    chosen = _chosen(config)
+    if config.model.attention == FLASH and chosen.type != "cuda":
+        raise ConfigError(
+            f"model.attention={FLASH} needs a CUDA device, and the run is on {chosen.type}: set "
+            "model.attention=sdpa",
+            sent="the attention of the run needs a CUDA device",
+            key="model.attention",
+        )
+    return chosen
+
+
+def _chosen(config: RunConfig) -> torch.device:
     wanted = config.machine.device
     if wanted == os.environ.get(ALONE):
         wanted = "cuda"

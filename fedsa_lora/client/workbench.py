@@ -16,7 +16,7 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
-from fedsa_lora.learning.adapters import AdapterModel, initial_state
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
@@ -120,7 +120,7 @@ class Workbench:
 
     @cached_property
     def initial(self) -> dict[str, NDArray[np.float32]]:
-        return initial_state(self.model.layout, self.seed, self.head_row_norm)
+        return self.model.initial(self.seed, self.head_row_norm)
 
     @cached_property
     def of_tokens(self) -> frozenset[str]:

@@ -25,7 +25,6 @@ from fedsa_lora.config.compose import load, paths, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.group import FILES, READ, SERVED
-from fedsa_lora.learning.adapters import initial_state
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.server.build import skeleton
@@ -181,7 +180,7 @@ def agreement(run_dir: Path) -> dict[str, float]:
         return {}
     factors = model.layout.select(spec.name for spec in model.layout if spec.role in SHARES.values())
     exporter = Exporter(config, RunDirectory(run_dir, config), model)
-    start = factors.pack(cut(initial_state(model.layout, config.seed, config.head.row_norm), factors))
+    start = factors.pack(cut(model.initial(config.seed, config.head.row_norm), factors))
     ends = {client: factors.pack(cut(exporter.tensors(client), factors)) for client in exporter.clients()}
     names = frozenset(factors.names)
     apart = disagreement(factors, [[Update(c, 0, names, None, end - start) for c, end in ends.items()]])

@@ -241,7 +241,17 @@ def read_config(run_dir: Path) -> RunConfig:
     node = read_settings(path)
     if isinstance(node.get("run"), dict):
         node["run"]["dir"] = str(run_dir.resolve())
+    _rename(node)
     return from_resolved(node)
+
+
+def _rename(node: dict[str, Any]) -> None:
+    """Give the settings of runs that were recorded under older names those of today."""
+    model, machine = node.get("model"), node.get("machine")
+    if isinstance(machine, dict) and isinstance(model, dict) and "attention" in machine:
+        given = machine.pop("attention")
+        if given != "auto":
+            model["attention"] = given
 
 
 def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:

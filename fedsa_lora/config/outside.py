@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from fedsa_lora.tasks.hub import is_hub_id
+from fedsa_lora.tasks.imported import CACHE_SCHEME, IMPORTABLE
 from fedsa_lora.tasks.model_settings import PACKAGE_SCHEME
 
 _REFERENCE = re.compile(r"\$\{[\w.]*\}")  # to another key of the config
@@ -28,8 +29,9 @@ def foreign_words(words: Iterable[str]) -> Iterator[str]:
 
 
 def foreign_paths(paths: Iterable[tuple[str, str, str]], folders: Sequence[Path]) -> Iterator[str]:
-    """A fault for each (section, key, value) that is neither a hub id, nor a folder of an installed package,
-    nor lies in one of ``folders`` once its links are followed, those within a folder included."""
+    """A fault for each (section, key, value) that is neither a hub id, an imported model nor a folder of an
+    installed package, nor lies in one of ``folders`` once its links are followed, those within a folder
+    included."""
     for section, key, value in paths:
         path = Path(value)
         if not _is_allowed(value, folders):
@@ -48,6 +50,8 @@ def _is_allowed(value: str, folders: Sequence[Path]) -> bool:
     if value.startswith(PACKAGE_SCHEME):
         _, _, inner = value.removeprefix(PACKAGE_SCHEME).partition("/")
         return not inner.startswith("/") and ".." not in PurePosixPath(inner).parts
+    if value.startswith(CACHE_SCHEME):
+        return value.removeprefix(CACHE_SCHEME) in IMPORTABLE
     path = Path(value)
     if not path.is_absolute():  # nor a home folder: "~" begins no hub id
         return is_hub_id(value) and not path.exists()

@@ -28,6 +28,9 @@ from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
 
 LARGEST_COHORT = 16  # up to which more clients in a pass were never slower (benchmarks/cohort.py)
+# Memory of a client as a multiple of its frozen weights: beside activations, those in fp32 have a second copy
+# where a rule merges into them, and another, of half the size, where they are multiplied in half precision.
+ROOM = {"fp32": 3, "bf16": 2}
 ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated node's process
 
 
@@ -76,7 +79,7 @@ def make_plan(config: RunConfig) -> Plan:
     trained = model.layout.select(config.split(model.layout).trained).size
     place: Simulation | Processes | Connection
     if isinstance(trained_on, torch.device):
-        place = fit_simulation(config, trained_on, 4 * parameters["base"])
+        place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
     else:
         place = trained_on
     alone = why_not_any(model, config.task) or why_not_settings(config.train)
@@ -94,6 +97,11 @@ def make_plan(config: RunConfig) -> Plan:
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
+
+
+def _backbone_bytes(config: RunConfig, parameters: dict[str, int]) -> int:
+    """The memory of the frozen weights, as they are held."""
+    return int(parameters["base"] * config.model.bytes_each)
 
 
 def _trained_on(config: RunConfig) -> torch.device | Connection:
@@ -125,12 +133,17 @@ def fit_simulation(
             "machine.engine=ray"
         )
     cores = usable_cores()
-    by_memory = int(psutil.virtual_memory().available / (ACTOR_OVERHEAD + 3 * backbone_bytes))
-    at_once = min(cores // machine.cpus_per_client, by_memory, config.federation.nodes)
+    free = psutil.virtual_memory().available
+    needed = ACTOR_OVERHEAD + ROOM[config.model.dtype] * backbone_bytes
+    at_once = min(cores // machine.cpus_per_client, int(free / needed), config.federation.nodes)
     if at_once < 1:
+        smaller = " in fp32; model.dtype=bf16 train.precision=bf16 halves the weights" * (
+            config.model.dtype == "fp32"
+        )
         raise ConfigError(
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
-            f"{machine.cpus_per_client}, {psutil.virtual_memory().available / 1e9:.1f} GB of free memory"
+            f"{machine.cpus_per_client}, {free / 1e9:.1f} GB of free memory for the {needed / 1e9:.1f} GB "
+            f"that one may take, with {backbone_bytes / 1e9:.1f} GB of weights{smaller}"
         )
     if machine.engine == "inprocess" or (machine.engine == "auto" and trained_on.type == "cpu"):
         return Processes(at_once, config.federation.nodes, _cohort(config, at_once))

@@ -18,14 +18,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.exchange.arrays import Layout, NamedArrays, TensorSpec
+from fedsa_lora.exchange.arrays import Arrays, Layout, NamedArrays, TensorSpec
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
 from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
 from fedsa_lora.learning.settings import LoraSettings
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
-from fedsa_lora.tasks.heads import head_of
+from fedsa_lora.tasks.heads import head_of, unwrapped
 
 __all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
 
@@ -66,6 +66,7 @@ class AdapterModel:
             for name in self.relative
             if not self._parameters[name].is_meta
         }
+        self.given: NamedArrays = {}  # what starts from an adapter that was trained before
         self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
@@ -76,6 +77,11 @@ class AdapterModel:
     def relative(self) -> frozenset[str]:
         """The tensors that are exchanged as their difference from a start that only clients know."""
         return frozenset(s.name for s in self.layout if s.role == "base" or s.name.endswith(DIFFERENCE))
+
+    def initial(self, seed: int, head_row_norm: float | None = None) -> Arrays:
+        """The common start of server and clients: what is ``given``, all else as ``initial_state`` draws
+        it."""
+        return {**initial_state(self.layout, seed, head_row_norm), **self.given}
 
     @cached_property
     def frozen(self) -> frozenset[str]:
@@ -120,7 +126,7 @@ class AdapterModel:
         for module in self.module.modules():
             if isinstance(module, _ROUNDED):
                 for parameter in module.parameters(recurse=False):
-                    if id(parameter) not in changing | looked_up:
+                    if id(parameter) not in changing | looked_up and parameter.is_floating_point():
                         parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
@@ -242,6 +248,11 @@ class AdapterModel:
         up. Raises ModelError for a model that no stock code computes."""
         module: Any = self.module
         refuse_unstocked(module)
+        if getattr(unwrapped(module), "is_quantized", False):
+            raise ModelError(
+                "an adapter is not merged into quantised weights, which are too coarse for it: export the "
+                "adapter, without --merge"
+            )
         self._refuse_tied()
         save_backbone(module.merge_and_unload() if isinstance(module, PeftModel) else module, folder)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedModel
 
+from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import Objective
@@ -25,10 +26,19 @@ LONG = 1.0  # seconds of a step after which one try is enough
 
 
 def use_attention(model: AdapterModel, name: str) -> None:
-    """Compute attention by this implementation of transformers from now on."""
+    """Compute attention by this implementation of transformers from now on. Raises ModelError where it is not
+    to be had."""
     backbone = unwrapped(model.module)
-    if isinstance(backbone, PreTrainedModel):
+    if not isinstance(backbone, PreTrainedModel):
+        return
+    try:
         backbone.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"model.attention={name} is not to be had here: {error}; set model.attention=sdpa",
+            sent="the attention of the run is not to be had here",
+            key="model.attention",
+        ) from error
 
 
 def worth_measuring(model: AdapterModel, settings: TrainSettings) -> bool:

@@ -125,6 +125,8 @@ def _start(adapted: Any, init: str, seed: int) -> None:
                 torch.default_generator.manual_seed(torch_seed(seed, "orthogonal", name))
                 layer.orthogonal_init(ADAPTER)
             layer._move_adapter_to_device_of_base_layer(ADAPTER)
+            layer.lora_A[ADAPTER].float()  # PEFT makes them as the frozen weights are held
+            layer.lora_B[ADAPTER].float()
     adapted.peft_config[ADAPTER].init_lora_weights = init
 
 

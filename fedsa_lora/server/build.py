@@ -15,7 +15,8 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
-from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.given import adapted
 from fedsa_lora.settings import RunConfig
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.rules.exact import FactorRule, pairs
@@ -26,7 +27,7 @@ from strategies.unlearning import Unlearning
 def skeleton(config: RunConfig) -> AdapterModel:
     """The model on the meta device: names, shapes and roles, not one weight."""
     empty = config.task.build_model(seed=config.seed, empty=True)
-    return AdapterModel(attach(empty, config.lora, config.seed))
+    return adapted(empty, config.lora, config.seed, config.model)
 
 
 def build_strategy(
@@ -41,7 +42,7 @@ def build_strategy(
     config.personalisation.check(empty)
     split: AdapterSplit = config.split(empty.layout)
     layout = empty.layout.select(split.shared)
-    start = initial_state(empty.layout, config.seed, config.head.row_norm)
+    start = empty.initial(config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
     roster = _roster(config)
     inner = _inner(config, initial, layout, empty)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import listing
@@ -27,6 +28,7 @@ from fedsa_lora.tasks.pooling import (
     without_layer,
 )
 
+_MATRICES = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd, Conv1D)
 _UNNAMED = "LABEL_{}"  # what transformers calls a class without a name
 
 
@@ -39,8 +41,9 @@ def build_backbone(
     empty: bool = False,
     pad_token_id: int | None = None,
 ) -> torch.nn.Module:
-    """A float32 model in eval mode whose head has one output per label, and which knows that head
-    (``head_of``) and its start (``start_of``).
+    """A model in eval mode whose head has one output per label, and which knows that head (``head_of``) and
+    its start (``start_of``). The matrices of its backbone are of ``settings.dtype`` from when they are read,
+    all else float32.
 
     ``auto_class`` is one of transformers' ``AutoModelFor...`` classes. ``empty`` builds on the meta device
     and reads no weight. Weights that the checkpoint lacks come from ``seed`` and leave the global random
@@ -53,13 +56,23 @@ def build_backbone(
         # Weights are drawn on the CPU, so the generators of GPUs are left alone.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = _load_weights(auto_class, type(model), settings, start.config)
+            model = _load_weights(auto_class, model, settings, start)
         if start.folded:
-            model = unfolded(model)
+            model = unfolded(model).to(settings.held)
+    _keep_exact(model, start.head)
     assign_head(model, start.head)
     model.start = start
     module: torch.nn.Module = mean_pooled(model) if start.mean else model
     return module.eval()
+
+
+def _keep_exact(model: torch.nn.Module, head: Head) -> None:
+    """Make float32 of all but the backbone's matrices: of the head, which is trained, and of norms, which add
+    up what a dropout may have made float32."""
+    for name, module in model.named_modules():
+        if not isinstance(module, _MATRICES) or head.holds(name):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
 
 
 def start_of(model: Any, settings: ModelSettings) -> Start:
@@ -136,7 +149,7 @@ def _examined(
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
     with torch.device("meta"), explained("model", settings.path or f"of type {config.model_type}"):
-        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+        return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False).eval()
 
 
 def _pools_mean(settings: ModelSettings, model: Any, folded: bool) -> bool:
@@ -195,18 +208,40 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def _load_weights(auto_class: Any, model_class: Any, settings: ModelSettings, config: Any) -> Any:
+def _quantised(settings: ModelSettings, model: Any, head: Head) -> dict[str, Any]:
+    """The option by which bitsandbytes quantises linear layers while they are read, but for those of the head
+    and the output embeddings."""
+    if settings.quantization is None:
+        return {}
+    outputs = model.get_output_embeddings()
+    exact = [name for name, module in model.named_modules() if module is outputs]
+    four = settings.quantization == "4bit"
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=settings.held,
+            llm_int8_skip_modules=[*exact, *head.modules],
+        )
+    }
+
+
+def _load_weights(auto_class: Any, model: Any, settings: ModelSettings, start: Start) -> Any:
+    """The weights of a model that is on the meta device."""
+    config = start.config
     if not settings.pretrained:
-        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False)
     options = {
         "config": config,
-        "dtype": torch.float32,
+        "dtype": settings.held,
         "trust_remote_code": False,
         "ignore_mismatched_sizes": True,  # of the head: any other was refused before
+        **_quantised(settings, model, start.head),
     }
     with explained("model", settings.path), quiet():
         place = resolve(settings.path)
         if is_weights(place):
-            return model_class.from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
+            return type(model).from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
         revision = settings.revision
         return auto_class.from_pretrained(place, revision=revision, weights_only=True, **options)

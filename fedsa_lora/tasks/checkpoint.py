@@ -33,6 +33,7 @@ Shape = tuple[int, ...]
 T = TypeVar("T")
 for _library in ("transformers", "huggingface_hub"):
     show_printable(_library)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
@@ -172,6 +173,16 @@ def stored_file(path: str, name: str, revision: str | None, fetch: bool = False)
     except OSError:
         return None
     return None if found is None else Path(found)
+
+
+def weight_files(path: str, revision: str | None) -> list[Path]:
+    """The files that hold the tensors of a checkpoint on this machine; none where there are none."""
+    if is_weights(path):
+        return [Path(path)]
+    for name in WEIGHTS:
+        if file := stored_file(path, name, revision):
+            return _parts(file, path, revision, fetch=False) or []
+    return []
 
 
 def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Path] | None:

@@ -37,7 +37,10 @@ def inspect_task(task: Any) -> tuple[str, ...]:
         check_positions(model, task.max_length)
     elif not task.partition.own:
         check_batch(task, model)
-    return (*remarks(start, model), *task.inspect())
+    found = [*remarks(start, model)]
+    if task.model.adapter:
+        found.append(f"A and B, and the head where it has one, start from the adapter {task.model.adapter}")
+    return (*found, *task.inspect())
 
 
 def remarks(start: Start, model: Any) -> Iterator[str]:

@@ -17,7 +17,7 @@ from transformers import (
 import fedsa_lora.models  # noqa: F401  # AutoConfig is to know them
 from fedsa_lora.errors import ModelError
 from fedsa_lora.suggest import nearest
-from fedsa_lora.tasks.checkpoint import stored_file
+from fedsa_lora.tasks.checkpoint import ADAPTER_CONFIG, stored_file
 from fedsa_lora.tasks.foreign_code import check_versions, names_code
 from fedsa_lora.tasks.model_settings import ModelSettings, is_weights, resolve
 
@@ -128,10 +128,11 @@ def _refuse_adapter(settings: ModelSettings) -> None:
     """Raise ModelError for a PEFT adapter, which transformers would load without a word, with the model that
     the adapter names, wherever that lies."""
     path = settings.path
-    if path and stored_file(resolve(path), "adapter_config.json", settings.revision, fetch=True):
+    if path and stored_file(resolve(path), ADAPTER_CONFIG, settings.revision, fetch=True):
         raise ModelError(
-            f"{path} holds a PEFT adapter (adapter_config.json): give a whole model, such as one exported "
-            "with --merge, or the backbone/ of an export; where a model lies beside it, move the adapter away"
+            f"{path} holds a PEFT adapter (adapter_config.json): to start from it set model.adapter, and "
+            "model.path to a whole model, such as one exported with --merge, or the backbone/ of an export; "
+            "where a model lies beside it, move the adapter away"
         )
 
 

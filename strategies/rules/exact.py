@@ -104,6 +104,7 @@ class FactorRule(FedAvg):
 
     mixes_ranks: ClassVar[bool] = False  # clients may have different ranks, padded with zeros
     renews: ClassVar[bool] = False  # factors of one round have nothing to do with those of the next
+    merges: ClassVar[bool] = False  # a part of what was learned goes into W0
 
     @classmethod
     def clashes(cls, run: RunConfig) -> Iterator[str]:
@@ -115,6 +116,11 @@ class FactorRule(FedAvg):
                 "dense"
             )
         yield from cls.split_fault(run)
+        if cls.merges and run.model.dtype != "fp32":
+            yield (
+                f"model.dtype={run.model.dtype}: {name} merges what was learned into the frozen weights, "
+                "which are too coarse for it so; expected model.dtype=fp32"
+            )
         if cls.renews and run.codec.leaves:
             yield (
                 f"codec: {name} gives clients other factors each round, so what a codec left out of the last "
@@ -183,6 +189,8 @@ class FedEx(FactorRule):
     than the (K + 1) r of its definition.
     """
 
+    merges = True
+
     def layer(
         self, round_: int, pair: Pair, start: Factors, clients: Sequence[Factors], weights: Sequence[float]
     ) -> tuple[Factors, Factors | None]:
@@ -199,6 +207,7 @@ class FLoRA(FactorRule):
 
     mixes_ranks = True
     renews = True
+    merges = True
 
     def __init__(self, *, seed: int, **fedavg: Any) -> None:
         super().__init__(**fedavg)

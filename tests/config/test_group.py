@@ -99,7 +99,7 @@ CHANGES = {
 def test_what_a_run_config_marks_is_what_was_agreed():
     assert set(marked(RunConfig, CHANGEABLE)) == CHANGES
     assert set(marked(RunConfig, WRITTEN)) == {"run.dir", "run.store"}
-    assert set(marked(RunConfig, READ)) == {"task.dataset", "model.path", "model.tokenizer"}
+    assert set(marked(RunConfig, READ)) == {"task.dataset", "model.path", "model.tokenizer", "model.adapter"}
     assert marked(RunConfig, FILES) == ("task.files",)
     assert set(marked(RunConfig, SERVED)) == {"federation.root_certificates", "federation.registry"}
     texts = {f"task.{key}" for key in ("text", "text_pair", "image", "label", "group", "prompt", "answer")}

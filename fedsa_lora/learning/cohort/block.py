@@ -37,7 +37,7 @@ class Block:
         self.places = sorted(range(len(jobs)), key=lambda at: -len(jobs[at].batches))
         self.jobs = [jobs[at] for at in self.places]
         self._settings = jobs[0].settings
-        kind = next(iter(self._model.module.parameters())).dtype
+        kind = self._model.parameter(self._model.layout.names[0]).dtype
         if self._settings.precision != "fp32":
             kind = self._settings.dtype
         self.rows = Rows(self._model, jobs[0].trained, len(jobs), kind)

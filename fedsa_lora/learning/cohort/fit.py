@@ -119,6 +119,8 @@ def _why_not_model(model: AdapterModel) -> str | None:
 
 def _why_not_task(task: Task) -> str | None:
     kind: Any = type(task)
+    if isinstance(task, DividedTask) and task.model.quantization:
+        return "quantised weights are multiplied by kernels of their own"
     if getattr(kind, "loss", None) not in _LOSSES or kind.collate not in _COLLATES:
         return f"{kind.__name__} has a loss or batches of its own"
     if isinstance(task, ClassificationTask):

@@ -27,7 +27,7 @@ class Rows:
         moving = [spec for spec in ordered if spec.name in trained]
         self.trained = tuple(spec.name for spec in moving)
         self.body = sum(spec.size for spec in moving if spec.role != "head")
-        kind = next(iter(model.module.parameters()))
+        kind = model.parameter(model.layout.names[0])
         self.values = torch.empty(clients, size, dtype=kind.dtype, device=kind.device)
         self.gradients = self.values.new_zeros(clients, sum(spec.size for spec in moving))
         self.work = self.values if dtype == self.values.dtype else self.values.to(dtype)
