@@ -200,7 +200,9 @@ class Views:
         initial = cut(self.bench.initial, served.layout)
         values = {**initial, **start}
         trained = frozenset(spec.name for spec in served.layout if spec.role == "B")
-        settings = replace(self.config.train, batch_size=len(seen), schedule="constant", warmup=0.0)
+        settings = replace(
+            self.bench.settings, batch_size=len(seen), accumulate=1, schedule="constant", warmup=0.0
+        )
         found = {}
         for steps in RELEARN:
             local = served.local(

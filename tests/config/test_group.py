@@ -92,7 +92,7 @@ CHANGES = {
     "federation.min_results", "federation.max_skipped", "federation.retries", "federation.exclude_after",
     "federation.exclude_rounds", "federation.superlink", "federation.root_certificates",
     "federation.clients_per_node", "federation.insecure", "federation.registry",
-    "bounds.max_rejections", "evaluation", "machine", "run",
+    "bounds.max_rejections", "unlearning", "evaluation", "machine", "run",
 }  # fmt: skip
 
 
@@ -102,7 +102,8 @@ def test_what_a_run_config_marks_is_what_was_agreed():
     assert set(marked(RunConfig, READ)) == {"task.dataset", "model.path", "model.tokenizer", "model.adapter"}
     assert marked(RunConfig, FILES) == ("task.files",)
     assert set(marked(RunConfig, SERVED)) == {"federation.root_certificates", "federation.registry"}
-    texts = {f"task.{key}" for key in ("text", "text_pair", "image", "label", "group", "prompt", "answer")}
+    columns = ("text", "text_pair", "image", "label", "group", "prompt", "answer", "messages")
+    texts = {f"task.{key}" for key in columns}
     assert set(marked(RunConfig, TEXT)) == {"title", *texts}
     assert READ in PATHS
 
@@ -134,7 +135,7 @@ def test_the_digest_of_an_experiment_is_that_of_the_runs_that_are_stored(words, 
 
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-KEY = re.compile(rf"\b({'|'.join(GROUPS)})\.(?!md\b|csv\b)([a-z]\w*)\b")
+KEY = re.compile(rf"\b({'|'.join(GROUPS)})\.(?!md\b|csv\b|jsonl\b)([a-z]\w*)\b")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -143,7 +144,8 @@ def test_a_config_file_speaks_of_keys_that_there_are(path):
     own = yaml.safe_load(path.read_text())
     named = {".".join(found) for line in remarks for found in KEY.findall(line)}
     known = load().resolved
-    known["task"] |= {"group": None}
+    for task in CONF.glob("task/*.yaml"):  # of the class that the file is for
+        known["task"] |= dict.fromkeys(yaml.safe_load(task.read_text()))
     for key in named:
         group, name = key.split(".")
         assert name in (known.get(group) or {}) or (path.parent.name == group and name in own), key
@@ -163,7 +165,7 @@ NAMED = {
 @pytest.mark.parametrize("name", CENTRAL)
 def test_what_loops_over_groups_names_none(name):
     others = {f.name for f in fields(RunConfig)} - NAMED
-    assert {"bounds", "clusters", "personalisation", "machine", "evaluation", "lora"} == others
+    assert {"bounds", "clusters", "personalisation", "unlearning", "machine", "evaluation", "lora"} == others
     text = (ROOT / "fedsa_lora" / name).read_text()
     found = re.findall(rf"(?:config\.|\[\")({'|'.join(others)})\b", text)
     assert found == []
