@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--steps", type=int, default=60)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     words = [word for word in options.overrides if word != "presets"]
