@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedsa_lora.analysis.unlearning import UNLEARNING, evaluate_unlearning
+from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reading import read_jsonl
+from fedsa_lora.runs.reading import UNLEARNING, read_jsonl
 
 METHODS = ("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu", "drop_b")
 SPLITS = {

@@ -4,7 +4,6 @@ share. In simulation only: they need every client's state and the facts at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,20 +37,20 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.forgetting import read_tokens
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import in_order
+from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.runs.reading import UNLEARNING
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.generation import recall
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.tofu import FORGET, RETAIN, Phrased, TofuTask
 
-UNLEARNING = "unlearning.json"  # in a run directory
 RELEARN = (5, 10, 20)  # steps of training B alone, after which it is asked what is known again
-NEEDED = 40  # facts without which the test of forget quality cannot tell models apart
 
 
 def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[str, Any]:
     """Measure what a run has forgotten, beside the run of ``retrained`` where one is named, and write
-    ``unlearning.json`` into its directory.
+    ``unlearning.json`` into its directory, and its report again.
 
     Raises RunError for a run without facts to forget, one whose clients' state is not here, and a reference
     that is of other data.
@@ -71,6 +70,8 @@ def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[st
         found["against_retrained"] = views.against(reference)
         found["relearning"]["retrained"] = views.relearned(reference.shared)
     write_atomically(run_dir / UNLEARNING, (json.dumps(found, indent=1) + "\n").encode())
+    if (run_dir / "report.html").exists():
+        write_report(run_dir)
     return found
 
 
@@ -287,37 +288,3 @@ def read_recall(
         )
 
     return in_order(model, task, examples, settings, recalls)
-
-
-def table_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lines to be read of what was found."""
-    lines = []
-    for client, numbers in found["targets"].items():
-        forget, retain = numbers["forget"], numbers["retain"]
-        lines.append((f"client {client}, to forget", _words(forget)))
-        lines.append((f"client {client}, kept", _words(retain)))
-        lines.append((f"client {client}, model utility (3 of 9 parts)", f"{numbers['model_utility']:.3f}"))
-    for client, distances in found.get("against_retrained", {}).items():
-        quality = f"p {distances['forget_quality_p']:.3g}"
-        if found["facts"]["forget"] < NEEDED:
-            quality += f" (says nothing below {NEEDED} facts)"
-        lines.append(
-            (f"client {client} against retrained", f"{quality}, NLL {distances['forget_nll_distance']:+.2f}")
-        )
-    others = [numbers["forget_nll"] for numbers in found["others"].values()]
-    if others:
-        lines.append(("the others, to forget", f"NLL {np.mean(others):.3f}"))
-    for name, value in found["shared"].items():
-        lines.append((f"what is shared, {name.replace('_', ' ')}", f"NLL {value:.3f}"))
-    for start, by_steps in found["relearning"].items():
-        if start != "steps":
-            steps = ", ".join(f"{n}: {v['seen']:.3f} / {v['unseen']:.3f}" for n, v in by_steps.items())
-            lines.append((f"relearned from {start}, half / other half", steps))
-    return lines
-
-
-def _words(numbers: Mapping[str, float]) -> str:
-    return (
-        f"NLL {numbers['nll']:.3f}, probability {numbers['probability']:.3f}, "
-        f"truth ratio {numbers['truth_ratio']:.2f}, ROUGE-L {numbers['rouge_l_recall']:.3f}"
-    )

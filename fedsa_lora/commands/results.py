@@ -102,11 +102,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_unlearning(options: argparse.Namespace) -> int:
-    from fedsa_lora.analysis.unlearning import UNLEARNING, evaluate_unlearning, table_of
+    from fedsa_lora.analysis.unlearning import evaluate_unlearning
+    from fedsa_lora.report.forgotten import unlearning_lines
+    from fedsa_lora.runs.reading import UNLEARNING
 
     found = evaluate_unlearning(options.run_dir, options.retrained)
     table = Table("what", "measured", title=f"unlearning by {found['method']}")
-    for row in table_of(found):
+    for row in unlearning_lines(found):
         table.add_row(*row)
     console.print(table)
     console.print(f"written: {escape(str(options.run_dir / UNLEARNING))}")

@@ -13,6 +13,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
 from fedsa_lora.report import svg
 from fedsa_lora.report.account import FULL, SENT, absences, cost, naming, uploads, what_left
+from fedsa_lora.report.forgotten import unlearning_lines
 from fedsa_lora.report.measure_words import measure_rows
 from fedsa_lora.report.page_figures import embedded_figures
 from fedsa_lora.report.template import PAGE, STYLE
@@ -116,6 +117,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "reached": _reached_table(summary, primary),
         "left_out": left_out(summary),
         "measures": _measures_table(record),
+        "unlearning": _unlearning_table(record),
         "clients": _clients_table(outcomes, primary),
         "clients_title": f"{counted(len(outcomes), 'client')}, by id",
         "rounds": _rounds_table(record.rounds, primary),
@@ -209,6 +211,11 @@ def _measures_table(record: RunRecord) -> Table:
         for row in measure_rows(record)
     ]
     return Table(columns, rows)
+
+
+def _unlearning_table(record: RunRecord) -> Table:
+    rows = [TableRow(title, [words]) for title, words in unlearning_lines(record.unlearning)]
+    return Table(["Of what", "Measured"], rows)
 
 
 def _clients_table(outcomes: list[ClientOutcome], measure: Measure) -> Table:

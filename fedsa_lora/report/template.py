@@ -167,6 +167,10 @@ with the client's own A, as it had just trained it.</p>
 <h2>Measures of personalisation</h2>
 {{ table(measures, "Measures of personalisation", true) }}
 {% endif %}
+{% if unlearning.rows %}
+<h2>Unlearning</h2>
+{{ table(unlearning, "Unlearning", true) }}
+{% endif %}
 {% if clients.rows %}
 <h2>Clients</h2>
 <details{% if clients.rows | length <= 20 %} open{% endif %}>

@@ -14,6 +14,7 @@ from fedsa_lora.exchange.measure import CLASSES, Measure
 Row = dict[str, Any]
 PARTITION = "partition.json"  # the clients' shares, and the measures of the task
 EVALUATION = "evaluation.json"  # what ``fedsa-lora evaluate`` measured after the run
+UNLEARNING = "unlearning.json"  # what it measured with ``--unlearning``
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunRecord:
     clients: list[Row]
     summary: Row
     evaluation: Row = field(default_factory=dict)
+    unlearning: Row = field(default_factory=dict)
 
     @property
     def primary(self) -> Measure:
@@ -125,6 +127,7 @@ def read_run(run_dir: Path) -> RunRecord:
         clients=_jsonl_if_there(run_dir / "clients.jsonl", ["round", "phase", "client"]),
         summary=_json_if_there(run_dir / "summary.json"),
         evaluation=_json_if_there(run_dir / EVALUATION),
+        unlearning=_json_if_there(run_dir / UNLEARNING),
     )
 
 

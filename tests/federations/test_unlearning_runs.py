@@ -7,11 +7,14 @@ import pytest
 from test_methods import checkpoint, rows, states
 from test_resume import assert_same_run, broken
 
-from fedsa_lora.analysis.unlearning import UNLEARNING, evaluate_unlearning
+from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.client.personal import PHASE
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.report.forgotten import unlearning_lines
+from fedsa_lora.report.page import render
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.reading import UNLEARNING, read_run
 
 FEW = (
     "forget_split=forget01", "retain_split=forget05", "holdout_split=holdout01",
@@ -138,6 +141,9 @@ def test_what_was_forgotten_is_measured_in_three_views(npo):
     for facts in ("forget", "retain"):
         assert target[facts]["probability"] <= np.exp(-target[facts]["nll"]) + 0.5
         assert 0 <= target[facts]["rouge_l_recall"] <= 1
+    page = render(read_run(npo))
+    assert "<h2>Unlearning</h2>" in page
+    assert all(title in page for title, _ in unlearning_lines(found))
     with pytest.raises(RunError, match="no reference"):
         evaluate_unlearning(npo, _other(npo))
 
