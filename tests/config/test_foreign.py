@@ -15,15 +15,7 @@ from fedsa_lora.settings import RunConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "language_models.md"
 WORDS = [word for words in ORIGINS.values() for word in words]
-AWAITED = {
-    "model.adapter",
-    "model.attention",
-    "model.dtype",
-    "model",
-    "model.quantization",
-    "task_name",
-    "unlearning",
-}
+AWAITED = {"task_name"}  # of experiments alone
 
 
 def keys_of(node: object, above: str = "") -> set[str]:
