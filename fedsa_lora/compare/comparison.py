@@ -15,8 +15,9 @@ from fedsa_lora.compare.making import make
 from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.page import page, rows, verdict
 from fedsa_lora.compare.record import Record
-from fedsa_lora.compare.scores import Score, scores
+from fedsa_lora.compare.scores import Score, lead, scores
 from fedsa_lora.compare.search import Search
+from fedsa_lora.compare.significance import Difference
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.files import write_atomically, writing
@@ -100,6 +101,10 @@ class Comparison:
     def scores(self, regime: str) -> list[Score]:
         """The complete methods of a regime, the best first."""
         return scores(self._of(regime), self.record, self.grid.reference)
+
+    def lead(self, regime: str, method: str, other: str) -> Difference:
+        """The lead of a method over another. Raises RunError where one of them is not complete."""
+        return lead(self._of(regime), self.record, method, other)
 
     def verdicts(self) -> list[str]:
         """One line for each regime of which something is complete."""

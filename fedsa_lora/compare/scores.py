@@ -95,6 +95,18 @@ def scores(searches: Sequence[Search], record: Record, reference: str) -> list[S
     return [_score(method, alone, apart) for method, apart in zip(ordered, behind, strict=True)]
 
 
+def lead(searches: Sequence[Search], record: Record, method: str, other: str) -> Difference:
+    """The lead of a method over another of the same regime, over (client, seed), each at its best rate. Raises
+    RunError where one of them is not complete."""
+    found = {search.entry.method: _completed(search, record) for search in searches}
+    one, two = found.get(method), found.get(other)
+    if one is None or two is None:
+        absent = method if one is None else other
+        raise RunError(f"{absent!r} has no run for every seed here; there are {listing(found)}")
+    higher = one.measure.higher_is_better
+    return paired(_differences([r.values for r in one.runs], [r.values for r in two.runs], higher))
+
+
 def _completed(search: Search, record: Record) -> _Complete | None:
     if (best := search.best(record)) is None:
         return None
