@@ -1,9 +1,9 @@
 """Can two methods of a recorded comparison be told apart?
 
-python benchmarks/paired.py vision dirichlet_05-cifar "FedSA (share A)" "FedSA, random transformer" --to docs/results/vision
+python benchmarks/paired.py vision dirichlet_05-cifar "FedSA (share A)" "local only" --to docs/results/vision
 
-Takes the differences of accuracy over (client, seed) pairs, each method at the rate that the search chose: their
-mean with its 95 % t interval, and p of Wilcoxon's two-sided signed-rank test.
+Takes the differences of accuracy over (client, seed) pairs, each method at the rate that the search chose:
+their mean with its 95 % t interval, and p of Wilcoxon's two-sided signed-rank test.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def main() -> None:
     recorded = Comparison.recorded(read_grid(options.grid), options.to)
     found = recorded.lead(options.regime, *options.methods)
     mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-    print(
-        f"{options.methods[0]} - {options.methods[1]}: {mean:+.1f} points [{low:.1f}, {high:.1f}], p {found.p:.2g}"
-    )
+    names = " - ".join(options.methods)
+    print(f"{names}: {mean:+.1f} points [{low:.1f}, {high:.1f}], p {found.p:.2g}")
 
 
 if __name__ == "__main__":

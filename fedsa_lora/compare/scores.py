@@ -96,8 +96,8 @@ def scores(searches: Sequence[Search], record: Record, reference: str) -> list[S
 
 
 def lead(searches: Sequence[Search], record: Record, method: str, other: str) -> Difference:
-    """The lead of a method over another of the same regime, over (client, seed), each at its best rate. Raises
-    RunError where one of them is not complete."""
+    """The lead of a method over another of the same regime, over (client, seed), each at its best rate.
+    Raises RunError where one of them is not complete."""
     found = {search.entry.method: _completed(search, record) for search in searches}
     one, two = found.get(method), found.get(other)
     if one is None or two is None:
