@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="*", default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rounds", nargs=3, type=int, default=[8, 1, 1], help="of each phase")
+    parser.add_argument("--rounds", nargs=3, type=int, default=[4, 1, 1], help="of each phase")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:

@@ -164,7 +164,7 @@ class Phased(Unlearning, ABC):
     has its weight in the mean, or train on (``train``).
     """
 
-    learn: Annotated[int, at_least(0)] = 8
+    learn: Annotated[int, at_least(0)] = 4
     unlearn: Annotated[int, at_least(1)] = 1
     recover: Annotated[int, at_least(0)] = 1
     others: Literal["still", "train"] = "still"

@@ -160,7 +160,7 @@ def _other(path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("unlearning=npo", "federation.rounds=9"), "federation.rounds=10"),
+        (("unlearning=npo", "federation.rounds=9"), "federation.rounds=6"),
         (("unlearning=drop_b", "split=share_ab"), "no B of the target's own"),
         (("unlearning=npo", "personalisation=finetune"), "personalisation=none"),
         (("unlearning=npo", "strategy=krum"), "does not take the mean"),
