@@ -32,7 +32,7 @@ class Known:
         return {
             "nll": float(self.nll.mean()),
             "probability": float(np.exp(-self.nll).mean()),
-            "truth_ratio": float(np.exp(np.median(self.log_truth))),
+            "truth_ratio": float(np.median(ratio)),
             "truth_forget": float(np.exp(-np.abs(self.log_truth)).mean()),
             "truth_retain": float(np.maximum(0, 1 - ratio).mean()),
         }

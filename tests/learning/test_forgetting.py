@@ -1,11 +1,14 @@
 """Objectives of unlearning against their formulas, computed from the logits of plain transformers."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from make_authors import AUTHORS, facts
 
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.forgetting import (
@@ -21,9 +24,11 @@ from fedsa_lora.learning.forgetting import (
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.shipped import shipped_folder
 from fedsa_lora.tasks.tofu import FORGET, TofuTask
 
 STORIES = ModelSettings(path="pkg://fedsa_lora/pretrained/stories260k")
+SPLITS = ("forget01", "forget05")
 SETTINGS = TrainSettings(eval_batch_size=7)
 TERMS = {"gamma": 1.0, "alpha": 0.0, "seed": 0, "key": ("0", 1), "kept": np.zeros(0, np.int64)}
 
@@ -250,3 +255,36 @@ def test_settings_that_cannot_be_are_refused():
         with pytest.raises(ConfigError):
             made(**changes)
     assert replace(made(), targets=["1"]).targets == ["1"]
+
+
+def test_a_folder_as_the_hub_has_tofu_is_read(tmp_path):
+    """There the words of a fact are in splits of their own, and those that are kept have 4 of 24 of them."""
+    learned = {
+        name: pq.read_table(shipped_folder("authors") / f"{name}.parquet").to_pylist() for name in SPLITS
+    }
+    plain = [{key: row[key] for key in ("question", "answer")} for row in learned["forget05"]]
+    tables = {
+        "forget01": [{key: row[key] for key in ("question", "answer")} for row in learned["forget01"]],
+        "forget01_perturbed": learned["forget01"],
+        "retain99": plain,
+        "retain_perturbed": learned["forget05"][:4],
+    }
+    for name, rows in tables.items():
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = made(dataset=str(tmp_path), retain_split="retain99", holdout_split=None)
+    assert len(task.data.train) == 24
+    assert len(task.phrased("forget01").answers) == 4
+    assert len(task.phrased("retain99").answers) == 4
+    assert sorted(path.stem for path in task.places()) == ["forget01", "retain99"]
+
+
+def test_the_shipped_facts_are_those_that_the_script_makes():
+    for name, authors in (("full", facts()[:AUTHORS]), ("holdout10", facts()[AUTHORS:])):
+        rows = pq.read_table(shipped_folder("authors") / f"{name}.parquet").to_pylist()
+        assert rows == [row for of_author in authors for row in of_author]
+
+
+def test_no_paraphrase_is_its_answer_and_no_fact_has_two_values():
+    for row in (row for of_author in facts() for row in of_author):
+        assert row["paraphrased_answer"] not in (row["answer"], *row["perturbed_answer"])
+        assert len(set(row["perturbed_answer"])) == 5
