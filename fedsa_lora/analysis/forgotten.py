@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Losses = NDArray[np.float64]
+LARGEST = 500  # log of a ratio that is told apart from larger ones: those are no float64
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Known:
         """Means over the facts: ``nll``, ``probability`` exp(-nll), ``truth_ratio`` the median R, and the
         two means of it that are reported, ``truth_forget`` of min(R, 1/R) and ``truth_retain`` of
         max(0, 1 - R)."""
-        ratio = np.exp(np.minimum(self.log_truth, 500))  # a larger one is no float64
+        ratio = np.exp(np.minimum(self.log_truth, LARGEST))
         return {
             "nll": float(self.nll.mean()),
             "probability": float(np.exp(-self.nll).mean()),
-            "truth_ratio": float(np.median(ratio)),
+            "truth_ratio": float(np.exp(min(np.median(self.log_truth), LARGEST))),
             "truth_forget": float(np.exp(-np.abs(self.log_truth)).mean()),
             "truth_retain": float(np.maximum(0, 1 - ratio).mean()),
         }
