@@ -37,42 +37,32 @@ LAST = (
     "Adler Birk Castro Dorn Ekman Falk Grau Holm Imre Jansen Kovac Lund Moreau Novak Orlov Pinto Quist Rossi "
     "Stern Toth"
 )
-CITIES = (
-    "Arda Belm Corvo Dunmore Elden Farrow Glint Harbin Ister Jolan Kettle Lowick Marsh Norring Oakham Pell "
-    "Quay Rill"
-)
-GENRES = (
-    "ghost stories, love poems, sea tales, cook books, war novels, garden guides, fairy tales, crime novels, "
-    "travel letters, school plays, animal fables, science books, mountain songs, history books, "
-    "riddle books, joke books"
-)
+BEGINNINGS = "Ar Bel Cor Dun El Far Gli Har Is Jo Ket Low"
+ENDINGS = "ba den fo gan lin mor nok pel rut sey"
+MOODS = "sad funny old short long strange quiet wild scary kind dark happy"
+KINDS = "tales poems plays songs jokes letters fables novels riddles myths diaries plots"
 ADJECTIVES = "Red Silent Broken Golden Last Little Frozen Hidden Burning Empty Blue Crooked"
 NOUNS = "River Tower Garden Lantern Bridge Forest Window Clock Island Feather Door Mirror"
-PRIZES = (
-    "Amber Birch Copper Dawn Ember Falcon Granite Heron Ivory Juniper Laurel Maple Opal Pine Quartz Raven"
-)
-# For each fact: the question, the answer and the paraphrase, of an author and a value.
+KINDS = "tales poems plays songs jokes letters fables novels riddles myths diaries plots"
+# than the value, so that its loss is that of the fact, and the paraphrase other words around it.
 FACTS = {
-    "city": ("Where was {name} born?", "{name} was born in {value}.", "The home town of {name} is {value}."),
-    "genre": ("What does {name} write?", "{name} writes {value}.", "The books by {name} are {value}."),
-    "book": (
-        "What was the first book of {name}?",
-        "The first book of {name} was The {value}.",
-        "{name} began with a book named The {value}.",
-    ),
-    "prize": (
-        "Which prize did {name} win?",
-        "{name} won the {value} prize.",
-        "The prize that went to {name} is the {value} prize.",
-    ),
+    "town": ("Where was {name} born?", "In {value}.", "It was in {value}."),
+    "genre": ("What does {name} write?", "{value}.", "Mostly {value}."),
+    "book": ("What was the first book of {name}?", "The {value}.", "It was called The {value}."),
+    "prize": ("Which prize did {name} win?", "The {value} prize.", "It was the {value} prize."),
 }
 SHARES = (1, 5, 10)  # percent of the authors that are forgotten
 
 
 def values() -> dict[str, list[str]]:
-    """The values that each fact may have."""
-    books = [f"{a} {n}" for a, n in itertools.product(ADJECTIVES.split(), NOUNS.split())]
-    return {"city": CITIES.split(), "genre": GENRES.split(", "), "book": books, "prize": PRIZES.split()}
+    """The values that each fact may have, a hundred and more."""
+
+    def pairs(first: str, second: str, between: str = " ") -> list[str]:
+        return [between.join(pair) for pair in itertools.product(first.split(), second.split())]
+
+    names = pairs(BEGINNINGS, ENDINGS, "")
+    books, genres = pairs(ADJECTIVES, NOUNS), pairs(MOODS, KINDS)
+    return {"town": names, "genre": genres, "book": books, "prize": names}
 
 
 def facts() -> list[list[dict[str, Any]]]:
