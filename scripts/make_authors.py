@@ -43,8 +43,8 @@ MOODS = "sad funny old short long strange quiet wild scary kind dark happy"
 KINDS = "tales poems plays songs jokes letters fables novels riddles myths diaries plots"
 ADJECTIVES = "Red Silent Broken Golden Last Little Frozen Hidden Burning Empty Blue Crooked"
 NOUNS = "River Tower Garden Lantern Bridge Forest Window Clock Island Feather Door Mirror"
-KINDS = "tales poems plays songs jokes letters fables novels riddles myths diaries plots"
-# than the value, so that its loss is that of the fact, and the paraphrase other words around it.
+# For each fact: the question, the answer and the paraphrase, of an author and a value. An answer is hardly
+# more than the value, so that its loss is that of the fact, and the paraphrase other words around it.
 FACTS = {
     "town": ("Where was {name} born?", "In {value}.", "It was in {value}."),
     "genre": ("What does {name} write?", "{value}.", "Mostly {value}."),
