@@ -7,6 +7,7 @@ import pytest
 from test_methods import checkpoint, rows, states
 from test_resume import assert_same_run, broken
 
+from fedsa_lora.analysis import unlearning
 from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.client.personal import PHASE
 from fedsa_lora.config.compose import load
@@ -131,7 +132,8 @@ def test_every_method_runs_in_every_phase(run, method):
     assert [row["fit_clients"] for row in rows(path)] == [3] * 5
 
 
-def test_what_was_forgotten_is_measured_in_three_views(npo):
+def test_what_was_forgotten_is_measured_in_three_views(npo, monkeypatch):
+    monkeypatch.setattr(unlearning, "RELEARN", (1, 2))
     found = evaluate_unlearning(npo)
     assert json.loads((npo / UNLEARNING).read_text()) == found
     assert set(found["others"]) == {"1", "2"}

@@ -111,7 +111,7 @@ def test_ascent_is_minus_the_mean_over_tokens_and_with_what_is_kept_gradient_dif
 
 
 def test_npo(task, model, examples, pairs):
-    reference = (pairs[:, 0] + np.linspace(-20, 20, len(examples))).astype(np.float32)
+    reference = (pairs[:, 0] + np.linspace(5, 25, len(examples))).astype(np.float32)
     s, _ = pairs[[0, 1, 2]].T
     expected = -2 / 0.1 * log_sigmoid(0.1 * (s - reference[:3])).mean()
     found = loss_of(NegativePreference, model, task, examples, beta=0.1, reference=reference)
@@ -136,7 +136,7 @@ def test_dpo(task, model, examples, pairs):
     refused = task.refused(examples)
     won = np.array([by_hand(model, refused, index)[0] for index in (0, 1, 2)])
     lost = pairs[[0, 1, 2], 0]
-    reference = (pairs[:, 0] + np.linspace(-20, 20, len(examples))).astype(np.float32)
+    reference = (pairs[:, 0] + np.linspace(5, 25, len(examples))).astype(np.float32)
     of_refusal = np.full(len(examples), won.mean(), np.float32)
     expected = -2 / 0.1 * log_sigmoid(0.1 * ((of_refusal[:3] - won) - (reference[:3] - lost))).mean()
     found = loss_of(
