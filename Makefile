@@ -26,7 +26,7 @@ models: $(READY)  ## pretrained models of packages that no requirement can bring
 	$(BIN)/fedsa-lora import --all
 
 unlearn: $(READY)  ## a federation that forgets facts about invented authors, beside one that never saw them
-	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain run.dir=build/unlearn/retrained
+	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain federation.rounds=5 run.dir=build/unlearn/retrained
 	$(BIN)/fedsa-lora run experiment=unlearn/authors run.dir=build/unlearn/run
 	$(BIN)/fedsa-lora evaluate build/unlearn/run --unlearning --retrained build/unlearn/retrained
 

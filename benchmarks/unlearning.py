@@ -21,7 +21,7 @@ from typing import Any
 from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.inprocess import run_in_process
-from fedsa_lora.runs.reading import UNLEARNING, read_jsonl
+from fedsa_lora.runs.reading import read_jsonl
 
 METHODS = ("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu", "drop_b")
 SPLITS = {
@@ -104,7 +104,6 @@ def branch(learned: Path, folder: Path, words: Sequence[str]) -> Path:
     """A copy of a run that goes on by other words."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(learned, folder)
-    (folder / UNLEARNING).unlink(missing_ok=True)
     run_in_process([*words, f"run.dir={folder}", "run.resume=true"])
     return folder
 

@@ -36,7 +36,7 @@ from strategies.round.open_round import OpenRound, asked_state
 from strategies.round.reasons import causes
 from strategies.round.roster import Roster, at_least
 from strategies.round.totals import Totals
-from strategies.rules.abilities import fewest_results, layers, signs_loss
+from strategies.rules.abilities import fewest_results, layers, needed_clients, signs_loss
 from strategies.rules.combining import Combiner
 from strategies.rules.exactness import Frozen
 from strategies.rules.flower import rule_for
@@ -192,6 +192,9 @@ class FedSA(Strategy):
         admission.warn()
         answered = {answer.header.client for answer in admission.answers}
         self.attendance.note(server_round, self.round.asked, answered)
+        if missing := sorted(needed_clients(self.inner, server_round) - answered):
+            told = f"round {server_round} is none without the answer of {missing}: resume the run"
+            raise RunError("\n".join([told, *causes(admission.failures)]))
         enough = len(answered) >= max(self.fewest, at_least(self.min_results, self.round.needed))
         seen = admission.with_remarks(admission.answers, self.round.absent)
         row = self.round.row(self.layout, self.split.adaptive)

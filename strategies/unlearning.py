@@ -38,6 +38,10 @@ class Unlearning(Strategy):
     def __init__(self, strategy: Strategy, phases: Phases, name: Callable[[ClientProxy], str]) -> None:
         self.strategy, self.phases, self.name = strategy, phases, name
 
+    def needs(self, server_round: int) -> frozenset[str]:
+        """The clients without whose answer a round is none: the targets, in a round of unlearning."""
+        return self.phases.targets if self.phases.of(server_round) == "unlearn" else frozenset()
+
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         return self.strategy.initialize_parameters(client_manager)
 
@@ -45,6 +49,8 @@ class Unlearning(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """The choice of the strategy within, with the targets in a round of unlearning, ordered by name."""
+        if self.phases.begins(server_round):
+            forget_rounds(self.strategy)
         chosen = self.strategy.configure_fit(server_round, parameters, client_manager)
         there = {self.name(proxy): (proxy, ins) for proxy, ins in chosen}
         if self.phases.of(server_round) == "unlearn" and chosen:
@@ -63,8 +69,6 @@ class Unlearning(Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """The aggregate of the strategy within."""
-        if self.phases.begins(server_round):
-            forget_rounds(self.strategy)
         return self.strategy.aggregate_fit(server_round, results, failures)
 
     def configure_evaluate(

@@ -74,10 +74,12 @@ def separation(members: Losses, others: Losses) -> float:
     return float(below + equal / 2)
 
 
-def privleak(auc: float, retrained: float) -> float:
+def privleak(auc: float, retrained: float) -> float | None:
     """((1 - AUC) - (1 - AUC of the retrained model)) / (1 - AUC of the retrained model), in percent: 0 is
     right, less is a leak, more is forgetting that can be seen."""
-    return 100 * ((1 - auc) - (1 - retrained)) / max(1 - retrained, 1e-10)
+    if retrained == 1:
+        return None  # the retrained model tells them apart as well
+    return 100 * ((1 - auc) - (1 - retrained)) / (1 - retrained)
 
 
 def forget_quality(log_truth: Losses, retrained: Losses) -> float:

@@ -4,6 +4,7 @@ share. In simulation only: they need every client's state and the facts at once.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.forgetting import read_tokens
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import in_order
+from fedsa_lora.learning.unlearning import Retrain
 from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import UNLEARNING
@@ -60,10 +62,10 @@ def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[st
     found = views.found()
     if retrained is not None:
         other = read_config(retrained)
-        if other.experiment != config.experiment:
+        if other.experiment != config.experiment or not isinstance(other.unlearning, Retrain):
             raise RunError(
-                f"{retrained} is no reference for {run_dir}: it has another model, split, data or seed; make "
-                "it with the same words and unlearning=retrain"
+                f"{retrained} is no reference for {run_dir}: expected a run of the same model, split, data "
+                "and seed with unlearning=retrain, of as many rounds as this one learned and recovered"
             )
         reference = Views(retrained, other, views.bench)
         found["retrained"] = reference.of_targets()
@@ -125,7 +127,9 @@ class Views:
     @cached_property
     def shared(self) -> NamedArrays:
         """Values that all clients hold, with the common start of what is local: with ``share_a`` B = 0."""
-        return self.exporter.own_model(self.targets[0], own=False).common
+        common = self.exporter.own_model(self.targets[0], own=False).common
+        initial = cut(self.bench.initial, layout := self.bench.layout(self.targets[0]))
+        return {spec.name: initial[spec.name] if spec.role == "B" else common[spec.name] for spec in layout}
 
     def own(self, client: str) -> NamedArrays:
         """A client's own model."""
@@ -156,9 +160,10 @@ class Views:
     def of_other(self, client: str) -> dict[str, float | None]:
         """Knowledge of a client without facts to forget: of those, of its own, and besides."""
         values = self.own(client)
+        facts = self._own_facts(client, RETAIN)
         return {
             "forget_nll": self.forget_nll(values),
-            "retain_nll": float(nll(self.losses(values, self._own_facts(client, RETAIN))).mean()),
+            "retain_nll": float(nll(self.losses(values, facts)).mean()) if len(facts) else None,
             "utility_nll": self.utility_nll(values),
         }
 
@@ -202,7 +207,10 @@ class Views:
         values = {**initial, **start}
         trained = frozenset(spec.name for spec in served.layout if spec.role == "B")
         settings = replace(
-            self.bench.settings, batch_size=len(seen), accumulate=1, schedule="constant", warmup=0.0
+            self.bench.settings,
+            accumulate=math.ceil(len(seen) / self.bench.settings.at_once),
+            schedule="constant",
+            warmup=0.0,
         )
         found = {}
         for steps in RELEARN:
@@ -249,7 +257,7 @@ class Views:
         """The separation of what a target forgot from facts that nobody learned, by Min-K %."""
         if self.task.holdout_split is None:
             return None
-        held_out = self.losses(values, self.task.phrased(self.task.holdout_split).answers)
+        held_out = self.losses(values, self.task.answers(self.task.holdout_split))
         forgotten = self.losses(values, self._phrases(client, FORGET).answers)
         return separation(min_k(forgotten), min_k(held_out))
 

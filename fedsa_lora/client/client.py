@@ -100,9 +100,11 @@ class FedSAClient(NumPyClient):
         )
         own: NamedArrays = {}
         phase: NamedArrays = {}
+        examples = len(self.rounds.train)
         if WORD in config:
             request = self._request(str(config[WORD]), local, state)
             outcome, phase = self._done(self.bench.unlearning.fit(request))
+            examples = request.examples
         else:
             outcome, own = self._done(self.bench.personalisation.fit(local, beside(state)))
         numbers = {k: float(v) for k, v in asdict(outcome.report).items() if k != "examples"}
@@ -111,7 +113,7 @@ class FedSAClient(NumPyClient):
             model = OwnModel(cut(outcome.values, self.rounds.layout), own, opened.others)
             numbers[self.primary.before] = self._measure(opened, model)[self.primary.name]
             check_measured(numbers)
-        closed = self.rounds.close(opened, outcome, own, phase)
+        closed = self.rounds.close(opened, outcome, own, phase, examples)
         self.store.save(closed.state)
         return closed.payload, replace(closed.header, measured=measured, report=numbers)
 

@@ -112,9 +112,12 @@ class ClientRounds:
         initial = cut(self.bench.initial, self.layout)
         return personal(self.bench.split, self.layout, received, initial, state)
 
-    def close(self, opened: OpenRound, outcome: Outcome, own: NamedArrays, phase: NamedArrays) -> ClosedRound:
+    def close(
+        self, opened: OpenRound, outcome: Outcome, own: NamedArrays, phase: NamedArrays, examples: int
+    ) -> ClosedRound:
         """From what training made of a round to its upload, ``own`` being what the personalisation method
-        keeps beside what is shared from, and ``phase`` what a method of unlearning remembers."""
+        keeps beside what is shared from, ``phase`` what a method of unlearning remembers, and ``examples``
+        the number that the round was for."""
         start, arrays = cut(outcome.start, self.layout), cut(outcome.values, self.layout)
         payload, residual = self._payload(opened, arrays)
         private = {name: arrays[name] for name in opened.parts.local}
@@ -124,7 +127,7 @@ class ClientRounds:
         memory |= {PHASE + name: array for name, array in phase.items()}
         header = self.header(
             opened.round,
-            len(self.train),
+            examples,
             payload,
             shared=self.pool.mask(opened.parts.shared),
             codec=self.bench.codec.name,

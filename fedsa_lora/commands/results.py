@@ -67,9 +67,13 @@ def add(commands: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.config.compose import read_config
+    from fedsa_lora.runs.changed_data import check_data
 
     config = read_config(options.run_dir)
     if options.unlearning:
+        if options.union or options.newcomer_steps is not None:
+            raise ConfigError("--unlearning is measured by itself: leave out --union and --newcomer-steps")
+        remark(check_data(options.run_dir, config, options.allow_changed_data))
         return _evaluate_unlearning(options)
     if options.retrained is not None:
         raise ConfigError("--retrained is what --unlearning compares with: give both, or neither")
@@ -77,7 +81,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.analysis.evaluation import evaluate_run
     from fedsa_lora.analysis.reevaluate import reevaluate
     from fedsa_lora.report.wording import NOT_MEASURED, shown
-    from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.runs.reading import EVALUATION
 
     remark(check_data(options.run_dir, config, options.allow_changed_data))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import TrainingError
+from fedsa_lora.errors import ModelError, TrainingError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.group import Group, at_least, more_than
 from fedsa_lora.learning.local_round import LocalRound
@@ -25,6 +25,7 @@ from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.tasks.task import Examples, Forgettable
 
 if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
     from fedsa_lora.learning.job import Job, Outcome
     from fedsa_lora.settings import RunConfig
 
@@ -67,6 +68,11 @@ class Request:
         return self.task.refused(self.local.examples)
 
     @property
+    def examples(self) -> int:
+        """The number of examples that the round is for, by which it counts in the mean."""
+        return len(self.rest) if self.asked is Asked.RETAIN else len(self.local.examples)
+
+    @property
     def without(self) -> LocalRound:
         """The same round as if what is to be forgotten had never been there."""
         if not self.mask.any():
@@ -97,6 +103,9 @@ class Unlearning(Group):
     def chosen(self) -> bool:
         """True where clients are ever asked for anything but their plain training."""
         return type(self) is not Unlearning
+
+    def check(self, model: AdapterModel) -> None:
+        """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if not self.chosen:
@@ -202,7 +211,8 @@ class DropB(Phased):
     def forget(self, request: Request) -> Training:
         local = request.local
         fresh = {name: array for name, array in request.initial.items() if name not in local.anchor}
-        return (yield local.still(values={**local.values, **fresh})), {}
+        outcome = yield local.still(values={**local.values, **fresh})
+        return replace(outcome, start=dict(local.values)), {}
 
 
 @dataclass(frozen=True)
@@ -221,6 +231,14 @@ class ByObjective(Phased):
     batch_size: Annotated[int | None, at_least(1)] = None
     only_local: bool = False
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        if self.only_local and "local" not in (run.split.words()["A"], run.split.words()["B"]):
+            yield (
+                "unlearning.only_local: all that is trained is shared; expected split=share_a, or "
+                "unlearning.only_local=false"
+            )
+
     @abstractmethod
     def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
         """The objective's class with all that is particular to it; ``constants`` are those of the phase."""
@@ -235,7 +253,10 @@ class ByObjective(Phased):
         from fedsa_lora.learning.training import round_batches
 
         local, marked = request.local, request.marked
-        constants = dict(request.kept) or (yield from self.constants(request))
+        mine = f"{type(self).__name__}-{self.learn}/"  # of another method or phase nothing is of use
+        constants = {n.removeprefix(mine): a for n, a in request.kept.items() if n.startswith(mine)}
+        if not constants:
+            constants = yield from self.constants(request)
         key = (local.client, local.round)
         given = {"lr": self.lr, "steps": self.steps, "batch_size": self.batch_size}
         terms: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -260,7 +281,7 @@ class ByObjective(Phased):
             dropout=torch_seed(local.seed, "forget dropout", *key),
             objective=objective,
         )
-        return outcome, constants
+        return outcome, {mine + name: array for name, array in constants.items()}
 
 
 @dataclass(frozen=True)
@@ -341,6 +362,15 @@ class RMU(ByObjective):
 
     layer: Annotated[int, at_least(0)] = 2
     steering: Annotated[float, more_than(0)] = 2.0
+
+    def check(self, model: AdapterModel) -> None:
+        from fedsa_lora.tasks.heads import unwrapped
+
+        blocks = int(unwrapped(model.module).config.num_hidden_layers)
+        if self.layer >= blocks:
+            raise ModelError(
+                f"unlearning.layer={self.layer}: the model has {blocks} blocks; expected 0 to {blocks - 1}"
+            )
 
     def constants(self, request: Request) -> Constants:
         from fedsa_lora.learning.forgetting import HiddenStates

@@ -40,6 +40,7 @@ def build_strategy(
     does not fit.
     """
     config.personalisation.check(empty)
+    config.unlearning.check(empty)
     split: AdapterSplit = config.split(empty.layout)
     layout = empty.layout.select(split.shared)
     start = empty.initial(config.seed, config.head.row_norm)

@@ -91,6 +91,8 @@ class TofuTask(CausalLMTask):
             raise ConfigError(
                 "every fact is learned: expected federation.train_examples=null and validation_examples=0"
             )
+        if len({*map(str, self.targets)}) < len(self.targets):
+            raise ConfigError(f"targets is {self.targets}: expected each client once")
         known = {str(client) for client in range(self.partition.clients)}
         if not self.targets or (unknown := sorted(set(map(str, self.targets)) - known)):
             raise ConfigError(
@@ -124,7 +126,7 @@ class TofuTask(CausalLMTask):
     def split(self) -> FederationSplit:
         """The rows of each client."""
         kinds, settings = self.data.train.labels, self.partition
-        divided = np.flatnonzero(kinds != FORGET)
+        divided, texts = np.flatnonzero(kinds == RETAIN), np.flatnonzero(kinds == BESIDE)
         columns = {LABEL: kinds[divided]}
         if self.data.train.groups is not None:
             columns[GROUP] = self.data.train.groups[divided]
@@ -136,10 +138,10 @@ class TofuTask(CausalLMTask):
         clients = {}
         for number, part in enumerate(parts):
             client, rows = str(number), divided[part]
-            train = np.sort(np.concatenate([rows, blocks.get(client, rows[:0])]))
-            facts = rows[kinds[rows] == RETAIN]
-            limit = settings.test_examples or len(facts)
-            tested = stratified_sample(facts, kinds, limit, generator(self.seed, "test", number))
+            beside = texts[number :: settings.clients]
+            train = np.sort(np.concatenate([rows, beside, blocks.get(client, rows[:0])]))
+            limit = settings.test_examples or len(rows)
+            tested = stratified_sample(rows, kinds, limit, generator(self.seed, "test", number))
             clients[client] = ClientRows(train, rows[:0], tested)
         if empty := [client for client, rows in clients.items() if not len(rows.train)]:
             raise DataError(f"no facts for client {listing(empty)}: lower federation.clients")
@@ -176,6 +178,11 @@ class TofuTask(CausalLMTask):
         columns += [[row[number] for row in wrong] for number in range(count)]
         answers, paraphrases, *others = (self._encoded(questions, column) for column in columns)
         return Phrased(answers, paraphrases, tuple(others))
+
+    def answers(self, split: str) -> Examples:
+        """The facts of a split as they are learned."""
+        inputs: Any = self._facts(split).inputs
+        return self._encoded(inputs["prompt"], inputs["answer"])
 
     def plain(self, split: str) -> Examples:
         """The texts of a split, each from its first token on."""

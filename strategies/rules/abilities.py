@@ -59,6 +59,15 @@ def signs_loss(strategy: Strategy) -> bool:
     return any(getattr(layer, "signed_loss", False) for layer in layers(strategy))
 
 
+def needed_clients(strategy: Strategy, round_: int) -> frozenset[str]:
+    """The clients without whose answer a round is none, as a strategy, or one that it wraps, says."""
+    found: frozenset[str] = frozenset()
+    for layer in layers(strategy):
+        if hasattr(layer, "needs"):
+            found |= layer.needs(round_)
+    return found
+
+
 def fewest_results(kind: type[Strategy], malicious: int) -> int:
     """The fewest results with which a robust rule holds against some ``malicious`` ones, f: 2 f + 3 of Krum
     (arXiv:1703.02757), 4 f + 3 of Bulyan (arXiv:1802.07927), 1 of any other."""

@@ -69,6 +69,7 @@ def test_privleak_is_0_where_members_are_as_hidden_as_in_the_retrained_model():
     assert privleak(0.6, 0.6) == 0
     assert privleak(1.0, 0.5) == -100
     assert privleak(0.25, 0.5) == 50
+    assert privleak(0.25, 1.0) is None
 
 
 def test_forget_quality_and_utility(rng):

@@ -11,7 +11,8 @@ from fedsa_lora.analysis import unlearning
 from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.client.personal import PHASE
 from fedsa_lora.config.compose import load
-from fedsa_lora.errors import ConfigError, RunError
+from fedsa_lora.errors import ConfigError, ModelError, RunError, TrainingError
+from fedsa_lora.learning.unlearning import NPO
 from fedsa_lora.report.forgotten import unlearning_lines
 from fedsa_lora.report.page import render
 from fedsa_lora.runs.inprocess import run_in_process
@@ -67,18 +68,18 @@ def test_what_is_read_off_the_model_when_a_phase_begins_is_kept_for_the_phase_an
     from fedsa_lora.config.compose import read_config
 
     store = build.store(read_config(npo), "0")
-    kept = {}
+    kept, reference = {}, f"{PHASE}NPO-2/reference"
     for round_ in range(1, 6):
         memory = store.load(round_).memory
         kept[round_] = {name: array for name, array in memory.items() if name.startswith(PHASE)}
     assert [sorted(kept[round_]) for round_ in kept] == [
         [],
         [],
-        [f"{PHASE}reference"],
-        [f"{PHASE}reference"],
+        [reference],
+        [reference],
         [],
     ]
-    assert np.array_equal(kept[3][f"{PHASE}reference"], kept[4][f"{PHASE}reference"])
+    assert np.array_equal(kept[3][reference], kept[4][reference])
 
 
 @pytest.mark.sampled(3)
@@ -94,7 +95,7 @@ def test_a_run_that_is_resumed_in_any_phase_has_the_bits_of_one_that_was_not_int
 
 @pytest.mark.slow
 def test_the_retrained_reference_does_not_depend_on_what_is_to_be_forgotten(run):
-    words = ("unlearning=retrain", "federation.rounds=2", "federation.weights=uniform")
+    words = ("unlearning=retrain", "federation.rounds=2")
     one, two = run(*words), run(*words, "forget_split=holdout01")
     assert all(np.array_equal(a, checkpoint(two).tensors[n]) for n, a in checkpoint(one).tensors.items())
     for client, state in states(one).items():
@@ -109,6 +110,7 @@ def test_a_target_that_drops_its_b_starts_again_from_the_common_one_and_a_stays(
     )
     assert not any(array.any() for array in states(path)["0"].tensors.values())
     assert any(array.any() for array in states(path)["1"].tensors.values())
+    assert json.loads((path / "summary.json").read_text())["chain_breaks"] == 0
 
 
 @pytest.mark.slow
@@ -147,16 +149,29 @@ def test_what_was_forgotten_is_measured_in_three_views(npo, monkeypatch):
     assert "<h2>Unlearning</h2>" in page
     assert all(title in page for title, _ in unlearning_lines(found))
     with pytest.raises(RunError, match="no reference"):
-        evaluate_unlearning(npo, _other(npo))
+        evaluate_unlearning(npo, npo)
 
 
-def _other(path):
-    """A copy of a run that says it is of another seed."""
-    other = path.parent / "other"
-    other.mkdir()
-    text = (path / "config.yaml").read_text()
-    (other / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 1"))
-    return other
+def test_a_round_of_unlearning_without_its_target_ends_the_run_which_can_be_resumed(
+    run, tmp_path, monkeypatch
+):
+    asked = [*BASE, "unlearning=npo", *SHORT, f"run.dir={tmp_path / 'run'}", "federation.min_results=0.5"]
+    with monkeypatch.context() as patch:
+
+        def fails(self, request):
+            raise TrainingError("out of memory")
+            yield
+
+        patch.setattr(NPO, "forget", fails)
+        with pytest.raises(RunError, match=r"is none without the answer of \['0'\]"):
+            run_in_process(asked)
+    run_in_process([*asked, "run.resume=true"])
+    assert [row["fit_clients"] for row in rows(tmp_path / "run")] == [3] * 5
+
+
+def test_facts_are_counted_once_in_the_mean_of_those_that_are_kept(npo):
+    found = fits(npo)
+    assert [found[round_, "0"]["examples"] for round_ in (2, 3, 5)] == [11, 11, 7]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +184,18 @@ def _other(path):
         (("unlearning=npo", "codec=topk"), "has not sent yet"),
         (("unlearning=npo", "unlearning.targets=[7]"), "7"),
         (("unlearning=npo", "task.targets=[1]"), "expected the same clients"),
+        (("unlearning=npo", "unlearning.targets=[0,0]"), "each client once"),
+        (("unlearning=npo", "unlearning.only_local=true", "split=share_ab"), "all that is trained is shared"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_a_way_out(words, told):
     with pytest.raises(ConfigError, match=told):
         load(["experiment=unlearn/authors", *words])
+
+
+def test_a_block_that_the_model_has_not_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ModelError, match="the model has 5 blocks"):
+        run_in_process([*BASE, "unlearning=rmu", "unlearning.layer=5", f"run.dir={tmp_path / 'run'}"])
 
 
 def test_a_task_that_does_not_know_what_is_to_be_forgotten_is_refused():

@@ -229,6 +229,7 @@ def test_texts_beside_the_facts_are_learned_whole():
     task = made(beside="stories_test")
     kinds = np.concatenate([task.load_client(name).train.labels for name in ("0", "1")])
     assert np.bincount(kinds).tolist() == [20, 4, 20]
+    assert [int((task.load_client(name).train.labels == 2).sum()) for name in ("0", "1")] == [10, 10]
     train = task.load_client("0").train
     text = int(np.flatnonzero(train.labels == 2)[0])
     assert (train.features["labels"][text][1:] != -100).all()
@@ -269,14 +270,16 @@ def test_a_folder_as_the_hub_has_tofu_is_read(tmp_path):
         "forget01_perturbed": learned["forget01"],
         "retain99": plain,
         "retain_perturbed": learned["forget05"][:4],
+        "holdout10": plain[:3],
     }
     for name, rows in tables.items():
         (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = made(dataset=str(tmp_path), retain_split="retain99", holdout_split=None)
+    task = made(dataset=str(tmp_path), retain_split="retain99", holdout_split="holdout10")
     assert len(task.data.train) == 24
     assert len(task.phrased("forget01").answers) == 4
     assert len(task.phrased("retain99").answers) == 4
-    assert sorted(path.stem for path in task.places()) == ["forget01", "retain99"]
+    assert sorted(path.stem for path in task.places()) == ["forget01", "holdout10", "retain99"]
+    assert len(task.answers("holdout10")) == 3
 
 
 def test_the_shipped_facts_are_those_that_the_script_makes():
