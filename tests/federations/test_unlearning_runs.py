@@ -110,7 +110,7 @@ def test_a_target_that_drops_its_b_starts_again_from_the_common_one_and_a_stays(
     )
     assert not any(array.any() for array in states(path)["0"].tensors.values())
     assert any(array.any() for array in states(path)["1"].tensors.values())
-    assert json.loads((path / "summary.json").read_text())["chain_breaks"] == 0
+    assert json.loads((path / "summary.json").read_text())["proof"]["chain_breaks"] == 0
 
 
 @pytest.mark.slow
