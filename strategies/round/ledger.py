@@ -99,7 +99,7 @@ class Ledger:
             "fit_failures": len(admission.failures),
             "remarks": [asdict(remark) for remark in admission.remarks],
             "fit_seconds": time.perf_counter() - self._started,
-            "loss": weighted_mean([(row["loss"], row["examples"]) for row in rows]),
+            "loss": weighted_mean([(r["loss"], r["examples"]) for r in rows if r.get("steps", 1)]),  # trained
             before: plain_mean([row[before] for row in rows if before in row]),
             "bytes_up": admission.bytes_up,
             "bytes_down": sum(self._sent.values()),

@@ -12,7 +12,7 @@ from fedsa_lora.analysis.unlearning import evaluate_unlearning
 from fedsa_lora.client.personal import PHASE
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, ModelError, RunError, TrainingError
-from fedsa_lora.learning.unlearning import NPO
+from fedsa_lora.learning.unlearners import NPO
 from fedsa_lora.report.forgotten import unlearning_lines
 from fedsa_lora.report.page import render
 from fedsa_lora.runs.inprocess import run_in_process
@@ -56,6 +56,7 @@ def test_in_a_round_of_unlearning_the_target_trains_and_the_others_stay_as_they_
     found = fits(npo)
     for round_ in (3, 4):
         assert found[round_, "0"]["steps"] == 2
+        assert rows(npo)[round_ - 1]["loss"] == pytest.approx(found[round_, "0"]["loss"])
         for client in "12":
             row = found[round_, client]
             assert row["steps"] == 0
