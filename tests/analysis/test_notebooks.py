@@ -25,7 +25,7 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem == "01_quickstart")) for p in NOTEBOOKS],
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem[:2] in ("01", "02"))) for p in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_a_notebook_runs_on_any_run(path: Path, manager: KernelManager) -> None:
