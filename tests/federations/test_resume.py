@@ -96,7 +96,7 @@ def whole(run_once):
     return lambda words: run_once(*WORDS, *words)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.case(20)
 @pytest.mark.parametrize(
     "words",

@@ -19,7 +19,6 @@ from fedsa_lora.server.build import skeleton
 from fedsa_lora.settings import RunConfig
 
 WORDS = ("experiment=smoke", "head=shared")
-POOLINGS = ("model", "mean")
 
 
 def exported(folder: Path, *words: str) -> np.ndarray:
@@ -47,7 +46,7 @@ def adapter(tmp_path_factory):
     return folder, exported(folder)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", [pytest.param("model", marks=pytest.mark.slow), "mean"])
 def test_an_export_predicts_the_same_where_a_run_starts_from_it(tmp_path, pooling):
     expected = exported(tmp_path, f"model.pooling={pooling}")
     config = started(tmp_path)
