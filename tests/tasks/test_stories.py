@@ -48,6 +48,7 @@ def nll_of_the_end(steps: int, config: dict | None = None) -> float:
     adapted = AdapterModel(
         attach(task.build_model(seed=0), LoraSettings(r=8, dropout=0.0, targets="all_linear"))
     )
+    adapted.write(adapted.initial(0))  # else A starts as whatever was drawn before it
     names = frozenset(adapted.layout.names)
     train(
         adapted,
