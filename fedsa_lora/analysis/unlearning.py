@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from fedsa_lora.tasks.generation import recall
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.tofu import FORGET, RETAIN, Phrased, TofuTask
 
+Reader: TypeAlias = "Callable[[AdapterModel, Any, Examples, TrainSettings], NDArray[np.float32]]"
 RELEARN = (5, 10, 20)  # steps of training B alone, after which it is asked what is known again
 
 
@@ -131,6 +133,18 @@ class Views:
         initial = cut(self.bench.initial, layout := self.bench.layout(self.targets[0]))
         return {spec.name: initial[spec.name] if spec.role == "B" else common[spec.name] for spec in layout}
 
+    @cached_property
+    def forgotten(self) -> dict[str, Known]:
+        """Knowledge of each target's own model of what it was to forget."""
+        return {
+            client: self.known(self.own(client), self._phrases(client, FORGET)) for client in self.targets
+        }
+
+    @cached_property
+    def aucs(self) -> dict[str, float | None]:
+        """Separation of that from facts that nobody learned, by target."""
+        return {client: self._auc(client) for client in self.targets}
+
     def own(self, client: str) -> NamedArrays:
         """A client's own model."""
         return self.exporter.own_model(client).common
@@ -179,11 +193,7 @@ class Views:
 
     def losses(self, values: NamedArrays, examples: Examples) -> Losses:
         """The loss of each token of the answers under given values, (n, longest)."""
-        served = ClientModel(self.targets[0], self.bench, build.store(self.config, self.targets[0]))
-        job = served.local(0, frozenset(), values, merged=self.exporter.merged).still(
-            asked=(examples,), read=read_tokens
-        )
-        return self.bench.outcome(job).answers[0].astype(np.float64)
+        return self._read(values, examples, read_tokens)
 
     def known(self, values: NamedArrays, facts: Phrased) -> Known:
         """Knowledge of facts under given values."""
@@ -227,25 +237,21 @@ class Views:
     def _of_target(self, client: str) -> dict[str, Any]:
         values = self.own(client)
         numbers: dict[str, dict[str, float]] = {}
-        for name, facts in (
-            ("forget", self._phrases(client, FORGET)),
-            ("retain", self._phrases(client, RETAIN)),
-        ):
-            numbers[name] = self.known(values, facts).numbers()
-            numbers[name]["rouge_l_recall"] = self._rouge(values, facts)
+        facts = {"forget": self._phrases(client, FORGET), "retain": self._phrases(client, RETAIN)}
+        known = {"forget": self.forgotten[client], "retain": self.known(values, facts["retain"])}
+        for name, phrased in facts.items():
+            numbers[name] = known[name].numbers() | {"rouge_l_recall": self._rouge(values, phrased)}
         kept = numbers["retain"]
         return {
             **numbers,
             "utility_nll": self.utility_nll(values),
             "model_utility": utility([kept["probability"], kept["rouge_l_recall"], kept["truth_retain"]]),
-            "membership_auc": self._auc(client, values),
+            "membership_auc": self.aucs[client],
         }
 
     def _against(self, reference: Views, client: str) -> dict[str, float | None]:
-        ours, theirs = self.own(client), reference.own(client)
-        facts = self._phrases(client, FORGET)
-        mine, its = self.known(ours, facts), reference.known(theirs, facts)
-        mine_auc, its_auc = self._auc(client, ours), reference._auc(client, theirs)
+        mine, its = self.forgotten[client], reference.forgotten[client]
+        mine_auc, its_auc = self.aucs[client], reference.aucs[client]
         return {
             "forget_quality_p": forget_quality(mine.log_truth, its.log_truth),
             "forget_nll_distance": float(mine.nll.mean() - its.nll.mean()),
@@ -253,10 +259,11 @@ class Views:
             "privleak": None if mine_auc is None or its_auc is None else privleak(mine_auc, its_auc),
         }
 
-    def _auc(self, client: str, values: NamedArrays) -> float | None:
+    def _auc(self, client: str) -> float | None:
         """The separation of what a target forgot from facts that nobody learned, by Min-K %."""
         if self.task.holdout_split is None:
             return None
+        values = self.own(client)
         held_out = self.losses(values, self.task.answers(self.task.holdout_split))
         forgotten = self.losses(values, self._phrases(client, FORGET).answers)
         return separation(min_k(forgotten), min_k(held_out))
@@ -278,11 +285,13 @@ class Views:
 
     def _rouge(self, values: NamedArrays, facts: Phrased) -> float:
         """The mean ROUGE-L recall of what the model writes, of the answers."""
+        return float(self._read(values, facts.answers, read_recall).mean())
+
+    def _read(self, values: NamedArrays, examples: Examples, read: Reader) -> Losses:
+        """The result of a reading of examples under given values."""
         served = ClientModel(self.targets[0], self.bench, build.store(self.config, self.targets[0]))
-        job = served.local(0, frozenset(), values, merged=self.exporter.merged).still(
-            asked=(facts.answers,), read=read_recall
-        )
-        return float(self.bench.outcome(job).answers[0].mean())
+        still = served.local(0, frozenset(), values, merged=self.exporter.merged).still
+        return self.bench.outcome(still(asked=(examples,), read=read)).answers[0].astype(np.float64)
 
 
 def read_recall(

@@ -68,7 +68,7 @@ def receive(
         raise WireError(f"expected {1 + factors} arrays, got {len(arrays)}")
     memory = _remembered(header, state)
     common = _common(header, arrays[0], pool, memory, downlink)
-    merged = {n.removeprefix(MERGED): a for n, a in memory.items() if n.startswith(MERGED)}
+    merged = under(memory, MERGED)
     if factors:
         merged = _merged(header.merge, arrays[1], pool, merged)
     wire.check_digest(header, common, *arrays[1:])
@@ -156,16 +156,20 @@ def personal(
     return values
 
 
+def under(memory: NamedArrays, prefix: str) -> Arrays:
+    """The arrays whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in memory.items() if name.startswith(prefix)}
+
+
 def beside(state: ClientState | None) -> Arrays:
     """Tensors that a personalisation method keeps beside the common model; none without one."""
     kept = {} if state is None else state.tensors | state.memory
-    return {n.removeprefix(PERSONAL): a for n, a in kept.items() if n.startswith(PERSONAL)}
+    return under(kept, PERSONAL)
 
 
 def of_phase(state: ClientState | None) -> Arrays:
     """Memory of a method of unlearning in the phase that it is in; nothing at its beginning."""
-    memory = {} if state is None else state.memory
-    return {n.removeprefix(PHASE): a for n, a in memory.items() if n.startswith(PHASE)}
+    return {} if state is None else under(state.memory, PHASE)
 
 
 def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:

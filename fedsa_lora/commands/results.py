@@ -70,20 +70,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fedsa_lora.runs.changed_data import check_data
 
     config = read_config(options.run_dir)
-    if options.unlearning:
-        if options.union or options.newcomer_steps is not None:
-            raise ConfigError("--unlearning is measured by itself: leave out --union and --newcomer-steps")
-        remark(check_data(options.run_dir, config, options.allow_changed_data))
-        return _evaluate_unlearning(options)
-    if options.retrained is not None:
+    if options.unlearning and (options.union or options.newcomer_steps is not None):
+        raise ConfigError("--unlearning is measured by itself: leave out --union and --newcomer-steps")
+    if options.retrained is not None and not options.unlearning:
         raise ConfigError("--retrained is what --unlearning compares with: give both, or neither")
+    remark(check_data(options.run_dir, config, options.allow_changed_data))
+    if options.unlearning:
+        return _evaluate_unlearning(options)
 
     from fedsa_lora.analysis.evaluation import evaluate_run
     from fedsa_lora.analysis.reevaluate import reevaluate
     from fedsa_lora.report.wording import NOT_MEASURED, shown
     from fedsa_lora.runs.reading import EVALUATION
 
-    remark(check_data(options.run_dir, config, options.allow_changed_data))
     primary = config.task.measures[0]
     table = Table(title=f"personalised {primary.words} on each client's test examples")
     for column in ("client", "examples", f"{primary.words} now", "in the run"):

@@ -9,37 +9,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import Objective, in_order
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.task import Batch, Examples, Task
-
-IGNORED = -100  # a token without a loss, as transformers has it
-
-
-def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of each token but the first of a batch of a causal language model in nats, 0 where it has
-    none, and which have one; (batch, longest - 1) each."""
-    labels = batch["labels"][:, 1:]
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs).logits[:, :-1]
-    losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
-    return losses, labels != IGNORED
-
-
-def answer_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """S and n of each example of a batch, (batch,) each."""
-    losses, answered = token_losses(model, batch)
-    return losses.sum(dim=1), answered.sum(dim=1)
+from fedsa_lora.tasks.token_losses import IGNORED, answer_losses, token_losses
 
 
 def read_losses(
@@ -187,9 +170,7 @@ class DirectPreference(Forgetting):
 
     def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         lost, _ = self.answers(indices)
-        with self.autocast():
-            batch = self.task.collate(self.refused, indices)
-            won, _ = answer_losses(self.model.module, {n: t.to(lost.device) for n, t in batch.items()})
+        won, _ = replace(self, examples=self.refused).answers(indices)
         gained = torch.from_numpy(self.of_refusal[indices]).to(lost.device) - won
         given_up = torch.from_numpy(self.reference[indices]).to(lost.device) - lost
         return -2 / self.beta * logsigmoid(self.beta * (gained - given_up)).mean()

@@ -18,12 +18,12 @@ from fedsa_lora.tasks.generation import AnswerMeasure, Bleu, ExactMatch, RougeL,
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
+from fedsa_lora.tasks.token_losses import IGNORED, answer_losses
 
 if TYPE_CHECKING:
     import datasets
     import torch
 
-IGNORED = -100  # a token without a loss, as transformers has it
 OF_TOKENS = (
     Measure("perplexity", (1.0, LARGEST), higher_is_better=False),
     Measure("loss", ENTROPY, higher_is_better=False),
@@ -256,12 +256,8 @@ class CausalLMTask(TextData):
         """By example (batch, ...): the summed loss of its learned tokens in nats, the number of these, and
         the numbers of each measure of written answers."""
         import torch
-        from torch.nn.functional import cross_entropy
 
-        labels = batch["labels"][:, 1:]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        losses = cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
-        found = torch.stack([losses.sum(dim=1), (labels != IGNORED).sum(dim=1)], dim=1)
+        found = torch.stack(answer_losses(model, batch), dim=1)
         if not self._answered:
             return found
         pairs = [*zip(self.write(model, batch), self.wanted(batch), strict=True)]

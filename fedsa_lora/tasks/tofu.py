@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.seeds import generator
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask
+from fedsa_lora.tasks.causal_lm import CausalLMTask
 from fedsa_lora.tasks.partition import ClientRows, FederationSplit, stratified_sample
 from fedsa_lora.tasks.partitioners import GROUP, LABEL, assign_rows
 from fedsa_lora.tasks.rows import Columns, Inputs, LabelledData, Rows, read_rows
@@ -25,6 +25,7 @@ from fedsa_lora.tasks.shipped import SHIPPED
 from fedsa_lora.tasks.sources import find_split, read_split
 from fedsa_lora.tasks.tables import Table, library
 from fedsa_lora.tasks.task import Examples
+from fedsa_lora.tasks.token_losses import IGNORED
 
 if TYPE_CHECKING:
     import datasets

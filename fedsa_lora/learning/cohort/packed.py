@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
-from fedsa_lora.tasks.causal_lm import IGNORED
 from fedsa_lora.tasks.task import Batch, Examples
+from fedsa_lora.tasks.token_losses import IGNORED
 
 Indices = NDArray[np.int64]
 Collate = Callable[[Examples, Indices], Batch]
