@@ -61,15 +61,9 @@ def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[st
     """
     config = read_config(run_dir)
     views = Views(run_dir, config)
+    reference = None if retrained is None else _reference(views, retrained)
     found = views.found()
-    if retrained is not None:
-        other = read_config(retrained)
-        if other.experiment != config.experiment or not isinstance(other.unlearning, Retrain):
-            raise RunError(
-                f"{retrained} is no reference for {run_dir}: expected a run of the same model, split, data "
-                "and seed with unlearning=retrain, of as many rounds as this one learned and recovered"
-            )
-        reference = Views(retrained, other, views.bench)
+    if reference is not None:
         found["retrained"] = reference.of_targets()
         found["against_retrained"] = views.against(reference)
         found["relearning"]["retrained"] = views.relearned(reference.shared)
@@ -77,6 +71,17 @@ def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[st
     if (run_dir / "report.html").exists():
         write_report(run_dir)
     return found
+
+
+def _reference(views: Views, retrained: Path) -> Views:
+    """The models of a reference. Raises RunError for a run that is none, before anything is measured."""
+    config = read_config(retrained)
+    if config.experiment != views.config.experiment or not isinstance(config.unlearning, Retrain):
+        raise RunError(
+            f"{retrained} is no reference for {views.run_dir}: expected a run of the same model, split, data "
+            "and seed with unlearning=retrain, of as many rounds as this one learned and recovered"
+        )
+    return Views(retrained, config, views.bench)
 
 
 @dataclass(frozen=True)
