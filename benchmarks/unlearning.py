@@ -3,33 +3,56 @@
 python benchmarks/unlearning.py --to docs/results/unlearning --seeds 0 1 2
 
 For each way to share and each seed a federation learns once and another is retrained without the facts of
-its target. Every method goes on from a copy of the learned one. What each has forgotten is measured after
-aggregation, beside the retrained one, as `fedsa-lora evaluate --unlearning` does; the results are kept in
-DIR/measured.jsonl, and what is there is not made again. Prints the table and writes DIR/table.md.
+its target. Every method goes on from a copy of the learned one: it unlearns, which is measured in the
+target's model, and recovers. What each has forgotten is measured after aggregation, beside the retrained
+one, as `fedsa-lora evaluate --unlearning` does; the results are kept in DIR/measured.jsonl, and what is there
+is not made again. Prints the tables and writes DIR/table.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeAlias
 
-from fedsa_lora.analysis.unlearning import evaluate_unlearning
+import numpy as np
+
+from fedsa_lora.analysis.unlearning import Views, evaluate_unlearning
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.measures import interval
 from fedsa_lora.runs.reading import read_jsonl
 
-METHODS = ("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu", "drop_b")
+LEARN = 4  # rounds
+METHODS = {  # name, and the words of its run
+    "none": [],
+    "grad_ascent": ["unlearning=grad_ascent"],
+    "grad_diff": ["unlearning=grad_diff"],
+    "npo": ["unlearning=npo"],
+    "simnpo": ["unlearning=simnpo"],
+    "dpo": ["unlearning=dpo"],
+    "rmu": ["unlearning=rmu"],
+    "npo, B alone": ["unlearning=npo", "unlearning.only_local=true"],
+    "drop_b": ["unlearning=drop_b"],
+    "drop_b, recover 4": ["unlearning=drop_b"],
+}
+RECOVER = {"drop_b, recover 4": 4}  # rounds, where it is not one
+OF_B = ("npo, B alone", "drop_b", "drop_b, recover 4")  # they need a B of the target's own
 SPLITS = {
     "FedSA": "split=share_a",
     "FedIT": "split=share_ab",
     "FFA": "split=ffa",
 }
 MEASURED = "measured.jsonl"
+Row: TypeAlias = "dict[str, Any]"
+Column: TypeAlias = "Callable[[Row], float | None]"
 
 
 def main() -> None:
@@ -41,7 +64,6 @@ def main() -> None:
     parser.add_argument("--splits", nargs="*", default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rounds", nargs=3, type=int, default=[4, 1, 1], help="of each phase")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
@@ -49,42 +71,36 @@ def main() -> None:
             for row in measured(options, split, seed):
                 line = {key: row[key] for key in ("split", "method", "seed")} | row["targets"]["0"]["forget"]
                 print(json.dumps(line), flush=True)
-    page = table([row for row in read_jsonl(options.to / MEASURED) if row["split"] in options.splits])
+    rows = read_jsonl(options.to / MEASURED)
+    page = "\n".join(make(rows) for make in (forgotten, remembered, traces))
     write_atomically(options.to / "table.md", page.encode())
     print(page)
 
 
-def measured(options: argparse.Namespace, split: str, seed: int) -> Iterator[dict[str, Any]]:
+def measured(options: argparse.Namespace, split: str, seed: int) -> Iterator[Row]:
     """Make what is not recorded yet of a way to share and a seed, and measure it."""
     path = options.to / MEASURED
     done = {(r["split"], r["method"], r["seed"]) for r in (read_jsonl(path) if path.exists() else [])}
-    learn, _, recover = options.rounds
-    common = [
-        f"experiment={options.experiment}",
-        *options.words,
-        SPLITS[split],
-        f"seed={seed}",
-        "run.report=false",
-    ]
-    folder = options.runs / f"{split}-{seed}"
-    phases = [
-        f"unlearning.{n}={c}" for n, c in zip(("learn", "unlearn", "recover"), options.rounds, strict=True)
-    ]
-    methods = [m for m in options.methods if m != "drop_b" or split == "FedSA"]
-    wanted = [m for m in ("none", *methods) if (split, m, seed) not in done]
+    methods = [m for m in options.methods if split == "FedSA" or m not in OF_B]
+    wanted = [m for m in methods if (split, m, seed) not in done]
     if not wanted:
         return
-    learned = made(folder / "learned", [*common, "unlearning=none", f"federation.rounds={learn}"])
-    retrained = made(
-        folder / "retrained", [*common, "unlearning=retrain", f"federation.rounds={learn + recover}"]
-    )
+    common = [f"experiment={options.experiment}", *options.words, SPLITS[split], f"seed={seed}"]
+    common.append("run.report=false")
+    folder = options.runs / f"{split}-{seed}"
+    learned = made(folder / "learned", [*common, "unlearning=none", f"federation.rounds={LEARN}"])
+    retrained = made(folder / "retrained", [*common, "unlearning=retrain", f"federation.rounds={LEARN + 1}"])
     for method in wanted:
-        place = learned
+        began = time.process_time()
+        place, unlearned = learned, {}
         if method != "none":
-            words = [f"unlearning={method}", *phases, f"federation.rounds={sum(options.rounds)}"]
-            place = branch(learned, folder / method, [*common, *words])
+            place = branch(learned, folder / method)
+            unlearned = go_on(place, [*common, *METHODS[method]], recover=0)
+            go_on(place, [*common, *METHODS[method]], recover=RECOVER.get(method, 1))
+        taken = time.process_time() - began
         found = evaluate_unlearning(place, retrained)
         row = {**found, "split": split, "method": method, "seed": seed}
+        row |= {"before_recovery": unlearned, "cpu_seconds": taken}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         yield row
@@ -100,17 +116,27 @@ def made(folder: Path, words: Sequence[str]) -> Path:
     return folder
 
 
-def branch(learned: Path, folder: Path, words: Sequence[str]) -> Path:
-    """A copy of a run that goes on by other words."""
+def branch(learned: Path, folder: Path) -> Path:
+    """A copy of a run, to go on by other words."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(learned, folder)
-    run_in_process([*words, f"run.dir={folder}", "run.resume=true"])
-    return folder
+    return Path(shutil.copytree(learned, folder))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each way to share and method, means over seeds."""
-    columns = {
+def go_on(place: Path, words: Sequence[str], recover: int) -> Row:
+    """One round of unlearning and some of recovery, or the latter alone where the former was made. Returns
+    the losses of the target's own model."""
+    phases = [f"unlearning.learn={LEARN}", "unlearning.unlearn=1", f"unlearning.recover={recover}"]
+    rounds = f"federation.rounds={LEARN + 1 + recover}"
+    run_in_process([*words, *phases, rounds, f"run.dir={place}", "run.resume=true"])
+    views = Views(place, read_config(place))
+    return views.of_client(views.targets[0])
+
+
+def forgotten(rows: Sequence[Row]) -> str:
+    """How near each method comes to the retrained federation, and what it harms: means over seeds."""
+    learned = {(r["split"], r["seed"]): r for r in rows if r["method"] == "none"}
+    columns: dict[str, Column] = {
+        "before recovery": lambda r: r["before_recovery"].get("forget_nll"),
         "forget NLL": lambda r: target(r)["forget"]["nll"],
         "retrained": lambda r: r["retrained"]["0"]["forget"]["nll"],
         "distance": lambda r: abs(against(r)["forget_nll_distance"]),
@@ -118,36 +144,84 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "quality p": lambda r: against(r)["forget_quality_p"],
         "privleak": lambda r: against(r)["privleak"],
         "kept NLL": lambda r: target(r)["retain"]["nll"],
-        "others' kept NLL": lambda r: fmean(o["retain_nll"] for o in r["others"].values()),
-        "others' forget NLL": lambda r: fmean(o["forget_nll"] for o in r["others"].values()),
+        "others' kept NLL": others_kept,
         "stories": lambda r: target(r)["utility_nll"],
         "utility": lambda r: target(r)["model_utility"],
-        "A with B = 0": lambda r: r["shared"]["without_b"],
-        "relearned 5 steps": lambda r: r["relearning"]["this"]["5"]["seen"],
-        "other half at 20": lambda r: r["relearning"]["this"]["20"]["unseen"],
+        "within the bar": lambda r: float(within(r, learned[r["split"], r["seed"]])),
     }
-    lines = [
-        f"| shares | method | {' | '.join(columns)} |",
-        f"|---|---|{'---|' * len(columns)}",
-    ]
-    for split in dict.fromkeys(row["split"] for row in rows):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            found = [row for row in rows if (row["split"], row["method"]) == (split, method)]
-            if found:
-                shown = [words([value(row) for row in found]) for value in columns.values()]
-                lines.append(f"| {split} | {method} | {' | '.join(shown)} |")
+    return table(rows, columns)
+
+
+def remembered(rows: Sequence[Row]) -> str:
+    """Where the memory is: in what all share, read with other B, and relearned from it."""
+    columns: dict[str, Column] = {
+        "A with B = 0": lambda r: r["shared"]["without_b"],
+        "with the mean B": lambda r: r["shared"].get("mean_b"),
+        "others' own models": lambda r: fmean(o["forget_nll"] for o in r["others"].values()),
+        "relearned in 5 steps": lambda r: r["relearning"]["this"]["5"]["seen"],
+        "from retrained": lambda r: r["relearning"]["retrained"]["5"]["seen"],
+        "from the start": lambda r: r["relearning"]["initial"]["5"]["seen"],
+        "other half after 20": lambda r: r["relearning"]["this"]["20"]["unseen"],
+        "from retrained ": lambda r: r["relearning"]["retrained"]["20"]["unseen"],
+        "from the start ": lambda r: r["relearning"]["initial"]["20"]["unseen"],
+        "CPU seconds": lambda r: r["cpu_seconds"],
+    }
+    return table(rows, columns)
+
+
+def traces(rows: Sequence[Row]) -> str:
+    """How much more easily the other half comes back from what is shared than from what the retrained one
+    shares, in nats with the 95 % t interval over seeds."""
+    lines = []
+    for (split, method), found in grouped(rows):
+        left = [r["relearning"] for r in found]
+        lead = [r["retrained"]["20"]["unseen"] - r["this"]["20"]["unseen"] for r in left]
+        low, high = interval(np.asarray(lead))
+        lines.append(f"{split}, {method}: {fmean(lead):+.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines) + "\n"
 
 
-def target(row: dict[str, Any]) -> dict[str, Any]:
+def table(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
+    """Markdown: a row for each way to share and method, means over seeds."""
+    lines = [f"| shares | method | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+    for (split, method), found in grouped(rows):
+        shown = [words([value(row) for row in found]) for value in columns.values()]
+        lines.append(f"| {split} | {method} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
+    """The rows of each way to share and method, in the order of both."""
+    for key in itertools.product(SPLITS, METHODS):
+        if found := [row for row in rows if (row["split"], row["method"]) == key]:
+            yield key, found
+
+
+def within(row: Row, learned: Row) -> bool:
+    """True where the target stands within a nat of the retrained model on what it was to forget, it and the
+    others within .1 of the learned one on what they keep, and stories within .5."""
+    return (
+        abs(against(row)["forget_nll_distance"]) <= 1
+        and abs(target(row)["retain"]["nll"] - target(learned)["retain"]["nll"]) <= 0.1
+        and abs(others_kept(row) - others_kept(learned)) <= 0.1
+        and abs(target(row)["utility_nll"] - target(learned)["utility_nll"]) <= 0.5
+    )
+
+
+def others_kept(row: Row) -> float:
+    """The loss of the other clients on their own facts, a mean."""
+    return fmean(other["retain_nll"] for other in row["others"].values())
+
+
+def target(row: Row) -> Row:
     """What the first target's own model knows."""
-    found: dict[str, Any] = next(iter(row["targets"].values()))
+    found: Row = next(iter(row["targets"].values()))
     return found
 
 
-def against(row: dict[str, Any]) -> dict[str, Any]:
+def against(row: Row) -> Row:
     """The same beside the retrained one."""
-    found: dict[str, Any] = next(iter(row["against_retrained"].values()))
+    found: Row = next(iter(row["against_retrained"].values()))
     return found
 
 

@@ -4,9 +4,8 @@ share. In simulation only: they need every client's state and the facts at once.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +27,7 @@ from fedsa_lora.analysis.forgotten import (
     utility,
 )
 from fedsa_lora.analysis.mean_model import mean_model
+from fedsa_lora.analysis.relearning import relearned
 from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
@@ -49,7 +49,6 @@ from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.tofu import FORGET, RETAIN, Phrased, TofuTask
 
 Reader: TypeAlias = "Callable[[AdapterModel, Any, Examples, TrainSettings], NDArray[np.float32]]"
-RELEARN = (5, 10, 20)  # steps of training B alone, after which it is asked what is known again
 
 
 def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[str, Any]:
@@ -163,10 +162,9 @@ class Views:
             "method": type(self.config.unlearning).__name__,
             "facts": {"forget": len(self.forget.answers), "retain": len(self.retain.answers)},
             "targets": self.of_targets(),
-            "others": {client: self.of_other(client) for client in self.others},
+            "others": {client: self.of_client(client) for client in self.others},
             "shared": shared,
             "relearning": {
-                "steps": list(RELEARN),
                 "this": self.relearned(self.shared),
                 "initial": self.relearned({}),
             },
@@ -176,8 +174,9 @@ class Views:
         """Knowledge of each target's own model: of facts to forget, of facts that it keeps, and besides."""
         return {client: self._of_target(client) for client in self.targets}
 
-    def of_other(self, client: str) -> dict[str, float | None]:
-        """Knowledge of a client without facts to forget: of those, of its own, and besides."""
+    def of_client(self, client: str) -> dict[str, float | None]:
+        """The losses by token of a client's own model: on what was to be forgotten, on those that it keeps,
+        and on texts that nobody learned."""
         values = self.own(client)
         facts = self._own_facts(client, RETAIN)
         return {
@@ -211,33 +210,10 @@ class Views:
         return {client: self._against(reference, client) for client in self.targets}
 
     def relearned(self, start: NamedArrays) -> dict[str, dict[str, float]]:
-        """By steps of training B alone on half of the forgotten facts, from a start: the loss of that half
-        and of the other one. Without a start, from the initial one: what the facts cost to learn at all."""
+        """What of the first target's facts comes back when B alone is trained again from a start."""
         client = self.targets[0]
-        facts = self._own_facts(client, FORGET)
-        half = np.arange(len(facts)) % 2 == 0
-        seen, unseen = facts.at(np.flatnonzero(half)), facts.at(np.flatnonzero(~half))
         served = ClientModel(client, self.bench, build.store(self.config, client))
-        initial = cut(self.bench.initial, served.layout)
-        values = {**initial, **start}
-        trained = frozenset(spec.name for spec in served.layout if spec.role == "B")
-        settings = replace(
-            self.bench.settings,
-            accumulate=math.ceil(len(seen) / self.bench.settings.at_once),
-            schedule="constant",
-            warmup=0.0,
-        )
-        found = {}
-        for steps in RELEARN:
-            local = served.local(
-                0, trained, values, examples=seen, settings=settings, merged=self.exporter.merged
-            )
-            outcome = self.bench.outcome(
-                local.job(steps=steps, part="relearn", asked=(seen, unseen), read=read_tokens)
-            )
-            known, new = (float(nll(answers.astype(np.float64)).mean()) for answers in outcome.answers)
-            found[str(steps)] = {"seen": known, "unseen": new}
-        return found
+        return relearned(served, self._own_facts(client, FORGET), start, self.exporter.merged)
 
     def _of_target(self, client: str) -> dict[str, Any]:
         values = self.own(client)

@@ -32,9 +32,8 @@ def unlearning_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in found["shared"].items():
         lines.append((f"what is shared, {name.replace('_', ' ')}", f"NLL {value:.3f}"))
     for start, by_steps in found["relearning"].items():
-        if start != "steps":
-            steps = ", ".join(f"{n}: {v['seen']:.3f} / {v['unseen']:.3f}" for n, v in by_steps.items())
-            lines.append((f"relearned from {start}, half / other half", steps))
+        steps = ", ".join(f"{n}: {v['seen']:.3f} / {v['unseen']:.3f}" for n, v in by_steps.items())
+        lines.append((f"relearned from {start}, half / other half", steps))
     return lines
 
 

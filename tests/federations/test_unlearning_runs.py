@@ -7,8 +7,8 @@ import pytest
 from test_methods import checkpoint, rows, states
 from test_resume import assert_same_run, broken
 
-from fedsa_lora.analysis import unlearning
-from fedsa_lora.analysis.unlearning import evaluate_unlearning
+from fedsa_lora.analysis import relearning
+from fedsa_lora.analysis.unlearning import Views, evaluate_unlearning
 from fedsa_lora.client.personal import PHASE
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, ModelError, RunError, TrainingError
@@ -17,6 +17,7 @@ from fedsa_lora.report.forgotten import unlearning_lines
 from fedsa_lora.report.page import render
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import UNLEARNING, read_run
+from fedsa_lora.tasks.tofu import FORGET
 
 FEW = (
     "forget_split=forget01", "retain_split=forget05", "holdout_split=holdout01",
@@ -136,7 +137,7 @@ def test_every_method_runs_in_every_phase(run, method):
 
 
 def test_what_was_forgotten_is_measured_in_three_views(npo, monkeypatch):
-    monkeypatch.setattr(unlearning, "RELEARN", (1, 2))
+    monkeypatch.setattr(relearning, "STEPS", (1, 2))
     found = evaluate_unlearning(npo)
     assert json.loads((npo / UNLEARNING).read_text()) == found
     assert set(found["others"]) == {"1", "2"}
@@ -146,11 +147,29 @@ def test_what_was_forgotten_is_measured_in_three_views(npo, monkeypatch):
     for facts in ("forget", "retain"):
         assert target[facts]["probability"] <= np.exp(-target[facts]["nll"]) + 0.5
         assert 0 <= target[facts]["rouge_l_recall"] <= 1
+    assert all([*by_steps] == ["1", "2"] for by_steps in found["relearning"].values())
     page = render(read_run(npo))
     assert "<h2>Unlearning</h2>" in page
     assert all(title in page for title, _ in unlearning_lines(found))
     with pytest.raises(RunError, match="no reference"):
         evaluate_unlearning(npo, npo)
+
+
+def test_either_half_of_the_facts_is_relearned_in_turn(npo, monkeypatch):
+    from fedsa_lora.client import build
+    from fedsa_lora.client.model import ClientModel
+    from fedsa_lora.config.compose import read_config
+
+    monkeypatch.setattr(relearning, "STEPS", (2, 8))
+    views = Views(npo, read_config(npo))
+    served = ClientModel("0", views.bench, build.store(views.config, "0"))
+    facts = views.task.load_client("0").train
+    facts = facts.at(np.flatnonzero(facts.labels == FORGET))
+    found = relearning.relearned(served, facts, views.shared, {})
+    swapped = facts.at(np.arange(len(facts)) ^ 1)  # neighbours, so that the halves are each other's
+    assert len(facts) % 2 == 0
+    assert relearning.relearned(served, swapped, views.shared, {}) == found
+    assert found["8"]["seen"] < min(found["8"]["unseen"], found["2"]["seen"])
 
 
 def test_a_round_of_unlearning_without_its_target_ends_the_run_which_can_be_resumed(
