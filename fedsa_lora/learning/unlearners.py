@@ -38,8 +38,8 @@ class ByObjective(Phased):
 
     gamma: Annotated[float, at_least(0)] = 1.0
     alpha: Annotated[float, at_least(0)] = 1.0
-    lr: Annotated[float | None, more_than(0)] = 1e-3
-    steps: Annotated[int | None, at_least(1)] = 20
+    lr: Annotated[float | None, more_than(0)] = None
+    steps: Annotated[int | None, at_least(1)] = None
     batch_size: Annotated[int | None, at_least(1)] = None
     only_local: bool = False
 
