@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ from fedsa_lora.group import (
     marked,
     more_than,
 )
+from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.learning.unlearning import Unlearning
@@ -183,6 +184,7 @@ class RunConfig:
     head: Annotated[HeadSettings, IDENTITY]
     personalisation: Annotated[Personalisation, LEARNING, IDENTITY]
     unlearning: Annotated[Unlearning, LEARNING, CHANGEABLE]
+    cut: Annotated[Cut | None, IDENTITY]
     codec: Annotated[Codec, EXCHANGE, IDENTITY]
     downlink: Annotated[Codec | None, EXCHANGE, IDENTITY]
     clusters: Clusters | None
@@ -195,6 +197,11 @@ class RunConfig:
     machine: Annotated[MachineSettings, CHANGEABLE]
     run: Annotated[RunSettings, CHANGEABLE]
     resolved: dict[str, Any] = field(repr=False)
+
+    @property
+    def whole(self) -> RunConfig:
+        """The same with the model in one piece, for work on what a run left."""
+        return replace(self, cut=None)
 
     @cached_property
     def run_dir(self) -> Path:

@@ -180,6 +180,10 @@ class FedSA(Strategy):
         messages = self.broadcast(FitIns, self.round.asked, configs, **asked)
         return list(zip((proxy for proxy, _ in chosen), messages, strict=True))
 
+    def further(self, client: str, result: FitRes | EvaluateRes) -> dict[str, Scalar] | None:
+        """The config of a further message to a client after its answer: none, one answer is all of it."""
+        return None
+
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Failure[FitRes]]
     ) -> tuple[Parameters | None, dict[str, Scalar]]:

@@ -10,6 +10,7 @@ import torch
 from flwr.client import NumPyClient
 
 from fedsa_lora.client.client import FedSAClient
+from fedsa_lora.client.cut import CutClient
 from fedsa_lora.client.device import device, sharing
 from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
@@ -18,6 +19,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
+from fedsa_lora.learning.cut.parts import Part, build_part, step_format
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.memory import room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
@@ -31,7 +33,8 @@ log = logging.getLogger("flwr")
 
 
 def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
-    """The resident model and task of a process that serves clients; ``data`` are a node's own.
+    """The resident model and task of a process that serves clients; ``data`` are a node's own. Of a model
+    that is cut it is the client's part; ``config.whole`` has it in one piece.
 
     Raises ConfigError where run and node disagree about whose data are trained on.
     """
@@ -60,6 +63,8 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
         cohort=cohort_size(config),
+        cut=config.cut,
+        step_format=None if config.cut is None else step_format(resident.module, config.cut, own, settings),
     )
 
 
@@ -84,9 +89,13 @@ def task(config: RunConfig, data: Path | None) -> Task:
 
 
 def model(config: RunConfig) -> AdapterModel:
-    """The pretrained model with its adapters, on the device to train on."""
+    """The pretrained model with its adapters, on the device to train on; of one that is cut a client's
+    part."""
     place = device(config)
-    backbone = config.task.build_model(seed=config.seed)
+    if config.cut is None:
+        backbone = config.task.build_model(seed=config.seed)
+    else:
+        backbone = build_part(config.task, config.cut, Part.CLIENT, seed=config.seed)
     if config.model.quantization is None:  # else it is where it was quantised: on a GPU, if there is one
         backbone = backbone.to(place)
     return adapted(backbone, config.lora, config.seed, config.model)
@@ -130,7 +139,8 @@ def client(node: Node, bench: Workbench, store: DirectoryStore) -> NumPyClient:
     forbid = node.forbid
     if node.store is not None and not node.share_tokens:
         forbid += tuple(sorted(bench.of_tokens))
-    return FedSAClient(node.client, bench, store, forbid)
+    kind = FedSAClient if bench.cut is None else CutClient
+    return kind(node.client, bench, store, forbid)
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:

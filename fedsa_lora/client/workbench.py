@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
+from fedsa_lora.exchange.step import StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
+from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import TrainSettings
@@ -68,7 +70,8 @@ class Workbench:
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
     training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
-    done in one pass.
+    done in one pass. Of a model that is ``cut`` this is a client's part; ``step_format`` is that of its
+    messages, and ``sessions`` are the exchanges that this process takes part in, by client.
     """
 
     task: Task
@@ -87,6 +90,9 @@ class Workbench:
     alone: Alone | None = None
     keep_trained: bool = False
     cohort: int = 1
+    cut: Cut | None = None
+    step_format: StepFormat | None = None
+    sessions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def primary(self) -> Measure:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.exchange.arrays import NamedArrays
+from fedsa_lora.exchange.arrays import NamedArrays, TensorSpec
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.masking import find_sites, masked
@@ -135,13 +135,14 @@ def train(
     """
     model.set_trainable(trained)
     model.set_mode(training=True)
-    optimizer = _optimizer(model, trained, settings, beside)
+    specs = [spec for spec in model.layout if spec.name in trained]
+    optimizer = make_optimizer(specs, model.parameter, settings, beside)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, len(batches)))
     scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "fp16")
     anchor = _anchor(model, proximal[1]) if proximal else {}
     minimised = objective(model, task, examples, settings)
     sites = dropout_sites(minimised, batches[0])
-    _seed(torch_seed, model.device)  # for dropout that no mask reaches
+    seed_generators(torch_seed, model.device)  # for dropout that no mask reaches
     started, total = time.perf_counter(), 0.0
     with masked(model.module, sites, torch_seed):
         for step, indices in enumerate(batches):
@@ -163,7 +164,7 @@ def train(
     return TrainReport.of(examples, batches, computed, total, time.perf_counter() - started)
 
 
-def _seed(seed: int, device: torch.device) -> None:
+def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds the generators that training draws from. ``torch.manual_seed`` does so, and formats a stack trace
     for each kind of accelerator that it has not found, which takes as long as a step of a small model."""
     torch.default_generator.manual_seed(seed)
@@ -220,17 +221,20 @@ def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:
     return model.sites
 
 
-def _optimizer(
-    model: AdapterModel, trained: frozenset[str], settings: TrainSettings, beside: Sequence[nn.Parameter]
+def make_optimizer(
+    specs: Sequence[TensorSpec],
+    parameter: Callable[[str], nn.Parameter],
+    settings: TrainSettings,
+    beside: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    specs = [spec for spec in model.layout if spec.name in trained]
+    """An optimizer of the trained tensors, in the order of their layout, and of what there is beside them."""
     groups = [
         {
-            "params": [*(model.parameter(s.name) for s in specs if s.role != "head"), *beside],
+            "params": [*(parameter(s.name) for s in specs if s.role != "head"), *beside],
             "lr": settings.lr,
         },
         {
-            "params": [model.parameter(s.name) for s in specs if s.role == "head"],
+            "params": [parameter(s.name) for s in specs if s.role == "head"],
             "lr": settings.lr if settings.head_lr is None else settings.head_lr,
         },
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
 
+from fedsa_lora.client.device import device
 from fedsa_lora.deployment.registry import read_registry
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
@@ -16,9 +17,12 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.cut.parts import Part, build_part, step_format
 from fedsa_lora.learning.given import adapted
+from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
+from strategies.cut import Middle, SplitFedSA
 from strategies.rules.exact import FactorRule, pairs
 from strategies.rules.exactness import Frozen
 from strategies.unlearning import Unlearning
@@ -31,17 +35,23 @@ def skeleton(config: RunConfig) -> AdapterModel:
 
 
 def build_strategy(
-    config: RunConfig, empty: AdapterModel, recorder: Recorder, run: str = "", resumed: int = 0
+    config: RunConfig,
+    empty: AdapterModel,
+    recorder: Recorder,
+    run: str = "",
+    resumed: int = 0,
+    *,
+    middle: Middle | None = None,
 ) -> FedSA:
     """FedSA around the configured strategy, for the ``skeleton`` of the model; ``run`` is what clients know
-    it by, and ``resumed`` how often it was.
+    it by, ``resumed`` how often it was, and ``middle`` what the server computes of a model that is cut.
 
     Raises SplitError, ConfigError or ModelError for a split, a strategy or a personalisation that the model
     does not fit.
     """
     config.personalisation.check(empty)
     config.unlearning.check(empty)
-    split: AdapterSplit = config.split(empty.layout)
+    split: AdapterSplit = config.split(at_client(config, empty.layout))
     layout = empty.layout.select(split.shared)
     start = empty.initial(config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
@@ -49,7 +59,7 @@ def build_strategy(
     inner = _inner(config, initial, layout, empty)
     if config.unlearning.chosen:
         inner = Unlearning(inner, config.unlearning.phases, roster.name)
-    return _kind(config)(
+    return _kind(config, middle)(
         inner,
         layout,
         initial,
@@ -73,7 +83,34 @@ def build_strategy(
     )
 
 
-def _kind(config: RunConfig) -> Callable[..., FedSA]:
+def at_client(config: RunConfig, layout: Layout) -> Layout:
+    """The tensors of the whole model that a client holds: all, unless it is cut."""
+    return layout if config.cut is None else config.cut.at_client(layout)
+
+
+def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
+    """The server's part of a model that is cut, with its weights, for the ``skeleton`` of the whole; None
+    where it is not. Raises ModelError where it cannot be loaded."""
+    cut = config.cut
+    if cut is None:
+        return None
+    backbone = build_part(config.task, cut, Part.SERVER, seed=config.seed).to(device(config))
+    model = adapted(backbone, config.lora, config.seed, config.model)
+    start = empty.initial(config.seed)
+    return Trunk(
+        model,
+        cut,
+        step_format(empty.module, cut, config.task, config.train),
+        config.train,
+        config.seed,
+        {name: start[name] for name in model.layout.names},
+        config.split(model.layout).trained,
+    )
+
+
+def _kind(config: RunConfig, middle: Middle | None) -> Callable[..., FedSA]:
+    if middle is not None:
+        return partial(SplitFedSA, middle=middle)
     if config.clusters is None:
         return FedSA
     return partial(ClusteredFedSA, clusters=config.clusters)

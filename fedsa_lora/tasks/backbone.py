@@ -52,13 +52,26 @@ def build_backbone(
     when a classifier has no head.
     """
     model, start = _examined(auto_class, settings, labels, pad_token_id)
+    model.start = start
     if not empty:
-        # Weights are drawn on the CPU, so the generators of GPUs are left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model = _load_weights(auto_class, model, settings, start)
-        if start.folded:
-            model = unfolded(model).to(settings.held)
+        return filled(model, type(model), settings, seed=seed)
+    return _finished(model, start)
+
+
+def filled(model: Any, kind: Any, settings: ModelSettings, *, seed: int) -> torch.nn.Module:
+    """The weights of a model of ``build_backbone`` that is empty, in one of class ``kind``: its own, or a
+    subclass that has fewer layers. Raises ModelError where it cannot be loaded."""
+    start: Start = model.start
+    # Weights are drawn on the CPU, so the generators of GPUs are left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        found = _load_weights(model, kind, settings, start)
+    if start.folded:
+        found = unfolded(found).to(settings.held)
+    return _finished(found, start)
+
+
+def _finished(model: Any, start: Start) -> torch.nn.Module:
     _keep_exact(model, start.head)
     assign_head(model, start.head)
     model.start = start
@@ -227,21 +240,19 @@ def _quantised(settings: ModelSettings, model: Any, head: Head) -> dict[str, Any
     }
 
 
-def _load_weights(auto_class: Any, model: Any, settings: ModelSettings, start: Start) -> Any:
-    """The weights of a model that is on the meta device."""
+def _load_weights(model: Any, kind: Any, settings: ModelSettings, start: Start) -> Any:
+    """A model of class ``kind`` with the weights of one that is on the meta device."""
     config = start.config
     if not settings.pretrained:
-        return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False)
+        return kind._from_config(config, dtype=settings.held)
     options = {
         "config": config,
         "dtype": settings.held,
-        "trust_remote_code": False,
         "ignore_mismatched_sizes": True,  # of the head: any other was refused before
         **_quantised(settings, model, start.head),
     }
     with explained("model", settings.path), quiet():
         place = resolve(settings.path)
         if is_weights(place):
-            return type(model).from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
-        revision = settings.revision
-        return auto_class.from_pretrained(place, revision=revision, weights_only=True, **options)
+            return kind.from_pretrained(None, state_dict=state_dict(Path(place), config), **options)
+        return kind.from_pretrained(place, revision=settings.revision, weights_only=True, **options)

@@ -10,23 +10,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from flwr.app import Error, Message, MessageType, RecordDict
-from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes
+from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Scalar
 from flwr.common.constant import ErrorCode
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 
+from fedsa_lora.errors import WireError
 from strategies.round.admission import Failure, Kind, Remark, Res, Unanswered
 from strategies.round.reasons import plain_reason
 from strategies.round.replies import Replies, UnreadableReply
 
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
-POLL_SECONDS, LONGEST_PAUSE = 0.1, 1.0
+FIRST_PAUSE, POLL_SECONDS, LONGEST_PAUSE = 0.001, 0.1, 1.0  # twice as long each time that nothing came
 BUSY = 4  # pauses last so many times as long as asking for all replies, so that many nodes cost little
 RETRY_SECONDS = 2.0  # before a client is asked again: a node that restarts is not there at once
 GRACE_SECONDS = 1.0  # a message outlives the deadline by this much, so that it is us who tell the late
@@ -43,6 +44,10 @@ PASSING = frozenset(
 )
 UNREACHABLE = Error(ErrorCode.NODE_UNAVAILABLE, "its node cannot be reached")
 log = logging.getLogger("flwr")
+
+
+def no_further(client: str, result: Any) -> None:
+    """One answer of a client is all of it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,9 @@ class Collection(Generic[Ins, Res]):
 
     After ``seconds`` (None: no deadline) who has not answered is late, and what it may still send is
     ignored. A client that failed for a passing reason is asked the same again, up to ``retries`` times
-    while there is time. ``name_of`` tells the client of a node.
+    while there is time. ``name_of`` tells the client of a node. ``further`` returns the config of a further
+    message to a client after its answer, until one is its last; it raises WireError for an answer that is
+    none.
     """
 
     def __init__(
@@ -93,10 +100,12 @@ class Collection(Generic[Ins, Res]):
         seconds: float | None = None,
         retries: int = 0,
         at_once: int | None = None,
+        further: Callable[[str, Any], dict[str, Scalar] | None] = no_further,
     ) -> None:
         self.phase: Phase[Ins, Res] = phase
         self.round, self.name_of = round_, name_of
         self.seconds, self.retries, self.at_once = seconds, retries, at_once
+        self.further = further
         self._ends = math.inf if seconds is None else time.monotonic() + seconds
         self._waiting: list[Question[Ins]] = []
         self._open: dict[str, Question[Ins]] = {}  # by the id of the message that is not answered yet
@@ -109,12 +118,16 @@ class Collection(Generic[Ins, Res]):
     ) -> tuple[list[tuple[ClientProxy, Res]], list[Failure[Res]]]:
         """The answers, and for each client without one an ``Unanswered``."""
         self._waiting = [Question(cast(GridClientProxy, proxy), ins) for proxy, ins in asked]
+        shortest = FIRST_PAUSE
         while (self._waiting or self._open) and self._left() > 0:
             self._send()
             began = time.monotonic()
-            if not self._receive():
-                pause = max(POLL_SECONDS, min(BUSY * (time.monotonic() - began), LONGEST_PAUSE))
+            if self._receive():
+                shortest = FIRST_PAUSE
+            else:
+                pause = max(shortest, min(BUSY * (time.monotonic() - began), LONGEST_PAUSE))
                 time.sleep(min(pause, max(self._left(), 0)))
+                shortest = min(2 * shortest, POLL_SECONDS)
         self._waiting.extend(self._open.values())
         for question in self._waiting:
             self._fail(question, "lost", f"late: no answer within {self.seconds:g} s")
@@ -173,7 +186,14 @@ class Collection(Generic[Ins, Res]):
             return self._fail(question, "rejected", told)
         if result.status.code != Code.OK:
             return self._fail(question, "error", result.status.message)
-        return self._results.append((question.proxy, result))
+        try:
+            config = self.further(self.name_of(question.proxy), result)
+        except WireError as error:
+            return self._fail(question, "rejected", str(error))
+        if config is None:
+            return self._results.append((question.proxy, result))
+        ins = replace(question.ins, parameters=Parameters([], ""), config=config)
+        return self._waiting.append(Question(question.proxy, ins))
 
     def _miss(self, question: Question[Ins], error: Error) -> None:
         kind: Kind = "lost" if error.code in PASSING else "error"

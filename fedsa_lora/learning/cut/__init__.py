@@ -1,0 +1,1 @@
+"""Split learning: a language model in three parts, both ends at a client and the middle at the server."""

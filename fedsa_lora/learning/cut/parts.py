@@ -1,0 +1,179 @@
+"""The parts of a language model that is cut: each process builds its own, of transformers' own blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsa_lora.errors import ModelError
+from fedsa_lora.exchange.step import StepFormat
+from fedsa_lora.learning.cut.settings import Cut
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.tasks.backbone import filled
+from fedsa_lora.tasks.heads import unwrapped
+from fedsa_lora.tasks.task import Batch, Task
+
+
+class Part(StrEnum):
+    """The owner of a part."""
+
+    CLIENT = "client"  # bottom and top
+    SERVER = "server"  # the trunk
+
+
+class Through(nn.Module):
+    """In the place of a module that another process holds: what comes in goes out."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
+class NoPositions(nn.Module):
+    """In the place of position embeddings that were added in another part."""
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, 1, 1, device=position_ids.device)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names of the children of a language model's base: how ids become states, what stands in the place of
+    these behind the bottom, its blocks, and its last norm."""
+
+    embeddings: Mapping[str, Callable[[], nn.Module]]
+    blocks: str
+    norm: str
+
+
+ANATOMIES = (
+    Anatomy({"wte": Through, "wpe": NoPositions, "drop": Through}, "h", "ln_f"),  # GPT-2
+    Anatomy({"embed_tokens": Through}, "layers", "norm"),  # Llama and those like it
+)
+
+
+def anatomy_of(base: Any) -> Anatomy:
+    """The anatomy of a language model's base. Raises ModelError for one of another architecture."""
+    for anatomy in ANATOMIES:
+        if all(hasattr(base, name) for name in (*anatomy.embeddings, anatomy.blocks, anatomy.norm)):
+            return anatomy
+    raise ModelError(
+        f"{type(base).__name__} cannot be cut: its blocks are not found; expected a model like GPT-2 or Llama"
+    )
+
+
+def check_cut(model: Any, cut: Cut) -> None:
+    """Raise ModelError where a model, which may be on the meta device, cannot be cut so."""
+    base = model.base_model
+    depth = len(getattr(base, anatomy_of(base).blocks))
+    if cut.top >= depth:
+        raise ModelError(
+            f"cut.top={cut.top}: the model has {depth} blocks, of which the client's last part needs one; "
+            f"expected {cut.bottom + 1} to {depth - 1}"
+        )
+
+
+def narrow(model: Any, cut: Cut, part: Part) -> None:
+    """Take from a model in place what the other side holds. Layers keep their names and numbers."""
+    base = model.base_model
+    anatomy = anatomy_of(base)
+    blocks = getattr(base, anatomy.blocks)
+    for number in range(len(blocks)):
+        if (number in cut.trunk_blocks) != (part is Part.SERVER):
+            blocks[number] = Through()
+    if part is Part.SERVER:
+        for name, absent in (*anatomy.embeddings.items(), (anatomy.norm, Through)):
+            setattr(base, name, absent())
+        _replace(model, model.get_output_embeddings(), Through())
+        model.all_tied_weights_keys = {}
+
+
+def _replace(model: nn.Module, child: nn.Module, other: nn.Module) -> None:
+    for name, found in model.named_children():
+        if found is child:
+            setattr(model, name, other)
+
+
+def build_part(task: Task, cut: Cut, part: Part, *, seed: int) -> nn.Module:
+    """One side's part of the task's model in eval mode: no weight of the other side is read. Weights that
+    are drawn are those of the whole model. Raises ModelError as ``check_cut`` does, and where the model
+    cannot be loaded."""
+    empty: Any = task.build_model(seed=seed, empty=True)
+    check_cut(empty, cut)
+    settings: Any = task.model  # type: ignore[attr-defined]
+    return filled(empty, narrowed(type(empty), cut, part), settings, seed=seed)
+
+
+def step_format(module: nn.Module, cut: Cut, task: Task, settings: TrainSettings) -> StepFormat:
+    """The format of the states of a model, and of the longest message that its run can have."""
+    width = int(unwrapped(module).config.hidden_size)
+    examples = max(settings.at_once, settings.eval_batch_size)
+    return StepFormat(cut.dtype, width, examples * int(task.max_length))  # type: ignore[attr-defined]
+
+
+def narrowed(kind: Any, cut: Cut, part: Part) -> Any:
+    """The class of a model, of which one side's part alone is made and loaded."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, config, *args, **kwargs)
+        narrow(self, cut, part)
+
+    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
+
+
+@contextmanager
+def standing_in(base: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Other children of a model in the place of its own, while it lasts."""
+    own = {name: base._modules[name] for name in modules}
+    base._modules.update(modules)
+    try:
+        yield
+    finally:
+        base._modules.update(own)
+
+
+class Ends:
+    """Computes the two parts of a client: ``module`` is a model that ``build_part`` made, with adapters."""
+
+    def __init__(self, module: nn.Module, cut: Cut) -> None:
+        self.whole: Any = unwrapped(module)
+        self.base = self.whole.base_model
+        anatomy = anatomy_of(self.base)
+        blocks = list(getattr(self.base, anatomy.blocks))
+        self._bottom: dict[str, nn.Module] = {
+            anatomy.blocks: nn.ModuleList(blocks[: cut.bottom]),
+            anatomy.norm: Through(),
+        }
+        self._top: dict[str, nn.Module] = {anatomy.blocks: nn.ModuleList(blocks[cut.top :])}
+        self._top |= {name: absent() for name, absent in anatomy.embeddings.items()}
+
+    def bottom(self, batch: Batch) -> torch.Tensor:
+        """h1, (batch, tokens, d): the states behind the first blocks."""
+        with standing_in(self.base, self._bottom):
+            out = self.base(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            )
+        states: torch.Tensor = out.last_hidden_state
+        return states
+
+    def top(self, states: torch.Tensor) -> Callable[..., Any]:
+        """A model like the whole one, whose last blocks begin at given states (batch, tokens, d)."""
+
+        def model(input_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
+            with standing_in(self.base, self._top):
+                return self.whole(inputs_embeds=states, **{"use_cache": False, **inputs})
+
+        return model
+
+
+def trunk_states(module: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """h2, (batch, tokens, d): the states behind the server's blocks, of those that come in and the mask of
+    tokens, (batch, tokens)."""
+    base: Any = unwrapped(module).base_model
+    out: torch.Tensor = base(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+    return out

@@ -1,0 +1,109 @@
+"""Settings of split learning: where a language model is cut, and what its parts send each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fedsa_lora.exchange.arrays import Layout
+from fedsa_lora.group import Group, at_least
+from fedsa_lora.learning.personalisation import Personalisation
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
+    from fedsa_lora.tasks.causal_lm import CausalLMTask
+
+BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")  # of a transformer, in the names of its tensors
+
+
+@dataclass(frozen=True)
+class Cut(Group):
+    """A language model in three parts (U-shaped split learning, arXiv:1812.00564): a client holds the
+    embeddings and the first ``bottom`` blocks, and the blocks from ``top`` with the norm and the head; the
+    server holds the blocks between them, the trunk.
+
+    The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
+    of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
+    for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
+    at the end of a round (``shared``), or each client has one of its own there (``per_client``).
+    """
+
+    bottom: Annotated[int, at_least(1)] = 2
+    top: Annotated[int, at_least(1)] = 10
+    micro_batches: Annotated[int, at_least(1)] = 1
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    trunk: Literal["shared", "per_client"] = "shared"
+
+    @property
+    def trunk_blocks(self) -> range:
+        """The blocks that the server holds, of which the first of the model is 0."""
+        return range(self.bottom, self.top)
+
+    def of_trunk(self, name: str) -> bool:
+        """True of a tensor or a layer of the trunk, by its name in the whole model."""
+        found = BLOCK.search(f"{name}.")
+        return found is not None and int(found[1]) in self.trunk_blocks
+
+    def at_client(self, layout: Layout) -> Layout:
+        """The tensors of the whole model that a client holds."""
+        return layout.select(spec.name for spec in layout if not self.of_trunk(spec.name))
+
+    def at_server(self, layout: Layout) -> Layout:
+        """The tensors of the trunk."""
+        return layout.select(spec.name for spec in layout if self.of_trunk(spec.name))
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        from fedsa_lora.tasks.causal_lm import CausalLMTask
+
+        if self.bottom >= self.top:
+            yield (
+                f"cut.bottom={self.bottom} and cut.top={self.top} leave no block for the server: expected "
+                "cut.bottom below cut.top"
+            )
+        if isinstance(run.task, CausalLMTask):
+            yield from self._task_clashes(run.task)
+        else:
+            yield "cut: only causal language models are cut; expected task=causal_lm, or cut=none"
+        if run.lora is None or run.lora.variant != "lora" or run.lora.init != "default":
+            yield "cut: each part has plain LoRA; expected lora.variant=lora and lora.init=default"
+        if run.model.quantization is not None or run.model.adapter:
+            yield "cut: expected model.quantization=null and model.adapter=null"
+        yield from self._training_clashes(run)
+
+    def _task_clashes(self, task: CausalLMTask) -> Iterator[str]:
+        if task.packed:
+            yield "cut: attention is computed in rows with padding; expected task.packed=false"
+        if unknown := [m.name for m in task.measures if m.name not in ("perplexity", "loss")]:
+            yield (
+                f"cut: no part alone can write an answer, which {unknown[0]} asks for; expected "
+                "task.measured=[perplexity,loss]"
+            )
+
+    def _training_clashes(self, run: RunConfig) -> Iterator[str]:
+        if type(run.personalisation) is not Personalisation or run.unlearning.chosen:
+            yield "cut: a client's step needs the server; expected personalisation=none and unlearning=none"
+        if run.split.adaptive or run.split.degrees(Layout(())):
+            yield "cut: expected a split that neither adapts nor mixes, such as split=share_a"
+        if run.evaluation.local_only or run.evaluation.before:
+            yield (
+                "cut: a client has no whole model to train alone or to measure before aggregation; expected "
+                "evaluation.local_only=false and evaluation.before=false"
+            )
+        if run.train.accumulate > 1 or run.train.gradient_checkpointing or run.train.precision != "fp32":
+            yield (
+                "cut: expected train.accumulate=1 (cut.micro_batches divides a step), "
+                "train.gradient_checkpointing=false and train.precision=fp32"
+            )
+        if run.train.batch_size == "auto":
+            yield "cut: expected a number for train.batch_size"
+        if run.federation.clients_per_node > 1 or run.federation.b_passing:
+            yield "cut: expected federation.clients_per_node=1 and federation.b_passing=false"
+        if (run.machine.cohort or 1) > 1:
+            yield "cut: each client takes its steps by itself; expected machine.cohort=null"
+
+    def describe(self) -> dict[str, str]:
+        parts = f"{self.bottom} blocks and those from {self.top} at the client, the rest at the server"
+        batches = f", {self.micro_batches} micro-batches a step" if self.micro_batches > 1 else ""
+        return {"cut": f"{parts}; {self.dtype} on the wire{batches}; the trunk's LoRA is {self.trunk}"}

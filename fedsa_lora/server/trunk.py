@@ -1,0 +1,202 @@
+"""The server's part of a model that is cut: the trunk, which computes for one client after another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsa_lora.errors import WireError
+from fedsa_lora.exchange.arrays import Arrays, NamedArrays
+from fedsa_lora.exchange.step import UP, Step, StepFormat
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.cut.parts import trunk_states
+from fedsa_lora.learning.cut.settings import Cut
+from fedsa_lora.learning.cut.trained import Norms, Trained
+from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.training import seed_generators
+from fedsa_lora.seeds import generator, torch_seed
+
+PREFIX = "trunk/"  # of its tensors in the server's memory
+
+
+@dataclass
+class Exchange:
+    """A client's exchange: its tensors of the trunk, and the graphs whose gradients are still to come."""
+
+    trained: Trained
+    graphs: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # h1 and h2
+    number: int = 0  # of the message that is awaited
+    micro: int = 0  # of the step
+    norms: Norms | None = None
+    losses: list[float] = field(default_factory=list)  # of each step
+    whole: bool = True  # the last step is
+
+
+class Trunk:
+    """The LoRA tensors of the trunk, for all clients (``cut.trunk=shared``) or for each, and the exchanges
+    that are under way. ``model`` is the server's part with adapters, ``initial`` the start of its tensors and
+    ``names`` those that are trained.
+
+    A client that is lost takes its exchange with it: its graphs are dropped when the next round begins.
+    """
+
+    def __init__(
+        self,
+        model: AdapterModel,
+        cut: Cut,
+        step_format: StepFormat,
+        settings: TrainSettings,
+        seed: int,
+        initial: NamedArrays,
+        names: frozenset[str],
+    ) -> None:
+        self.model, self.cut, self.format = model, cut, step_format
+        self.settings, self.seed, self.names = settings, seed, names
+        self._values: dict[str, NamedArrays] = {"": initial}  # by client; "": of those that have none
+        self._open: dict[str, Exchange] = {}
+        self._trained: dict[str, Arrays] = {}  # after a whole round, by client
+        self._round, self._training = 0, True
+        self.sent: dict[str, int] = {}
+        self.losses: dict[str, list[float]] = {}
+
+    def begin(self, round_: int, *, training: bool) -> None:
+        """A round or an evaluation begins: what was open is dropped."""
+        self._round, self._training = round_, training
+        self._open, self._trained, self.losses = {}, {}, {}
+        self.sent = defaultdict(int)
+
+    def answer(self, client: str, entries: Mapping[str, Any]) -> dict[str, str | bytes] | None:
+        """The message that follows a client's answer; None where that ends the exchange. Raises WireError for
+        an answer that cannot be one."""
+        exchange = self._open.get(client)
+        if exchange is None:
+            exchange = self._open[client] = self._exchange(client)
+        step = self.format.read(entries, UP)
+        if step.number != exchange.number and step.tensors:
+            raise WireError(f"answers message {step.number}, expected {exchange.number}")
+        self._count(entries)
+        self._step(exchange, step)
+        if not step.tensors:
+            del self._open[client]
+            self._trained[client], self.losses[client] = exchange.trained.values(), exchange.losses
+            return None
+        down = self._answer(client, exchange, step)
+        exchange.number += 1
+        rng = generator(self.seed, "cut", client, self._round, exchange.number, "down")
+        answer = self.format.write(down, rng)
+        self._count(answer)
+        return answer
+
+    def learn(self, examples: Mapping[str, int]) -> None:
+        """The end of a round: the mean over clients, by their numbers of examples, or to each its own."""
+        trained = {client: self._trained[client] for client in sorted(examples) if client in self._trained}
+        if self.cut.trunk == "per_client":
+            self._values |= trained
+        elif trained:
+            weights = np.array([examples[client] for client in trained], np.float64)
+            weights /= weights.sum()
+            self._values[""] = {
+                name: np.tensordot(weights, [arrays[name] for arrays in trained.values()], 1).astype(
+                    np.float32
+                )
+                for name in self.model.layout.names
+            }
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that ``restore`` goes on from."""
+        return {
+            f"{PREFIX}{client}/{name}": array
+            for client, arrays in self._values.items()
+            for name, array in arrays.items()
+        }
+
+    def restore(self, memory: NamedArrays) -> None:
+        """Go on from a checkpoint."""
+        self._values = {"": self._values[""]} | of_trunk(memory)
+
+    def _exchange(self, client: str) -> Exchange:
+        values = self._values.get(client, self._values[""])
+        names = self.names if self._training else frozenset()
+        steps = self.settings.steps or 1
+        return Exchange(Trained(self.model, values, names, self.settings, steps))
+
+    def _step(self, exchange: Exchange, step: Step) -> None:
+        """Take the step that the client has taken."""
+        if not step.stepped:
+            return
+        if not exchange.whole or not exchange.losses:
+            raise WireError("has taken a step before its gradients were all there")
+        norms = None
+        if self.settings.clip_norm is not None:
+            if step.norms is None:
+                raise WireError("has taken a step and does not send the norms of its gradients")
+            norms = {**(exchange.norms or {}), **step.norms}
+        exchange.trained.step(norms)
+
+    def _answer(self, client: str, exchange: Exchange, step: Step) -> Step:
+        """g1 for g2, and h2 for h1."""
+        tensors: dict[str, NDArray[np.float32]] = {}
+        norms = None
+        with exchange.trained.lent(training=self._training):
+            if "g2" in step.tensors:
+                tensors["g1"] = self._backward(exchange, step)
+            if "h1" in step.tensors:
+                tensors["h2"] = self._forward(client, exchange, step)
+        if step.last:
+            exchange.micro, exchange.whole = 0, True
+            if self.settings.clip_norm is not None:
+                norms = exchange.norms = exchange.trained.norms()
+        return Step(step.number + 1, tensors, norms=norms)
+
+    def _forward(self, client: str, exchange: Exchange, step: Step) -> NDArray[np.float32]:
+        assert step.mask is not None
+        device = self.model.device
+        states = torch.from_numpy(step.tensors["h1"]).to(device).requires_grad_(self._training)
+        mask = torch.from_numpy(step.mask.astype(np.int64)).to(device)
+        if self._training:
+            key = (client, self._round, exchange.trained.steps, exchange.micro, "trunk")
+            seed_generators(torch_seed(self.seed, "cut dropout", *key), device)
+        with torch.set_grad_enabled(self._training):
+            behind = trunk_states(self.model.module, states, mask)
+        if self._training:
+            if exchange.whole:
+                exchange.losses.append(0.0)
+            exchange.micro, exchange.whole = exchange.micro + 1, False
+            exchange.graphs.append((states, behind))
+        found: NDArray[np.float32] = behind.detach().cpu().numpy()
+        return found
+
+    def _backward(self, exchange: Exchange, step: Step) -> NDArray[np.float32]:
+        if not exchange.graphs:
+            raise WireError("sends a gradient of states that it was not sent")
+        states, behind = exchange.graphs.pop(0)
+        gradient = step.tensors["g2"]
+        if gradient.shape != tuple(behind.shape):
+            raise WireError(f"sends a gradient of shape {gradient.shape}, expected {tuple(behind.shape)}")
+        exchange.losses[-1] += step.loss or 0.0
+        behind.backward(torch.from_numpy(gradient).to(behind.device))  # type: ignore[no-untyped-call]
+        assert states.grad is not None
+        found: NDArray[np.float32] = states.grad.cpu().numpy()
+        return found
+
+    def _count(self, entries: Mapping[str, Any]) -> None:
+        """Count the bytes of a message by what they are."""
+        for key, content in entries.items():
+            if isinstance(content, bytes | str) and key.startswith("cut"):
+                self.sent[key.removeprefix("cut").lstrip("/") or "headers"] += len(content)
+
+
+def of_trunk(memory: NamedArrays) -> dict[str, NamedArrays]:
+    """The tensors of the trunk in a server's memory, by client; "": those of all."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, array in memory.items():
+        if key.startswith(PREFIX):
+            client, _, name = key.removeprefix(PREFIX).partition("/")
+            found[client][name] = array
+    return dict(found)

@@ -1,0 +1,82 @@
+"""SplitFedSA: FedSA for a model that is cut, whose middle the server computes and trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any, Protocol
+
+from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Scalar
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from numpy.typing import NDArray
+
+from fedsa_lora.exchange.arrays import NamedArrays, Vector
+from strategies.fedsa import FedSA
+from strategies.round.admission import Failure
+
+
+class Middle(Protocol):
+    """The server's part of a model; ``fedsa_lora.server.trunk`` has one."""
+
+    sent: dict[str, int]  # bytes of the present phase, by what they are
+    losses: dict[str, list[float]]  # of each step, by client
+
+    def begin(self, round_: int, *, training: bool) -> None: ...
+    def answer(self, client: str, entries: Mapping[str, Any]) -> dict[str, str | bytes] | None: ...
+    def learn(self, examples: Mapping[str, int]) -> None: ...
+    def state(self) -> dict[str, NDArray[Any]]: ...
+    def restore(self, memory: NamedArrays) -> None: ...
+
+
+class SplitFedSA(FedSA):
+    """FedSA over what clients hold of a model that is cut; ``middle`` is what the server holds of it.
+
+    A round is an exchange with each client, step by step, at whose end the client's part is shared as FedSA
+    has it. The rest is that of FedSA.
+    """
+
+    def __init__(self, *args: Any, middle: Middle, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.middle = middle
+
+    def further(self, client: str, result: FitRes | EvaluateRes) -> dict[str, Scalar] | None:
+        """The next message to a client after its answer; None where that was its last."""
+        if "cut" not in result.metrics:
+            return None
+        entries = self.middle.answer(client, result.metrics)
+        return None if entries is None else dict(entries)
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        self.middle.begin(server_round, training=True)
+        return super().configure_fit(server_round, parameters, client_manager)
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        self.middle.begin(server_round, training=False)
+        return super().configure_evaluate(server_round, parameters, client_manager)
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        return super().memory() | self.middle.state()
+
+    def restore(self, round_: int, common: Vector, memory: NamedArrays) -> None:
+        super().restore(round_, common, memory)
+        self.middle.restore(memory)
+
+    def _take(self, round_: int, updates: Any) -> None:
+        super()._take(round_, updates)
+        self.middle.learn({update.client: update.examples for update in updates})
+        steps = zip(*self.middle.losses.values(), strict=False)
+        self.ledger.exchanged(self.middle.sent, [fmean(losses) for losses in steps])
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, EvaluateRes]],
+        failures: list[Failure[EvaluateRes]],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        self.ledger.exchanged(self.middle.sent)
+        return super().aggregate_evaluate(server_round, results, failures)
