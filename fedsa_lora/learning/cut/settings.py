@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.group import Group, at_least
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
     from fedsa_lora.tasks.causal_lm import CausalLMTask
 
+PartName = Literal["bottom", "trunk", "top"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+EMBEDDINGS = ("embed_tokens", "wte", "wpe")
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")  # of a transformer, in the names of its tensors
 
 
@@ -41,18 +44,23 @@ class Cut(Group):
         """The blocks that the server holds, of which the first of the model is 0."""
         return range(self.bottom, self.top)
 
-    def of_trunk(self, name: str) -> bool:
-        """True of a tensor or a layer of the trunk, by its name in the whole model."""
+    def part_of(self, name: str) -> PartName:
+        """The part of a tensor, by its name in the whole model. Tied output embeddings are those of the
+        bottom."""
         found = BLOCK.search(f"{name}.")
-        return found is not None and int(found[1]) in self.trunk_blocks
+        if found is None:
+            return "bottom" if any(part in EMBEDDINGS for part in name.split(".")) else "top"
+        if int(found[1]) < self.bottom:
+            return "bottom"
+        return "trunk" if int(found[1]) < self.top else "top"
+
+    def of_client(self, name: str) -> bool:
+        """True of a tensor that a client holds, by its name in the whole model."""
+        return self.part_of(name) != "trunk"
 
     def at_client(self, layout: Layout) -> Layout:
         """The tensors of the whole model that a client holds."""
-        return layout.select(spec.name for spec in layout if not self.of_trunk(spec.name))
-
-    def at_server(self, layout: Layout) -> Layout:
-        """The tensors of the trunk."""
-        return layout.select(spec.name for spec in layout if self.of_trunk(spec.name))
+        return layout.select(spec.name for spec in layout if self.of_client(spec.name))
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         from fedsa_lora.tasks.causal_lm import CausalLMTask
@@ -96,6 +104,12 @@ class Cut(Group):
                 "cut: expected train.accumulate=1 (cut.micro_batches divides a step), "
                 "train.gradient_checkpointing=false and train.precision=fp32"
             )
+        if run.train.steps is None:
+            yield "cut: the server counts the steps of a round; expected train.steps, not train.epochs"
+        if run.strategy.proximal:
+            yield "cut: the trunk has no proximal term; expected strategy=fedavg"
+        if run.clusters is not None:
+            yield "cut: all clients share one trunk or have their own; expected clusters=none"
         if run.train.batch_size == "auto":
             yield "cut: expected a number for train.batch_size"
         if run.federation.clients_per_node > 1 or run.federation.b_passing:
