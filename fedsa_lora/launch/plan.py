@@ -37,8 +37,9 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``parts`` are those of a model that is cut, by role; ``adapted``: the number of layers with an adapter; ``model``: remarks on
-    what its weights start from; ``machine`` is what trains them."""
+    """Sizes in parameters and bytes; ``parts`` are those of a model that is cut, by role; ``adapted``: the
+    number of layers with an adapter; ``model``: remarks on what its weights start from; ``machine`` is what
+    trains them."""
 
     parameters: dict[str, int]
     parts: dict[str, dict[str, int]]

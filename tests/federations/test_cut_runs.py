@@ -36,8 +36,8 @@ GPT2 = (
 )  # fmt: skip
 OPT = (
     *GPT2[:3],
-    "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, ffn_dim: 64, "
-    "word_embed_proj_dim: 32, vocab_size: 512, bos_token_id: 1, eos_token_id: 1}",
+    "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, "
+    "ffn_dim: 64, word_embed_proj_dim: 32, vocab_size: 512, bos_token_id: 1, eos_token_id: 1}",
     "lora.targets=default", "task.template=alpaca",
 )  # fmt: skip
 MODELS = {"llama": (), "gpt2": GPT2}
@@ -271,7 +271,7 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("cut.bottom=4",), "leave no block for the server"),
+        (("cut.bottom=4",), "bottom below top"),
         (("task.packed=true",), "task.packed=false"),
         (("task.measured=[rouge_l]", "task.text=null"), "no part alone can write an answer"),
         (("personalisation=ditto",), "personalisation=none"),

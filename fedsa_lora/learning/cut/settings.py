@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
-from fedsa_lora.group import Group, at_least
+from fedsa_lora.group import Group, at
 from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
@@ -30,14 +31,27 @@ class Cut(Group):
     The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
     of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
     for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
-    at the end of a round (``shared``), or each client has one of its own there (``per_client``).
+    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises ConfigError for numbers
+    that leave a part without a block.
     """
 
-    bottom: Annotated[int, at_least(1)] = 2
-    top: Annotated[int, at_least(1)] = 10
-    micro_batches: Annotated[int, at_least(1)] = 1
+    bottom: int = 2
+    top: int = 10
+    micro_batches: int = 1
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     trunk: Literal["shared", "per_client"] = "shared"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bottom < self.top:
+            raise ConfigError(
+                f"bottom={self.bottom} and top={self.top}: expected at least 1 block before the server's, and "
+                "at least one for the server, bottom below top"
+            )
+        if self.micro_batches < 1:
+            raise ConfigError(f"micro_batches={self.micro_batches}: expected at least 1")
+
+    def identity(self, run: RunConfig) -> dict[str, Any]:
+        return {"cut": at(run.resolved, "cut")}
 
     @property
     def trunk_blocks(self) -> range:
@@ -65,11 +79,6 @@ class Cut(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         from fedsa_lora.tasks.causal_lm import CausalLMTask
 
-        if self.bottom >= self.top:
-            yield (
-                f"cut.bottom={self.bottom} and cut.top={self.top} leave no block for the server: expected "
-                "cut.bottom below cut.top"
-            )
         if isinstance(run.task, CausalLMTask):
             yield from self._task_clashes(run.task)
         else:
@@ -118,6 +127,6 @@ class Cut(Group):
             yield "cut: each client takes its steps by itself; expected machine.cohort=null"
 
     def describe(self) -> dict[str, str]:
-        parts = f"{self.bottom} blocks and those from {self.top} at the client, the rest at the server"
+        parts = f"blocks before {self.bottom} and from {self.top} at the client, the rest at the server"
         batches = f", {self.micro_batches} micro-batches a step" if self.micro_batches > 1 else ""
         return {"cut": f"{parts}; {self.dtype} on the wire{batches}; the trunk's LoRA is {self.trunk}"}
