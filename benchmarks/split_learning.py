@@ -29,14 +29,13 @@ from fedsa_lora.client import build
 from fedsa_lora.config.compose import load
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.training import make_optimizer, round_batches
+from fedsa_lora.learning.training import make_optimizer, predict, round_batches
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.measures import interval
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.seeds import generator
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.task import Examples
-from fedsa_lora.tasks.token_losses import answer_losses
+from fedsa_lora.tasks.task import Examples, measured
 
 FORMATS = ("fp32", "bf16", "int8")
 ID_BYTES = 2  # of a token, where texts themselves are sent
@@ -160,22 +159,14 @@ def central(config: RunConfig) -> Row:
             optimizer.step()
             losses.append(sum(loss.item() for loss in each))
         tests = [held_out(config, model, data.test) for data in clients.values()]
-        perplexity = float(torch.tensor(tests).exp().mean())
-        found.append({"losses": losses, "held_out": fmean(tests), "perplexity": perplexity})
+        mean = {name: fmean(test[name] for test in tests) for name in ("loss", "perplexity")}
+        found.append({"losses": losses, "held_out": mean["loss"], "perplexity": mean["perplexity"]})
     return {"rounds": found, "bytes": ID_BYTES * tokens}
 
 
-@torch.no_grad()
-def held_out(config: RunConfig, model: AdapterModel, examples: Examples) -> float:
-    """The loss of a whole model by token of all examples, in nats."""
-    model.set_mode(training=False)
-    size, total, tokens = config.train.eval_batch_size, 0.0, 0
-    for begin in range(0, len(examples), size):
-        part = examples.at(range(begin, min(begin + size, len(examples))))
-        batch = config.task.collate(part, range(len(part)))
-        losses, count = answer_losses(model.module, batch)
-        total, tokens = total + float(losses.sum()), tokens + int(count.sum())
-    return total / tokens
+def held_out(config: RunConfig, model: AdapterModel, examples: Examples) -> dict[str, float]:
+    """The measures of a whole model on examples."""
+    return measured(config.task, predict(model, config.task, examples, config.train), examples.labels)
 
 
 def formats(options: argparse.Namespace) -> list[Row]:

@@ -72,14 +72,14 @@ def cost(words: Sequence[str], part: str, size: tuple[int, int]) -> Row:
     start = empty.initial(config.seed)
     values = {name: start[name] for name in model.layout.names}
     trained = Trained(model, values, config.split(model.layout).trained, config.train, STEPS)
-    loaded, began = _bytes("VmRSS"), time.process_time()
+    began = time.process_time()
     for _ in range(STEPS):
         with trained.lent(training=True):
             step(config, model, part, size)
         trained.step(None)
     seconds = (time.process_time() - began) / STEPS
     row = {"parameters": held, "lora": sum(spec.size for spec in model.layout), "seconds": seconds}
-    return row | {"loaded": loaded - before, "peak": _bytes("VmHWM") - before, "libraries": before}
+    return row | {"peak": _bytes("VmHWM") - before, "libraries": before}
 
 
 def made(config: RunConfig, empty: AdapterModel, part: str) -> AdapterModel:
@@ -119,16 +119,16 @@ def client_step(config: RunConfig, model: AdapterModel, batch: Batch) -> None:
 def page(found: Sequence[Row]) -> str:
     """A table of what each part holds and needs."""
     lines = [
-        "Memory, a process for each part: parameters that it holds, memory above that of the libraries once "
-        "they are loaded, and at most in two steps.",
+        "Memory, a process for each part: parameters that it holds, in float32, and the most that it took in "
+        "two steps above its libraries.",
         "",
-        "| model, step | part | parameters | of these LoRA | loaded, MB | peak, MB | CPU s a step |",
+        "| model, texts x tokens | part | parameters | of these LoRA | parameters, MB | peak, MB | CPU s a step |",
         f"|{'---|' * 7}",
     ]
     for row in found:
         texts, tokens = row["size"]
         cells = [f"{row['model']}, {texts} x {tokens}", row["part"], f"{row['parameters']:,}"]
-        cells += [f"{row['lora']:,}", f"{row['loaded'] / 1e6:,.0f}", f"{row['peak'] / 1e6:,.0f}"]
+        cells += [f"{row['lora']:,}", f"{4 * row['parameters'] / 1e6:,.0f}", f"{row['peak'] / 1e6:,.0f}"]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.3f} |")
     return "\n".join(lines) + "\n"
 
