@@ -107,7 +107,8 @@ class Parts:
         for side in self.sides:
             side.set_mode(training=False)
         answers = [
-            self.task.predict(self.model(batch, protection), batch).numpy() for batch in self.batches(examples)
+            self.task.predict(self.model(batch, protection), batch).numpy()
+            for batch in self.batches(examples)
         ]
         return measures_of(self.task, np.concatenate(answers), examples.labels)["perplexity"]
 

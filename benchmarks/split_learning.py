@@ -136,9 +136,7 @@ def central(config: RunConfig) -> Row:
     model.write(model.initial(config.seed))
     trained = config.split(model.layout).trained
     model.set_trainable(trained)
-    optimizer = make_optimizer(
-        [s for s in model.layout if s.name in trained], model.parameter, config.train
-    )
+    optimizer = make_optimizer([s for s in model.layout if s.name in trained], model.parameter, config.train)
     clients = {str(at): task.load_client(str(at)) for at in range(config.federation.clients)}
     tokens = sum(int(data.train.lengths.sum()) for data in clients.values())
     found: list[Row] = []
@@ -150,7 +148,9 @@ def central(config: RunConfig) -> Row:
         losses = []
         model.set_mode(training=True)
         for step in zip(*batches, strict=True):
-            parts = [task.collate(d.train, indices) for d, indices in zip(clients.values(), step, strict=True)]
+            parts = [
+                task.collate(d.train, indices) for d, indices in zip(clients.values(), step, strict=True)
+            ]
             optimizer.zero_grad(set_to_none=True)
             each = [task.loss(model.module, part) / len(parts) for part in parts]
             torch.autograd.backward(each)
@@ -201,7 +201,11 @@ def steps_page(found: Row) -> str:
     for split, whole, shared in zip(found["split"], central, fedsa, strict=False):
         cells = [*scores(split), megabytes(split), *scores(whole), *scores(shared), megabytes(shared)]
         lines.append(f"| {split['round']} | {' | '.join(cells)} |")
-    lines += ["", f"Central training moves the texts once, {found['central']['bytes'] / 1e6:.2f} MB of ids.", ""]
+    lines += [
+        "",
+        f"Central training moves the texts once, {found['central']['bytes'] / 1e6:.2f} MB of ids.",
+        "",
+    ]
     lines += ["| MB | split: rounds | perplexity | FedSA: rounds | perplexity |", f"|{'---|' * 5}"]
     for split in found["split"]:
         last = [row for row in fedsa if row["bytes"] <= split["bytes"]]
