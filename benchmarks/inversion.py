@@ -1,10 +1,10 @@
 """Texts that the server of split learning recovers from h1: ``python benchmarks/inversion.py``.
 
-The parts of a model in one process: a client trains with the server, with noise on h1 or with h1 projected on
+The parts of a model in one process: a client trains with the server, with noise on h1, with h1 projected on
 few directions, or with neither. Then the server reads h1 of texts that this client trained on. It knows the
-pretrained weights, as anybody does, and which protection there is, and it has texts of its own; what the client
-has learned in its first blocks it does not know. A token is recovered where the server's first guess is right.
-What looks at one state alone, as all attacks here do, is the least that can be recovered.
+pretrained weights, as anybody does, and which protection there is, and it has texts of its own; it does not
+know what the client has learned in its first blocks. A token is recovered where the server's first guess is
+right. Each guess is made from one state alone: whoever looks at whole texts recovers more.
 """
 
 from __future__ import annotations
@@ -268,12 +268,12 @@ def right(guessed: torch.Tensor, known: Known) -> float:
 def page(found: Row) -> str:
     """A row for each depth and protection."""
     lines = [
-        f"Tokens that the server recovers from h1: {' '.join(found['words'])}, {found['tokens']:,} tokens of "
-        f"client {VICTIM}, {found['steps']} steps. The most frequent token is {found['most_frequent']:.3f} of "
+        f"Tokens that the server recovers from h1: {' '.join(found['words'])}, {found['tokens']:,} tokens "
+        f"of client {VICTIM}, {found['steps']} steps. The most frequent token is {found['most_frequent']:.3f} of "
         f"them; before training the perplexity is {found['start']:.1f}.",
         "",
-        "| blocks before h1 | protection | nearest embedding | nearest h1 of a token alone | decoder of others' "
-        "texts | decoder of stories | held-out perplexity |",
+        "| blocks before h1 | protection | nearest embedding | nearest h1 of a token alone "
+        "| decoder of others' texts | decoder of stories | held-out perplexity |",
         f"|{'---|' * 7}",
     ]
     for row in found["rows"]:

@@ -61,6 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    options.to.mkdir(parents=True, exist_ok=True)
     for name in options.tables:
         found = tables[name](options)
         text = json.dumps(found, indent=1)
@@ -74,15 +75,15 @@ def main() -> None:
 def steps(options: argparse.Namespace) -> Row:
     """A split run, central training on the same batches, and FedSA for as many rounds and at as many bytes."""
     words = [*options.words, f"seed={options.seeds[0]}"]
-    split = run(words, options.runs / "steps")
+    split = run(words, options.runs)
     config = load(words)
     rounds, budget = len(split), split[-1]["bytes"]
-    one = run([*words, "cut=none"], options.runs / "fedsa")
+    one = run([*words, "cut=none"], options.runs)
     affordable = int(budget / one[-1]["bytes"] * rounds)
     fedsa = one
     if affordable > rounds:
         longer = min(affordable, options.most_rounds)
-        fedsa = run([*words, "cut=none", f"federation.rounds={longer}"], options.runs / "fedsa-longer")
+        fedsa = run([*words, "cut=none", f"federation.rounds={longer}"], options.runs)
     return {
         "words": words,
         "split": split,
@@ -92,9 +93,10 @@ def steps(options: argparse.Namespace) -> Row:
     }
 
 
-def run(words: Sequence[str], folder: Path) -> list[Row]:
+def run(words: Sequence[str], runs: Path) -> list[Row]:
     """The rounds of a run: losses, held-out loss and perplexity as means over clients, and bytes in training
     since its beginning, all clients together. It is made unless it is there whole."""
+    folder = runs / "-".join(words).replace("/", "_")
     if not (folder / "summary.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         run_in_process([*words, "run.report=false", f"run.dir={folder}"])
@@ -175,7 +177,7 @@ def formats(options: argparse.Namespace) -> list[Row]:
     for form in FORMATS:
         for seed in options.seeds:
             words = [*options.words, f"cut.dtype={form}", f"seed={seed}"]
-            last = run(words, options.runs / f"{form}-{seed}")[-1]
+            last = run(words, options.runs)[-1]
             found.append({"format": form, "seed": seed, **last})
     return found
 
@@ -191,10 +193,11 @@ def inverted(options: argparse.Namespace) -> Row:
 def steps_page(found: Row) -> str:
     """Loss and perplexity by round, and at equal bytes."""
     lines = [
-        f"Loss by step and by byte: {' '.join(found['words'])}. Loss: mean over the steps of a round and over "
-        "clients. MB: training, all clients, up and down, since the beginning.",
+        f"Loss by step and by byte: {' '.join(found['words'])}. Loss: mean over the steps of a round and "
+        "over clients. MB: training, all clients, up and down, since the beginning.",
         "",
-        "| round | split: loss | perplexity | MB | central: loss | perplexity | FedSA: loss | perplexity | MB |",
+        "| round | split: loss | perplexity | MB | central: loss | perplexity | FedSA: loss | perplexity "
+        "| MB |",
         f"|{'---|' * 9}",
     ]
     central, fedsa = found["central"]["rounds"], found["fedsa"]

@@ -2,9 +2,9 @@
 
 A process of its own holds the whole model, the client's part or the server's and takes two steps of AdamW;
 states and gradients that come from the other side are random. The memory is the most that the kernel counted
-for it (Linux alone; ``ru_maxrss`` would count the process that started it as well), and what it held before it
-had a model is taken off. GPT-2 has random weights, which take the same room; SmolLM2 is measured where it has
-been imported.
+for it (Linux alone; ``ru_maxrss`` would count the process that started it as well) above what it held before
+it had a model. GPT-2 has random weights, which take the same room; SmolLM2 is measured where it has been
+imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -122,7 +122,8 @@ def page(found: Sequence[Row]) -> str:
         "Memory, a process for each part: parameters that it holds, in float32, and the most that it took in "
         "two steps above its libraries.",
         "",
-        "| model, texts x tokens | part | parameters | of these LoRA | parameters, MB | peak, MB | CPU s a step |",
+        "| model, texts x tokens | part | parameters | of these LoRA | parameters, MB | peak, MB "
+        "| CPU s a step |",
         f"|{'---|' * 7}",
     ]
     for row in found:
