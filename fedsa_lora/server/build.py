@@ -51,7 +51,7 @@ def build_strategy(
     """
     config.personalisation.check(empty)
     config.unlearning.check(empty)
-    split: AdapterSplit = config.split(at_client(config, empty.layout))
+    split: AdapterSplit = config.split(config.at_client(empty.layout))
     layout = empty.layout.select(split.shared)
     start = empty.initial(config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
@@ -81,11 +81,6 @@ def build_strategy(
         run=run,
         resumed=resumed,
     )
-
-
-def at_client(config: RunConfig, layout: Layout) -> Layout:
-    """The tensors of the whole model that a client holds: all, unless it is cut."""
-    return layout if config.cut is None else config.cut.at_client(layout)
 
 
 def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:

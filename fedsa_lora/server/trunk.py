@@ -20,9 +20,8 @@ from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.cut.trained import Norms, Trained
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import seed_generators
+from fedsa_lora.runs.trunk import as_memory, of_trunk
 from fedsa_lora.seeds import generator, torch_seed
-
-PREFIX = "trunk/"  # of its tensors in the server's memory
 
 
 @dataclass
@@ -110,11 +109,7 @@ class Trunk:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that ``restore`` goes on from."""
-        return {
-            f"{PREFIX}{client}/{name}": array
-            for client, arrays in self._values.items()
-            for name, array in arrays.items()
-        }
+        return as_memory(self._values)
 
     def restore(self, memory: NamedArrays) -> None:
         """Go on from a checkpoint."""
@@ -190,13 +185,3 @@ class Trunk:
         for key, content in entries.items():
             if isinstance(content, bytes | str) and key.startswith("cut"):
                 self.sent[key.removeprefix("cut").lstrip("/") or "headers"] += len(content)
-
-
-def of_trunk(memory: NamedArrays) -> dict[str, NamedArrays]:
-    """The tensors of the trunk in a server's memory, by client; "": those of all."""
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, array in memory.items():
-        if key.startswith(PREFIX):
-            client, _, name = key.removeprefix(PREFIX).partition("/")
-            found[client][name] = array
-    return dict(found)
