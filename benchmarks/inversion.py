@@ -268,9 +268,9 @@ def right(guessed: torch.Tensor, known: Known) -> float:
 def page(found: Row) -> str:
     """A row for each depth and protection."""
     lines = [
-        f"Tokens that the server recovers from h1: {' '.join(found['words'])}, {found['tokens']:,} tokens "
-        f"of client {VICTIM}, {found['steps']} steps. The most frequent token is {found['most_frequent']:.3f} of "
-        f"them; before training the perplexity is {found['start']:.1f}.",
+        f"Tokens that the server recovers from h1: {' '.join(found['words'])}, {found['steps']} steps, "
+        f"{found['tokens']:,} tokens of client {VICTIM}. The most frequent token is "
+        f"{found['most_frequent']:.3f} of them; before training the perplexity is {found['start']:.1f}.",
         "",
         "| blocks before h1 | protection | nearest embedding | nearest h1 of a token alone "
         "| decoder of others' texts | decoder of stories | held-out perplexity |",

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def steps(options: argparse.Namespace) -> Row:
-    """A split run, central training on the same batches, and FedSA for as many rounds and at as many bytes."""
+    """A split run, central training on the same batches, and FedSA for as many rounds and as many bytes."""
     words = [*options.words, f"seed={options.seeds[0]}"]
     split = run(words, options.runs)
     config = load(words)
