@@ -185,7 +185,7 @@ class RunConfig:
     head: Annotated[HeadSettings, IDENTITY]
     personalisation: Annotated[Personalisation, LEARNING, IDENTITY]
     unlearning: Annotated[Unlearning, LEARNING, CHANGEABLE]
-    cut: Annotated[Cut | None, IDENTITY]
+    cut: Cut | None
     codec: Annotated[Codec, EXCHANGE, IDENTITY]
     downlink: Annotated[Codec | None, EXCHANGE, IDENTITY]
     clusters: Clusters | None

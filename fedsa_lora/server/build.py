@@ -17,7 +17,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.cut.parts import Part, build_part, step_format
+from fedsa_lora.learning.cut.parts import Part, build_part, check_cut, step_format
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
@@ -29,8 +29,11 @@ from strategies.unlearning import Unlearning
 
 
 def skeleton(config: RunConfig) -> AdapterModel:
-    """The model on the meta device: names, shapes and roles, not one weight."""
+    """The whole model on the meta device: names, shapes and roles, not one weight. Raises ModelError for one
+    that cannot be cut as the config says."""
     empty = config.task.build_model(seed=config.seed, empty=True)
+    if config.cut is not None:
+        check_cut(empty, config.cut)
     return adapted(empty, config.lora, config.seed, config.model)
 
 
