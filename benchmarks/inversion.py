@@ -1,10 +1,11 @@
 """Texts that the server of split learning recovers from h1: ``python benchmarks/inversion.py``.
 
 The parts of a model in one process: a client trains with the server, with noise on h1, with h1 projected on
-few directions, or with neither. Then the server reads h1 of texts that this client trained on. It knows the
+few directions, or with neither. The server reads h1 of texts that this client trains on. It knows the
 pretrained weights, as anybody does, and which protection there is, and it has texts of its own; it does not
-know what the client learns in its first blocks, which is nothing yet in the first step. A token is recovered where the server's first guess is
-right. Each guess is made from one state alone: whoever looks at whole texts recovers more.
+know what the client learns in its first blocks, which in the first step is nothing yet. A token is recovered
+where the first guess is right. Each guess is made from one state alone: whoever looks at whole texts recovers
+more.
 """
 
 from __future__ import annotations
