@@ -49,6 +49,11 @@ LEARNING = Target(("fedsa_lora.learning.",))
 TASKS = Target(("fedsa_lora.tasks.",))
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
+LATER = {  # groups that runs recorded before them have not: what these were
+    "unlearning": {"_target_": "fedsa_lora.learning.unlearning.Unlearning", "targets": [0]},
+    "cut": None,
+}
+
 
 @dataclass(frozen=True)
 class HeadSettings(Group):

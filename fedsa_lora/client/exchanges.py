@@ -126,7 +126,7 @@ class Steps(Session):
 
     @property
     def farewell(self) -> Step:
-        """What the server needs to take its last step."""
+        """The message with which the server can take its last step."""
         return Step(self.number, stepped=True, norms=self._norms)
 
     @property

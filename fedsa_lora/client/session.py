@@ -60,7 +60,7 @@ class Kept:
 
     @property
     def answer(self) -> Answer:
-        """What was answered to it."""
+        """The answer to it."""
         bytes_ = {key: array.tobytes() for key, array in self.under(_BYTES).items()}
         arrays = self.under(_ARRAY)
         kept = self.words["answer"]
@@ -115,7 +115,7 @@ class Session(ABC):
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """What changes from message to message."""
+        """All that changes from message to message."""
 
     @abstractmethod
     def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
