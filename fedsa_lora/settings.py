@@ -227,6 +227,10 @@ class RunConfig:
         parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
         for group in self.groups:
             parts |= group.identity(self)
+        if (
+            self.resolved["cut"] is not None
+        ):  # also of ``whole``: its clients are those of the parts
+            parts["cut"] = self.resolved["cut"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -133,7 +133,7 @@ def _traffic(
 
 
 def step_bytes(rounds: Sequence[Row]) -> dict[str, int]:
-    """The bytes of the messages between the parts of a model that is cut, by what they are; none of others."""
+    """The bytes of the messages between the parts of a model that is cut, by what they are; none else."""
     total: Counter[str] = Counter()
     for row in rounds:
         for phase in ("fit", "evaluate"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
-from fedsa_lora.group import Group, at
+from fedsa_lora.group import Group
 from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ class Cut(Group):
             )
         if self.micro_batches < 1:
             raise ConfigError(f"micro_batches={self.micro_batches}: expected at least 1")
-
-    def identity(self, run: RunConfig) -> dict[str, Any]:
-        return {"cut": at(run.resolved, "cut")}
 
     @property
     def trunk_blocks(self) -> range:
