@@ -123,11 +123,9 @@ def run(words: Sequence[str], runs: Path) -> list[Row]:
 
 
 def traffic(row: Row) -> int:
-    """Bytes of activations and their gradients in the training of a round, with the headers and masks of the
-    round; h1 and h2 are counted as their gradients are, because evaluations send them as well."""
-    sent: Mapping[str, int] = row.get("step_bytes", {})
-    gradients = sent.get("g1", 0) + sent.get("g2", 0)
-    return 2 * gradients + sent.get("headers", 0) + sent.get("mask", 0)
+    """Bytes of the messages between the parts in the training of a round; 0 of a model in one piece."""
+    sent: Mapping[str, int] = row.get("fit_step_bytes", {})
+    return sum(sent.values())
 
 
 def central(config: RunConfig) -> Row:
