@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -24,10 +26,11 @@ from httpx import HTTPError
 
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.launch.superlink import flower_command, flower_environment, free_port
+from fedsa_lora.launch.superlink import flower_environment, free_port
 
 OURS = ("--isolation", "--host", "--port")
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # between looks for tasks, where the SuperNode does not report that a message has come
+MOST_AT_ONCE = 4096  # of its reports
 GRACE_SECONDS = 10.0
 _PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")  # as Flower finds them: it passes over what is between
 
@@ -45,18 +48,30 @@ def run_node(arguments: Sequence[str]) -> int:
         env = flower_environment()
         env.setdefault("FLWR_HOME", home)  # where the apps of runs are unpacked
         address = f"127.0.0.1:{free_port()}"
-        host, port = address.split(":")
-        command = [flower_command("flower-supernode", env), *arguments]
-        command += ["--isolation", "process", "--host", host, "--port", port]
-        supernode = subprocess.Popen(command, env=env)
+        supernode, arrivals = _start_supernode(arguments, address, env)
         try:
             with Tasks(address, env) as tasks:
                 while (code := supernode.poll()) is None:
                     tasks.hand_out()
-                    time.sleep(POLL_SECONDS)
+                    if select.select([arrivals], [], [], POLL_SECONDS)[0]:
+                        arrivals.read(MOST_AT_ONCE)
             return code
         finally:
             _end(supernode)
+            arrivals.close()
+
+
+def _start_supernode(
+    arguments: Sequence[str], address: str, env: dict[str, str]
+) -> tuple[subprocess.Popen[bytes], FileIO]:
+    """The process, whose Runtime API is at ``address``, and a file that can be read when a message has come."""
+    host, port = address.split(":")
+    reads, writes = os.pipe()
+    command = [*_python_script("supernode.py"), str(writes), *arguments]
+    command += ["--isolation", "process", "--host", host, "--port", port]
+    supernode = subprocess.Popen(command, env=env, pass_fds=[writes])
+    os.close(writes)
+    return supernode, FileIO(reads)
 
 
 class Tasks:
@@ -101,9 +116,7 @@ class Tasks:
             self._end_worker()
 
     def _start(self) -> subprocess.Popen[str]:
-        script = Path(__file__).with_name("resident.py")
-        # -P: its folder must not be a place to import from.
-        command = [sys.executable, "-P", str(script), self.address]
+        command = [*_python_script("resident.py"), self.address]
         return subprocess.Popen(command, env=self.env, stdin=subprocess.PIPE, text=True)
 
     def _end_worker(self) -> None:
@@ -112,6 +125,11 @@ class Tasks:
             self._worker.stdin.close()
             _end(self._worker)
         self._worker = None
+
+
+def _python_script(name: str) -> list[str]:
+    """The command for a script beside this file. -P: its folder must not be a place to import from."""
+    return [sys.executable, "-P", str(Path(__file__).with_name(name))]
 
 
 def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
