@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -51,10 +51,11 @@ def run_node(arguments: Sequence[str]) -> int:
         supernode, arrivals = _start_supernode(arguments, address, env)
         try:
             with Tasks(address, env) as tasks:
+                due = False
                 while (code := supernode.poll()) is None:
-                    tasks.hand_out()
-                    if select.select([arrivals], [], [], POLL_SECONDS)[0]:
-                        arrivals.read(MOST_AT_ONCE)
+                    due = arrivals.within(POLL_SECONDS) or due
+                    if due:
+                        due = not tasks.hand_out()
             return code
         finally:
             _end(supernode)
@@ -63,15 +64,36 @@ def run_node(arguments: Sequence[str]) -> int:
 
 def _start_supernode(
     arguments: Sequence[str], address: str, env: dict[str, str]
-) -> tuple[subprocess.Popen[bytes], FileIO]:
-    """The process, whose Runtime API is at ``address``, and a file that can be read when a message has come."""
+) -> tuple[subprocess.Popen[bytes], Arrivals]:
+    """The process, whose Runtime API is at ``address``, and its reports."""
     host, port = address.split(":")
     reads, writes = os.pipe()
     command = [*_python_script("supernode.py"), str(writes), *arguments]
     command += ["--isolation", "process", "--host", host, "--port", port]
     supernode = subprocess.Popen(command, env=env, pass_fds=[writes])
     os.close(writes)
-    return supernode, FileIO(reads)
+    return supernode, Arrivals(reads)
+
+
+class Arrivals:
+    """Reports of a SuperNode that all of a message has arrived, through a pipe. Flower makes its task before
+    that, and a process that takes it too early waits for a second."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._reports = descriptor, True
+
+    def within(self, seconds: float) -> bool:
+        """Wait so long at the most. True where a message has come; or may have, as nothing reports it."""
+        if not self._reports:
+            time.sleep(seconds)
+        elif select.select([self._descriptor], [], [], seconds)[0]:
+            self._reports = bool(os.read(self._descriptor, MOST_AT_ONCE))
+        else:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class Tasks:
@@ -96,14 +118,14 @@ class Tasks:
         self._end_worker()
         self._client.close()
 
-    def hand_out(self) -> None:
-        """Take a task if there is one; none while the SuperNode is starting."""
+    def hand_out(self) -> bool:
+        """Take a task; False where there is none, as while the SuperNode is starting."""
         try:
             answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except HTTPError:
-            return
+            return False
         if not answer.token:
-            return
+            return False
         worker = self._worker
         if worker is None or worker.poll() is not None or self._app != answer.task.fab_hash:
             self._end_worker()
@@ -114,6 +136,7 @@ class Tasks:
             print(answer.token, file=worker.stdin, flush=True)
         except BrokenPipeError:  # it died just now: the SuperNode reports the task as crashed
             self._end_worker()
+        return True
 
     def _start(self) -> subprocess.Popen[str]:
         command = [*_python_script("resident.py"), self.address]
