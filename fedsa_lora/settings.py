@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec
 from fedsa_lora.exchange.split import Share, SplitPolicy
 from fedsa_lora.federation import FederationSettings
@@ -184,7 +185,7 @@ class RunConfig:
     head: Annotated[HeadSettings, IDENTITY]
     personalisation: Annotated[Personalisation, LEARNING, IDENTITY]
     unlearning: Annotated[Unlearning, LEARNING, CHANGEABLE]
-    cut: Annotated[Cut | None, IDENTITY]
+    cut: Cut | None
     codec: Annotated[Codec, EXCHANGE, IDENTITY]
     downlink: Annotated[Codec | None, EXCHANGE, IDENTITY]
     clusters: Clusters | None
@@ -202,6 +203,10 @@ class RunConfig:
     def whole(self) -> RunConfig:
         """The same with the model in one piece, for work on what a run left."""
         return replace(self, cut=None)
+
+    def at_client(self, layout: Layout) -> Layout:
+        """The tensors of the whole model that a client holds: all, unless it is cut."""
+        return layout if self.cut is None else self.cut.at_client(layout)
 
     @cached_property
     def run_dir(self) -> Path:

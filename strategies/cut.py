@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from strategies.round.admission import Failure
 class Middle(Protocol):
     """The server's part of a model; ``fedsa_lora.server.trunk`` has one."""
 
-    sent: dict[str, int]  # bytes of the present phase, by what they are
+    up: Counter[str]  # bytes of the present phase, by what they are
+    down: Counter[str]
     losses: dict[str, list[float]]  # of each step, by client
 
     def begin(self, round_: int, *, training: bool) -> None: ...
@@ -70,7 +72,8 @@ class SplitFedSA(FedSA):
         super()._take(round_, updates)
         self.middle.learn({update.client: update.examples for update in updates})
         steps = zip(*self.middle.losses.values(), strict=False)
-        self.ledger.exchanged(self.middle.sent, [fmean(losses) for losses in steps])
+        self.ledger.aggregated({"step_losses": [fmean(losses) for losses in steps]})
+        self.ledger.exchanged("fit", self.middle.up, self.middle.down)
 
     def aggregate_evaluate(
         self,
@@ -78,5 +81,5 @@ class SplitFedSA(FedSA):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        self.ledger.exchanged(self.middle.sent)
+        self.ledger.exchanged("evaluate", self.middle.up, self.middle.down)
         return super().aggregate_evaluate(server_round, results, failures)

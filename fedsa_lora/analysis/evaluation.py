@@ -41,7 +41,7 @@ def evaluate_run(
     changed and that is not allowed, as other classes never are."""
     config = read_config(run_dir)
     check_data(run_dir, config, allow_changed_data)
-    bench = build.workbench(config)
+    bench = build.workbench(config.whole)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     path = run_dir / EVALUATION
     found: dict[str, Any] = read_json(path) if path.exists() else {}

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +28,7 @@ from fedsa_lora.files import share, sync, sync_tree, writing
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
+from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.pooling import is_mean_pooled
@@ -44,12 +45,13 @@ class Exporter:
     of what it never trained."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
-        self.config, self.directory, self.model = config, directory, model
+        self.config, self.directory, self.model = config.whole, directory, model
         state = directory.last_checkpoint()
-        pool = model.layout.select(config.split(model.layout).shared)
+        self._layout, self._trunk = config.at_client(model.layout), of_trunk(state.memory)
+        pool = self._layout.select(config.split(self._layout).shared)
         vector = pool.pack(state.tensors)
         self.checkpoint = Checkpoint(config.split, pool, state.round, vector, state.memory)
-        self.initial = model.initial(config.seed, config.head.row_norm)
+        self.initial = {**model.initial(config.seed, config.head.row_norm), **self._trunk.get("", {})}
         self._ranks = config.federation.client_ranks(config.seed)
 
     @property
@@ -89,12 +91,19 @@ class Exporter:
         if state is None and client not in self.config.task.describe().clients:
             raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
         policy, rank = self.config.split, self._ranks.get(client)
-        layout = self.model.layout.limited(rank)
+        layout = self._layout.limited(rank)
         received = Received(self.checkpoint.turn(client), self.checkpoint.held(client, rank), {})
         values = personal(policy, layout, received, cut(self.initial, layout), state)
+        values |= {name: self.initial[name] for name in self._at_server} | self._trunk.get(client, {})
         common = layout.select(policy(layout).shared).unpack(received.common)
         share = self.checkpoint.share(client)
         return OwnModel(values, beside(state), others(common, state, share, self.round))
+
+    @property
+    def _at_server(self) -> Sequence[str]:
+        """The tensors of a model that was cut that its clients do not hold."""
+        held = set(self._layout.names)
+        return [name for name in self.model.layout.names if name not in held]
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """Write a client's personalised model as ``write`` does. Raises RunError as well for a personalised

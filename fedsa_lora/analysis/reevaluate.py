@@ -44,7 +44,7 @@ def reevaluate(
     """
     config = read_config(run_dir)
     check_data(run_dir, config, allow_changed_data)
-    bench = replace(build.workbench(config), part=part or config.evaluation.part)
+    bench = replace(build.workbench(config.whole), part=part or config.evaluation.part)
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     if not exporter.clients():
         raise RunError(

@@ -210,7 +210,7 @@ class Views:
         return {client: self._against(reference, client) for client in self.targets}
 
     def relearned(self, start: NamedArrays) -> dict[str, dict[str, float]]:
-        """What of the first target's facts comes back when B alone is trained again from a start."""
+        """The return of the first target's facts when B alone is trained again from a start."""
         client = self.targets[0]
         served = ClientModel(client, self.bench, build.store(self.config, client))
         return relearned(served, self._own_facts(client, FORGET), start, self.exporter.merged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.common import Scalar
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -26,17 +26,24 @@ from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import Step
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.cut.parts import Ends
-from fedsa_lora.learning.cut.trained import Norms, Trained
 from fedsa_lora.learning.local_round import LocalRound
-from fedsa_lora.learning.report import TrainReport
-from fedsa_lora.learning.training import finite, seed_generators, to_device
+from fedsa_lora.learning.training import seed_generators, to_device
 from fedsa_lora.seeds import torch_seed
-from fedsa_lora.tasks.task import Batch, Task, measured
+from fedsa_lora.tasks.task import Batch
 
 FILE = "session.safetensors"
-Entries = dict[str, str | bytes]
 Indices = NDArray[np.int64]
-_STATE, _BROADCAST, _SENT = "state/", "broadcast/", "sent/"
+_STATE, _BROADCAST, _ARRAY, _BYTES = "state/", "broadcast/", "array/", "bytes/"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to Flower: arrays, a number of examples, metrics, and the loss of an evaluation."""
+
+    arrays: list[NDArray[Any]]
+    examples: int
+    metrics: dict[str, Scalar]
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,24 @@ class Kept:
 
     path: Path
     words: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """The number of the message that was answered last."""
+        return int(self.words["number"])
+
+    @property
+    def answer(self) -> Answer:
+        """What was answered to it."""
+        bytes_ = {key: array.tobytes() for key, array in self.under(_BYTES).items()}
+        arrays = self.under(_ARRAY)
+        kept = self.words["answer"]
+        metrics = {**kept["metrics"], **bytes_}
+        return Answer([arrays[name] for name in sorted(arrays)], kept["examples"], metrics, kept["loss"])
+
+    def under(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The arrays whose names begin so, less that."""
+        return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
 
     @cached_property
     def arrays(self) -> NamedArrays:
@@ -60,8 +85,8 @@ class Kept:
     @property
     def parameters(self) -> list[NDArray[np.float32]]:
         """The arrays of that message."""
-        names = [name for name in self.arrays if name.startswith(_BROADCAST)]
-        return [self.arrays[name] for name in sorted(names)]
+        arrays = self.under(_BROADCAST)
+        return [arrays[name] for name in sorted(arrays)]
 
 
 class Session(ABC):
@@ -79,7 +104,6 @@ class Session(ABC):
         self.header, self.parameters, self.opened, self.local = header, parameters, opened, local
         self.bench, self.ends = bench, ends
         self.number = -1  # of the message that was answered last
-        self._sent: Entries = {}
 
     @abstractmethod
     def advance(self, step: Step) -> Step | None:
@@ -97,42 +121,36 @@ class Session(ABC):
     def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
         """Take in what ``state`` returned."""
 
-    def repeated(self, number: int) -> Entries | None:
-        """What was answered to a message that comes again; None for the next one. Raises WireError for any
-        other."""
-        if number == self.number:
-            return self._sent
-        if number != self.number + 1:
-            raise WireError(f"is asked for message {number} of an exchange, expected {self.number + 1}")
-        return None
-
     def is_at(self, kept: Kept) -> bool:
         """True where this is the exchange that was kept, and not another one or an earlier moment of it."""
-        return (self.number, _text(self.header)) == (kept.words["number"], kept.words["header"])
+        return (self.number, _text(self.header)) == (kept.number, kept.words["header"])
 
-    def keep(self, folder: Path, sent: Entries) -> None:
+    def keep(self, folder: Path, answer: Answer) -> None:
         """Write down where the exchange stands, and what is answered now."""
-        self._sent = sent
         arrays, words = self.state()
-        found = {_STATE + name: array for name, array in arrays.items()}
+        found: dict[str, NDArray[Any]] = {_STATE + name: array for name, array in arrays.items()}
         found |= {f"{_BROADCAST}{at}": array for at, array in enumerate(self.parameters)}
-        texts = {}
-        for key, content in sent.items():
+        found |= {f"{_ARRAY}{at}": array for at, array in enumerate(answer.arrays)}
+        metrics = dict(answer.metrics)
+        for key, content in answer.metrics.items():
             if isinstance(content, bytes):
-                found[_SENT + key] = np.frombuffer(content, np.uint8)
-            else:
-                texts[key] = content
-        words |= {"number": self.number, "header": _text(self.header), "sent": texts}
+                found[_BYTES + key] = np.frombuffer(content, np.uint8)
+                del metrics[key]
+        told = {"examples": answer.examples, "metrics": metrics, "loss": answer.loss}
+        words |= {"number": self.number, "header": _text(self.header), "answer": told}
         contents = {name: np.asarray(array, order="C") for name, array in found.items()}
         write_atomically(folder / FILE, save(contents, {"words": json.dumps(words)}), durable=False)
 
     def restore(self, kept: Kept) -> None:
         """Go on from what was kept."""
-        self.number = kept.words["number"]
-        state = {n.removeprefix(_STATE): a for n, a in kept.arrays.items() if n.startswith(_STATE)}
-        self.go_on(state, kept.words)
-        sent = {n.removeprefix(_SENT): a.tobytes() for n, a in kept.arrays.items() if n.startswith(_SENT)}
-        self._sent = {**kept.words["sent"], **sent}
+        self.number = kept.number
+        self.go_on(kept.under(_STATE), kept.words)
+
+    def follow(self, step: Step) -> None:
+        """Take the number of a message. Raises WireError unless it is the next one."""
+        if step.number != self.number + 1:
+            raise WireError(f"is asked for message {step.number} of an exchange, expected {self.number + 1}")
+        self.number += 1
 
     @staticmethod
     def last(folder: Path) -> Kept | None:
@@ -160,7 +178,7 @@ class Session(ABC):
         """h1 of a batch, to be sent."""
         with torch.no_grad():
             states = self.ends.bottom(batch)
-        tensors = {"h1": _array(states), **fields.pop("tensors", {})}
+        tensors = {"h1": as_array(states), **fields.pop("tensors", {})}
         mask = batch["attention_mask"].bool().cpu().numpy()
         return Step(self.number, tensors, mask, **fields)
 
@@ -169,178 +187,6 @@ class Session(ABC):
         if name not in step.tensors:
             raise WireError(f"message {step.number} of the exchange lacks {name}")
         return torch.from_numpy(step.tensors[name]).to(self.bench.model.device)
-
-
-class Training(Session):
-    """A round of steps. For M micro-batches a step has M + 1 messages: message j brings h2 of micro-batch
-    j - 1 and g1 of j - 2, and is answered with g2 of j - 1 and h1 of j."""
-
-    def __init__(self, *terms: Any) -> None:
-        super().__init__(*terms)
-        job = self.local.job()
-        self.examples, self._batches = job.examples, job.batches
-        most = self.bench.cut.micro_batches if self.bench.cut else 1
-        self._parts = [np.array_split(batch, min(most, len(batch))) for batch in job.batches]
-        self._places = [(step, at) for step, parts in enumerate(self._parts) for at in range(len(parts) + 1)]
-        self.trained = Trained(
-            self.bench.model, job.values, job.trained, self.local.settings, len(job.batches)
-        )
-        self._losses: list[float] = []  # of each step, a mean over terms
-        self._seconds = 0.0
-        self._norms: Norms | None = None  # of this side's gradients in the last step
-
-    def advance(self, step: Step) -> Step | None:
-        began = time.perf_counter()
-        self.number += 1
-        place = self._places[self.number] if self.number < len(self._places) else None
-        with self.trained.lent(training=True):
-            answer = self._take(step, place)
-        if place is None or place[1] == 0:
-            stepped = self._finish(step) if self.number else False
-            if place is None:
-                self._seconds += time.perf_counter() - began
-                return None
-            with self.trained.lent(training=True):
-                answer = self._send(place, stepped=stepped, norms=self._norms if stepped else None)
-        self._seconds += time.perf_counter() - began
-        return answer
-
-    def _take(self, step: Step, place: tuple[int, int] | None) -> Step | None:
-        """The gradients of what came in, and within a step its answer."""
-        if place is None or place[1] == 0:
-            if self.number:
-                last = len(self._places) if place is None else self.number
-                self._backward(step, *self._micro(self._places[last - 1]))
-            return None
-        at, part = place
-        if part >= 2:
-            self._backward(step, at, part - 2)
-        gradient, loss = self._forward(step, at, part - 1)
-        last = part == len(self._parts[at])
-        if last:
-            return Step(self.number, {"g2": gradient}, last=True, loss=loss)
-        return self._send(place, tensors={"g2": gradient}, loss=loss)
-
-    @staticmethod
-    def _micro(place: tuple[int, int]) -> tuple[int, int]:
-        """The micro-batch of a step's last message."""
-        return place[0], place[1] - 1
-
-    def _send(self, place: tuple[int, int], **fields: Any) -> Step:
-        at, part = place
-        self._seed("bottom", at, part)
-        return self._up(self._batch(self._parts[at][part]), **fields)
-
-    def _forward(self, step: Step, at: int, part: int) -> tuple[NDArray[np.float32], float]:
-        """g2 of a micro-batch, and its share of the step's loss."""
-        states = self._states(step, "h2").requires_grad_()
-        indices = self._parts[at][part]
-        self._seed("top", at, part)
-        loss = self._share(at, part) * self.bench.task.loss(self.ends.top(states), self._batch(indices))  # type: ignore[arg-type]
-        value = finite(loss.item(), at, len(self._parts), self.local.settings)
-        torch.autograd.backward(loss)
-        if part == 0:
-            self._losses.append(0.0)
-        self._losses[-1] += value
-        assert states.grad is not None
-        return _array(states.grad), value
-
-    def _backward(self, step: Step, at: int, part: int) -> None:
-        """Compute the first blocks again, and their gradients from g1."""
-        gradient = self._states(step, "g1")
-        self._seed("bottom", at, part)
-        states = self.ends.bottom(self._batch(self._parts[at][part]))
-        if states.requires_grad:
-            states.backward(gradient)  # type: ignore[no-untyped-call]
-
-    def _share(self, at: int, part: int) -> float:
-        """The share of a micro-batch in the terms that the loss of a step is the mean of."""
-        terms = [self._terms(indices) for indices in self._parts[at]]
-        return terms[part] / max(1, sum(terms))
-
-    def _terms(self, indices: Indices) -> int:
-        task: Any = self.bench.task
-        found: int = task.terms(self.examples, indices)
-        return found
-
-    def _finish(self, step: Step) -> bool:
-        """Take the step of the optimizer."""
-        self._norms = None
-        norms = None
-        if self.local.settings.clip_norm is not None:
-            if step.norms is None:
-                raise WireError(f"message {step.number} of the exchange lacks the norms of the trunk")
-            self._norms = self.trained.norms()
-            norms = {**step.norms, **self._norms}
-        self.trained.step(norms)
-        return True
-
-    @property
-    def farewell(self) -> Step:
-        """What the server needs to take its last step."""
-        return Step(self.number, stepped=True, norms=self._norms)
-
-    @property
-    def report(self) -> TrainReport:
-        """Report of the round."""
-        total = sum(loss * len(batch) for loss, batch in zip(self._losses, self._batches, strict=True))
-        passes = [part for parts in self._parts for part in parts]
-        return TrainReport.of(self.examples, self._batches, passes, total, self._seconds)
-
-    def ids(self) -> Iterator[NDArray[np.int64]]:
-        at = self._places[min(self.number, len(self._places) - 1)][0]
-        for index in self._batches[at]:
-            yield self.examples.features["labels"][index]
-
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
-        words = {"losses": self._losses, "seconds": self._seconds, "steps": self.trained.steps}
-        return self.trained.state(), {**words, "norms": self._norms}
-
-    def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
-        self.trained.restore(arrays, words["steps"])
-        self._losses, self._seconds, self._norms = words["losses"], words["seconds"], words["norms"]
-
-
-class Measuring(Session):
-    """An evaluation: h1 of a batch goes up, and is answered with its h2, until every batch was measured."""
-
-    def __init__(self, *terms: Any) -> None:
-        super().__init__(*terms)
-        examples, size = self.local.examples, self.local.settings.eval_batch_size
-        self._order = np.argsort(examples.lengths, kind="stable")
-        self._batches = [self._order[at : at + size] for at in range(0, len(examples), size)]
-        self._answers: list[NDArray[np.float32]] = []
-        self._own = Trained(self.bench.model, self.local.values, frozenset(), self.local.settings, steps=0)
-
-    def advance(self, step: Step) -> Step | None:
-        self.number += 1
-        with self._own.lent(training=False):
-            if self.number:
-                states = self._states(step, "h2")
-                batch = self._batch(self._batches[self.number - 1])
-                with torch.no_grad():
-                    found = self.bench.task.predict(self.ends.top(states), batch)  # type: ignore[arg-type]
-                self._answers.append(_array(found))
-            if self.number == len(self._batches):
-                return None
-            return self._up(self._batch(self._batches[self.number]))
-
-    def measured(self, task: Task) -> dict[str, float]:
-        """The measures of the task on all examples."""
-        by_length = np.concatenate(self._answers)
-        answers = np.empty_like(by_length)
-        answers[self._order] = by_length
-        return measured(task, answers, self.local.examples.labels)
-
-    def ids(self) -> Iterator[NDArray[np.int64]]:
-        for index in self._batches[min(self.number, len(self._batches) - 1)]:
-            yield self.local.examples.features["labels"][index]
-
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
-        return {f"{at:06d}": answers for at, answers in enumerate(self._answers)}, {}
-
-    def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
-        self._answers = [arrays[name] for name in sorted(arrays)]
 
 
 @contextmanager
@@ -360,5 +206,5 @@ def _text(header: wire.BroadcastHeader) -> str:
     return text
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().float().cpu().numpy())

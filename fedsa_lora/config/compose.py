@@ -233,6 +233,12 @@ def _is_option(override: Override, faults: list[str]) -> bool:
     return False
 
 
+LATER = {  # groups that older runs have not, as what such a run was
+    "unlearning": {"_target_": "fedsa_lora.learning.unlearning.Unlearning", "targets": [0]},
+    "cut": None,
+}
+
+
 def read_config(run_dir: Path) -> RunConfig:
     """The config of a run directory, wherever it was moved to. Raises ConfigError when there is none."""
     path = run_dir / "config.yaml"
@@ -246,7 +252,9 @@ def read_config(run_dir: Path) -> RunConfig:
 
 
 def _rename(node: dict[str, Any]) -> None:
-    """Give the settings of runs that were recorded under older names those of today."""
+    """Give the settings of runs that were recorded before some names and groups those of today."""
+    for group, absent in LATER.items():
+        node.setdefault(group, absent)
     model, machine = node.get("model"), node.get("machine")
     if isinstance(machine, dict) and isinstance(model, dict) and "attention" in machine:
         given = machine.pop("attention")

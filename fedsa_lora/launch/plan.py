@@ -18,6 +18,7 @@ from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.checkpointing import checkpoint_layers
 from fedsa_lora.learning.cohort.fit import why_not_any, why_not_settings
+from fedsa_lora.learning.cut.settings import PARTS
 from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
@@ -36,10 +37,12 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``adapted``: the number of layers with an adapter; ``model``: remarks on
-    what its weights start from; ``machine`` is what trains them."""
+    """Sizes in parameters and bytes; ``parts`` are those of a model that is cut, by role; ``adapted``: the
+    number of layers with an adapter; ``model``: remarks on what its weights start from; ``machine`` is what
+    trains them."""
 
     parameters: dict[str, int]
+    parts: dict[str, dict[str, int]]
     adapted: int
     trained: int
     bytes_up: int
@@ -76,17 +79,21 @@ def make_plan(config: RunConfig) -> Plan:
     assert model is not None
     assert remarks is not None
     parameters = parameter_counts(config, model)
-    trained = model.layout.select(config.split(model.layout).trained).size
+    held = config.at_client(model.layout)
+    trained = held.select(config.split(held).trained).size
     place: Simulation | Processes | Connection
     if isinstance(trained_on, torch.device):
         place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
     else:
         place = trained_on
     alone = why_not_any(model, config.task) or why_not_settings(config.train)
+    if config.cut is not None:
+        alone = "each takes its steps with the server"
     if isinstance(place, Processes) and alone:
         place = replace(place, cohort=1, alone=alone)
     return Plan(
         parameters=parameters,
+        parts=_parts(config, model),
         adapted=len(model.scales),
         trained=trained,
         bytes_up=payload_bytes(config, model),
@@ -97,6 +104,14 @@ def make_plan(config: RunConfig) -> Plan:
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
+
+
+def _parts(config: RunConfig, model: AdapterModel) -> dict[str, dict[str, int]]:
+    """The parameters of each part of a model that is cut, by role; none where it is in one piece."""
+    cut = config.cut
+    if cut is None:
+        return {}
+    return {part: model.counts(lambda name, part=part: cut.part_of(name) == part) for part in PARTS}  # type: ignore[misc]
 
 
 def _backbone_bytes(config: RunConfig, parameters: dict[str, int]) -> int:
@@ -207,7 +222,8 @@ def _actors(simulation: Simulation) -> int:
 def payload_bytes(config: RunConfig, model: AdapterModel) -> int:
     """Bytes of what a client sends in a round, less the header, where the update is spread evenly; the
     larger of the first two rounds, which a split may have take turns."""
-    turns = [model.layout.select(config.split.in_round(model.layout, round_)) for round_ in (1, 2)]
+    held = config.at_client(model.layout)
+    turns = [held.select(config.split.in_round(held, round_)) for round_ in (1, 2)]
     shared = max(turns, key=lambda layout: layout.size)
     update = np.random.default_rng(0).normal(size=shared.size).astype(np.float32)
     return int(config.codec.encode(update, np.random.default_rng(0)).nbytes)

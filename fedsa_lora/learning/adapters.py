@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -269,11 +269,11 @@ class AdapterModel:
                     "too: export the adapter, without --merge, or choose other lora.target_modules"
                 )
 
-    def counts(self) -> dict[str, int]:
-        """Number of parameters by role."""
+    def counts(self, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, int]:
+        """Number of parameters by role, of those whose names are ``chosen``."""
         found: dict[str, int] = {"base": 0, "A": 0, "B": 0, "head": 0}
         for raw, parameter in self.module.named_parameters():
-            if "original_module" not in raw:
+            if "original_module" not in raw and chosen(plain_name(raw)):
                 found[role_of(raw, self._head)[0]] += parameter.numel()
         return found
 

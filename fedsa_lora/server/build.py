@@ -17,7 +17,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.cut.parts import Part, build_part, step_format
+from fedsa_lora.learning.cut.parts import Part, build_part, check_cut, step_format
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
@@ -29,8 +29,11 @@ from strategies.unlearning import Unlearning
 
 
 def skeleton(config: RunConfig) -> AdapterModel:
-    """The model on the meta device: names, shapes and roles, not one weight."""
+    """The whole model on the meta device: names, shapes and roles, not one weight. Raises ModelError for one
+    that cannot be cut as the config says."""
     empty = config.task.build_model(seed=config.seed, empty=True)
+    if config.cut is not None:
+        check_cut(empty, config.cut)
     return adapted(empty, config.lora, config.seed, config.model)
 
 
@@ -51,7 +54,7 @@ def build_strategy(
     """
     config.personalisation.check(empty)
     config.unlearning.check(empty)
-    split: AdapterSplit = config.split(at_client(config, empty.layout))
+    split: AdapterSplit = config.split(config.at_client(empty.layout))
     layout = empty.layout.select(split.shared)
     start = empty.initial(config.seed, config.head.row_norm)
     initial = layout.pack({name: start[name] for name in layout.names})
@@ -81,11 +84,6 @@ def build_strategy(
         run=run,
         resumed=resumed,
     )
-
-
-def at_client(config: RunConfig, layout: Layout) -> Layout:
-    """The tensors of the whole model that a client holds: all, unless it is cut."""
-    return layout if config.cut is None else config.cut.at_client(layout)
 
 
 def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import WireError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
-from fedsa_lora.exchange.step import UP, Step, StepFormat
+from fedsa_lora.exchange.step import KEY, UP, Step, StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.parts import trunk_states
 from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.cut.trained import Norms, Trained
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import seed_generators
+from fedsa_lora.runs.trunk import as_memory, of_trunk
 from fedsa_lora.seeds import generator, torch_seed
-
-PREFIX = "trunk/"  # of its tensors in the server's memory
 
 
 @dataclass
@@ -62,14 +61,15 @@ class Trunk:
         self._open: dict[str, Exchange] = {}
         self._trained: dict[str, Arrays] = {}  # after a whole round, by client
         self._round, self._training = 0, True
-        self.sent: dict[str, int] = {}
+        self.up: Counter[str] = Counter()  # bytes of the present phase, by what they are
+        self.down: Counter[str] = Counter()
         self.losses: dict[str, list[float]] = {}
 
     def begin(self, round_: int, *, training: bool) -> None:
         """A round or an evaluation begins: what was open is dropped."""
         self._round, self._training = round_, training
         self._open, self._trained, self.losses = {}, {}, {}
-        self.sent = defaultdict(int)
+        self.up, self.down = Counter(), Counter()
 
     def answer(self, client: str, entries: Mapping[str, Any]) -> dict[str, str | bytes] | None:
         """The message that follows a client's answer; None where that ends the exchange. Raises WireError for
@@ -80,17 +80,17 @@ class Trunk:
         step = self.format.read(entries, UP)
         if step.number != exchange.number and step.tensors:
             raise WireError(f"answers message {step.number}, expected {exchange.number}")
-        self._count(entries)
         self._step(exchange, step)
         if not step.tensors:
             del self._open[client]
             self._trained[client], self.losses[client] = exchange.trained.values(), exchange.losses
             return None
+        self.up.update(sizes(entries, "headers_up"))
         down = self._answer(client, exchange, step)
         exchange.number += 1
         rng = generator(self.seed, "cut", client, self._round, exchange.number, "down")
         answer = self.format.write(down, rng)
-        self._count(answer)
+        self.down.update(sizes(answer, "headers_down"))
         return answer
 
     def learn(self, examples: Mapping[str, int]) -> None:
@@ -110,11 +110,7 @@ class Trunk:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that ``restore`` goes on from."""
-        return {
-            f"{PREFIX}{client}/{name}": array
-            for client, arrays in self._values.items()
-            for name, array in arrays.items()
-        }
+        return as_memory(self._values)
 
     def restore(self, memory: NamedArrays) -> None:
         """Go on from a checkpoint."""
@@ -185,18 +181,11 @@ class Trunk:
         found: NDArray[np.float32] = states.grad.cpu().numpy()
         return found
 
-    def _count(self, entries: Mapping[str, Any]) -> None:
-        """Count the bytes of a message by what they are."""
-        for key, content in entries.items():
-            if isinstance(content, bytes | str) and key.startswith("cut"):
-                self.sent[key.removeprefix("cut").lstrip("/") or "headers"] += len(content)
 
-
-def of_trunk(memory: NamedArrays) -> dict[str, NamedArrays]:
-    """The tensors of the trunk in a server's memory, by client; "": those of all."""
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, array in memory.items():
-        if key.startswith(PREFIX):
-            client, _, name = key.removeprefix(PREFIX).partition("/")
-            found[client][name] = array
-    return dict(found)
+def sizes(entries: Mapping[str, Any], header: str) -> dict[str, int]:
+    """The bytes of a message by the name of what they are, of its ``header`` by that word."""
+    names = {
+        KEY: header,
+        **{key: key.removeprefix(f"{KEY}/") for key in entries if key.startswith(f"{KEY}/")},
+    }
+    return {name: len(entries[key]) for key, name in names.items()}

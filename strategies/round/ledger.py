@@ -112,14 +112,11 @@ class Ledger:
         """Adds facts of the round that are known once it is aggregated."""
         self._row |= said
 
-    def exchanged(self, sent: Mapping[str, int], losses: Sequence[float] = ()) -> None:
-        """Adds the bytes of an exchange within a phase, by what they were, and the mean loss of each step."""
-        row = self._row
-        row["step_bytes"] = {
-            kind: row.get("step_bytes", {}).get(kind, 0) + sent.get(kind, 0)
-            for kind in sorted({*row.get("step_bytes", {}), *sent})
-        }
-        row |= {"step_losses": list(losses)} if losses else {}
+    def exchanged(self, phase: str, up: Mapping[str, int], down: Mapping[str, int]) -> None:
+        """Adds the bytes of the steps of a phase, by what they are."""
+        self._row[f"{phase}_step_bytes"] = {**up, **down}
+        self._row["bytes_up"] += sum(up.values())
+        self._row["bytes_down"] += sum(down.values())
 
     def evaluate(self, admission: Admission[EvaluateRes]) -> list[dict[str, Any]]:
         """After evaluation: the primary measure over the clients that were measured: mean, weighted by test

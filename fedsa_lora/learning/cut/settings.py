@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
-from fedsa_lora.group import Group, at_least
+from fedsa_lora.group import Group, at
 from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
     from fedsa_lora.tasks.causal_lm import CausalLMTask
 
+PartName = Literal["bottom", "trunk", "top"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+EMBEDDINGS = ("embed_tokens", "wte", "wpe")
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")  # of a transformer, in the names of its tensors
 
 
@@ -27,41 +31,54 @@ class Cut(Group):
     The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
     of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
     for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
-    at the end of a round (``shared``), or each client has one of its own there (``per_client``).
+    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises ConfigError for numbers
+    that leave a part without a block.
     """
 
-    bottom: Annotated[int, at_least(1)] = 2
-    top: Annotated[int, at_least(1)] = 10
-    micro_batches: Annotated[int, at_least(1)] = 1
+    bottom: int = 2
+    top: int = 10
+    micro_batches: int = 1
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     trunk: Literal["shared", "per_client"] = "shared"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bottom < self.top:
+            raise ConfigError(
+                f"bottom={self.bottom} and top={self.top}: expected at least 1 block before the server's, and "
+                "at least one for the server, bottom below top"
+            )
+        if self.micro_batches < 1:
+            raise ConfigError(f"micro_batches={self.micro_batches}: expected at least 1")
+
+    def identity(self, run: RunConfig) -> dict[str, Any]:
+        return {"cut": at(run.resolved, "cut")}
 
     @property
     def trunk_blocks(self) -> range:
         """The blocks that the server holds, of which the first of the model is 0."""
         return range(self.bottom, self.top)
 
-    def of_trunk(self, name: str) -> bool:
-        """True of a tensor or a layer of the trunk, by its name in the whole model."""
+    def part_of(self, name: str) -> PartName:
+        """The part of a tensor, by its name in the whole model. Tied output embeddings are those of the
+        bottom."""
         found = BLOCK.search(f"{name}.")
-        return found is not None and int(found[1]) in self.trunk_blocks
+        if found is None:
+            return "bottom" if any(part in EMBEDDINGS for part in name.split(".")) else "top"
+        if int(found[1]) < self.bottom:
+            return "bottom"
+        return "trunk" if int(found[1]) < self.top else "top"
+
+    def of_client(self, name: str) -> bool:
+        """True of a tensor that a client holds, by its name in the whole model."""
+        return self.part_of(name) != "trunk"
 
     def at_client(self, layout: Layout) -> Layout:
         """The tensors of the whole model that a client holds."""
-        return layout.select(spec.name for spec in layout if not self.of_trunk(spec.name))
-
-    def at_server(self, layout: Layout) -> Layout:
-        """The tensors of the trunk."""
-        return layout.select(spec.name for spec in layout if self.of_trunk(spec.name))
+        return layout.select(spec.name for spec in layout if self.of_client(spec.name))
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         from fedsa_lora.tasks.causal_lm import CausalLMTask
 
-        if self.bottom >= self.top:
-            yield (
-                f"cut.bottom={self.bottom} and cut.top={self.top} leave no block for the server: expected "
-                "cut.bottom below cut.top"
-            )
         if isinstance(run.task, CausalLMTask):
             yield from self._task_clashes(run.task)
         else:
@@ -96,6 +113,12 @@ class Cut(Group):
                 "cut: expected train.accumulate=1 (cut.micro_batches divides a step), "
                 "train.gradient_checkpointing=false and train.precision=fp32"
             )
+        if run.train.steps is None:
+            yield "cut: the server counts the steps of a round; expected train.steps, not train.epochs"
+        if run.strategy.proximal:
+            yield "cut: the trunk has no proximal term; expected strategy=fedavg"
+        if run.clusters is not None:
+            yield "cut: all clients share one trunk or have their own; expected clusters=none"
         if run.train.batch_size == "auto":
             yield "cut: expected a number for train.batch_size"
         if run.federation.clients_per_node > 1 or run.federation.b_passing:
@@ -104,6 +127,6 @@ class Cut(Group):
             yield "cut: each client takes its steps by itself; expected machine.cohort=null"
 
     def describe(self) -> dict[str, str]:
-        parts = f"{self.bottom} blocks and those from {self.top} at the client, the rest at the server"
+        parts = f"blocks before {self.bottom} and from {self.top} at the client, the rest at the server"
         batches = f", {self.micro_batches} micro-batches a step" if self.micro_batches > 1 else ""
         return {"cut": f"{parts}; {self.dtype} on the wire{batches}; the trunk's LoRA is {self.trunk}"}

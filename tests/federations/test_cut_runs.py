@@ -1,0 +1,302 @@
+"""Runs of split learning: the parts of a model in several places compute what the whole model computes."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_methods import rows
+from test_resume import assert_same_run, broken
+from torch.nn.utils import clip_grad_norm_
+
+from fedsa_lora.client import build
+from fedsa_lora.client.model import ClientModel
+from fedsa_lora.client.personal import TRAINED
+from fedsa_lora.config.compose import load, read_config
+from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.learning.cut.parts import anatomy_of
+from fedsa_lora.learning.training import seed_generators
+from fedsa_lora.runs.inprocess import run_in_process
+from fedsa_lora.runs.trunk import of_trunk
+from fedsa_lora.seeds import torch_seed
+from fedsa_lora.server.build import build_trunk, skeleton
+from fedsa_lora.tasks.heads import unwrapped
+
+TINY = (
+    "experiment=split/tiny", "federation.rounds=1", "train.steps=4", "train.batch_size=4", "run.report=false",
+    "federation.train_examples=[12,12]", "federation.test_examples=6",
+)  # fmt: skip
+ALONE = ("federation.clients=1", "lora.dropout=0.1", "run.keep_trained=true")
+GPT2 = (
+    "model.path=", "model.pretrained=false", "model.tokenizer=pkg://fedsa_lora/pretrained/stories260k",
+    "+model.config={model_type: gpt2, n_layer: 5, n_embd: 32, n_head: 2, n_positions: 64, vocab_size: 512, "
+    "bos_token_id: 1, eos_token_id: 1, initializer_range: 0.15}",
+    "lora.targets=default", "lora.target_modules=[c_attn,c_fc,c_proj]", "task.template=alpaca",
+)  # fmt: skip
+OPT = (
+    *GPT2[:3],
+    "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, "
+    "ffn_dim: 64, word_embed_proj_dim: 32, vocab_size: 512, bos_token_id: 1, eos_token_id: 1}",
+    "lora.targets=default", "task.template=alpaca",
+)  # fmt: skip
+MODELS = {"llama": (), "gpt2": GPT2}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run is made once for the same words."""
+    made = {}
+
+    def make(*words):
+        if words not in made:
+            folder = tmp_path_factory.mktemp("cut") / "run"
+            run_in_process([*TINY, *words, f"run.dir={folder}"])
+            made[words] = folder
+        return made[words]
+
+    return make
+
+
+def trained(path, client):
+    """All tensors as a client and its server had them after training and before aggregation."""
+    config = read_config(path)
+    state = build.store(config, client).load()
+    memory = server_memory(path)
+    trunk = of_trunk(memory)
+    found = dict(trunk.get(client, trunk[""]))
+    found |= {n.removeprefix(TRAINED): a for n, a in state.memory.items() if n.startswith(TRAINED)}
+    return found | state.tensors
+
+
+def server_memory(path):
+    from fedsa_lora.runs.directory import RunDirectory
+
+    return RunDirectory(path, read_config(path)).last_checkpoint().memory
+
+
+def whole(path, client):
+    """The tensors and losses of a plain PyTorch loop on the whole model, whose generator is seeded where it
+    enters a part of another process."""
+    config = read_config(path)
+    bench = build.workbench(config.whole)
+    served = ClientModel(client, bench, build.store(config, client))
+    names = config.split(bench.model.layout).trained
+    local = served.local(1, names, bench.initial)
+    job, model, base = local.job(), bench.model, unwrapped(bench.model.module).base_model
+    model.write(job.values)
+    model.set_trainable(names)
+    model.set_mode(training=True)
+    parameters = [model.parameter(spec.name) for spec in model.layout]
+    optimizer = torch.optim.AdamW(parameters, lr=config.train.lr, weight_decay=0.0)
+    at = SimpleNamespace(step=0)
+
+    def reseed(part):
+        def hook(*args):
+            seed_generators(torch_seed(config.seed, "cut dropout", client, 1, at.step, 0, part), model.device)
+
+        return hook
+
+    blocks = getattr(base, anatomy_of(base).blocks)
+    places = {"bottom": base, "trunk": blocks[config.cut.bottom], "top": blocks[config.cut.top]}
+    hooks = [module.register_forward_pre_hook(reseed(part)) for part, module in places.items()]
+    losses = []
+    for at.step, indices in enumerate(job.batches):
+        optimizer.zero_grad()
+        loss = bench.task.loss(model.module, bench.task.collate(job.examples, indices))
+        loss.backward()
+        clip_grad_norm_([model.parameter(name) for name in sorted(names)], config.train.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    for hook in hooks:
+        hook.remove()
+    return model.read(), losses
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_over_the_wire_is_that_of_the_whole_model_to_the_bit(run, kind):
+    path = run(*ALONE, *MODELS[kind])
+    expected, losses = whole(path, "0")
+    found = trained(path, "0")
+    assert found.keys() == expected.keys()
+    assert not [name for name, array in found.items() if not np.array_equal(array, expected[name])]
+    assert rows(path)[0]["step_losses"] == losses
+    assert any(np.abs(array).max() > 0 for name, array in found.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("micro_batches", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_micro_batches_make_the_step_of_one_batch(run, micro_batches):
+    words = ("train.optimizer=sgd", "train.lr=0.5", "run.keep_trained=true")
+    one, several = run(*words), run(*words, f"cut.micro_batches={micro_batches}")
+    for client in "012":
+        expected, found = trained(one, client), trained(several, client)
+        assert max(np.abs(found[name] - array).max() for name, array in expected.items()) < 1e-6
+    for a, b in zip(rows(one)[0]["step_losses"], rows(several)[0]["step_losses"], strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_bytes_of_a_step_are_those_of_its_states(run):
+    path = run("run.keep_trained=true", "cut.micro_batches=2", "train.optimizer=sgd", "train.lr=0.5")
+    config = read_config(path)
+    bench = build.workbench(config)
+    tokens = 0
+    for client in "012":
+        job = (
+            ClientModel(client, bench, build.store(config, client)).local(1, frozenset(), bench.initial).job()
+        )
+        for batch in job.batches:
+            parts = np.array_split(batch, 2)
+            tokens += sum(int(job.examples.lengths[part].max()) * len(part) for part in parts)
+    sent = rows(path)[0]["fit_step_bytes"]
+    assert sent["h1"] == sent["h2"] == sent["g1"] == sent["g2"] == 4 * tokens * 64
+
+
+def test_each_side_holds_its_own_weights_alone():
+    config = load(TINY)
+    client, empty = build.model(config).module, skeleton(config)
+    server = build_trunk(config, empty).model.module
+    whole_model = dict(build.model(config.whole).module.named_parameters())
+    mine, its = dict(client.named_parameters()), dict(server.named_parameters())
+    assert not mine.keys() & its.keys()
+    assert mine.keys() | its.keys() == whole_model.keys()
+    assert not any(map(config.cut.of_client, its))
+    for name, parameter in {**mine, **its}.items():
+        assert "lora_" in name or torch.equal(parameter, whole_model[name])
+
+
+def test_any_process_of_a_client_can_answer_the_next_message(run, tmp_path, monkeypatch):
+    from fedsa_lora.client.session import Session
+
+    words = ("cut.micro_batches=2", "lora.dropout=0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "is_at", lambda session, kept: False)
+        run_in_process([*TINY, *words, f"run.dir={tmp_path / 'run'}"])
+    assert_same_run(tmp_path / "run", run(*words))
+
+
+def test_a_message_that_comes_twice_has_the_same_answer_and_changes_nothing(run, tmp_path, monkeypatch):
+    from fedsa_lora.runs.inprocess import InProcessGrid
+
+    once = InProcessGrid._serve
+
+    def twice(grid, message):
+        first, second = once(grid, message), once(grid, message)
+        assert first.content == second.content or message.metadata.message_type != "train"
+        return second
+
+    words = ("cut.micro_batches=2", "lora.dropout=0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcessGrid, "_serve", twice)
+        run_in_process([*TINY, *words, f"run.dir={tmp_path / 'run'}"])
+    assert_same_run(tmp_path / "run", run(*words))
+
+
+@pytest.mark.parametrize("trunk", ["shared", pytest.param("per_client", marks=pytest.mark.slow)])
+def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_interrupted(
+    run, tmp_path, monkeypatch, trunk
+):
+    words = ("federation.rounds=2", f"cut.trunk={trunk}", "train.steps=2")
+    broken(monkeypatch, [*TINY, *words, f"run.dir={tmp_path / 'run'}"], "aggregate_fit", 2)
+    run_in_process([*TINY, *words, f"run.dir={tmp_path / 'run'}", "run.resume=true"])
+    assert_same_run(tmp_path / "run", run(*words))
+
+
+def test_the_trunk_is_the_mean_over_clients_or_one_for_each(run):
+    words = ("train.steps=2", "federation.train_examples=[8,12]")
+    shared, each = run(*words), run(*words, "cut.trunk=per_client")
+    examples = {row["client"]: row["examples"] for row in fits(shared)}
+    mean, own = of_trunk(server_memory(shared))[""], of_trunk(server_memory(each))
+    assert set(own) == {"", *examples}
+    assert len({*examples.values()}) > 1
+    for name, array in mean.items():
+        expected = sum(n * own[client][name].astype(np.float64) for client, n in examples.items())
+        np.testing.assert_allclose(array, expected / sum(examples.values()), rtol=1e-6, atol=1e-9)
+        assert not np.array_equal(own["0"][name], own["1"][name]) or "lora" not in name
+
+
+def fits(path):
+    found = [json.loads(line) for line in (path / "clients.jsonl").read_text().splitlines()]
+    return [row for row in found if row["phase"] == "fit"]
+
+
+def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.analysis.reevaluate import reevaluate
+    from fedsa_lora.runs.directory import RunDirectory
+
+    path = run("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
+    for found in reevaluate(path):
+        assert found.value == pytest.approx(found.recorded, rel=1e-6)
+    config = read_config(path)
+    exporter = Exporter(config, RunDirectory(path, config), skeleton(config))
+    merged = stock(exporter.export("1", tmp_path / "merged", merge=True))
+    adapter = exporter.export("1", tmp_path / "adapter")
+    assert (adapter / "adapter_config.json").exists()
+    bench = build.workbench(config.whole)
+    data = bench.task.load_client("1")
+    batch = bench.task.collate(data.test, np.arange(4))
+    bench.model.write(exporter.tensors("1"))
+    with torch.no_grad():
+        expected = bench.model.module(**batch).logits
+        assert (merged(**batch).logits - expected).abs().max() < 1e-4
+
+
+def stock(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
+    from fedsa_lora.client.session import Session
+    from fedsa_lora.errors import RunError
+    from fedsa_lora.exchange.step import Step
+
+    honest = Session._up
+
+    def with_ids(session, batch, **fields):
+        step = honest(session, batch, **fields)
+        ids = batch["labels"].numpy().astype("<i4")
+        states = step.tensors["h1"]
+        states[:, :, 0] = ids.view(np.float32)
+        flat = states.ravel()
+        flat[: ids[0].size] = ids[0].view(np.float32)
+        return Step(step.number, {**step.tensors, "h1": states}, step.mask)
+
+    monkeypatch.setattr(Session, "_up", with_ids)
+    with pytest.raises(RunError, match="holds ids of this client's texts and was not sent"):
+        run_in_process([*TINY, "lora.dropout=0", f"run.dir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("cut.bottom=4",), "bottom below top"),
+        (("task.packed=true",), "task.packed=false"),
+        (("task.measured=[rouge_l]", "task.text=null"), "no part alone can write an answer"),
+        (("personalisation=ditto",), "personalisation=none"),
+        (("evaluation.local_only=true",), "evaluation.local_only=false"),
+        (("train.accumulate=2",), "train.accumulate=1"),
+        (("train.steps=null", "train.epochs=1"), "expected train.steps"),
+        (("federation.clients_per_node=3",), "clients_per_node=1"),
+        (("lora=dora",), "lora.variant=lora"),
+        (("split=importance",), "neither adapts"),
+        (("strategy=fedprox",), "strategy=fedavg"),
+        (("experiment=smoke", "cut=u_shape"), "expected task=causal_lm"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_a_way_out(words, told):
+    asked = [word for word in TINY if not word.startswith("experiment") or "experiment" not in words[0]]
+    with pytest.raises(ConfigError, match=told):
+        load([*(asked if "experiment" not in words[0] else ()), *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("cut.top=5",), "has 5 blocks"), (OPT, "like GPT-2 or Llama")],
+)
+def test_a_model_that_cannot_be_cut_so_is_refused_before_a_run(words, told):
+    from fedsa_lora.launch.plan import make_plan
+
+    with pytest.raises((ModelError, ConfigError), match=told):
+        make_plan(load([*TINY, *words, "run.dir=/tmp/nowhere-at-all"]))
