@@ -15,7 +15,7 @@ FLOWERS = 3.0  # seconds that Flower pauses where there is no message
 
 
 class Node:
-    """The loop of a SuperNode on a clock that only waiting moves: how long it paused between its questions."""
+    """The loop of a SuperNode on a clock that only waiting moves: its pauses between questions."""
 
     def __init__(self) -> None:
         self.clock = Clock()
