@@ -24,8 +24,8 @@ from fedsa_lora.runs.reading import read_jsonl
 
 CLIENTS = 3
 BRIEF = [
-    "experiment=split/tiny", f"federation.clients={CLIENTS}", "train.batch_size=16", "federation.test_examples=8",
-    "run.report=false",
+    "experiment=split/tiny", f"federation.clients={CLIENTS}", "train.batch_size=16",
+    "federation.test_examples=8", "run.report=false",
 ]  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def shorten(loop: Any, pauses: Pauses, arrived: Callable[[], None]) -> bool:
     """Give the loop of Flower's SuperNode these pauses, and have ``arrived`` called when all of a message is
     there. False, and nothing is changed, where it does not look as expected."""
     push, pull = getattr(loop, "_push_messages", None), getattr(loop, "pull_objects", None)
-    if loop.time is not time or push is None or pull is None:
+    if getattr(loop, "time", None) is not time or push is None or pull is None:
         return False
     if "initial_backoff" not in signature(pull).parameters:
         return False
@@ -87,8 +87,11 @@ def main() -> None:
         with suppress(OSError):  # nobody hands out tasks any more
             os.write(descriptor, b"\n")
 
+    loop = None
+    with suppress(ImportError):
+        loop = importlib.import_module(LOOP)
     sys.argv[:2] = [COMMAND]
-    if not shorten(importlib.import_module(LOOP), Pauses(), arrived):
+    if not shorten(loop, Pauses(), arrived):
         log.warning("this version of Flower pauses in another way: a message takes seconds to be taken")
         os.close(descriptor)
     command = next(iter(entry_points(group="console_scripts", name=COMMAND)))
