@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from fedsa_lora.deployment.loopback import CLI, Loopback
@@ -77,9 +78,9 @@ def through_ray(folder: Path, words: Sequence[str]) -> Path:
     return commanded(folder, [*words, "machine.engine=ray"])
 
 
-def on_nodes(folder: Path, words: Sequence[str]) -> Path:
+def on_nodes(folder: Path, words: Sequence[str], database: bool = True) -> Path:
     """A SuperLink and a node for each client, as processes on loopback."""
-    with Loopback(folder / "logs", secure=False) as federation:
+    with Loopback(folder / "logs", secure=False, database=database) as federation:
         federation.superlink()
         for client in range(CLIENTS):
             federation.node(str(client))
@@ -94,6 +95,7 @@ WAYS: dict[str, Callable[[Path, Sequence[str]], Path]] = {
     "processes of this machine": commanded,
     "Ray": through_ray,
     "SuperNodes": on_nodes,
+    "SuperNodes, no database": partial(on_nodes, database=False),
 }
 
 if __name__ == "__main__":
