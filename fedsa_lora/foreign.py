@@ -145,12 +145,21 @@ FEDERATION = (
     Word("adaptive_split.threshold", "split.threshold"),
     Word("compression_ratio", "codec.ratio", "with codec=topk or randomk"),
 )
+SPLIT = (
+    Word("end_layer", "cut.bottom", "the first block that is the server's"),
+    Word("start_layer", "cut.top", "the first block of the client's last part"),
+    Word("cut_layer", "cut.bottom, cut.top", "a language model is cut twice"),
+    Word("split_layer", "cut.bottom, cut.top", "a language model is cut twice"),
+    Word("cut.steps", "train.steps", "of each round, at whose end A is shared"),
+    Word("cut.head", "lora.target_modules", "with the output embeddings among them, to tune them"),
+)
 ORIGINS: Mapping[str, tuple[Word, ...]] = {
     "Trainer of transformers": TRAINER,
     "PEFT": PEFT,
     "Models": MODEL,
     "OpenUnlearning": UNLEARNING,
     "Federations": FEDERATION,
+    "Split learning": SPLIT,
 }
 
 

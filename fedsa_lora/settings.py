@@ -49,6 +49,11 @@ LEARNING = Target(("fedsa_lora.learning.",))
 TASKS = Target(("fedsa_lora.tasks.",))
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
+LATER = {  # groups that runs recorded before them have not: what these were
+    "unlearning": {"_target_": "fedsa_lora.learning.unlearning.Unlearning", "targets": [0]},
+    "cut": None,
+}
+
 
 @dataclass(frozen=True)
 class HeadSettings(Group):
@@ -222,6 +227,10 @@ class RunConfig:
         parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
         for group in self.groups:
             parts |= group.identity(self)
+        if (
+            self.resolved["cut"] is not None
+        ):  # also of ``whole``: its clients are those of the parts
+            parts["cut"] = self.resolved["cut"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import NamedArrays, Vector
 from strategies.fedsa import FedSA
-from strategies.round.admission import Failure
+from strategies.round.admission import Admission, Failure
+from strategies.rules.updates import Update
 
 
 class Middle(Protocol):
@@ -68,12 +69,19 @@ class SplitFedSA(FedSA):
         super().restore(round_, common, memory)
         self.middle.restore(memory)
 
-    def _take(self, round_: int, updates: Any) -> None:
+    def _take(self, round_: int, updates: Sequence[Update]) -> None:
         super()._take(round_, updates)
         self.middle.learn({update.client: update.examples for update in updates})
         steps = zip(*self.middle.losses.values(), strict=False)
         self.ledger.aggregated({"step_losses": [fmean(losses) for losses in steps]})
-        self.ledger.exchanged("fit", self.middle.up, self.middle.down)
+        self._exchanged("fit")
+
+    def _skip(self, round_: int, admission: Admission[FitRes]) -> None:
+        super()._skip(round_, admission)
+        self._exchanged("fit")
+
+    def _exchanged(self, phase: str) -> None:
+        self.ledger.exchanged(phase, self.middle.up, self.middle.down)
 
     def aggregate_evaluate(
         self,
@@ -81,5 +89,5 @@ class SplitFedSA(FedSA):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        self.ledger.exchanged("evaluate", self.middle.up, self.middle.down)
+        self._exchanged("evaluate")
         return super().aggregate_evaluate(server_round, results, failures)

@@ -68,22 +68,35 @@ class CutClient(FedSAClient):
         parameters: list[FlowerArray],
         config: Mapping[str, Scalar],
     ) -> Answer:
-        round_ = 0
         try:
             with self.store.locked():
-                if not is_step(config):
-                    session = self._opened(kind, parameters, config)
-                    round_ = session.header.round
-                    return self._next(session, Step(0))
-                step, kept = self.format.read(config, DOWN), self._kept()
-                round_ = kept.header.round
-                if step.number == kept.number:  # the answer was lost on its way
-                    return kept.answer
-                return self._next(self._resumed(kind, kept), step)
+                return self._locked(kind, parameters, config)
+        except FedSAError as error:  # as in _locked, but that the exchange is another process's
+            return self._refused(0, error)
+
+    def _locked(
+        self, kind: type[Session], parameters: list[FlowerArray], config: Mapping[str, Scalar]
+    ) -> Answer:
+        round_ = 0
+        try:
+            if not is_step(config):
+                session = self._opened(kind, parameters, config)
+                round_ = session.header.round
+                return self._next(session, Step(0))
+            kept = self._kept()
+            round_ = kept.header.round
+            step = self.format.read(config, DOWN)
+            if step.number == kept.number:  # the answer was lost on its way
+                return kept.answer
+            return self._next(self._resumed(kind, kept), step)
         except FedSAError as error:
-            self._end()
-            header = self.rounds.header(round_, 0, error=told(error))
-            return Answer([np.zeros(0, np.float32)], 0, dict(wire.write_header(header)))
+            self.bench.sessions.pop(self.client, None)
+            Session.forget(self.folder)
+            return self._refused(round_, error)
+
+    def _refused(self, round_: int, error: FedSAError) -> Answer:
+        header = self.rounds.header(round_, 0, error=told(error))
+        return Answer([np.zeros(0, np.float32)], 0, dict(wire.write_header(header)))
 
     def _opened(
         self,
@@ -162,10 +175,6 @@ class CutClient(FedSAClient):
         check_measured(report)
         upload = self.rounds.header(round_, train, measured=measured, report=report)
         return Answer([], measured, dict(wire.write_header(upload)), report.get(LOSS, 0.0))
-
-    def _end(self) -> None:
-        self.bench.sessions.pop(self.client, None)
-        Session.forget(self.folder)
 
     def _witness(self, session: Session, entries: Mapping[str, str | bytes]) -> None:
         """Raise LeakError where ids of the examples at hand stand in what would leave."""

@@ -28,9 +28,10 @@ class Steps(Session):
         super().__init__(*terms)
         job = self.local.job()
         self.examples, self._batches = job.examples, job.batches
-        most = self.bench.cut.micro_batches if self.bench.cut else 1
+        most = self.ends.cut.micro_batches
         self._parts = [np.array_split(batch, min(most, len(batch))) for batch in job.batches]
-        self._places = [(step, at) for step, parts in enumerate(self._parts) for at in range(len(parts) + 1)]
+        places = [(step, at) for step, parts in enumerate(self._parts) for at in range(len(parts) + 1)]
+        self._places = [*places, (len(self._parts), 0)]  # step and part of each message, that of the end last
         self.trained = Trained(
             self.bench.model, job.values, job.trained, self.local.settings, len(job.batches)
         )
@@ -38,47 +39,48 @@ class Steps(Session):
         self._seconds = 0.0
         self._norms: Norms | None = None  # of this side's gradients in the last step
 
+    @property
+    def end(self) -> int:
+        return len(self._places) - 1
+
     def advance(self, step: Step) -> Step | None:
         began = time.perf_counter()
         self.follow(step)
-        place = self._places[self.number] if self.number < len(self._places) else None
-        with self.trained.lent(training=True):
-            answer = self._take(step, place)
-        if place is None or place[1] == 0:
-            stepped = self._finish(step) if self.number else False
-            if place is None:
-                self._seconds += time.perf_counter() - began
-                return None
-            with self.trained.lent(training=True):
-                answer = self._send(place, stepped=stepped, norms=self._norms if stepped else None)
+        at, part = self._places[self.number]
+        stepped = part == 0 and at > 0
+        if stepped:
+            self._end_step(step, at - 1)
+        answer = None if self.number == self.end else self._answer(step, at, part, stepped)
         self._seconds += time.perf_counter() - began
         return answer
 
-    def _take(self, step: Step, place: tuple[int, int] | None) -> Step | None:
-        """The gradients of what came in, and within a step its answer."""
-        if place is None or place[1] == 0:
-            if self.number:
-                last = len(self._places) if place is None else self.number
-                self._backward(step, *self._micro(self._places[last - 1]))
-            return None
-        at, part = place
-        if part >= 2:
-            self._backward(step, at, part - 2)
-        gradient, loss = self._forward(step, at, part - 1)
-        last = part == len(self._parts[at])
-        if last:
-            return Step(self.number, {"g2": gradient}, last=True, loss=loss)
-        return self._send(place, tensors={"g2": gradient}, loss=loss)
+    def _answer(self, step: Step, at: int, part: int, stepped: bool) -> Step:
+        """The answer within a step: g2 of one micro-batch and h1 of the next, as far as there are such."""
+        tensors, loss = {}, None
+        with self.trained.lent(training=True):
+            if part >= 2:
+                self._backward(step, at, part - 2)
+            if part:
+                tensors["g2"], loss = self._forward(step, at, part - 1)
+            if part == len(self._parts[at]):
+                return Step(self.number, tensors, last=True, loss=loss)
+            self._seed("bottom", at, part)
+            batch = self._batch(self._parts[at][part])
+            norms = self._norms if stepped else None
+            return self._up(batch, tensors=tensors, loss=loss, stepped=stepped, norms=norms)
 
-    @staticmethod
-    def _micro(place: tuple[int, int]) -> tuple[int, int]:
-        """The micro-batch of a step's last message."""
-        return place[0], place[1] - 1
-
-    def _send(self, place: tuple[int, int], **fields: Any) -> Step:
-        at, part = place
-        self._seed("bottom", at, part)
-        return self._up(self._batch(self._parts[at][part]), **fields)
+    def _end_step(self, step: Step, at: int) -> None:
+        """The last gradients of a step, and the step of the optimizer. Raises WireError where the norms of
+        the trunk's gradients are not there."""
+        with self.trained.lent(training=True):
+            self._backward(step, at, len(self._parts[at]) - 1)
+        norms = self._norms = None
+        if self.local.settings.clip_norm is not None:
+            if step.norms is None:
+                raise WireError(f"message {step.number} of the exchange lacks the norms of the trunk")
+            self._norms = self.trained.norms()
+            norms = {**step.norms, **self._norms}
+        self.trained.step(norms)
 
     def _forward(self, step: Step, at: int, part: int) -> tuple[NDArray[np.float32], float]:
         """g2 of a micro-batch, and its share of the step's loss."""
@@ -112,21 +114,9 @@ class Steps(Session):
         found: int = task.terms(self.examples, indices)
         return found
 
-    def _finish(self, step: Step) -> bool:
-        """Take the step of the optimizer."""
-        self._norms = None
-        norms = None
-        if self.local.settings.clip_norm is not None:
-            if step.norms is None:
-                raise WireError(f"message {step.number} of the exchange lacks the norms of the trunk")
-            self._norms = self.trained.norms()
-            norms = {**step.norms, **self._norms}
-        self.trained.step(norms)
-        return True
-
     @property
     def farewell(self) -> Step:
-        """What the server needs to take its last step."""
+        """The message with which the server can take its last step."""
         return Step(self.number, stepped=True, norms=self._norms)
 
     @property
@@ -137,7 +127,7 @@ class Steps(Session):
         return TrainReport.of(self.examples, self._batches, passes, total, self._seconds)
 
     def ids(self) -> Iterator[NDArray[np.int64]]:
-        at = self._places[min(self.number, len(self._places) - 1)][0]
+        at, _ = self._places[self.number]
         for index in self._batches[at]:
             yield self.examples.features["labels"][index]
 
@@ -161,6 +151,10 @@ class Measurement(Session):
         self._answers: list[NDArray[np.float32]] = []
         self._own = Trained(self.bench.model, self.local.values, frozenset(), self.local.settings, steps=0)
 
+    @property
+    def end(self) -> int:
+        return len(self._batches)
+
     def advance(self, step: Step) -> Step | None:
         self.follow(step)
         with self._own.lent(training=False):
@@ -170,7 +164,7 @@ class Measurement(Session):
                 with torch.no_grad():
                     found = self.bench.task.predict(self.ends.top(states), batch)  # type: ignore[arg-type]
                 self._answers.append(as_array(found))
-            if self.number == len(self._batches):
+            if self.number == self.end:
                 return None
             return self._up(self._batch(self._batches[self.number]))
 
@@ -182,7 +176,7 @@ class Measurement(Session):
         return measured(task, answers, self.local.examples.labels)
 
     def ids(self) -> Iterator[NDArray[np.int64]]:
-        for index in self._batches[min(self.number, len(self._batches) - 1)]:
+        for index in self._batches[self.number]:
             yield self.local.examples.features["labels"][index]
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:

@@ -60,7 +60,7 @@ class Kept:
 
     @property
     def answer(self) -> Answer:
-        """What was answered to it."""
+        """The answer to it."""
         bytes_ = {key: array.tobytes() for key, array in self.under(_BYTES).items()}
         arrays = self.under(_ARRAY)
         kept = self.words["answer"]
@@ -105,6 +105,11 @@ class Session(ABC):
         self.bench, self.ends = bench, ends
         self.number = -1  # of the message that was answered last
 
+    @property
+    @abstractmethod
+    def end(self) -> int:
+        """The number of the last message."""
+
     @abstractmethod
     def advance(self, step: Step) -> Step | None:
         """The answer to a message; None where it was the last one."""
@@ -115,7 +120,7 @@ class Session(ABC):
 
     @abstractmethod
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """What changes from message to message."""
+        """All that changes from message to message."""
 
     @abstractmethod
     def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
@@ -148,8 +153,11 @@ class Session(ABC):
 
     def follow(self, step: Step) -> None:
         """Take the number of a message. Raises WireError unless it is the next one."""
-        if step.number != self.number + 1:
-            raise WireError(f"is asked for message {step.number} of an exchange, expected {self.number + 1}")
+        if step.number != self.number + 1 or step.number > self.end:
+            raise WireError(
+                f"is asked for message {step.number} of an exchange, expected {self.number + 1} of 0 to "
+                f"{self.end}"
+            )
         self.number += 1
 
     @staticmethod

@@ -26,7 +26,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.federation import PASSED
 from fedsa_lora.foreign import ours_of_option
 from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, hints_of, marked
-from fedsa_lora.settings import RunConfig
+from fedsa_lora.settings import LATER, RunConfig
 from fedsa_lora.tasks.shipped import SHIPPED
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -231,12 +231,6 @@ def _is_option(override: Override, faults: list[str]) -> bool:
         foreign = f"{group}={shown}: no such option; {words}"
         faults.append(foreign if words else unknown(f"{group}={shown}", "option", options, shown))
     return False
-
-
-LATER = {  # groups that older runs have not, as what such a run was
-    "unlearning": {"_target_": "fedsa_lora.learning.unlearning.Unlearning", "targets": [0]},
-    "cut": None,
-}
 
 
 def read_config(run_dir: Path) -> RunConfig:

@@ -32,6 +32,9 @@ def cost(summary: Row) -> list[str]:
         lines.append(
             f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
         )
+    if steps := summary.get("step_bytes"):
+        kinds = ", ".join(f"{name.replace('_', ' ')} {amount(size)}" for name, size in steps.items())
+        lines.append(f"Of it between the parts of the model, in steps and evaluations: {kinds}.")
     if error := summary.get("aggregation_error"):
         lines.append(
             f"The mean A times the mean B misses the mean of the products B A by {error:.1%} (last round)."

@@ -128,7 +128,17 @@ def _traffic(
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "bytes_up_per_client_round": float(np.mean([row["bytes_up"] for row in fits])),
         "bytes_up_share_ab": 4 * (parameters["A"] + parameters["B"] + heads),
+        "step_bytes": step_bytes(rounds),
     }
+
+
+def step_bytes(rounds: Sequence[Row]) -> dict[str, int]:
+    """The bytes of the messages between the parts of a model that is cut, by what they are; none else."""
+    total: Counter[str] = Counter()
+    for row in rounds:
+        for phase in ("fit", "evaluate"):
+            total.update(row.get(f"{phase}_step_bytes") or {})
+    return dict(sorted(total.items()))
 
 
 def attacked(attack: Backdoor | None, final: Sequence[Row], primary: Measure) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import WireError
+from fedsa_lora.errors import TrainingError, WireError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import KEY, UP, Step, StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
@@ -57,6 +57,7 @@ class Trunk:
     ) -> None:
         self.model, self.cut, self.format = model, cut, step_format
         self.settings, self.seed, self.names = settings, seed, names
+        self._steps = settings.steps or 0
         self._values: dict[str, NamedArrays] = {"": initial}  # by client; "": of those that have none
         self._open: dict[str, Exchange] = {}
         self._trained: dict[str, Arrays] = {}  # after a whole round, by client
@@ -82,8 +83,7 @@ class Trunk:
             raise WireError(f"answers message {step.number}, expected {exchange.number}")
         self._step(exchange, step)
         if not step.tensors:
-            del self._open[client]
-            self._trained[client], self.losses[client] = exchange.trained.values(), exchange.losses
+            self._close(client, exchange)
             return None
         self.up.update(sizes(entries, "headers_up"))
         down = self._answer(client, exchange, step)
@@ -119,8 +119,16 @@ class Trunk:
     def _exchange(self, client: str) -> Exchange:
         values = self._values.get(client, self._values[""])
         names = self.names if self._training else frozenset()
-        steps = self.settings.steps or 1
-        return Exchange(Trained(self.model, values, names, self.settings, steps))
+        return Exchange(Trained(self.model, values, names, self.settings, self._steps))
+
+    def _close(self, client: str, exchange: Exchange) -> None:
+        """The end of a client's exchange. Raises WireError for tensors that its gradients made NaN."""
+        del self._open[client]
+        try:
+            self._trained[client] = exchange.trained.values()
+        except TrainingError as error:
+            raise WireError(f"its gradients spoiled the trunk: {error}") from None
+        self.losses[client] = exchange.losses
 
     def _step(self, exchange: Exchange, step: Step) -> None:
         """Take the step that the client has taken."""
@@ -132,7 +140,7 @@ class Trunk:
         if self.settings.clip_norm is not None:
             if step.norms is None:
                 raise WireError("has taken a step and does not send the norms of its gradients")
-            norms = {**(exchange.norms or {}), **step.norms}
+            norms = {**step.norms, **(exchange.norms or {})}
         exchange.trained.step(norms)
 
     def _answer(self, client: str, exchange: Exchange, step: Step) -> Step:
@@ -152,6 +160,8 @@ class Trunk:
 
     def _forward(self, client: str, exchange: Exchange, step: Step) -> NDArray[np.float32]:
         assert step.mask is not None
+        if exchange.graphs or (self._training and exchange.trained.steps >= self._steps):
+            raise WireError("sends more states than the steps of a round have")
         device = self.model.device
         states = torch.from_numpy(step.tensors["h1"]).to(device).requires_grad_(self._training)
         mask = torch.from_numpy(step.mask.astype(np.int64)).to(device)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import yaml
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,7 @@ from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
 from fedsa_lora.group import ranges
-from fedsa_lora.settings import RunConfig
+from fedsa_lora.settings import LATER, RunConfig
 
 RANGES = ranges(RunConfig)
 NEEDS = {
@@ -27,6 +28,7 @@ NEEDS = {
     "task/text": ["task.dataset=rows.csv"],
     "task/causal_lm": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
+    "cut/u_shape": ["experiment=split/gpt2"],
 }
 NEEDS |= {
     f"unlearning/{path.stem}": ["experiment=unlearn/authors"] for path in CONF.glob("unlearning/*.yaml")
@@ -446,6 +448,13 @@ def test_a_config_that_was_written_reads_back_equal(tmp_path, words):
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_config(tmp_path) == config
     assert read_config(tmp_path).resolved == config.resolved
+
+
+def test_a_run_that_was_recorded_before_a_group_was_there_is_what_it_was(tmp_path):
+    config = load(["experiment=smoke", f"run.dir={tmp_path}"])
+    node = {key: value for key, value in config.resolved.items() if key not in LATER}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(node))
+    assert read_config(tmp_path) == config
 
 
 def test_a_run_directory_that_was_moved_is_read_where_it_is(tmp_path):

@@ -165,7 +165,9 @@ NAMED = {
 @pytest.mark.parametrize("name", CENTRAL)
 def test_what_loops_over_groups_names_none(name):
     others = {f.name for f in fields(RunConfig)} - NAMED
-    assert {"bounds", "clusters", "personalisation", "unlearning", "machine", "evaluation", "lora"} == others
+    assert {
+        "bounds", "clusters", "cut", "personalisation", "unlearning", "machine", "evaluation", "lora",
+    } == others  # fmt: skip
     text = (ROOT / "fedsa_lora" / name).read_text()
     found = re.findall(rf"(?:config\.|\[\")({'|'.join(others)})\b", text)
     assert found == []

@@ -40,7 +40,8 @@ OPT = (
     "ffn_dim: 64, word_embed_proj_dim: 32, vocab_size: 512, bos_token_id: 1, eos_token_id: 1}",
     "lora.targets=default", "task.template=alpaca",
 )  # fmt: skip
-MODELS = {"llama": (), "gpt2": GPT2}
+TUNED = ("lora.targets=default", "lora.target_modules=[q_proj,v_proj,lm_head]")  # the head is tied
+MODELS = {"llama": (), "gpt2": GPT2, "tuned head": TUNED}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def whole(path, client):
     return model.read(), losses
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("tuned head", marks=pytest.mark.slow)])
 def test_a_step_over_the_wire_is_that_of_the_whole_model_to_the_bit(run, kind):
     path = run(*ALONE, *MODELS[kind])
     expected, losses = whole(path, "0")

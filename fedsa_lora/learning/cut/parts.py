@@ -141,6 +141,7 @@ class Ends:
     """Computes the two parts of a client: ``module`` is a model that ``build_part`` made, with adapters."""
 
     def __init__(self, module: nn.Module, cut: Cut) -> None:
+        self.cut = cut
         self.whole: Any = unwrapped(module)
         self.base = self.whole.base_model
         anatomy = anatomy_of(self.base)

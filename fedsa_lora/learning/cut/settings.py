@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
-from fedsa_lora.group import Group, at
+from fedsa_lora.group import Group
 from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Cut(Group):
     The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
     of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
     for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
-    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises ConfigError for numbers
-    that leave a part without a block.
+    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises
+    ConfigError for numbers that leave a part without a block.
     """
 
     bottom: int = 2
@@ -44,14 +44,11 @@ class Cut(Group):
     def __post_init__(self) -> None:
         if not 1 <= self.bottom < self.top:
             raise ConfigError(
-                f"bottom={self.bottom} and top={self.top}: expected at least 1 block before the server's, and "
-                "at least one for the server, bottom below top"
+                f"bottom={self.bottom} and top={self.top}: expected bottom below top, for a block of the "
+                "server's, and at least 1 before it"
             )
         if self.micro_batches < 1:
             raise ConfigError(f"micro_batches={self.micro_batches}: expected at least 1")
-
-    def identity(self, run: RunConfig) -> dict[str, Any]:
-        return {"cut": at(run.resolved, "cut")}
 
     @property
     def trunk_blocks(self) -> range:
