@@ -35,8 +35,8 @@ class Loopback:
     """A SuperLink and its nodes; all ends with the ``with`` block, or with this process.
 
     ``logs`` receives what each process prints. ``secure``: TLS, and only nodes that were registered.
-    ``database``: the SuperLink has one on disk, and finds its nodes again after a restart. All else (certificates, the SuperLink's database, the nodes' stores) lies in ``private``, which goes at the
-    end.
+    ``database``: the SuperLink has one on disk, and finds its nodes again after a restart. All else
+    (certificates, that database, the nodes' stores) lies in ``private``, which goes at the end.
     """
 
     def __init__(self, logs: Path, secure: bool = True, database: bool = True) -> None:
