@@ -227,9 +227,7 @@ class RunConfig:
         parts = {key: at(self.resolved, key) for key in marked(RunConfig, IDENTITY)}
         for group in self.groups:
             parts |= group.identity(self)
-        if (
-            self.resolved["cut"] is not None
-        ):  # also of ``whole``: its clients are those of the parts
+        if self.resolved["cut"] is not None:  # also of ``whole``: its clients are those of the parts
             parts["cut"] = self.resolved["cut"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.client import NumPyClient
@@ -63,9 +64,22 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
         cohort=cohort_size(config),
-        cut=config.cut,
-        step_format=None if config.cut is None else step_format(resident.module, config.cut, own, settings),
+        **_of_cut(config, resident, own, settings),
     )
+
+
+def _of_cut(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> dict[str, Any]:
+    """The fields of a workbench of a model that is cut; none where it is in one piece."""
+    cut = config.cut
+    if cut is None:
+        return {}
+    empty = config.task.build_model(seed=config.seed, empty=True)
+    trained = config.split(adapted(empty, config.lora, config.seed, config.model).layout).trained
+    return {
+        "cut": cut,
+        "step_format": step_format(resident.module, cut, own, settings),
+        "elsewhere": frozenset(name for name in trained if not cut.of_client(name)),
+    }
 
 
 def task(config: RunConfig, data: Path | None) -> Task:

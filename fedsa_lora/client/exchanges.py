@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.client.session import Indices, Session, as_array
-from fedsa_lora.errors import WireError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import Step
-from fedsa_lora.learning.cut.trained import Norms, Trained
+from fedsa_lora.learning.cut.trained import Trained
 from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.training import finite
 from fedsa_lora.tasks.task import Task, measured
@@ -33,11 +32,16 @@ class Steps(Session):
         places = [(step, at) for step, parts in enumerate(self._parts) for at in range(len(parts) + 1)]
         self._places = [*places, (len(self._parts), 0)]  # step and part of each message, that of the end last
         self.trained = Trained(
-            self.bench.model, job.values, job.trained, self.local.settings, len(job.batches)
+            self.bench.model,
+            job.values,
+            job.trained,
+            self.local.settings,
+            len(job.batches),
+            self.bench.elsewhere,
         )
         self._losses: list[float] = []  # of each step, a mean over terms
         self._seconds = 0.0
-        self._norms: Norms | None = None  # of this side's gradients in the last step
+        self._norms: NDArray[np.float32] | None = None  # of this side's gradients in the last step
 
     @property
     def end(self) -> int:
@@ -70,17 +74,11 @@ class Steps(Session):
             return self._up(batch, tensors=tensors, loss=loss, stepped=stepped, norms=norms)
 
     def _end_step(self, step: Step, at: int) -> None:
-        """The last gradients of a step, and the step of the optimizer. Raises WireError where the norms of
-        the trunk's gradients are not there."""
+        """The last gradients of a step, and the step of the optimizer."""
         with self.trained.lent(training=True):
             self._backward(step, at, len(self._parts[at]) - 1)
-        norms = self._norms = None
-        if self.local.settings.clip_norm is not None:
-            if step.norms is None:
-                raise WireError(f"message {step.number} of the exchange lacks the norms of the trunk")
-            self._norms = self.trained.norms()
-            norms = {**step.norms, **self._norms}
-        self.trained.step(norms)
+        self._norms = self.trained.norms()
+        self.trained.step(step.norms)
 
     def _forward(self, step: Step, at: int, part: int) -> tuple[NDArray[np.float32], float]:
         """g2 of a micro-batch, and its share of the step's loss."""
@@ -133,11 +131,11 @@ class Steps(Session):
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         words = {"losses": self._losses, "seconds": self._seconds, "steps": self.trained.steps}
-        return self.trained.state(), {**words, "norms": self._norms}
+        return self.trained.state(), words
 
     def go_on(self, arrays: NamedArrays, words: dict[str, Any]) -> None:
         self.trained.restore(arrays, words["steps"])
-        self._losses, self._seconds, self._norms = words["losses"], words["seconds"], words["norms"]
+        self._losses, self._seconds = words["losses"], words["seconds"]
 
 
 class Measurement(Session):

@@ -71,7 +71,8 @@ class Workbench:
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
     training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
     done in one pass. Of a model that is ``cut`` this is a client's part; ``step_format`` is that of its
-    messages, and ``sessions`` are the exchanges that this process takes part in, by client.
+    messages, ``elsewhere`` are the tensors that are trained in the server's part, and ``sessions`` the
+    exchanges that this process takes part in, by client.
     """
 
     task: Task
@@ -92,6 +93,7 @@ class Workbench:
     cohort: int = 1
     cut: Cut | None = None
     step_format: StepFormat | None = None
+    elsewhere: frozenset[str] = frozenset()
     sessions: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -99,7 +99,18 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
             config[word] = "missing"
     composed = OmegaConf.to_container(config, resolve=True)
     assert isinstance(composed, dict)
+    composed |= dict.fromkeys(_left_out(overrides))
     return {str(key): value for key, value in composed.items() if key not in words}
+
+
+def _left_out(overrides: Sequence[tuple[str, Override]]) -> set[str]:
+    """Groups of which a word chooses to have nothing, as ``lora=none`` does, and no other word sets a key: an
+    experiment may set some, and Hydra would make a group of these alone."""
+    chosen = {override.key_or_group: override.value() for _, override in overrides}
+    files = {group: CONF / group / "none.yaml" for group, value in chosen.items() if value == "none"}
+    contents = {group: OmegaConf.to_container(OmegaConf.load(file)) for group, file in files.items()}
+    empty = {group for group, content in contents.items() if content == {group: None}}
+    return empty - {key.partition(".")[0] for key in chosen if "." in key}
 
 
 def _assign(config: DictConfig, text: str, override: Override) -> None:

@@ -21,9 +21,10 @@ from fedsa_lora.exchange.numbers import NumberFormat, numbers
 
 KEY = "cut"
 UP, DOWN = ("h1", "g2"), ("h2", "g1")
-MASK = "mask"
+MASK, NORMS = "mask", "norms"
 MAX_HEADER_BYTES = 1 << 20
 MAX_MESSAGES = 10**9
+MAX_NORMS = 1 << 20
 States = NDArray[np.float32]
 
 
@@ -33,8 +34,9 @@ class Step:
 
     ``number`` is that of the exchange in its round, from 0. ``tensors`` are states or gradients by name,
     (batch, tokens, d) each; ``mask`` (batch, tokens) is true of the tokens of h1 that are no padding.
-    ``last``: with these gradients the step is whole. ``norms`` are those of the gradients of a part's
-    tensors, by which the other part's are clipped, and ``stepped`` says that the client has taken its step.
+    ``last``: with these gradients the step is whole. ``norms`` (n,) are those of the gradients of the
+    sender's n trained tensors, sorted by name, by which the other side's are clipped too; ``stepped``: the
+    client has taken its step.
     ``loss`` is the share of the step's loss that g2 is the gradient of.
     """
 
@@ -43,7 +45,7 @@ class Step:
     mask: NDArray[np.bool_] | None = None
     last: bool = False
     stepped: bool = False
-    norms: Mapping[str, float] | None = None
+    norms: States | None = None
     loss: float | None = None
 
 
@@ -60,12 +62,14 @@ class StepFormat:
         """The entries of a message; ``rng`` rounds int8."""
         shapes = {name: list(tensor.shape[:2]) for name, tensor in sorted(step.tensors.items())}
         header: dict[str, Any] = {"number": step.number, "shapes": shapes, "last": step.last}
-        header |= {"stepped": step.stepped, "norms": step.norms, "loss": step.loss}
+        header |= {"stepped": step.stepped, "loss": step.loss}
         entries: dict[str, str | bytes] = {KEY: json.dumps(header, separators=(",", ":"))}
         for name, tensor in sorted(step.tensors.items()):
             entries[f"{KEY}/{name}"] = self._numbers.encode(tensor.ravel(), rng).tobytes()
         if step.mask is not None:
             entries[f"{KEY}/{MASK}"] = np.packbits(step.mask).tobytes()
+        if step.norms is not None:
+            entries[f"{KEY}/{NORMS}"] = step.norms.astype("<f4").tobytes()
         return entries
 
     def read(self, entries: Mapping[str, Any], known: tuple[str, ...]) -> Step:
@@ -77,7 +81,7 @@ class StepFormat:
         mask = None
         if "h1" in sizes:
             mask = _mask(entries.get(f"{KEY}/{MASK}"), sizes["h1"])
-        return Step(tensors=tensors, mask=mask, **header)
+        return Step(tensors=tensors, mask=mask, norms=_norms(entries.get(f"{KEY}/{NORMS}")), **header)
 
     @property
     def _numbers(self) -> Any:
@@ -117,14 +121,13 @@ def _header(text: Any) -> dict[str, Any]:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
     try:
         found = json.loads(text)
-        header = {key: found[key] for key in ("number", "shapes", "last", "stepped", "norms", "loss")}
+        header = {key: found[key] for key in ("number", "shapes", "last", "stepped", "loss")}
         sound = (
             len(found) == len(header)
             and type(header["number"]) is int
             and 0 <= header["number"] <= MAX_MESSAGES
             and isinstance(header["shapes"], dict)
             and type(header["last"]) is type(header["stepped"]) is bool
-            and (header["norms"] is None or all(map(_is_norm, header["norms"].values())))
             and (header["loss"] is None or _is_number(header["loss"]))
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -138,10 +141,6 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _is_norm(value: object) -> bool:
-    return _is_number(value) and value >= 0  # type: ignore[operator]
-
-
 def _mask(content: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     count = shape[0] * shape[1]
     if not isinstance(content, bytes) or len(content) != -(-count // 8):
@@ -150,3 +149,14 @@ def _mask(content: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     if not mask[:, 0].all():
         raise WireError("the mask has a row that begins with padding; expected padding on the right")
     return mask
+
+
+def _norms(content: Any) -> States | None:
+    if content is None:
+        return None
+    if not isinstance(content, bytes) or len(content) % 4 or len(content) > 4 * MAX_NORMS:
+        raise WireError("the norms of gradients must be float32 numbers")
+    norms = np.frombuffer(content, "<f4").astype(np.float32)
+    if not (np.isfinite(norms).all() and (norms >= 0).all()):
+        raise WireError("the norms of gradients must be finite and not negative")
+    return norms

@@ -103,6 +103,7 @@ def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
         config.seed,
         {name: start[name] for name in model.layout.names},
         config.split(model.layout).trained,
+        config.split(cut.at_client(empty.layout)).trained,
     )
 
 

@@ -17,7 +17,7 @@ from fedsa_lora.exchange.step import KEY, UP, Step, StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.parts import trunk_states
 from fedsa_lora.learning.cut.settings import Cut
-from fedsa_lora.learning.cut.trained import Norms, Trained
+from fedsa_lora.learning.cut.trained import Trained
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import seed_generators
 from fedsa_lora.runs.trunk import as_memory, of_trunk
@@ -32,7 +32,6 @@ class Exchange:
     graphs: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # h1 and h2
     number: int = 0  # of the message that is awaited
     micro: int = 0  # of the step
-    norms: Norms | None = None
     losses: list[float] = field(default_factory=list)  # of each step
     whole: bool = True  # the last step is
 
@@ -40,7 +39,7 @@ class Exchange:
 class Trunk:
     """The LoRA tensors of the trunk, for all clients (``cut.trunk=shared``) or for each, and the exchanges
     that are under way. ``model`` is the server's part with adapters, ``initial`` the start of its tensors and
-    ``names`` those that are trained.
+    ``names`` those that are trained; ``elsewhere`` are those that clients train.
 
     A client that is lost takes its exchange with it: its graphs are dropped when the next round begins.
     """
@@ -54,10 +53,11 @@ class Trunk:
         seed: int,
         initial: NamedArrays,
         names: frozenset[str],
+        elsewhere: frozenset[str],
     ) -> None:
         self.model, self.cut, self.format = model, cut, step_format
         self.settings, self.seed, self.names = settings, seed, names
-        self._steps = settings.steps or 0
+        self.elsewhere, self._steps = elsewhere, settings.steps or 0
         self._values: dict[str, NamedArrays] = {"": initial}  # by client; "": of those that have none
         self._open: dict[str, Exchange] = {}
         self._trained: dict[str, Arrays] = {}  # after a whole round, by client
@@ -119,7 +119,7 @@ class Trunk:
     def _exchange(self, client: str) -> Exchange:
         values = self._values.get(client, self._values[""])
         names = self.names if self._training else frozenset()
-        return Exchange(Trained(self.model, values, names, self.settings, self._steps))
+        return Exchange(Trained(self.model, values, names, self.settings, self._steps, self.elsewhere))
 
     def _close(self, client: str, exchange: Exchange) -> None:
         """The end of a client's exchange. Raises WireError for tensors that its gradients made NaN."""
@@ -136,27 +136,20 @@ class Trunk:
             return
         if not exchange.whole or not exchange.losses:
             raise WireError("has taken a step before its gradients were all there")
-        norms = None
-        if self.settings.clip_norm is not None:
-            if step.norms is None:
-                raise WireError("has taken a step and does not send the norms of its gradients")
-            norms = {**step.norms, **(exchange.norms or {})}
-        exchange.trained.step(norms)
+        exchange.trained.step(step.norms)
 
     def _answer(self, client: str, exchange: Exchange, step: Step) -> Step:
         """g1 for g2, and h2 for h1."""
         tensors: dict[str, NDArray[np.float32]] = {}
-        norms = None
         with exchange.trained.lent(training=self._training):
             if "g2" in step.tensors:
                 tensors["g1"] = self._backward(exchange, step)
             if "h1" in step.tensors:
                 tensors["h2"] = self._forward(client, exchange, step)
-        if step.last:
-            exchange.micro, exchange.whole = 0, True
-            if self.settings.clip_norm is not None:
-                norms = exchange.norms = exchange.trained.norms()
-        return Step(step.number + 1, tensors, norms=norms)
+        if not step.last:
+            return Step(step.number + 1, tensors)
+        exchange.micro, exchange.whole = 0, True
+        return Step(step.number + 1, tensors, norms=exchange.trained.norms())
 
     def _forward(self, client: str, exchange: Exchange, step: Step) -> NDArray[np.float32]:
         assert step.mask is not None

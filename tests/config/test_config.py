@@ -417,6 +417,14 @@ def test_a_regime_has_the_last_word_over_an_experiment(order):
     assert load(["regime=null", "experiment=smoke"]).resolved | {"title": plain["title"]} == plain
 
 
+@pytest.mark.parametrize("words", [["cut=none"], ["lora=none", "split=full", "cut=none"]], ids=" ".join)
+def test_a_group_that_is_left_out_is_so_whatever_an_experiment_says_of_it(words):
+    for order in (1, -1):
+        config = load(["experiment=split/tiny", *words][::order])
+        assert config.cut is None
+        assert (config.lora is None) == ("lora=none" in words)
+
+
 def test_no_experiment_can_be_chosen_by_name():
     assert load(["experiment=null", "name=mine"]).resolved == load(["name=mine"]).resolved
 

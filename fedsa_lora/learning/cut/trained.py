@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from fedsa_lora.errors import TrainingError
+from fedsa_lora.errors import TrainingError, WireError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import make_optimizer, schedule
 
-Norms = dict[str, float]  # of the gradient of each tensor, by name
 TINY = 1e-6  # added to the norm that is divided by, as torch's clip_grad_norm_ does
 _VALUE, _GRADIENT, _MOMENT = "value/", "gradient/", "moment/"
 
@@ -24,7 +24,8 @@ class Trained:
     """Tensors of a client that stand in a ``model`` only while it computes for that client.
 
     ``values`` are all tensors of the model's layout, ``names`` those that are trained in a round of
-    ``steps``. Gradients add up until ``step``.
+    ``steps``, and ``elsewhere`` those that are trained in the other side's part. Gradients add up until
+    ``step``.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Trained:
         names: frozenset[str],
         settings: TrainSettings,
         steps: int,
+        elsewhere: Collection[str] = (),
     ) -> None:
         model.layout.check(values)
         self.model, self.names, self.settings = model, names, settings
+        self._sorted, self._elsewhere = sorted(names), sorted(elsewhere)
         self._own = {
             spec.name: nn.Parameter(_tensor(values[spec.name], model.device), spec.name in names)
             for spec in model.layout
@@ -63,25 +66,34 @@ class Trained:
                 self._own[name].grad, parameter.grad = parameter.grad, None
                 parameter.data = held[name]
 
-    def norms(self) -> Norms:
-        """The L2 norm of the gradient of each trained tensor."""
-        found = [(name, self._own[name].grad) for name in sorted(self.names)]
-        return {name: float(torch.linalg.vector_norm(grad)) for name, grad in found if grad is not None}
+    def norms(self) -> NDArray[np.float32] | None:
+        """The L2 norm of the gradient of each trained tensor, sorted by name, 0 where it has none; None where
+        gradients are not clipped."""
+        if self.settings.clip_norm is None:
+            return None
+        gradients = [self._own[name].grad for name in self._sorted]
+        found = [0.0 if grad is None else float(torch.linalg.vector_norm(grad)) for grad in gradients]
+        return np.array(found, np.float32)
 
-    def step(self, norms: Mapping[str, float] | None) -> None:
-        """One step of the optimizer, of gradients that are clipped by the ``norms`` of all parts, as
-        ``clip_grad_norm_`` clips those of a whole model; None: they are not clipped."""
+    def step(self, norms: NDArray[np.float32] | None) -> None:
+        """One step of the optimizer, of gradients that are clipped by their norms and those of the other
+        side, as ``clip_grad_norm_`` clips those of a whole model. Raises WireError for ``norms`` that are not
+        one for each tensor there."""
+        if self.settings.clip_norm is not None:
+            if norms is None or len(norms) != len(self._elsewhere):
+                raise WireError(f"expected the norms of {len(self._elsewhere)} gradients of the other part")
+            self._clip(norms, self.settings.clip_norm)
         if self._optimizer is not None:
-            if norms is not None and self.settings.clip_norm is not None:
-                self._clip(norms, self.settings.clip_norm)
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * self._factor(self.steps)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
 
-    def _clip(self, norms: Mapping[str, float], most: float) -> None:
-        each = torch.tensor([norms[name] for name in sorted(norms)], dtype=torch.float32)
+    def _clip(self, norms: NDArray[np.float32], most: float) -> None:
+        known = dict(zip(self._elsewhere, norms, strict=True))
+        known |= zip(self._sorted, self.norms(), strict=True)  # type: ignore[arg-type]
+        each = torch.tensor([known[name] for name in sorted(known)], dtype=torch.float32)
         factor = torch.clamp(most / (torch.linalg.vector_norm(each) + TINY), max=1.0)
         for name in self.names:
             grad = self._own[name].grad
@@ -122,10 +134,10 @@ class Trained:
                 self._optimizer.state[self._own[name]][kind] = _tensor(array, torch.device(device))
 
 
-def _tensor(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], device: torch.device) -> torch.Tensor:
+def _tensor(array: NDArray[np.float32], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = tensor.detach().cpu().numpy().copy()
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = tensor.detach().cpu().numpy().copy()
     return values
