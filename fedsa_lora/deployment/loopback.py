@@ -34,13 +34,13 @@ CLI = [sys.executable, "-m", "fedsa_lora.cli"]
 class Loopback:
     """A SuperLink and its nodes; all ends with the ``with`` block, or with this process.
 
-    ``logs`` receives what each process prints. ``secure``: TLS, and only nodes that were registered. All
-    else (certificates, the SuperLink's database, the nodes' stores) lies in ``private``, which goes at the
-    end.
+    ``logs`` receives what each process prints. ``secure``: TLS, and only nodes that were registered.
+    ``database``: the SuperLink has one on disk, and finds its nodes again after a restart. All else
+    (certificates, that database, the nodes' stores) lies in ``private``, which goes at the end.
     """
 
-    def __init__(self, logs: Path, secure: bool = True) -> None:
-        self.logs, self.secure = logs.resolve(), secure
+    def __init__(self, logs: Path, secure: bool = True, database: bool = True) -> None:
+        self.logs, self.secure, self.database = logs.resolve(), secure, database
         self.logs.mkdir(parents=True, exist_ok=True)
         self.private = Path(tempfile.mkdtemp(prefix="fsl-")).resolve()
         self.keys = self.private / "keys"
@@ -75,12 +75,9 @@ class Loopback:
 
     def superlink(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink, or start it again on its database. Raises RunError when it does not listen."""
-        words = ["--host", "127.0.0.1", "--port", str(self.port)]
-        words += [
-            "--database",
-            str(self.private / "superlink.db"),
-            "--disable-runtime-dependency-installation",
-        ]
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--disable-runtime-dependency-installation"]
+        if self.database:
+            words += ["--database", str(self.private / "superlink.db")]
         if self.secure:
             words += ["--ssl-ca-certfile", str(self.keys / "ca.crt")]
             words += ["--ssl-certfile", str(self.keys / "server.crt")]

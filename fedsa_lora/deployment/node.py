@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -24,10 +26,11 @@ from httpx import HTTPError
 
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.launch.superlink import flower_command, flower_environment, free_port
+from fedsa_lora.launch.superlink import flower_environment, free_port
 
 OURS = ("--isolation", "--host", "--port")
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # between looks for tasks, where the SuperNode does not report that a message has come
+MOST_AT_ONCE = 4096  # of its reports
 GRACE_SECONDS = 10.0
 _PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")  # as Flower finds them: it passes over what is between
 
@@ -45,18 +48,52 @@ def run_node(arguments: Sequence[str]) -> int:
         env = flower_environment()
         env.setdefault("FLWR_HOME", home)  # where the apps of runs are unpacked
         address = f"127.0.0.1:{free_port()}"
-        host, port = address.split(":")
-        command = [flower_command("flower-supernode", env), *arguments]
-        command += ["--isolation", "process", "--host", host, "--port", port]
-        supernode = subprocess.Popen(command, env=env)
+        supernode, arrivals = _start_supernode(arguments, address, env)
         try:
             with Tasks(address, env) as tasks:
+                due = False
                 while (code := supernode.poll()) is None:
-                    tasks.hand_out()
-                    time.sleep(POLL_SECONDS)
+                    due = arrivals.within(POLL_SECONDS) or due
+                    if due:
+                        due = not tasks.hand_out()
             return code
         finally:
             _end(supernode)
+            arrivals.close()
+
+
+def _start_supernode(
+    arguments: Sequence[str], address: str, env: dict[str, str]
+) -> tuple[subprocess.Popen[bytes], Arrivals]:
+    """The process, whose Runtime API is at ``address``, and its reports."""
+    host, port = address.split(":")
+    reads, writes = os.pipe()
+    command = [*_python_script("supernode.py"), str(writes), *arguments]
+    command += ["--isolation", "process", "--host", host, "--port", port]
+    supernode = subprocess.Popen(command, env=env, pass_fds=[writes])
+    os.close(writes)
+    return supernode, Arrivals(reads)
+
+
+class Arrivals:
+    """Reports of a SuperNode that all of a message has arrived, through a pipe. Flower makes its task before
+    that, and a process that takes it too early waits for a second."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._reports = descriptor, True
+
+    def within(self, seconds: float) -> bool:
+        """Wait so long at the most. True where a message has come; or may have, as nothing reports it."""
+        if not self._reports:
+            time.sleep(seconds)
+        elif select.select([self._descriptor], [], [], seconds)[0]:
+            self._reports = bool(os.read(self._descriptor, MOST_AT_ONCE))
+        else:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class Tasks:
@@ -81,14 +118,14 @@ class Tasks:
         self._end_worker()
         self._client.close()
 
-    def hand_out(self) -> None:
-        """Take a task if there is one; none while the SuperNode is starting."""
+    def hand_out(self) -> bool:
+        """Take a task; False where there is none, as while the SuperNode is starting."""
         try:
             answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except HTTPError:
-            return
+            return False
         if not answer.token:
-            return
+            return False
         worker = self._worker
         if worker is None or worker.poll() is not None or self._app != answer.task.fab_hash:
             self._end_worker()
@@ -99,11 +136,10 @@ class Tasks:
             print(answer.token, file=worker.stdin, flush=True)
         except BrokenPipeError:  # it died just now: the SuperNode reports the task as crashed
             self._end_worker()
+        return True
 
     def _start(self) -> subprocess.Popen[str]:
-        script = Path(__file__).with_name("resident.py")
-        # -P: its folder must not be a place to import from.
-        command = [sys.executable, "-P", str(script), self.address]
+        command = [*_python_script("resident.py"), self.address]
         return subprocess.Popen(command, env=self.env, stdin=subprocess.PIPE, text=True)
 
     def _end_worker(self) -> None:
@@ -112,6 +148,11 @@ class Tasks:
             self._worker.stdin.close()
             _end(self._worker)
         self._worker = None
+
+
+def _python_script(name: str) -> list[str]:
+    """The command for a script beside this file. -P: its folder must not be a place to import from."""
+    return [sys.executable, "-P", str(Path(__file__).with_name(name))]
 
 
 def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -170,6 +170,7 @@ class Collection(Generic[Ins, Res]):
             if replies:
                 del self._open[message_id]
                 self._take(question, replies[0])
+                self._send()  # its next message: it works on while the replies of others are taken
         return len(self._open) < before
 
     def _take(self, question: Question[Ins], reply: Message) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import httpx
 from flwr.app import Message
@@ -11,6 +14,7 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import RunNotRunningException
 
 PATIENCE_SECONDS = 2.0
+FIRST_BACKOFF = 0.005  # seconds; Flower's is 1. The parts of a reply come right after it
 # What is not of one reply: the SuperLink does not answer, or the run was stopped
 OF_ALL = (httpx.HTTPError, RunNotRunningException)
 
@@ -53,7 +57,19 @@ def _asks_a_superlink(grid: Grid) -> bool:
     """True for an ``HttpGrid``. Its package loads a database and a web server: where nobody has imported it,
     no grid is one."""
     package = sys.modules.get("flwr.superlink.grid")
-    return package is not None and isinstance(grid, package.HttpGrid)
+    if package is None or not isinstance(grid, package.HttpGrid):
+        return False
+    _ask_again_soon(sys.modules[package.HttpGrid.__module__])
+    return True
+
+
+def _ask_again_soon(module: Any) -> None:
+    """Have Flower's grid ask again soon for a part of a reply that is still on its way; nothing changes where
+    another version of Flower waits in another way."""
+    pull = getattr(module, "pull_objects", None)
+    if pull is None or isinstance(pull, partial) or "initial_backoff" not in signature(pull).parameters:
+        return
+    module.pull_objects = partial(pull, initial_backoff=FIRST_BACKOFF)
 
 
 class _Pull(threading.Thread):

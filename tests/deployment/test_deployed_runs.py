@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from fedsa_lora.tasks.shipped import shipped_folder
 
 pytestmark = pytest.mark.faults
 SMOKE = ["experiment=smoke", "federation.clients=2", "run.keep_generations=9"]
+QUIET = "run.report=false"
 
 
 @pytest.fixture
@@ -129,6 +131,30 @@ def test_nodes_of_two_clients_give_the_bits_of_one_client_to_a_node(plain_federa
             assert all(kept[key].tobytes() == expected[key].tobytes() for key in kept), client
     shared, expected = (load_file(run / "checkpoints/round-000002.safetensors") for run in (run_dir, plain))
     assert all(shared[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
+def test_split_learning_over_nodes_gives_the_bits_of_one_process(plain_federation, tmp_path):
+    federation, words = plain_federation, ["federation.clients=2", "federation.rounds=2", "train.steps=3"]
+    federation.superlink()
+    for name in ("0", "1"):
+        federation.node(name)
+    run_dir = tmp_path / "run"
+    split = ["experiment=split/tiny", *words, "cut.micro_batches=2", "federation.test_examples=6", QUIET]
+    finish(federation, "run", *split, *federation.words, f"run.dir={run_dir}")
+    plain = run_in_process([*split, f"run.dir={tmp_path / 'plain'}"])
+    for ours, theirs in zip(rows(run_dir), rows(plain), strict=True):
+        assert ours["step_losses"] == theirs["step_losses"]
+        assert ours["perplexity"] == theirs["perplexity"]
+    for client in ("0", "1"):
+        state = f"{client}/round-000002.safetensors"
+        kept, expected = load_file(federation.store(client) / "run" / state), plain / "clients" / state
+        assert same(kept, load_file(expected)), client
+    shared, expected = (load_file(run / "checkpoints/round-000002.safetensors") for run in (run_dir, plain))
+    assert same(shared, expected)
+
+
+def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    return one.keys() == two.keys() and all(one[name].tobytes() == two[name].tobytes() for name in one)
 
 
 def test_one_that_joins_late_gets_a_and_starts_with_its_own_b_and_one_that_leaves_does_not_block(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsa_lora.learning.personalisation import Personalisation
+from fedsa_lora.tasks.causal_lm import CausalLMTask
 
 
 @dataclass(frozen=True)
@@ -21,4 +22,17 @@ class Killer(Personalisation):
             return super().fit(local, personal)
         if self.once:
             Path(self.once).touch()
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class DeadlyTask(CausalLMTask):
+    """The first loss that is computed ends the process: ``once`` is a file that is then made."""
+
+    once: str = ""
+
+    def loss(self, model, batch):
+        if Path(self.once).exists():
+            return super().loss(model, batch)
+        Path(self.once).touch()
         return os.kill(os.getpid(), signal.SIGKILL)

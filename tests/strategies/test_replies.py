@@ -5,7 +5,8 @@ import time
 
 import httpx
 import pytest
-from flwr.superlink.grid import HttpGrid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import HttpGrid, http_grid
 
 from strategies.round.replies import Replies, UnreadableReply
 
@@ -72,3 +73,21 @@ def test_nobody_waits_for_a_reply_that_is_never_whole_when_the_process_ends():
     (pull,) = [thread for thread in threading.enumerate() if thread.name == "reply to a"]
     assert pull.daemon
     grid.replies["a"].set()
+
+
+def test_parts_that_are_on_their_way_are_asked_for_again_soon(monkeypatch):
+    monkeypatch.setattr(http_grid, "pull_objects", pull_objects)
+    for _ in range(2):
+        assert Replies().take(Hostile({"b": ["good"]}), "b") == ["good"]
+    hurried = http_grid.pull_objects
+    assert hurried.func is pull_objects, "once, however many replies are taken"
+    assert hurried.keywords["initial_backoff"] < pull_objects.__kwdefaults__["initial_backoff"] / 10
+
+
+def test_a_grid_of_another_flower_is_left_as_it_is(monkeypatch):
+    def pull(ids):
+        return {}
+
+    monkeypatch.setattr(http_grid, "pull_objects", pull)
+    assert Replies().take(Hostile({"b": ["good"]}), "b") == ["good"]
+    assert http_grid.pull_objects is pull
