@@ -175,6 +175,7 @@ def test_any_process_of_a_client_can_answer_the_next_message(run, tmp_path, monk
     assert_same_run(tmp_path / "run", run(*words))
 
 
+@pytest.mark.slow
 def test_a_message_that_comes_twice_has_the_same_answer_and_changes_nothing(run, tmp_path, monkeypatch):
     from fedsa_lora.runs.inprocess import InProcessGrid
 
@@ -192,7 +193,8 @@ def test_a_message_that_comes_twice_has_the_same_answer_and_changes_nothing(run,
     assert_same_run(tmp_path / "run", run(*words))
 
 
-@pytest.mark.parametrize("trunk", ["shared", pytest.param("per_client", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", ["shared", "per_client"])
 def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_interrupted(
     run, tmp_path, monkeypatch, trunk
 ):
