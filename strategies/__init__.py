@@ -2,6 +2,7 @@
 
 from strategies.adaptive import AdaptiveFedSA
 from strategies.clustered import ClusteredFedSA
+from strategies.cut import SplitFedSA
 from strategies.fedsa import FedSA
 from strategies.round.attendance import Attendance
 from strategies.round.bounds import Bounds
@@ -27,5 +28,6 @@ __all__ = [
     "QFedAvg",
     "Recorder",
     "Roster",
+    "SplitFedSA",
     "TopKFedSA",
 ]
