@@ -14,6 +14,11 @@ CAUTION = (
     "and can still tell something about it."
 )
 
+STATES = (
+    "In every step also the states of each token behind the first blocks, and gradients: who holds the "
+    "weights can read the texts off them (docs/split_learning.md)."
+)
+
 
 def cost(summary: Row) -> list[str]:
     """Words the bytes that the run sent, and those that FedIT, which also sends B, would have sent."""
@@ -66,8 +71,11 @@ def what_left(summary: Row) -> list[str]:
     shared, local = roles(summary, "shared"), roles(summary, "local")
     if not shared:
         return ["Nothing: this split shares no part of the model."]
-    sent = f"Only {listed(shared)}" if local else _capital(listed(shared))
+    cut = summary.get("step_bytes")
+    sent = f"Only {listed(shared)}" if local and not cut else _capital(listed(shared))
     lines = [f"{sent}{_share_of_all(summary.get('parameters') or {})}."]
+    if cut:
+        lines.append(STATES)
     if warning := summary.get("warning"):
         lines.append(f"Warning: {warning}. {_capital(listed(local))} went on to the next client.")
     elif local:

@@ -213,6 +213,12 @@ def test_a_leak_a_break_and_equal_clients_are_warned_of(summary: dict[str, Any])
     assert "Checked:" not in text
 
 
+def test_a_report_of_split_learning_does_not_say_that_a_alone_left(summary: dict[str, Any]) -> None:
+    text = " ".join(what_left({**summary, "step_bytes": {"h1": 9}}))
+    assert "Only the A" not in text
+    assert "can read the texts" in text
+
+
 def test_clients_that_share_everything_are_not_warned_of_for_being_equal(summary: dict[str, Any]) -> None:
     def said(**split: str) -> str:
         same = {"chain_breaks": 0, "distinct_b": False}
