@@ -22,6 +22,7 @@ from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.server.build import build_trunk, skeleton
 from fedsa_lora.tasks.heads import unwrapped
+from fedsa_lora.tasks.imported import imported
 
 TINY = (
     "experiment=split/tiny", "federation.rounds=1", "train.steps=4", "train.batch_size=4", "run.report=false",
@@ -123,6 +124,22 @@ def test_a_step_over_the_wire_is_that_of_the_whole_model_to_the_bit(run, kind):
     assert not [name for name, array in found.items() if not np.array_equal(array, expected[name])]
     assert rows(path)[0]["step_losses"] == losses
     assert any(np.abs(array).max() > 0 for name, array in found.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_as_in_one_piece(tmp_path):
+    try:
+        imported("cache://smollm2_135m")
+    except ModelError as error:
+        pytest.skip(str(error))
+    path = tmp_path / "run"
+    words = ("federation.clients=1", "federation.rounds=1", "run.keep_trained=true", "run.report=false")
+    run_in_process(["experiment=split/smollm2", *words, f"run.dir={path}"])
+    expected, losses = whole(path, "0")
+    found, seen = trained(path, "0"), rows(path)[0]["step_losses"]
+    assert max(np.abs(found[name] - array).max() for name, array in expected.items()) <= 1e-4
+    assert seen == pytest.approx(losses, abs=1e-4)
+    assert np.mean(seen[-5:]) < np.mean(seen[:5]) - 0.3
 
 
 @pytest.mark.parametrize("micro_batches", [2, pytest.param(3, marks=pytest.mark.slow)])
