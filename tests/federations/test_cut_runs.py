@@ -169,6 +169,12 @@ def test_bytes_of_a_step_are_those_of_its_states(run):
     assert sent["h1"] == sent["h2"] == sent["g1"] == sent["g2"] == 4 * tokens * 64
 
 
+@pytest.mark.slow
+def test_held_out_loss_falls(run):
+    first, second = rows(run("federation.rounds=2", "train.steps=8"))
+    assert second["perplexity"] < first["perplexity"] < 104  # that of the model as it comes
+
+
 def test_each_side_holds_its_own_weights_alone():
     config = load(TINY)
     client, empty = build.model(config).module, skeleton(config)
