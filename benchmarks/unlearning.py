@@ -147,7 +147,7 @@ def forgotten(rows: Sequence[Row]) -> str:
         "others' kept NLL": others_kept,
         "stories": lambda r: target(r)["utility_nll"],
         "utility": lambda r: target(r)["model_utility"],
-        "within the bar": lambda r: float(within(r, learned[r["split"], r["seed"]])),
+        "within the bar": lambda r: within(r, learned[r["split"], r["seed"]]),
     }
     return table(rows, columns)
 
@@ -226,10 +226,13 @@ def against(row: Row) -> Row:
 
 
 def words(values: Sequence[float | None]) -> str:
-    """Mean, and standard deviation over seeds where there are several; "-" where it was not measured."""
+    """Mean, and standard deviation over seeds where there are several; of truths the number that are true;
+    "-" where it was not measured."""
     values = [value for value in values if value is not None]
     if not values:
         return "-"
+    if all(isinstance(value, bool) for value in values):
+        return f"{sum(values)} of {len(values)}"
     mean = f"{fmean(values):.3g}"
     return mean if len(values) < 2 else f"{mean} ± {stdev(values):.2g}"
 
