@@ -157,21 +157,23 @@ class Collection(Generic[Ins, Res]):
 
     def _receive(self) -> bool:
         """Take in what has arrived in time, if anything has. A second reply to a message is none."""
-        before = len(self._open)
+        arrived = False
         for message_id, question in list(self._open.items()):
             try:
                 replies = self._replies.take(question.proxy.grid, message_id)
             except UnreadableReply as error:
                 del self._open[message_id]
                 self._fail(question, "rejected", f"its answer cannot be read: {error}")
+                arrived = True
                 continue
             if self._left() <= 0:  # where clients are called here, a pull lasts as long as a client
                 return False
             if replies:
                 del self._open[message_id]
+                arrived = True
                 self._take(question, replies[0])
                 self._send()  # its next message: it works on while the replies of others are taken
-        return len(self._open) < before
+        return arrived
 
     def _take(self, question: Question[Ins], reply: Message) -> None:
         if reply.has_error():

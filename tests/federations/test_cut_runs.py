@@ -1,6 +1,7 @@
 """Runs of split learning: the parts of a model in several places compute what the whole model computes."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -186,6 +187,15 @@ def test_each_side_holds_its_own_weights_alone():
     assert not any(map(config.cut.of_client, its))
     for name, parameter in {**mine, **its}.items():
         assert "lora_" in name or torch.equal(parameter, whole_model[name])
+
+
+def test_a_server_whose_clients_answer_at_once_never_pauses(tmp_path, monkeypatch):
+    from strategies.round import collection
+
+    pauses = []
+    monkeypatch.setattr(collection, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
+    run_in_process([*TINY, "train.steps=1", f"run.dir={tmp_path / 'run'}"])
+    assert pauses == []
 
 
 def test_any_process_of_a_client_can_answer_the_next_message(run, tmp_path, monkeypatch):
