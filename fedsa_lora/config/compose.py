@@ -108,7 +108,8 @@ def _left_out(overrides: Sequence[tuple[str, Override]]) -> set[str]:
     experiment may set some, and Hydra would make a group of these alone."""
     chosen = {override.key_or_group: override.value() for _, override in overrides}
     files = {group: CONF / group / "none.yaml" for group, value in chosen.items() if value == "none"}
-    contents = {group: OmegaConf.to_container(OmegaConf.load(file)) for group, file in files.items()}
+    there = {group: file for group, file in files.items() if file.is_file()}
+    contents = {group: OmegaConf.to_container(OmegaConf.load(file)) for group, file in there.items()}
     empty = {group for group, content in contents.items() if content == {group: None}}
     return empty - {key.partition(".")[0] for key in chosen if "." in key}
 

@@ -198,6 +198,7 @@ def test_a_server_whose_clients_answer_at_once_never_pauses(tmp_path, monkeypatc
     assert pauses == []
 
 
+@pytest.mark.slow
 def test_any_process_of_a_client_can_answer_the_next_message(run, tmp_path, monkeypatch):
     from fedsa_lora.client.session import Session
 
