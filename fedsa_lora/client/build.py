@@ -20,7 +20,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
-from fedsa_lora.learning.cut.parts import Part, build_part, step_format
+from fedsa_lora.learning.cut.parts import Part, adapted_part, build_part, step_format
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.memory import room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
@@ -106,10 +106,10 @@ def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on; of one that is cut a client's
     part."""
     place = device(config)
-    if config.cut is None:
-        backbone = config.task.build_model(seed=config.seed)
-    else:
-        backbone = build_part(config.task, config.cut, Part.CLIENT, seed=config.seed)
+    if config.cut is not None:
+        part = build_part(config.task, config.cut, Part.CLIENT, seed=config.seed)
+        return adapted_part(part.to(place), config.lora, config.seed, config.model)
+    backbone = config.task.build_model(seed=config.seed)
     if config.model.quantization is None:  # else it is where it was quantised: on a GPU, if there is one
         backbone = backbone.to(place)
     return adapted(backbone, config.lora, config.seed, config.model)

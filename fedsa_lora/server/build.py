@@ -17,7 +17,14 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.reported import ATTACKED
 from fedsa_lora.exchange.split import AdapterSplit
 from fedsa_lora.learning.adapters import AdapterModel
-from fedsa_lora.learning.cut.parts import Part, build_part, check_cut, step_format
+from fedsa_lora.learning.cut.parts import (
+    Part,
+    adapted_part,
+    build_part,
+    check_adapters,
+    check_cut,
+    step_format,
+)
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
@@ -34,7 +41,10 @@ def skeleton(config: RunConfig) -> AdapterModel:
     empty = config.task.build_model(seed=config.seed, empty=True)
     if config.cut is not None:
         check_cut(empty, config.cut)
-    return adapted(empty, config.lora, config.seed, config.model)
+    model = adapted(empty, config.lora, config.seed, config.model)
+    if config.cut is not None:
+        check_adapters(model, config.cut)
+    return model
 
 
 def build_strategy(
@@ -93,7 +103,7 @@ def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
     if cut is None:
         return None
     backbone = build_part(config.task, cut, Part.SERVER, seed=config.seed).to(device(config))
-    model = adapted(backbone, config.lora, config.seed, config.model)
+    model = adapted_part(backbone, config.lora, config.seed, config.model)
     start = empty.initial(config.seed)
     return Trunk(
         model,

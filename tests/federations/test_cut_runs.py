@@ -172,7 +172,7 @@ def test_bytes_of_a_step_are_those_of_its_states(run):
 
 @pytest.mark.slow
 def test_held_out_loss_falls(run):
-    first, second = rows(run("federation.rounds=2", "train.steps=8"))
+    first, second = rows(run("federation.rounds=2", "train.steps=8", "federation.train_examples=[200,200]"))
     assert second["perplexity"] < first["perplexity"] < 104  # that of the model as it comes
 
 
@@ -330,7 +330,12 @@ def test_what_cannot_be_cut_is_refused_with_a_way_out(words, told):
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(("cut.top=5",), "has 5 blocks"), (OPT, "like GPT-2 or Llama")],
+    [
+        (("cut.top=5",), "has 5 blocks"),
+        (OPT, "like GPT-2 or Llama"),
+        (("lora.targets=default", "lora.target_modules=[layers.2.mlp.up_proj]"), "the client's part"),
+        (("lora.targets=default", "lora.target_modules=[layers.0.mlp.up_proj]"), "the server's part"),
+    ],
 )
 def test_a_model_that_cannot_be_cut_so_is_refused_before_a_run(words, told):
     from fedsa_lora.launch.plan import make_plan

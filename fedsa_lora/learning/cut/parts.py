@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import nn
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.step import StepFormat
+from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.settings import Cut
-from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.learning.given import adapted
+from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.tasks.backbone import filled
 from fedsa_lora.tasks.heads import unwrapped
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.task import Batch, Task
 
 
@@ -89,14 +92,11 @@ def narrow(model: Any, cut: Cut, part: Part) -> None:
     if part is Part.SERVER:
         for name, absent in (*anatomy.embeddings.items(), (anatomy.norm, Through)):
             setattr(base, name, absent())
-        _replace(model, model.get_output_embeddings(), Through())
+        outputs = model.get_output_embeddings()
+        for name, child in list(model.named_children()):
+            if child is outputs:
+                setattr(model, name, None)  # an adapter that is meant for it finds nothing
         model.all_tied_weights_keys = {}
-
-
-def _replace(model: nn.Module, child: nn.Module, other: nn.Module) -> None:
-    for name, found in model.named_children():
-        if found is child:
-            setattr(model, name, other)
 
 
 def build_part(task: Task, cut: Cut, part: Part, *, seed: int) -> nn.Module:
@@ -107,6 +107,31 @@ def build_part(task: Task, cut: Cut, part: Part, *, seed: int) -> nn.Module:
     check_cut(empty, cut)
     settings: Any = task.model  # type: ignore[attr-defined]
     return filled(empty, narrowed(type(empty), cut, part), settings, seed=seed)
+
+
+def adapted_part(
+    backbone: nn.Module, lora: LoraSettings | None, seed: int, settings: ModelSettings
+) -> AdapterModel:
+    """A part with its adapters: of targets that are named one by one, those that it has."""
+    if lora is not None and isinstance(lora.target_modules, list):
+        names = [f".{name}" for name, _ in backbone.named_modules()]
+        held = [t for t in lora.target_modules if any(name.endswith(f".{t}") for name in names)]
+        lora = replace(lora, target_modules=held)
+    return adapted(backbone, lora, seed, settings)
+
+
+def check_adapters(model: AdapterModel, cut: Cut) -> None:
+    """Raise ModelError where one side of a whole model has no adapter, and so nothing to train."""
+    for owner, names in (("client", cut.at_client(model.layout).names), ("server", _of_trunk(model, cut))):
+        if not names:
+            raise ModelError(
+                f"cut: lora.target_modules choose no layer of the {owner}'s part: name kinds of layers that "
+                "each block has, or cut elsewhere"
+            )
+
+
+def _of_trunk(model: AdapterModel, cut: Cut) -> list[str]:
+    return [name for name in model.layout.names if not cut.of_client(name)]
 
 
 def step_format(module: nn.Module, cut: Cut, task: Task, settings: TrainSettings) -> StepFormat:
