@@ -135,12 +135,12 @@ class CutClient(FedSAClient):
         return kept
 
     def _resumed(self, kind: type[Session], kept: Kept) -> Session:
+        if kept.words["kind"] != kind.__name__:
+            raise WireError("is asked for a step of another exchange than the one that is open")
         session = self.bench.sessions.get(self.client)
         if session is None or not session.is_at(kept):
             session = self._session(kind, kept.header, kept.parameters)
             session.restore(kept)
-        if type(session) is not kind:
-            raise WireError("is asked for a step of another exchange than the one that is open")
         return session
 
     def _next(self, session: Session, step: Step) -> Answer:

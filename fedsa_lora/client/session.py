@@ -128,7 +128,8 @@ class Session(ABC):
 
     def is_at(self, kept: Kept) -> bool:
         """True where this is the exchange that was kept, and not another one or an earlier moment of it."""
-        return (self.number, _text(self.header)) == (kept.number, kept.words["header"])
+        mine = (type(self).__name__, self.number, _text(self.header))
+        return mine == (kept.words["kind"], kept.number, kept.words["header"])
 
     def keep(self, folder: Path, answer: Answer) -> None:
         """Write down where the exchange stands, and what is answered now."""
@@ -142,7 +143,12 @@ class Session(ABC):
                 found[_BYTES + key] = np.frombuffer(content, np.uint8)
                 del metrics[key]
         told = {"examples": answer.examples, "metrics": metrics, "loss": answer.loss}
-        words |= {"number": self.number, "header": _text(self.header), "answer": told}
+        words |= {
+            "kind": type(self).__name__,
+            "number": self.number,
+            "header": _text(self.header),
+            "answer": told,
+        }
         contents = {name: np.asarray(array, order="C") for name, array in found.items()}
         write_atomically(folder / FILE, save(contents, {"words": json.dumps(words)}), durable=False)
 

@@ -104,14 +104,17 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
 
 
 def _left_out(overrides: Sequence[tuple[str, Override]]) -> set[str]:
-    """Groups of which a word chooses to have nothing, as ``lora=none`` does, and no other word sets a key: an
-    experiment may set some, and Hydra would make a group of these alone."""
+    """Groups of which a word chooses to have nothing, as ``lora=none`` does: an experiment may set some of
+    their keys, and Hydra would make a group of these alone. Raises ConfigError where another word sets one."""
     chosen = {override.key_or_group: override.value() for _, override in overrides}
     files = {group: CONF / group / "none.yaml" for group, value in chosen.items() if value == "none"}
     there = {group: file for group, file in files.items() if file.is_file()}
     contents = {group: OmegaConf.to_container(OmegaConf.load(file)) for group, file in there.items()}
     empty = {group for group, content in contents.items() if content == {group: None}}
-    return empty - {key.partition(".")[0] for key in chosen if "." in key}
+    if left := sorted(key for key in chosen if key.partition(".")[0] in empty and "." in key):
+        group = left[0].partition(".")[0]
+        raise ConfigError(f"{group}=none leaves the group out, and {left[0]} sets a key of it: remove one")
+    return empty
 
 
 def _assign(config: DictConfig, text: str, override: Override) -> None:

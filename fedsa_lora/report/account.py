@@ -28,12 +28,14 @@ def cost(summary: Row) -> list[str]:
         f"{counted(summary.get('rounds', 0), 'round')} with {counted(summary.get('clients', 0), 'client')}, "
         f"in {duration(summary.get('seconds'))}.",
     ]
-    if each:
+    if each and summary.get("step_bytes"):
+        lines.append(f"Of it a client sends {amount(each)} at the end of each round; the rest goes in steps.")
+    elif each:
         coded = summary.get("codec") or DENSE
         lines.append(
             f"A client sends {amount(each)} per round{'' if coded == DENSE else f', coded as {coded}'}."
         )
-    if each and fedit and fedit > each:
+    if each and fedit and fedit > each and not summary.get("step_bytes"):
         lines.append(
             f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
         )
@@ -50,10 +52,10 @@ def cost(summary: Row) -> list[str]:
 def uploads(summary: Row) -> dict[str, float]:
     """Bytes of a client's upload in a round, by what it holds: the full model without adapters, A and B, or
     A, at 4 bytes a value, with the head where it is shared; and those that the run sent on average, headers
-    and coding included. Nothing of a run without adapters, or one that sent nothing."""
+    and coding included. Nothing of a run without adapters, one that sent nothing, and one whose steps send states as well."""
     parameters, fedit = summary.get("parameters") or {}, summary.get("bytes_up_share_ab")
     each = summary.get("bytes_up_per_client_round")
-    if not parameters.get("A") or not fedit or not each:
+    if not parameters.get("A") or not fedit or not each or summary.get("step_bytes"):
         return {}
     both, one = "A and B", "A"
     if ROLE_NAMES["head"] in roles(summary, "shared"):

@@ -425,6 +425,11 @@ def test_a_group_that_is_left_out_is_so_whatever_an_experiment_says_of_it(words)
         assert (config.lora is None) == ("lora=none" in words)
 
 
+def test_a_key_of_a_group_that_is_left_out_is_a_fault():
+    with pytest.raises(ConfigError, match=r"cut=none leaves the group out, and cut.bottom sets a key of it"):
+        load(["experiment=split/tiny", "cut=none", "cut.bottom=1"])
+
+
 def test_no_experiment_can_be_chosen_by_name():
     assert load(["experiment=null", "name=mine"]).resolved == load(["name=mine"]).resolved
 

@@ -319,6 +319,11 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
         (("lora=dora",), "lora.variant=lora"),
         (("split=importance",), "neither adapts"),
         (("strategy=fedprox",), "strategy=fedavg"),
+        (("split=share_ab", "strategy=flora"), "another that averages"),
+        (("split=local_only",), "shares nothing"),
+        (("split=soft",), "neither adapts nor mixes"),
+        (("lora.layer_ranks=[2,2,4,4,8]",), "lora.layer_ranks=null"),
+        (("cut.micro_batches=8",), "no more parts"),
         (("experiment=smoke", "cut=u_shape"), "expected task=causal_lm"),
     ],
 )

@@ -114,7 +114,8 @@ def adapted_part(
 ) -> AdapterModel:
     """A part with its adapters: of targets that are named one by one, those that it has."""
     if lora is not None and isinstance(lora.target_modules, list):
-        names = [f".{name}" for name, _ in backbone.named_modules()]
+        present = backbone.named_modules()
+        names = [f".{name}" for name, module in present if not isinstance(module, Through)]
         held = [t for t in lora.target_modules if any(name.endswith(f".{t}") for name in names)]
         lora = replace(lora, target_modules=held)
     return adapted(backbone, lora, seed, settings)

@@ -98,8 +98,23 @@ class Cut(Group):
     def _training_clashes(self, run: RunConfig) -> Iterator[str]:
         if type(run.personalisation) is not Personalisation or run.unlearning.chosen:
             yield "cut: a client's step needs the server; expected personalisation=none and unlearning=none"
-        if run.split.adaptive or run.split.degrees(Layout(())):
+        words = run.split.words()
+        if run.split.adaptive or any("%" in word for word in words.values()):
             yield "cut: expected a split that neither adapts nor mixes, such as split=share_a"
+        elif not {"shared"} & {words["A"], words["B"]}:
+            yield "cut: this split shares nothing of the clients' parts; expected split=share_a, or cut=none"
+        if run.lora is not None and run.lora.layer_ranks is not None:
+            yield "cut: no part has all blocks; expected lora.layer_ranks=null, or lora.rank_pattern"
+        if run.strategy.needs_factors:
+            yield (
+                f"cut: {run.strategy.name} may merge updates into frozen weights, of which each side has a "
+                "part; expected strategy=fedavg or another that averages"
+            )
+        if isinstance(run.train.batch_size, int) and self.micro_batches > run.train.batch_size:
+            yield (
+                f"cut.micro_batches={self.micro_batches}: a step has train.batch_size={run.train.batch_size} "
+                "examples; expected no more parts than that"
+            )
         if run.evaluation.local_only or run.evaluation.before:
             yield (
                 "cut: a client has no whole model to train alone or to measure before aggregation; expected "
