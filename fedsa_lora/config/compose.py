@@ -105,7 +105,7 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
 
 def _left_out(overrides: Sequence[tuple[str, Override]]) -> set[str]:
     """Groups of which a word chooses to have nothing, as ``lora=none`` does: an experiment may set some of
-    their keys, and Hydra would make a group of these alone. Raises ConfigError where another word sets one."""
+    their keys, and Hydra would make a group of these alone. Raises ConfigError where a word sets one."""
     chosen = {override.key_or_group: override.value() for _, override in overrides}
     files = {group: CONF / group / "none.yaml" for group, value in chosen.items() if value == "none"}
     there = {group: file for group, file in files.items() if file.is_file()}

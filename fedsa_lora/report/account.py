@@ -52,7 +52,8 @@ def cost(summary: Row) -> list[str]:
 def uploads(summary: Row) -> dict[str, float]:
     """Bytes of a client's upload in a round, by what it holds: the full model without adapters, A and B, or
     A, at 4 bytes a value, with the head where it is shared; and those that the run sent on average, headers
-    and coding included. Nothing of a run without adapters, one that sent nothing, and one whose steps send states as well."""
+    and coding included. Nothing of a run without adapters, one that sent nothing, and one whose
+    steps send states as well."""
     parameters, fedit = summary.get("parameters") or {}, summary.get("bytes_up_share_ab")
     each = summary.get("bytes_up_per_client_round")
     if not parameters.get("A") or not fedit or not each or summary.get("step_bytes"):
