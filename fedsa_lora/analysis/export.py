@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -93,17 +93,11 @@ class Exporter:
         policy, rank = self.config.split, self._ranks.get(client)
         layout = self._layout.limited(rank)
         received = Received(self.checkpoint.turn(client), self.checkpoint.held(client, rank), {})
-        values = personal(policy, layout, received, cut(self.initial, layout), state)
-        values |= {name: self.initial[name] for name in self._at_server} | self._trunk.get(client, {})
+        held = personal(policy, layout, received, cut(self.initial, layout), state)
+        values = {**self.initial, **held, **self._trunk.get(client, {})}
         common = layout.select(policy(layout).shared).unpack(received.common)
         share = self.checkpoint.share(client)
         return OwnModel(values, beside(state), others(common, state, share, self.round))
-
-    @property
-    def _at_server(self) -> Sequence[str]:
-        """The tensors of a model that was cut that its clients do not hold."""
-        held = set(self._layout.names)
-        return [name for name in self.model.layout.names if name not in held]
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """Write a client's personalised model as ``write`` does. Raises RunError as well for a personalised

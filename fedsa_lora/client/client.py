@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 from flwr.client import NumPyClient
@@ -107,7 +107,7 @@ class FedSAClient(NumPyClient):
             examples = request.examples
         else:
             outcome, own = self._done(self.bench.personalisation.fit(local, beside(state)))
-        numbers = {k: float(v) for k, v in asdict(outcome.report).items() if k != "examples"}
+        numbers = outcome.report.numbers()
         measured = len(self.model.held_out) if header.measure_before else 0
         if measured:
             model = OwnModel(cut(outcome.values, self.rounds.layout), own, opened.others)

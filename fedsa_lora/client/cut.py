@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 from flwr.common import NDArray as FlowerArray
@@ -164,9 +164,8 @@ class CutClient(FedSAClient):
         if isinstance(session, Steps):
             outcome = Outcome(session.opened.values, session.trained.values(), session.report)
             closed = self.rounds.close(session.opened, outcome, {}, {}, train)
-            numbers = {k: float(v) for k, v in asdict(session.report).items() if k != "examples"}
             self.store.save(closed.state)
-            header = wire.write_header(replace(closed.header, report=numbers))
+            header = wire.write_header(replace(closed.header, report=session.report.numbers()))
             entries = self.format.write(session.farewell, generator(self.bench.seed, "cut", round_))
             return Answer([closed.payload], train, {**header, **entries})
         assert isinstance(session, Measurement)

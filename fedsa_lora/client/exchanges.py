@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.client.session import Indices, Session, as_array
+from fedsa_lora.client.session import Indices, Session
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import Step
 from fedsa_lora.learning.cut.trained import Trained
+from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.training import finite
 from fedsa_lora.tasks.task import Task, measured

@@ -26,6 +26,7 @@ from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import Step
 from fedsa_lora.files import write_atomically
 from fedsa_lora.learning.cut.parts import Ends
+from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.learning.training import seed_generators, to_device
 from fedsa_lora.seeds import torch_seed
@@ -218,7 +219,3 @@ def _opened(path: Path) -> Iterator[Any]:
 def _text(header: wire.BroadcastHeader) -> str:
     text: str = wire.write_header(header)[wire.KEY]  # type: ignore[assignment]
     return text
-
-
-def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())

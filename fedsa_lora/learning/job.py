@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -122,7 +123,7 @@ class OneByOne:
                     beside=tuple(parameters.values()),
                 )
             answers = tuple(job.read(model, self.task, asked, job.settings) for asked in job.asked)
-            extension = {name: _array(parameter) for name, parameter in parameters.items()}
+            extension = {name: as_array(parameter) for name, parameter in parameters.items()}
         scores = None if meter is None else meter.scores()
         return Outcome(start, model.read(), report, scores, extension, answers)
 
@@ -178,6 +179,7 @@ def _advance(training: Generator[Job, Outcome, Result], outcome: Outcome | Train
     return training.send(outcome)
 
 
-def _array(parameter: nn.Parameter) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = parameter.detach().cpu().numpy().copy()
+def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A copy of a tensor's values."""
+    values: NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -49,6 +49,10 @@ class TrainReport:
             padded_tokens=padded,
             seconds=seconds,
         )
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers that a client reports of a training: all but the examples, which its header has."""
+        return {name: float(value) for name, value in asdict(self).items() if name != "examples"}
 
     def __add__(self, other: TrainReport) -> TrainReport:
         """One training after another, as one."""

@@ -18,6 +18,7 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.parts import trunk_states
 from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.cut.trained import Trained
+from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import seed_generators
 from fedsa_lora.runs.trunk import as_memory, of_trunk
@@ -168,8 +169,7 @@ class Trunk:
                 exchange.losses.append(0.0)
             exchange.micro, exchange.whole = exchange.micro + 1, False
             exchange.graphs.append((states, behind))
-        found: NDArray[np.float32] = behind.detach().cpu().numpy()
-        return found
+        return as_array(behind)
 
     def _backward(self, exchange: Exchange, step: Step) -> NDArray[np.float32]:
         if not exchange.graphs:
@@ -181,8 +181,7 @@ class Trunk:
         exchange.losses[-1] += step.loss or 0.0
         behind.backward(torch.from_numpy(gradient).to(behind.device))  # type: ignore[no-untyped-call]
         assert states.grad is not None
-        found: NDArray[np.float32] = states.grad.cpu().numpy()
-        return found
+        return as_array(states.grad)
 
 
 def sizes(entries: Mapping[str, Any], header: str) -> dict[str, int]:

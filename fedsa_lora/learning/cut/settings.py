@@ -85,6 +85,7 @@ class Cut(Group):
         if run.model.quantization is not None or run.model.adapter:
             yield "cut: expected model.quantization=null and model.adapter=null"
         yield from self._training_clashes(run)
+        yield from self._federation_clashes(run)
 
     def _task_clashes(self, task: CausalLMTask) -> Iterator[str]:
         if task.packed:
@@ -96,29 +97,12 @@ class Cut(Group):
             )
 
     def _training_clashes(self, run: RunConfig) -> Iterator[str]:
-        if type(run.personalisation) is not Personalisation or run.unlearning.chosen:
-            yield "cut: a client's step needs the server; expected personalisation=none and unlearning=none"
-        words = run.split.words()
-        if run.split.adaptive or any("%" in word for word in words.values()):
-            yield "cut: expected a split that neither adapts nor mixes, such as split=share_a"
-        elif not {"shared"} & {words["A"], words["B"]}:
-            yield "cut: this split shares nothing of the clients' parts; expected split=share_a, or cut=none"
         if run.lora is not None and run.lora.layer_ranks is not None:
             yield "cut: no part has all blocks; expected lora.layer_ranks=null, or lora.rank_pattern"
-        if run.strategy.needs_factors:
-            yield (
-                f"cut: {run.strategy.name} may merge updates into frozen weights, of which each side has a "
-                "part; expected strategy=fedavg or another that averages"
-            )
         if isinstance(run.train.batch_size, int) and self.micro_batches > run.train.batch_size:
             yield (
                 f"cut.micro_batches={self.micro_batches}: a step has train.batch_size={run.train.batch_size} "
                 "examples; expected no more parts than that"
-            )
-        if run.evaluation.local_only or run.evaluation.before:
-            yield (
-                "cut: a client has no whole model to train alone or to measure before aggregation; expected "
-                "evaluation.local_only=false and evaluation.before=false"
             )
         if run.train.accumulate > 1 or run.train.gradient_checkpointing or run.train.precision != "fp32":
             yield (
@@ -127,12 +111,31 @@ class Cut(Group):
             )
         if run.train.steps is None:
             yield "cut: the server counts the steps of a round; expected train.steps, not train.epochs"
+        if run.train.batch_size == "auto":
+            yield "cut: expected a number for train.batch_size"
+
+    def _federation_clashes(self, run: RunConfig) -> Iterator[str]:
+        if type(run.personalisation) is not Personalisation or run.unlearning.chosen:
+            yield "cut: a client's step needs the server; expected personalisation=none and unlearning=none"
+        words = run.split.words()
+        if run.split.adaptive or any("%" in word for word in words.values()):
+            yield "cut: expected a split that neither adapts nor mixes, such as split=share_a"
+        elif not {"shared"} & {words["A"], words["B"]}:
+            yield "cut: this split shares nothing of the clients' parts; expected split=share_a, or cut=none"
+        if run.strategy.needs_factors:
+            yield (
+                f"cut: {run.strategy.name} may merge updates into frozen weights, of which each side has a "
+                "part; expected strategy=fedavg or another that averages"
+            )
+        if run.evaluation.local_only or run.evaluation.before:
+            yield (
+                "cut: a client has no whole model to train alone or to measure before aggregation; expected "
+                "evaluation.local_only=false and evaluation.before=false"
+            )
         if run.strategy.proximal:
             yield "cut: the trunk has no proximal term; expected strategy=fedavg"
         if run.clusters is not None:
             yield "cut: all clients share one trunk or have their own; expected clusters=none"
-        if run.train.batch_size == "auto":
-            yield "cut: expected a number for train.batch_size"
         if run.federation.clients_per_node > 1 or run.federation.b_passing:
             yield "cut: expected federation.clients_per_node=1 and federation.b_passing=false"
         if (run.machine.cohort or 1) > 1:

@@ -13,6 +13,7 @@ from torch import nn
 from fedsa_lora.errors import TrainingError, WireError
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import make_optimizer, schedule
 
@@ -102,21 +103,21 @@ class Trained:
 
     def values(self) -> Arrays:
         """Copies of all tensors. Raises TrainingError where one is not finite."""
-        found = {name: _array(parameter) for name, parameter in self._own.items()}
+        found = {name: as_array(parameter) for name, parameter in self._own.items()}
         if bad := sorted(name for name, array in found.items() if not np.isfinite(array).all()):
             raise TrainingError(f"training made these tensors NaN or infinite: {bad}; lower train.lr")
         return found
 
     def state(self) -> Arrays:
         """All that ``restore`` goes on from: values, gradients, and the optimizer's moments."""
-        state = {_VALUE + name: _array(parameter) for name, parameter in self._own.items()}
+        state = {_VALUE + name: as_array(parameter) for name, parameter in self._own.items()}
         for name in self.names:
             parameter = self._own[name]
             if parameter.grad is not None:
-                state[_GRADIENT + name] = _array(parameter.grad)
+                state[_GRADIENT + name] = as_array(parameter.grad)
             for key, moment in (self._optimizer.state[parameter] if self._optimizer else {}).items():
                 if moment is not None:
-                    state[f"{_MOMENT}{key}/{name}"] = _array(moment)
+                    state[f"{_MOMENT}{key}/{name}"] = as_array(moment)
         return state
 
     @torch.no_grad()
@@ -136,8 +137,3 @@ class Trained:
 
 def _tensor(array: NDArray[np.float32], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
-
-
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = tensor.detach().cpu().numpy().copy()
-    return values
