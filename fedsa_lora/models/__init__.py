@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedsa_lora.models import efficientnet_lite
+from fedsa_lora.models import efficientnet_lite, sentence_bert
+
+__all__ = ["PUBLISHED", "efficientnet_lite", "sentence_bert"]
 
 # Of every model type here: the name of a parameter by the one in published files of its weights.
 PUBLISHED: Mapping[str, Callable[[str], str]] = {
