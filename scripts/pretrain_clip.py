@@ -40,7 +40,7 @@ from fedsa_lora.tasks.joining import (
     without_mean,
 )
 from fedsa_lora.tasks.model_images import ModelImages, images_of
-from fedsa_lora.tasks.model_settings import ModelSettings, resolve
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.prompts import filled_in
 

@@ -42,8 +42,8 @@ def choose(model: nn.Module, intent: Intent, towers: Towers | None = None) -> li
         return [name for each in chosen for name in _of_tower(model, each, intent)]
     if towers is not None:
         raise ModelError(
-            f"lora.towers={towers}: {type(model).__name__} has no towers, which are those of a model of images "
-            "and texts, such as CLIP; set lora.towers=null"
+            f"lora.towers={towers}: {type(model).__name__} has no towers, which are those of a model of "
+            "images and texts, such as CLIP; set lora.towers=null"
         )
     if intent == "default":
         return _default(model)

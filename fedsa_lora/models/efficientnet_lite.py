@@ -3,7 +3,7 @@ and excitation, as published in github.com/tensorflow/tpu, models/official/effic
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "efficientnet_lite"
-    attribute_map = {"hidden_size": "top_channels"}
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "top_channels"}
 
     num_channels: int = 3
     image_size: int = 224

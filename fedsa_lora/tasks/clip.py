@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 PLACE = "{}"  # of the class in a template
+_NUMBERED = (
+    "classes are called by numbers, as in {prompt!r}: unless these are of numerals, give their names in "
+    "task.class_names"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +43,17 @@ class ClipTask(ImageTask):
             )
         if self.classifier == "prompts" and self.partition.label_meaning != "common":
             raise ConfigError(
-                "federation.label_meaning: with task.classifier=prompts a class is what its name says, for every "
-                "client; expected common, or task.classifier=linear"
+                "federation.label_meaning: with task.classifier=prompts a class is what its name says, for "
+                "every client; expected common, or task.classifier=linear"
             )
+
+    def inspect(self) -> tuple[str, ...]:
+        """Remarks on what the model is given, and on classes whose names say nothing."""
+        notes = super().inspect()
+        numbers = [name for name in self.labels() if name.isdecimal()]
+        if self.classifier == "linear" or not numbers:
+            return notes
+        return (*notes, _NUMBERED.format(prompt=self.templates[0].format(numbers[0])))
 
     @property
     def auto_class(self) -> Any:
@@ -80,8 +92,8 @@ class ClipTask(ImageTask):
         length, most = tokens["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > most:
             raise ConfigError(
-                f"task.templates: with the longest class a prompt has {length} tokens, and the model reads at "
-                f"most {most}: shorten it",
+                f"task.templates: with the longest class a prompt has {length} tokens, and the model reads "
+                f"at most {most}: shorten it",
                 sent="a prompt is longer than the model reads",
                 key="task.templates",
             )

@@ -27,18 +27,20 @@ def image_classifier(path: str, size: int) -> EfficientNetLiteForImageClassifica
     config = EfficientNetLiteConfig(image_size=size, num_labels=OUTPUTS)
     file = Path(resolve(path))
     with quiet():
-        model = EfficientNetLiteForImageClassification.from_pretrained(
-            None, config=config, state_dict=state_dict(file, config)
+        model: EfficientNetLiteForImageClassification = (
+            EfficientNetLiteForImageClassification.from_pretrained(
+                None, config=config, state_dict=state_dict(file, config)
+            )
         )
-    return model.eval()
+    return model
 
 
 def sentence_encoder(path: str) -> SentenceBertModel:
     """A BERT that was trained with mean pooling."""
     with quiet():
-        model = SentenceBertModel.from_pretrained(resolve(path))
+        model: SentenceBertModel = SentenceBertModel.from_pretrained(resolve(path))
     model.config.model_type = SentenceBertModel.config_class.model_type  # a checkpoint's own says bert
-    return model.eval()
+    return model
 
 
 def without_mean(direction: torch.Tensor) -> torch.Tensor:

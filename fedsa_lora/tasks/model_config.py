@@ -76,9 +76,9 @@ def check_dual_encoder(settings: ModelSettings) -> None:
     config, _ = load_config(settings, ())
     if config.model_type not in TYPES:
         raise ModelError(
-            f"the model {settings.path or 'of model.config'} is of type {config.model_type}, and task=clip compares "
-            f"images with texts: expected one of type {' or '.join(TYPES)}, such as model=clip_lite0_minilm; for "
-            "a model of images alone set task=image",
+            f"the model {settings.path or 'of model.config'} is of type {config.model_type}, and task=clip "
+            f"compares images with texts: expected one of type {' or '.join(TYPES)}, such as "
+            "model=clip_lite0_minilm; for a model of images alone set task=image",
             sent="the task is for a model of images and texts",
             key="model",
         )

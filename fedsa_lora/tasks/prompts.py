@@ -16,7 +16,7 @@ from fedsa_lora.tasks.heads import Head, assign_head
 from fedsa_lora.tasks.towers import PROJECTIONS, tower
 
 HEAD = "classifier"
-Tokens: TypeAlias = "Mapping[str, torch.Tensor]"  # (templates * classes, length), the classes of a template together
+Tokens: TypeAlias = "Mapping[str, torch.Tensor]"  # (templates * classes, length), template by template
 _State: TypeAlias = "tuple[tuple[int, int], ...]"
 
 
@@ -69,7 +69,7 @@ class PromptClassifier:
         device = self.model.logit_scale.device
         tokens = {name: value.to(device) for name, value in self.prompts.items()}
         texts = functional.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
-        mean = texts.unflatten(0, (-1, self.classes)).mean(dim=0)
+        mean = texts.reshape(-1, self.classes, texts.shape[-1]).mean(dim=0)
         return functional.normalize(mean, dim=-1)
 
 
