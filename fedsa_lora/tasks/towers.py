@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 TOWERS = ("vision", "text")
-TYPES = ("clip", "vision-text-dual-encoder")  # of models that are dual encoders
+TYPES = ("clip", "vision-text-dual-encoder")  # of models that are dual encoders, or a part of one
 PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}  # behind the towers
 
 
 def is_dual_encoder(model: Any) -> bool:
-    """True for a model of transformers that has a tower for images and one for texts."""
-    return getattr(getattr(model, "config", None), "model_type", None) in TYPES
+    """True for a model that has a tower for images and one for texts."""
+    return all(hasattr(model, f"{name}_model") for name in TOWERS)
 
 
 def tower(model: Any, name: str) -> Any:

@@ -219,7 +219,7 @@ def test_a_bound_that_is_allowed_is_taken(key, value):
         ("experiment=quikstart", "experiment=quikstart: no such option (did you mean 'quickstart'?)"),
         ("task=5", "task=5: no such option"),
         ("task=[snips,image]", "no such option"),
-        ("lora=null", "lora=null: no such option; expected one of balanced, convolutions, "),
+        ("lora=null", "lora=null: no such option; expected one of balanced, clip_encoder, "),
         ("task=../run", "task=../run: no such option"),
         ("task._target_=fedsa_lora.tasks.text.TextTak", "no such class (did you mean 'TextTask'?)"),
         ("task._target_=fedsa_lora.tasks.txt.TextTask", "no such class"),

