@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -133,6 +134,62 @@ def test_the_vision_tower_of_clip_trains_what_was_checked(targets, trained):
     ).counts()
     assert counts["A"] + counts["B"] == trained
     assert counts["A"] == counts["B"]
+
+
+VIT_B32 = {
+    "vision_config": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "image_size": 224, "patch_size": 32,
+    },
+    "text_config": {
+        "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "towers", "trained"),
+    [
+        ("all_linear", "vision", 1_327_104),
+        ("all_linear", "text", 884_736),
+        ("all_linear", "both", 2_211_840),
+        ("all_linear", None, 2_211_840),
+        ("attention", "vision", 589_824),
+        ("default", "vision", 294_912),
+    ],
+)
+def test_the_towers_of_clip_train_what_was_checked(targets, towers, trained):
+    model = backbone("clip", AutoModel, **VIT_B32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 151_277_313
+    counts = AdapterModel(attach(model, LoraSettings(r=8, targets=targets, towers=towers))).counts()
+    assert counts["A"] == counts["B"] == trained // 2
+    assert counts["head"] == 0
+
+
+@pytest.mark.parametrize(
+    ("towers", "convolutions", "linear"), [("vision", 4, 0), ("both", 4, 18), ("text", 0, 18)]
+)
+def test_a_tower_of_convolutions_has_adapters_on_those_of_one_pixel(towers, convolutions, linear):
+    lite = {"channels": [8, 8], "repeats": [1, 1], "kernels": [3, 3], "strides": [1, 1], "top_channels": 8}
+    sizes = {
+        "vision_config": {"model_type": "efficientnet_lite", **lite},
+        "text_config": {"model_type": "bert", **SMALL},
+    }
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model("vision-text-dual-encoder", **sizes))
+    layers = AdapterModel(attach(model, LoraSettings(targets="all_linear", towers=towers)))._layers()
+    kinds = [type(layer.get_base_layer()).__name__ for layer in layers.values()]
+    assert (kinds.count("Conv2d"), kinds.count("Linear")) == (convolutions, linear)
+    assert all(
+        set(layer.get_base_layer().kernel_size) == {1} for name, layer in layers.items() if "vision" in name
+    )
+
+
+def test_towers_of_a_model_that_has_none_are_refused():
+    with pytest.raises(ModelError, match=r"lora\.towers=text: Bert.* has no towers"):
+        adapted("bert", towers="text")
+    with pytest.raises(ConfigError, match="target_modules and towers=text both choose"):
+        LoraSettings(target_modules=["q_proj"], towers="text")
 
 
 def test_ranks_by_layer_are_given_in_the_order_of_the_model():
