@@ -22,7 +22,7 @@ from fedsa_lora.client.personal import OwnModel, Received, beside, others, perso
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
-from fedsa_lora.files import recover, replaced
+from fedsa_lora.files import recover, replaced, writing
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory

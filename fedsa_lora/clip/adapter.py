@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -17,8 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from fedsa_lora.clip.base import Base
 from fedsa_lora.clip.config import LoRAConfig
 from fedsa_lora.errors import ModelError
+from fedsa_lora.learning.batch_norms import keep_statistics
 from fedsa_lora.learning.lora import ADAPTER
 from fedsa_lora.learning.names import PREFIX
 from fedsa_lora.learning.targets import check_kinds
@@ -31,10 +34,11 @@ ORIGINAL, TRAINED = ".original_module.", f".modules_to_save.{ADAPTER}."  # of a 
 
 class Adapter:
     """LoRA on the ``layers`` of a module, and parts of it that are trained ``whole``. The module's layers are
-    replaced within it: whoever holds the module computes with LoRA from then on.
+    replaced within it: whoever holds the module computes with LoRA from then on. Its batch norms keep their
+    statistics.
 
-    A is drawn from the seed. Raises ModelError where PEFT has no LoRA for a layer, and where the module has
-    LoRA already; the module is then as it was.
+    A is drawn from the seed; ``path`` is that of the base. Raises ModelError where PEFT has no LoRA for a
+    layer, and where the module has LoRA already; the module is then as it was.
     """
 
     def __init__(
@@ -44,34 +48,42 @@ class Adapter:
         layers: Sequence[str],
         whole: Sequence[str] = (),
         seed: int = 0,
+        path: str = "",
     ) -> None:
         if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
             raise ModelError(f"{type(module).__name__} has LoRA already: merge it and unload it first")
-        found = {name: module.get_submodule(name) for name in layers}
-        check_kinds(found, "target_modules", linear_only=False)
         self.module, self.config, self.layers, self.whole = module, config, tuple(layers), tuple(whole)
+        self.base = Base.of(module, layers, path)
         self.enabled = True
         self._trained_before = [name for name, value in module.named_parameters() if value.requires_grad]
         training = module.training
-        settings = LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            bias=config.bias,
-            target_modules=list(layers),
-            modules_to_save=list(whole) or None,
-            fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in found.values()),
-        )
-        self._peft = _injected(module, settings, seed)
+        self._peft = _injected(module, self._settings(), seed)
         module.train(training)  # PEFT's own modules begin in training mode
         if other := self._not_meant():
-            self._peft.unload()
+            with _without_foreign_config(module):
+                self._peft.unload()
             self._restore_gradients()
             raise ModelError(
                 f"{type(module).__name__} has layers whose names end as those that were asked for, such as "
-                f"{other[0]}, and PEFT cannot tell them apart: choose other target_modules, or rename that part"
+                f"{other[0]}, and PEFT cannot tell them apart: choose other target_modules, or rename that "
+                "part"
             )
+        self._statistics = keep_statistics(module)
         self.names = tuple(name for name, value in module.named_parameters() if value.requires_grad)
+
+    def _settings(self) -> LoraConfig:
+        """The settings as PEFT has them. Raises ModelError for a layer that can have no LoRA."""
+        found = {name: self.module.get_submodule(name) for name in self.layers}
+        check_kinds(found, "target_modules", linear_only=False)
+        return LoraConfig(
+            r=self.config.r,
+            lora_alpha=self.config.lora_alpha,
+            lora_dropout=self.config.lora_dropout,
+            bias=self.config.bias,
+            target_modules=list(self.layers),
+            modules_to_save=list(self.whole) or None,
+            fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in found.values()),
+        )
 
     def _not_meant(self) -> list[str]:
         """The layers that PEFT, which goes by the ends of names, adapted or trains whole beyond those
@@ -108,8 +120,17 @@ class Adapter:
         """Add s B A to the weights and take LoRA out of the module; whole parts stay as they were trained.
         The parameters that were trainable before LoRA are so again."""
         self.set_enabled(True)
-        self._peft.merge_and_unload()
+        with _without_foreign_config(self.module):
+            self._peft.merge_and_unload()
+        for handle in self._statistics:
+            handle.remove()
         self._restore_gradients()
+
+    @property
+    def trainable_parameters(self) -> int:
+        """The number of values that are trained."""
+        parameters = dict(self.module.named_parameters())
+        return sum(parameters[name].numel() for name in self.names)
 
     def state(self) -> dict[str, torch.Tensor]:
         """A, B and what else is trained, by the names that PEFT has for them in a file; copies on the CPU."""
@@ -126,10 +147,10 @@ class Adapter:
             )
         set_peft_model_state_dict(self._peft, dict(state))
 
-    def save(self, folder: Path, base: str) -> None:
-        """Write the two files of a PEFT adapter; ``base`` is the name of the base in its config."""
+    def save(self, folder: Path) -> None:
+        """Write the two files of a PEFT adapter."""
         stock = copy.deepcopy(self._peft.peft_config[ADAPTER])
-        stock.base_model_name_or_path = base
+        stock.base_model_name_or_path = self.base.path
         stock.inference_mode = True
         stock.save_pretrained(str(folder))
         save_file(self.state(), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -137,7 +158,11 @@ class Adapter:
 
 def _injected(module: nn.Module, settings: LoraConfig, seed: int) -> Any:
     try:
-        with _without_foreign_config(module), torch.random.fork_rng(devices=[]):
+        with (
+            _without_foreign_config(module),
+            warnings.catch_warnings(action="ignore", category=FutureWarning),  # of names in transformers
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.default_generator.manual_seed(torch_seed(seed, "clip"))
             return get_peft_model(module, settings)
     except (ValueError, TypeError) as error:
@@ -149,7 +174,9 @@ def _without_foreign_config(module: nn.Module) -> Iterator[None]:
     """Hides a ``config`` of the module's that is no config of a model, such as a command line's, from PEFT,
     which would read it as one."""
     config = vars(module).get("config")
-    is_known = config is None or isinstance(config, dict) or is_dataclass(config) or hasattr(config, "to_dict")
+    is_known = (
+        config is None or isinstance(config, dict) or is_dataclass(config) or hasattr(config, "to_dict")
+    )
     if is_known:
         yield
         return
@@ -157,7 +184,7 @@ def _without_foreign_config(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        module.config = config
+        setattr(module, "config", config)  # noqa: B010  # typed as a module or a tensor
 
 
 def layer_of(tensor: str) -> str:

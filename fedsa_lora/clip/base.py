@@ -32,7 +32,9 @@ class Base:
             path=path or _path_of(module),
             architecture=type(module).__name__,
             parameters=sum(value.numel() for value in values.values()),
-            shapes=_digest(json.dumps([[name, list(value.shape)] for name, value in values.items()]).encode()),
+            shapes=_digest(
+                json.dumps([[name, list(value.shape)] for name, value in values.items()]).encode()
+            ),
             weights=_weights(module, layers),
         )
 

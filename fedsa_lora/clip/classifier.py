@@ -15,7 +15,7 @@ from transformers import AutoModel, CLIPModel, VisionTextDualEncoderModel
 from fedsa_lora.clip.config import LoRAConfig
 from fedsa_lora.clip.tensors import as_array
 from fedsa_lora.clip.wrapper import CLIPLoRAWrapper
-from fedsa_lora.errors import ConfigError, LayoutError, ModelError, TrainingError
+from fedsa_lora.errors import ConfigError, DataError, LayoutError, ModelError, TrainingError
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.backbone import build_backbone
 from fedsa_lora.tasks.heads import Head, assign_head
@@ -72,7 +72,7 @@ class CLIPClassifier(nn.Module):
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The mean ``loss`` and ``accuracy`` over all images of the batches, and their number
-        ``num_examples``. The mode of the model is left as it is. Raises ConfigError where there is no image."""
+        ``num_examples``. The mode of the model is left as it is. Raises DataError where there is no image."""
         training, total, hits, count = self.training, 0.0, 0, 0
         self.eval()
         for batch in batches:
@@ -82,7 +82,7 @@ class CLIPClassifier(nn.Module):
             count += len(batch["labels"])
         self.train(training)
         if not count:
-            raise ConfigError("there is no image to evaluate: expected batches with pixel_values and labels")
+            raise DataError("there is no image to evaluate: expected batches with pixel_values and labels")
         return {"loss": total / count, "accuracy": hits / count, "num_examples": count}
 
     def get_parameters(self, config: Mapping[str, Any] | None = None) -> list[NDArray[Any]]:
@@ -95,8 +95,8 @@ class CLIPClassifier(nn.Module):
         state = self.state_dict()
         if [tuple(value.shape) for value in state.values()] != [value.shape for value in parameters]:
             raise LayoutError(
-                f"set_parameters was given {len(parameters)} arrays; expected the {len(state)} tensors of the "
-                "model with their shapes, in the order of get_parameters"
+                f"set_parameters was given {len(parameters)} arrays; expected the {len(state)} tensors of "
+                "the model with their shapes, in the order of get_parameters"
             )
         tensors = [torch.as_tensor(value) for value in parameters]
         self.load_state_dict(dict(zip(state, tensors, strict=True)))

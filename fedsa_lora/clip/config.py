@@ -36,7 +36,8 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         faults: list[str] = []
-        for name, hint in hints_of(type(self)).items():
+        kind: Any = type(self)
+        for name, hint in hints_of(kind).items():
             value_of(hint, getattr(self, name), name, faults)
         if not faults:
             faults = self._contradictions()

@@ -25,7 +25,8 @@ def module_of(federated: Any, attribute: str | None) -> nn.Module:
         found = getattr(federated, attribute, None)
         if not isinstance(found, nn.Module):
             raise ModelError(
-                f"attribute={attribute}: {kind}.{attribute} is a {type(found).__name__}; expected a torch module"
+                f"attribute={attribute}: {kind}.{attribute} is a {type(found).__name__}; expected a torch "
+                "module"
             )
         return found
     if isinstance(federated, nn.Module):
@@ -40,7 +41,8 @@ def module_of(federated: Any, attribute: str | None) -> nn.Module:
         return next(iter(modules.values()))
     if "model" not in modules:
         raise ModelError(
-            f"{kind} has several torch modules, {listing(modules)}: name the one that gets LoRA with attribute="
+            f"{kind} has several torch modules, {listing(modules)}: name the one that gets LoRA with "
+            "attribute="
         )
     return modules["model"]
 

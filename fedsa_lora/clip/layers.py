@@ -49,7 +49,7 @@ def towers_of(module: nn.Module) -> dict[str, str]:
     module; the module itself has the name ''. One that holds both kinds is none."""
     found: dict[str, str] = {}
     for name, part in module.named_modules():
-        if not isinstance(part, PreTrainedModel) or any(_is_below(name, tower) for tower in found):
+        if not isinstance(part, PreTrainedModel) or any(is_below(name, tower) for tower in found):
             continue
         holds_both = hasattr(part.config, "vision_config") and hasattr(part.config, "text_config")
         if not holds_both and part.main_input_name in _READS:
@@ -86,7 +86,9 @@ def _of_classifier(module: nn.Module, classifier: str | None) -> list[str]:
     names = [_joined(classifier, name) for name, _ in module.get_submodule(classifier).named_modules()]
     layers = [name for name in names if isinstance(module.get_submodule(name), LINEAR)]
     if not layers:
-        raise ModelError(f"the classifier {classifier} of {type(module).__name__} has no linear layer for LoRA")
+        raise ModelError(
+            f"the classifier {classifier} of {type(module).__name__} has no linear layer for LoRA"
+        )
     return layers
 
 
@@ -105,7 +107,7 @@ def _of_encoder(module: nn.Module, config: LoRAConfig, classifier: str | None) -
         tower = module.get_submodule(name)
         inner = _inferred(tower) if config.target_modules is None else _adaptable(tower)
         found += [_joined(name, layer) for layer in inner]
-    return [name for name in found if classifier is None or not _is_below(name, classifier)]
+    return [name for name in found if classifier is None or not is_below(name, classifier)]
 
 
 def _chosen(module: nn.Module, towers: dict[str, str], config: LoRAConfig) -> list[str]:
@@ -137,7 +139,8 @@ def _is_named(layer: str, targets: Iterable[str]) -> bool:
     return any(layer == target or layer.endswith(f".{target}") for target in targets)
 
 
-def _is_below(name: str, outer: str) -> bool:
+def is_below(name: str, outer: str) -> bool:
+    """True for a part within an ``outer`` part, or that part itself."""
     return outer in ("", name) or name.startswith(f"{outer}.")
 
 

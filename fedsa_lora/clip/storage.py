@@ -23,13 +23,13 @@ def checked(name: object) -> str:
 
 
 def made(folder: Path) -> Path:
-    """The folder, made where it is not there. Raises RunError where that cannot be done."""
+    """Return the folder, which is made where it is not there. Raises RunError where that cannot be done."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def unknown(what: str, name: str, folder: Path, known: list[str]) -> FedSAError:
+def absent(what: str, name: str, folder: Path, known: list[str]) -> FedSAError:
     """The error for an entry that is not there."""
     there = f"there are {listing(known)}" if known else "there is none yet"
     return RunError(f"no {what} {name!r} in {folder}{nearest(name, known)}; {there}")

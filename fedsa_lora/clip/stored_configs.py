@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedsa_lora.binding import bind, raise_faults
+from fedsa_lora.binding import bind, raise_faults, unknown
 from fedsa_lora.clip.config import LoRAConfig
-from fedsa_lora.clip.storage import checked, made, unknown
+from fedsa_lora.clip.storage import absent, checked, made
 from fedsa_lora.config import yaml_text
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.files import write_atomically
@@ -35,10 +37,15 @@ class LoRAConfigManager:
         try:
             node = yaml_text.parse(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise unknown("config", name, self.folder, self.list_configs()) from None
+            raise absent("config", name, self.folder, self.list_configs()) from None
         except (OSError, ValueError, YAMLError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
         faults: list[str] = []
+        if isinstance(node, Mapping):
+            # here, as the words of other programs that bind knows are told in those of a run's config
+            known = [field.name for field in fields(LoRAConfig)]
+            faults = [unknown(f"{name}.{key}", "key", known) for key in node if key not in known]
+            node = {key: value for key, value in node.items() if key in known}
         config = bind(LoRAConfig, node, name, faults)
         raise_faults(faults)
         assert config is not None

@@ -18,7 +18,7 @@ from fedsa_lora.binding import bind
 from fedsa_lora.clip.adapter import layer_of
 from fedsa_lora.clip.base import Base
 from fedsa_lora.clip.config import LoRAConfig
-from fedsa_lora.clip.storage import checked, made, unknown
+from fedsa_lora.clip.storage import absent, checked, made
 from fedsa_lora.clip.wrapper import CLIPLoRAWrapper
 from fedsa_lora.errors import ModelError, RunError
 from fedsa_lora.files import locked, replaced, write_atomically
@@ -63,20 +63,21 @@ class LoRAModelManager:
         Raises ConfigError for what is no name, ModelError where the model has no LoRA, and RunError where it
         cannot be written.
         """
-        folder, state = made(self.folder) / checked(name), model.adapter.state()
+        folder, state = self.folder / checked(name), model.adapter.state()
+        made(self.folder)
         if folder.exists() and not (folder / INFO).is_file():
             raise RunError(f"{folder} holds something else than a saved model: choose another name")
         info = ModelInfo(
             name=name,
             config=model.lora_config,
             targets=_kinds(model.adapter.layers),
-            base=model.base,
-            trainable_parameters=model.trainable_parameters,
+            base=model.adapter.base,
+            trainable_parameters=model.adapter.trainable_parameters,
             bytes=sum(value.numel() * value.itemsize for value in state.values()),
             saved=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         with locked(self.folder, self._busy), replaced(folder) as new:
-            model.adapter.save(new, model.base.path)
+            model.adapter.save(new)
             write_atomically(new / INFO, json.dumps(asdict(info), indent=1).encode(), durable=False)
         return folder
 
@@ -92,11 +93,13 @@ class LoRAModelManager:
         try:
             theirs = load_file(file)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} cannot be read ({error}): it is cut off or altered; save it anew") from None
+            raise ModelError(
+                f"{file} cannot be read ({error}): it is cut off or altered; save it anew"
+            ) from None
         fault = (
             _rank_fault(ours, theirs)
             or _targets_fault(ours, theirs)
-            or info.base.difference(model.base)
+            or info.base.difference(model.adapter.base)
             or _shape_fault(ours, theirs)
             or _scale_fault(model.lora_config, info.config)
         )
@@ -112,13 +115,15 @@ class LoRAModelManager:
         try:
             node = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise unknown("model", name, self.folder, self.list_models()) from None
+            raise absent("model", name, self.folder, self.list_models()) from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read ({error}): save the model anew") from None
         faults: list[str] = []
         info = bind(ModelInfo, node, INFO, faults)
         if info is None:
-            raise ModelError(f"{path} is no description of a model ({'; '.join(faults)}): save the model anew")
+            raise ModelError(
+                f"{path} is no description of a model ({'; '.join(faults)}): save the model anew"
+            )
         return info
 
     def list_models(self) -> list[str]:
@@ -132,11 +137,11 @@ class LoRAModelManager:
 
 def _rank_fault(ours: Tensors, theirs: Tensors) -> str:
     mine, other = _ranks(ours), _ranks(theirs)
-    for layer in mine.keys() & other.keys():
+    for layer in sorted(mine.keys() & other.keys()):
         if mine[layer] != other[layer]:
             return (
-                f"it has rank {other[layer]} on {layer}, and the model {mine[layer]}; set r={other[layer]} in "
-                "its LoRAConfig"
+                f"it has rank {other[layer]} on {layer}, and the model {mine[layer]}; set r={other[layer]} "
+                "in its LoRAConfig"
             )
     return ""
 
@@ -146,11 +151,12 @@ def _targets_fault(ours: Tensors, theirs: Tensors) -> str:
     if ours.keys() == theirs.keys():
         return ""
     unexpected, missing = sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys())
+    there, here = listing(_kinds(map(layer_of, theirs))), listing(_kinds(map(layer_of, ours)))
     return (
         f"its targets differ: {len(unexpected)} of its {len(theirs)} tensors are not in the model, and "
-        f"{len(missing)} of the model's {len(ours)} not in it (such as {(unexpected or missing)[0]}). It is on "
-        f"{listing(_kinds(map(layer_of, theirs)))}, the model on {listing(_kinds(map(layer_of, ours)))}; set "
-        "target_modules, towers and components in its LoRAConfig as they were"
+        f"{len(missing)} of the model's {len(ours)} not in it (such as {(unexpected or missing)[0]}). It is "
+        f"on {there}, the model on {here}; set target_modules, "
+        "towers and components in its LoRAConfig as they were"
     )
 
 
@@ -165,8 +171,8 @@ def _scale_fault(ours: LoRAConfig, theirs: LoRAConfig) -> str:
     if math.isclose(ours.lora_alpha, theirs.lora_alpha):
         return ""
     return (
-        f"it was trained with lora_alpha={theirs.lora_alpha:g}, and the model has {ours.lora_alpha:g}, so B A "
-        f"would count {ours.lora_alpha / theirs.lora_alpha:g} times as much; set "
+        f"it was trained with lora_alpha={theirs.lora_alpha:g}, and the model has {ours.lora_alpha:g}, so B "
+        f"A would count {ours.lora_alpha / theirs.lora_alpha:g} times as much; set "
         f"lora_alpha={theirs.lora_alpha:g} in its LoRAConfig"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class _Method:
     function: a deep copy of the object it belongs to holds a copy of it, with tensors of its own."""
 
     def __init__(self, original: Any, tensors: TrainableTensors) -> None:
-        functools.update_wrapper(self, original)
+        functools.update_wrapper(cast(Any, self), original)
         self.tensors = tensors
 
     @property
@@ -88,8 +88,8 @@ class GetTrainable(_Method):
     def _look(self, example: Any) -> None:
         if not isinstance(example, Mapping | list | tuple):
             raise LayoutError(
-                f"get_parameters returns a {type(example).__name__}; expected a mapping, a list or a tuple of "
-                "arrays or tensors: have it return one, or set save_only_trainable=False"
+                f"get_parameters returns a {type(example).__name__}; expected a mapping, a list or a tuple "
+                "of arrays or tensors: have it return one, or set save_only_trainable=False"
             )
         found = list(example.values()) if isinstance(example, Mapping) else list(example)
         if not all(isinstance(value, torch.Tensor | np.ndarray) for value in found):

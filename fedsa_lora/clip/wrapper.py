@@ -12,10 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedsa_lora.clip.adapter import Adapter
-from fedsa_lora.clip.base import Base
 from fedsa_lora.clip.config import LoRAConfig
 from fedsa_lora.clip.federated import Exchange, hand_to_optimizers, module_of
-from fedsa_lora.clip.layers import classifier_of, layers_with_lora, towers_of
+from fedsa_lora.clip.layers import classifier_of, is_below, layers_with_lora, towers_of
 from fedsa_lora.clip.tensors import TrainableTensors
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.checkpointing import keep_layers, recompute_layers
@@ -55,7 +54,6 @@ class CLIPLoRAWrapper:
         self._classifier = classifier_of(self.module, classifier)
         self._base_path = base
         self._adapter: Adapter | None = None
-        self._base: Base | None = None
         self._exchange: Exchange | None = None
         self._warnings: list[Any] = []
 
@@ -75,9 +73,9 @@ class CLIPLoRAWrapper:
         it was.
         """
         layers = layers_with_lora(self.module, self.lora_config, self._classifier)
-        base = Base.of(self.module, layers, self._base_path)
-        adapter = Adapter(self.module, self.lora_config, layers, self._trained_whole(), self.seed)
-        self._adapter, self._base = adapter, base
+        self._adapter = Adapter(
+            self.module, self.lora_config, layers, self._trained_whole(), self.seed, self._base_path
+        )
         if self.save_only_trainable:
             self._exchange = Exchange(self.federated_model, self.trainable)
         hand_to_optimizers(self.federated_model, self.module)
@@ -101,22 +99,9 @@ class CLIPLoRAWrapper:
         return self._adapter
 
     @property
-    def base(self) -> Base:
-        """The module as it was before LoRA. Raises ModelError where it has none."""
-        assert self.adapter is not None
-        assert self._base is not None
-        return self._base
-
-    @property
     def trainable(self) -> TrainableTensors:
         """The trainable tensors, by their names in the module. Raises ModelError where there is no LoRA."""
         return TrainableTensors(self.module, self.adapter.names)
-
-    @property
-    def trainable_parameters(self) -> int:
-        """The number of values that are trained, and that travel with ``save_only_trainable``."""
-        parameters = dict(self.module.named_parameters())
-        return sum(parameters[name].numel() for name in self.adapter.names)
 
     def enable_lora_layers(self) -> None:
         """Compute with LoRA again."""
@@ -133,7 +118,7 @@ class CLIPLoRAWrapper:
         self.adapter.merge()
         if self._exchange is not None:
             self._exchange.restore()
-        self._adapter = self._base = self._exchange = None
+        self._adapter = self._exchange = None
         return self.federated_model
 
     def enable_gradient_checkpointing(self) -> None:
@@ -171,19 +156,18 @@ class CLIPLoRAWrapper:
         self._warnings = []
 
     def _trained_towers(self) -> dict[str, PreTrainedModel]:
-        assert self.adapter is not None
+        """The towers that have layers with LoRA, by name: for any other nothing is kept."""
+        layers = self.adapter.layers
         towers: dict[str, Any] = {name: self.module.get_submodule(name) for name in towers_of(self.module)}
         return {
-            name: tower
-            for name, tower in towers.items()
-            if any(layer == name or layer.startswith(f"{name}." if name else "") for layer in self.adapter.layers)
+            name: tower for name, tower in towers.items() if any(is_below(layer, name) for layer in layers)
         }
 
 
 def _warn_in_evaluation(tower: nn.Module, _: Any) -> None:
     if torch.is_grad_enabled() and not tower.training:
         warnings.warn(
-            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing changes nothing: call "
-            "train() before the forward pass",
+            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing changes nothing: "
+            "call train() before the forward pass",
             stacklevel=2,
         )
