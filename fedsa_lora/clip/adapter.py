@@ -59,16 +59,14 @@ class Adapter:
         training = module.training
         self._peft = _injected(module, self._settings(), seed)
         module.train(training)  # PEFT's own modules begin in training mode
+        self._statistics = keep_statistics(module)
         if other := self._not_meant():
-            with _without_foreign_config(module):
-                self._peft.unload()
-            self._restore_gradients()
+            self.unload()
             raise ModelError(
                 f"{type(module).__name__} has layers whose names end as those that were asked for, such as "
                 f"{other[0]}, and PEFT cannot tell them apart: choose other target_modules, or rename that "
                 "part"
             )
-        self._statistics = keep_statistics(module)
         self.names = tuple(name for name, value in module.named_parameters() if value.requires_grad)
 
     def _settings(self) -> LoraConfig:
@@ -94,12 +92,6 @@ class Adapter:
         adapted = {name for name, part in self.module.named_modules() if isinstance(part, BaseTunerLayer)}
         return sorted((adapted - set(self.layers)) | (whole - set(self.whole)))
 
-    def _restore_gradients(self) -> None:
-        """Make the parameters trainable again that were so before."""
-        parameters = dict(self.module.named_parameters())
-        for name in self._trained_before:
-            parameters[name].requires_grad_(True)
-
     def set_enabled(self, enabled: bool) -> None:
         """Compute with LoRA and the parts trained whole, or without them as the base does, to the bit.
         Raises ModelError where biases of the base were trained, which cannot be taken off."""
@@ -122,9 +114,21 @@ class Adapter:
         self.set_enabled(True)
         with _without_foreign_config(self.module):
             self._peft.merge_and_unload()
+        self._restore()
+
+    def unload(self) -> None:
+        """Take LoRA out of the module, which is then as it was before."""
+        with _without_foreign_config(self.module):
+            self._peft.unload()
+        self._restore()
+
+    def _restore(self) -> None:
+        """Let batch norms follow the data again, and train the parameters that were trained before."""
         for handle in self._statistics:
             handle.remove()
-        self._restore_gradients()
+        parameters = dict(self.module.named_parameters())
+        for name in self._trained_before:
+            parameters[name].requires_grad_(True)
 
     @property
     def trainable_parameters(self) -> int:

@@ -37,7 +37,9 @@ class TrainableTensors:
                 f"expected the {len(parameters)} trainable tensors by their names; {listing(other, 3)} "
                 "on one side alone"
             )
-        tensors = {name: torch.as_tensor(values[name]) for name in parameters}
+        # NumPy's arrays are copied, as those that come off a wire may not be writable, which torch warns of
+        copied = {n: np.array(v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
+        tensors = {name: torch.as_tensor(copied[name]) for name in parameters}
         for name, parameter in parameters.items():
             if tensors[name].shape != parameter.shape:
                 raise LayoutError(

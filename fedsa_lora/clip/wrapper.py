@@ -77,9 +77,20 @@ class CLIPLoRAWrapper:
             self.module, self.lora_config, layers, self._trained_whole(), self.seed, self._base_path
         )
         if self.save_only_trainable:
-            self._exchange = Exchange(self.federated_model, self.trainable)
+            self._exchange = self._exchanging()
         hand_to_optimizers(self.federated_model, self.module)
         return self.federated_model
+
+    def _exchanging(self) -> Exchange:
+        try:
+            return Exchange(self.federated_model, self.trainable)
+        except (AttributeError, TypeError) as error:
+            self.adapter.unload()
+            self._adapter = None
+            raise ModelError(
+                f"the methods of {type(self.federated_model).__name__} cannot be replaced ({error}): set "
+                "save_only_trainable=False, and exchange what wrapper.trainable reads and writes"
+            ) from None
 
     def _trained_whole(self) -> list[str]:
         """The classifier, where it gets no LoRA beside an encoder that does."""

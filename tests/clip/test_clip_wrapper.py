@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -116,6 +117,33 @@ def test_parameters_that_do_not_fit_are_refused_and_nothing_is_written(kind):
     assert all(np.array_equal(a, b) for a, b in zip(after, good.values(), strict=True))
 
 
+def test_arrays_that_are_not_writable_are_taken_without_a_warning():
+    wrapper = trained(Module)
+    sent = wrapper.get_parameters({})
+    for value in sent:
+        value.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        wrapper.set_parameters(sent)
+
+
+def test_a_model_whose_methods_cannot_be_replaced_stays_as_it_was():
+    @dataclass(frozen=True)
+    class Frozen:
+        model: Net
+
+        def get_parameters(self):
+            return list(self.model.state_dict().values())
+
+    federated = Frozen(Net())
+    before = [(name, value.requires_grad) for name, value in federated.model.named_parameters()]
+    with pytest.raises(ModelError, match="save_only_trainable=False"):
+        wrapped(federated)
+    assert [(name, value.requires_grad) for name, value in federated.model.named_parameters()] == before
+    wrapper = wrapped(federated, save_only_trainable=False)
+    wrapper.trainable.write({name: value * 0 for name, value in wrapper.trainable.read().items()})
+    assert not any(value.any() for value in wrapper.trainable.read().values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_save_only_trainable_the_exchange_is_left_as_it_is(kind):
     federated = kind()
@@ -174,6 +202,9 @@ def test_merged_disabled_and_enabled(kind, components):
     assert all(parameter.requires_grad for parameter in wrapper.module.parameters())
     with pytest.raises(ModelError, match="apply_lora"):
         wrapper.enable_lora_layers()
+    merged = federated.evaluate(IMAGES)
+    again = wrapped(federated, components=components)  # LoRA anew, over what was merged
+    assert torch.equal(again.evaluate(IMAGES), merged)
 
 
 def test_biases_are_trained_and_travel_and_then_nothing_is_disabled():
