@@ -28,6 +28,7 @@ from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.text import TextData
@@ -186,9 +187,9 @@ class Exporter:
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer as the run used it: it pads. For images their preprocessor config."""
-        if isinstance(self.config.task, TextData):
+        if isinstance(self.config.task, TextData | ClipTask):
             self.config.task.tokenizer.save_pretrained(str(folder))
-        elif isinstance(self.config.task, ImageTask):
+        if isinstance(self.config.task, ImageTask):
             self.config.task.read_by_model.save(folder)
 
     def _save_card(self, subject: Subject, folder: Path, base: str | None) -> None:

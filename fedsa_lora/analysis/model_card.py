@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedsa_lora.models import PUBLISHED
+from fedsa_lora.models import OWN
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.digits import DIGITS
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.images import MODES
@@ -98,6 +101,8 @@ def _use(config: RunConfig) -> str:
     if not isinstance(config.task, ImageTask):
         return ""
     mode = MODES[config.task.read_by_model.channels]
+    if isinstance(config.task, ClipTask):
+        return _CLIP_USE.format(mode=mode, templates=config.task.templates)
     return _IMAGE_USE.format(mode=mode) + (_DIGITS_USE if config.task.dataset == DIGITS else "")
 
 
@@ -107,12 +112,13 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
     imports = [f"from transformers import {auto}"]
     if isinstance(config.task, TextData):
         imports = [f"from transformers import {auto}, AutoTokenizer"]
+    elif isinstance(config.task, ClipTask):
+        imports = [f"from transformers import AutoImageProcessor, {auto}, AutoTokenizer"]
     elif isinstance(config.task, ImageTask):
         imports = [f"from transformers import AutoImageProcessor, {auto}"]
     folder = "folder" if base is None else f'folder / "{base}"'
-    model_type = load_config(config.model, ())[0].model_type
-    if model_type in PUBLISHED:
-        imports.append(f"import fedsa_lora.models  # transformers is to know {model_type}")
+    if ours := sorted(OWN & _types(load_config(config.model, ())[0])):
+        imports.append(f"import fedsa_lora.models  # transformers is to know {listing(ours)}")
     lines = ["", 'folder = Path(".")  # where this file lies']
     if base is None:
         lines.append(f"model = {auto}.from_pretrained(folder)")
@@ -122,12 +128,19 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
         own = f", id2label={dict(enumerate(labels))}" if labels != config.task.labels() else ""
         lines.append(f"base = {auto}.from_pretrained({folder}{own})")
         lines.append("model = PeftModel.from_pretrained(base, folder)")
-    if isinstance(config.task, TextData):
+    if isinstance(config.task, TextData | ClipTask):
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({folder})")
+    if isinstance(config.task, TextData):
         lines.append(f"max_length = {config.task.max_length}  # tokens: longer texts were cut in the run")
     elif isinstance(config.task, ImageTask):
         lines.append(f"processor = AutoImageProcessor.from_pretrained({folder})")
     return ["from pathlib import Path", "", *imports, *lines]
+
+
+def _types(config: Any) -> set[str]:
+    """The types of a model and of the models within it."""
+    parts = [config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))]
+    return {part.model_type for part in parts if part is not None}
 
 
 _USE = """    inputs = tokenizer(
@@ -139,6 +152,18 @@ _USE = """    inputs = tokenizer(
 _IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # of PIL
     inputs = processor(pictures, return_tensors="pt")
     classes = model(**inputs).logits.argmax(1)
+
+"""
+_CLIP_USE = """    from torch.nn.functional import normalize
+
+    prompts = [template.format(name.replace("_", " ")) for template in {templates} for name in names]
+    texts = tokenizer(prompts, padding=True, return_tensors="pt")
+    texts = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
+    texts = normalize(texts.unflatten(0, (-1, len(names))).mean(0), dim=-1)
+    pictures = [picture.convert("{mode}") for picture in pictures]  # of PIL
+    inputs = processor(pictures, return_tensors="pt")
+    images = normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
+    classes = (images @ texts.T).argmax(1)
 
 """
 _DIGITS_USE = """In the run the digits' pixels are from 0 to 16: scale them to 0 to 255 for the processor.

@@ -33,7 +33,7 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
         return model
     if lora.r < 1:
         raise ModelError(f"lora.r={lora.r}: expected a rank of at least 1")
-    targets = lora.target_modules or choose(model, lora.targets)
+    targets = lora.target_modules or choose(model, lora.targets, lora.towers)
     found = find(model, targets)
     if is_mean_pooled(model):
         targets = list(found)  # each by its whole name: neither the pooler nor the layer that an export adds

@@ -19,6 +19,7 @@ AUTO = "auto"
 LARGEST_BATCH = 64  # of those that memory decides: with more, a few local steps see a small client many times
 OWN_MEMORY = "each node has a memory of its own, and all are to take the same steps: expected a number"
 Intent = Literal["default", "attention", "all_linear", "convolutions"]
+Towers = Literal["vision", "text", "both"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class LoraSettings(Group):
     alpha (arXiv:2310.11454). ``init``: default, A Kaiming and B zero; pissa, the first r singular
     components of W0, which keeps the rest (arXiv:2404.02948); orthogonal, both random with B A = 0.
 
-    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``).
+    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``), in a dual
+    encoder of the ``towers`` that are named.
     ``rank_pattern`` and ``alpha_pattern`` are PEFT's: by regular expression on the end of a name.
     ``layer_ranks`` gives a rank to each transformer layer in order, and every layer the same scale
     alpha / r, so that its rank decides what it can hold and not how fast it learns; with rsLoRA,
@@ -46,6 +48,7 @@ class LoraSettings(Group):
     variant: Literal["lora", "dora", "vera"] = "lora"
     init: Literal["default", "pissa", "orthogonal"] = "default"
     targets: Intent = "default"
+    towers: Towers | None = None
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     layer_ranks: list[int] | None = None
@@ -70,6 +73,8 @@ def _contradictions(lora: LoraSettings) -> list[str]:
         faults.append("layer_ranks sets ranks and alphas: leave out rank_pattern and alpha_pattern")
     if lora.target_modules and lora.targets != "default":
         faults.append(f"target_modules and targets={lora.targets} both choose the layers; give one of them")
+    if lora.target_modules and lora.towers:
+        faults.append(f"target_modules and towers={lora.towers} both choose the layers; give one of them")
     return faults
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from peft.tuners.vera.model import _kaiming_init
 
+from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.lora import ADAPTER
 from fedsa_lora.tasks.checkpoint import quiet
 from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.pooling import SCALE, folded, is_mean_pooled, refuse_unfoldable
+from fedsa_lora.tasks.prompts import LinearClassifier, classifier_of
 
 Tensors = Mapping[str, torch.Tensor]
 _CLASSIFIER = f"base_model.model.classifier.modules_to_save.{ADAPTER}.weight"
@@ -54,6 +56,11 @@ def refuse_unstocked(model: Any) -> None:
     """Raise ModelError for a model, with or without adapters, that no stock code computes."""
     if is_mean_pooled(model):
         refuse_unfoldable(unwrapped(model))
+    if isinstance(classifier_of(unwrapped(model)), LinearClassifier):
+        raise ModelError(
+            "no stock model has a linear layer on the embedding of an image (task.classifier=linear), so "
+            "there is nothing to export; fedsa-lora evaluate measures it from the run directory"
+        )
 
 
 def beside_start(state: Tensors, starts: Tensors) -> dict[str, torch.Tensor]:

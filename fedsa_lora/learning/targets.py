@@ -11,9 +11,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.learning.settings import Intent
+from fedsa_lora.learning.settings import Intent, Towers
 from fedsa_lora.tasks.heads import block, head_of
 from fedsa_lora.tasks.pooling import is_unread
+from fedsa_lora.tasks.towers import TOWERS, is_dual_encoder, tower
 
 LINEAR = (nn.Linear, Conv1D)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,7 +25,7 @@ _KERNELS = (1, 3)  # sides of the kernels that lora.targets=convolutions takes
 _PAIRS = (["query", "value"], ["q_proj", "v_proj"], ["q_lin", "v_lin"])
 
 
-def choose(model: nn.Module, intent: Intent) -> list[str] | str:
+def choose(model: nn.Module, intent: Intent, towers: Towers | None = None) -> list[str] | str:
     """Chooses what PEFT calls ``target_modules``: names, last parts of names, or one regular expression.
 
     ``default``: PEFT's choice for the architecture, elsewhere query and value, in a model whose blocks have
@@ -32,8 +33,18 @@ def choose(model: nn.Module, intent: Intent) -> list[str] | str:
     ``all_linear``: those and the MLP's. These two look only into the repeated blocks, so never at a head, a
     pooler or an output embedding. ``convolutions``: those with a kernel of 1 x 1 or 3 x 3, but for the
     model's first one, its head, and grouped (depthwise) or dilated ones, which get no adapter.
-    Raises ModelError when the model has no such layer.
+    In a dual encoder this is said of each of its ``towers``, by default of both; one without linear layers,
+    as of convolutions, then has adapters on those of its convolutions that have no grouping and 1 x 1 pixels.
+    Raises ModelError when the model has no such layer, or no towers.
     """
+    if is_dual_encoder(model):
+        chosen = TOWERS if towers in (None, "both") else (towers,)
+        return [name for each in chosen for name in _of_tower(model, each, intent)]
+    if towers is not None:
+        raise ModelError(
+            f"lora.towers={towers}: {type(model).__name__} has no towers, which are those of a model of "
+            "images and texts, such as CLIP; set lora.towers=null"
+        )
     if intent == "default":
         return _default(model)
     names = _convolutions(model) if intent == "convolutions" else _linear(model)
@@ -45,6 +56,17 @@ def choose(model: nn.Module, intent: Intent) -> list[str] | str:
             f"for example from {leaves(model)}"
         )
     return names
+
+
+def _of_tower(model: nn.Module, name: str, intent: Intent) -> list[str]:
+    """The layers of a dual encoder's tower that get an adapter, by their names in the model."""
+    part = tower(model, name)
+    if intent != "convolutions" and not _linear(part):
+        layers = dict(part.named_modules())
+        found = [n for n in _convolutions(part) if set(layers[n].kernel_size) == {1}]
+    else:
+        found = list(find(part, choose(part, intent)))
+    return [f"{name}_model.{layer}" for layer in found]
 
 
 def find(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedsa_lora.models import efficientnet_lite
+from fedsa_lora.models.efficientnet_lite import EfficientNetLiteConfig, own_name
+from fedsa_lora.models.sentence_bert import SentenceBertConfig
 
-# Of every model type here: the name of a parameter by the one in published files of its weights.
-PUBLISHED: Mapping[str, Callable[[str], str]] = {
-    efficientnet_lite.EfficientNetLiteConfig.model_type: efficientnet_lite.own_name
-}
+OWN = frozenset({EfficientNetLiteConfig.model_type, SentenceBertConfig.model_type})
+# Of a model type: the name of a parameter by the one in published files of its weights.
+PUBLISHED: Mapping[str, Callable[[str], str]] = {EfficientNetLiteConfig.model_type: own_name}

@@ -3,11 +3,17 @@ and excitation, as published in github.com/tensorflow/tpu, models/official/effic
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
@@ -26,6 +32,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "efficientnet_lite"
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "top_channels"}
 
     num_channels: int = 3
     image_size: int = 224
@@ -171,4 +178,5 @@ def _blocks(config: EfficientNetLiteConfig) -> list[EfficientNetLiteBlock]:
 
 
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel)
 AutoModelForImageClassification.register(EfficientNetLiteConfig, EfficientNetLiteForImageClassification)

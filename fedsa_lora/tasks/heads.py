@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_OWN_NAMES = ("classifier", "score")  # of the head of a module that is no model of transformers
+from fedsa_lora.tasks.towers import is_dual_encoder
+
+_OWN_NAMES = ("classifier", "score")  # of a head where transformers has none, or is not the model's library
 _BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 
@@ -47,14 +49,14 @@ def assign_head(model: Any, head: Head) -> None:
 
 def behind_backbone(model: nn.Module) -> tuple[str, ...]:
     """The children of a model that have parameters and lie behind its backbone; none in a language model,
-    whose output embeddings belong to the backbone.
+    whose output embeddings belong to the backbone, and in a dual encoder, which compares images with texts.
 
     A model of transformers names its backbone (``base_model_prefix``). Where it has no part of that name, the
     head is its last child, unless that one repeats layers.
     """
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
     prefix = getattr(model, "base_model_prefix", None)
-    if prefix is None:
+    if prefix is None or is_dual_encoder(model):
         return tuple(name for name in children if name in _OWN_NAMES)
     if prefix in children:
         outputs: Any = model.get_output_embeddings()  # type: ignore[operator]

