@@ -18,7 +18,6 @@ from fedsa_lora.clip.wrapper import CLIPLoRAWrapper
 from fedsa_lora.errors import ConfigError, DataError, LayoutError, ModelError, TrainingError
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.backbone import build_backbone
-from fedsa_lora.tasks.heads import Head, assign_head
 from fedsa_lora.tasks.model_settings import ModelSettings
 
 Batch = Mapping[str, torch.Tensor]
@@ -132,7 +131,6 @@ def quick_clip_lora(
             f"{model_name} is a {type(clip).__name__}; expected a CLIPModel or a VisionTextDualEncoderModel, "
             "such as openai/clip-vit-base-patch32"
         )
-    assign_head(clip, Head(()))  # its projections are no head, they belong to the pretrained model
     wrapper = CLIPLoRAWrapper(
         federated_clip_model=CLIPClassifier(clip, num_classes, seed),
         lora_config=config,

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from fedsa_lora.binding import value_of
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import at_least, hints_of, more_than
+from fedsa_lora.learning.settings import Towers
 
-Towers = Literal["vision", "text", "both"]
 Component = Literal["encoder", "classifier"]
 
 
@@ -19,8 +19,8 @@ class LoRAConfig:
     """LoRA of PEFT (arXiv:2106.09685): h = W0 x + s B A x with s = lora_alpha / r.
 
     ``target_modules`` are names of layers or the ends of their names; None infers them: every linear layer
-    of the blocks of ``towers`` (of CLIP q_proj, k_proj, v_proj, out_proj, fc1 and fc2), and the 1 x 1 and
-    3 x 3 convolutions of a tower that has no such layer. ``components`` get LoRA: the ``encoder``, which are
+    of the blocks of ``towers`` (of CLIP q_proj, k_proj, v_proj, out_proj, fc1 and fc2), and the 1 x 1
+    convolutions of a tower that has no such layer. ``components`` get LoRA: the ``encoder``, which are
     the towers, the ``classifier``, or both. A classifier that gets none is trained whole beside an encoder
     that does. ``bias`` is PEFT's: the biases that are trained as well.
     Raises ConfigError, which lists every fault.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,9 +30,12 @@ def layers_with_lora(module: nn.Module, config: LoRAConfig, classifier: str | No
         if config.target_modules is not None:
             layers = [name for name in layers if _is_named(name, config.target_modules)]
         if not layers:
+            wanted = "that could be inferred: set target_modules, for example"
+            if config.target_modules is not None:
+                wanted = f"that target_modules names, {listing(config.target_modules)}; expected"
             raise ModelError(
-                f"the {component} of {type(module).__name__} has none of the layers that target_modules "
-                f"names, {listing(config.target_modules or ())}; expected some of {listing(_ends(module))}"
+                f"the {component} of {type(module).__name__} has none of the layers {wanted} "
+                f"{listing(_ends(module))}"
             )
         found += layers
     for target in config.target_modules or ():
@@ -123,8 +127,11 @@ def _chosen(module: nn.Module, towers: dict[str, str], config: LoRAConfig) -> li
 
 
 def _inferred(tower: nn.Module) -> list[str]:
-    linear = any(isinstance(part, LINEAR) and block(name) for name, part in tower.named_modules())
-    return list(choose(tower, "all_linear" if linear else "convolutions"))
+    """The layers of a tower that get LoRA, as ``choose`` has them for one of a dual encoder."""
+    if any(isinstance(part, LINEAR) and block(name) for name, part in tower.named_modules()):
+        return list(choose(tower, "all_linear"))
+    layers: dict[str, Any] = dict(tower.named_modules())
+    return [name for name in choose(tower, "convolutions") if set(layers[name].kernel_size) == {1}]
 
 
 def _adaptable(module: nn.Module) -> list[str]:
