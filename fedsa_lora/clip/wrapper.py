@@ -143,7 +143,7 @@ class CLIPLoRAWrapper:
         for name, tower in towers.items():
             if not tower.supports_gradient_checkpointing:
                 raise ModelError(
-                    f"{name or 'the module'}, a {type(tower).__name__}, has no layers that can be computed "
+                    f"{name or 'the module'} ({type(tower).__name__}) has no layers that can be computed "
                     "again for their gradients: leave gradient checkpointing off, and take smaller batches"
                 )
         if not towers:
