@@ -7,6 +7,8 @@ import fcntl
 import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ log = logging.getLogger("flwr")
 # How safetensors, tokenizers (Rust) and shutil quote the number of a system's error in their own.
 _QUOTED_ERRNO = re.compile(r"os error (\d+)|Os \{ code: (\d+)|\[Errno (\d+)\]")
 REMEDY = "check space and permissions and try again"
+UNFINISHED = ".unfinished"  # the end of the name of a folder that is being made
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -111,6 +114,45 @@ def share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` when it is whole and on disk, with files that others
+    may read as far as the umask says. What a killed process left is removed, or put in place where it was
+    whole. Raises RunError where something cannot be written, which leaves the folder as it was.
+    """
+    recover(folder)
+    with (
+        writing(folder, "what was there before is unchanged, so check space and permissions and try again"),
+        tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent, ignore_cleanup_errors=True
+        ) as place,
+    ):
+        new, old = Path(place) / "new", Path(place) / "old"
+        new.mkdir()
+        yield new
+        share(new)
+        sync_tree(new)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        sync(folder.parent)
+
+
+def recover(folder: Path) -> None:
+    """Clear up after processes that were killed while they replaced a folder."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for place in [path for path in folder.parent.glob(f".*{UNFINISHED}") if name.fullmatch(path.name)]:
+        # killed between two renames: the new one is whole
+        if (place / "old").exists() and not folder.exists():
+            (place / "new").rename(folder)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -25,8 +25,16 @@ FORBIDDEN = {
         "torch", "peft", "transformers", "flwr", "flwr_datasets", "datasets", "strategies",
         "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.client", *_LATER,
     ],
-    "fedsa_lora/learning": ["flwr", "strategies", "fedsa_lora.client", "fedsa_lora.store", *_LATER],
-    "fedsa_lora/tasks": ["flwr", "strategies", "fedsa_lora.client", "fedsa_lora.learning", *_LATER],
+    "fedsa_lora/learning": [
+        "flwr", "strategies", "fedsa_lora.client", "fedsa_lora.store", "fedsa_lora.clip", *_LATER,
+    ],
+    "fedsa_lora/tasks": [
+        "flwr", "strategies", "fedsa_lora.client", "fedsa_lora.learning", "fedsa_lora.clip", *_LATER,
+    ],
+    "fedsa_lora/clip": [
+        "flwr", "ray", "hydra", "strategies", "fedsa_lora.client", "fedsa_lora.store", *_LATER[:-1],
+        "fedsa_lora.config.compose",
+    ],
     "fedsa_lora/client": ["strategies", "hydra", *_LATER],
     "strategies": [
         "torch", "peft", "transformers", "fedsa_lora.learning", "fedsa_lora.tasks", "fedsa_lora.client",
@@ -51,7 +59,10 @@ ONLY_IN = {
             for family in ("comparisons", "imports", "machines", "results", "runs")
         ),
     ],
-    "peft": [f"fedsa_lora/learning/{name}.py" for name in ("adapters", "given", "lora", "stock", "targets")],
+    "peft": [
+        "fedsa_lora/clip/adapter.py",
+        *(f"fedsa_lora/learning/{name}.py" for name in ("adapters", "given", "lora", "stock", "targets")),
+    ],
 }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +22,7 @@ from fedsa_lora.client.personal import OwnModel, Received, beside, others, perso
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
-from fedsa_lora.files import share, sync, sync_tree, writing
+from fedsa_lora.files import recover, replaced, writing
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
@@ -37,7 +35,6 @@ from fedsa_lora.tasks.text import TextData
 from strategies.checkpoint import Checkpoint
 
 BACKBONE = "backbone"  # beside an adapter, and once in a run
-UNFINISHED = ".unfinished"  # the end of the name of a folder that is being made
 TO_BACKBONE = f"../../{BACKBONE}"  # from adapters/CLIENT of a run
 
 
@@ -202,48 +199,17 @@ class Exporter:
 
 @contextmanager
 def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` when it is whole and on disk, with files that others
-    may read as far as the umask says. What a killed process left is removed, or put in place where it was
-    whole.
+    """A new folder that takes the place of ``folder``, as ``replaced`` has it.
 
-    Raises RunError where that folder holds something else than an export: a model card of ours, or one of the
-    ``known`` files; and where something cannot be written, which leaves the folder as it was.
+    Raises RunError as well where that folder holds something else than an export: a model card of ours, or
+    one of the ``known`` files.
     """
-    _recover(folder)
+    recover(folder)
     ours = not folder.exists() or not any(folder.iterdir()) or is_card(folder / CARD)
     if not ours and not any((folder / name).is_file() for name in known):
         raise RunError(f"{folder} holds files that are no export: choose another folder, or move them away")
-    with (
-        writing(folder, "what was there before is unchanged, so check space and permissions and try again"),
-        tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent, ignore_cleanup_errors=True
-        ) as place,
-    ):
-        new, old = Path(place) / "new", Path(place) / "old"
-        new.mkdir()
+    with replaced(folder) as new:
         yield new
-        share(new)
-        sync_tree(new)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        sync(folder.parent)
-
-
-def _recover(folder: Path) -> None:
-    """Clear up after processes that were killed while they replaced a folder."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
-    for place in [path for path in folder.parent.glob(f".*{UNFINISHED}") if name.fullmatch(path.name)]:
-        if (
-            place / "old"
-        ).exists() and not folder.exists():  # killed between two renames: the new one is whole
-            (place / "new").rename(folder)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _linked(source: str, target: str) -> None:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.exchange.arrays import Arrays, Layout, NamedArrays, TensorSpec
+from fedsa_lora.learning.batch_norms import keep_statistics
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
@@ -70,7 +71,7 @@ class AdapterModel:
         self.sites: Sites | None = None  # of dropout, found by the first training
         self._written: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}  # weights before the first merge, by layer
-        _keep_statistics(model)
+        keep_statistics(model)
         model.eval()  # PEFT's modules begin in training, those of the model within do not
 
     @property
@@ -287,15 +288,3 @@ def _oriented(name: str, layer: Any, delta: NDArray[np.float32]) -> torch.Tensor
         raise ModelError(f"cannot merge into {name}: expected a delta of shape {shape}, got {delta.shape}")
     tensor = torch.from_numpy(np.array(delta, dtype=np.float32))
     return (tensor.T if turned else tensor.reshape(weight.shape)).contiguous()
-
-
-def _keep_statistics(model: nn.Module) -> None:
-    """Batch norms use the statistics that they start with and keep them: running means are in no layout, and
-    would carry one client's data to the next that this model serves."""
-
-    def to_eval(module: nn.Module, _: object) -> None:
-        module.eval()
-
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.register_forward_pre_hook(to_eval)

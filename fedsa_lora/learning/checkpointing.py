@@ -24,7 +24,19 @@ def checkpoint_layers(model: AdapterModel) -> None:
             sent="the model has no gradient checkpointing",
             key="train.gradient_checkpointing",
         )
+    recompute_layers(backbone)
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Compute the layers of a model of transformers again for their gradients, wherever it is in training
+    mode."""
     options = {"use_reentrant": False, "context_fn": first_and_again}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # transformers renames it
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    backbone.disable_input_require_grads()  # which reentrant checkpoints need
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.disable_input_require_grads()  # which reentrant checkpoints need
+
+
+def keep_layers(model: PreTrainedModel) -> None:
+    """Undo ``recompute_layers``: keep what is within the layers of a model for their gradients."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        model.gradient_checkpointing_disable()

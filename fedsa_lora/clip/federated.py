@@ -1,0 +1,106 @@
+"""A federated model of another's: the torch module in it, its methods that exchange parameters and its
+optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fedsa_lora.clip.adapter import ORIGINAL, TRAINED
+from fedsa_lora.clip.tensors import GetTrainable, SetTrainable, TrainableTensors
+from fedsa_lora.errors import ModelError
+from fedsa_lora.suggest import listing
+
+_EXCHANGED = {"get_parameters": GetTrainable, "set_parameters": SetTrainable}
+
+
+def module_of(federated: Any, attribute: str | None) -> nn.Module:
+    """The torch module of a federated model: the object itself, its ``attribute``, or the one attribute that
+    is a module, of several the one called model. Raises ModelError where there is none, or no telling
+    which."""
+    kind = type(federated).__name__
+    if attribute is not None:
+        found = getattr(federated, attribute, None)
+        if not isinstance(found, nn.Module):
+            raise ModelError(
+                f"attribute={attribute}: {kind}.{attribute} is a {type(found).__name__}; expected a torch "
+                "module"
+            )
+        return found
+    if isinstance(federated, nn.Module):
+        return federated
+    modules = {name: value for name, value in _attributes(federated) if isinstance(value, nn.Module)}
+    if not modules:
+        raise ModelError(
+            f"{kind} is no torch module and has none among its attributes: give the object that holds it, or "
+            "name a property that returns it with attribute="
+        )
+    if len(modules) == 1:
+        return next(iter(modules.values()))
+    if "model" not in modules:
+        raise ModelError(
+            f"{kind} has several torch modules, {listing(modules)}: name the one that gets LoRA with "
+            "attribute="
+        )
+    return modules["model"]
+
+
+class Exchange:
+    """The methods ``get_parameters`` and ``set_parameters`` of a federated model, replaced by those that
+    exchange its trainable tensors alone; methods that it has not are not made."""
+
+    def __init__(self, federated: Any, tensors: TrainableTensors) -> None:
+        self.federated = federated
+        self._own: dict[str, Any] = {}  # methods that stood in the object itself and not in its class
+        self._replaced: list[str] = []
+        for name, replacement in _EXCHANGED.items():
+            original = getattr(federated, name, None)
+            if not callable(original):
+                continue
+            if name in vars(federated):
+                self._own[name] = original
+            setattr(federated, name, replacement(original, tensors))
+            self._replaced.append(name)
+
+    def restore(self) -> None:
+        """Put the methods back that were there before."""
+        for name in self._replaced:
+            if name in self._own:
+                setattr(self.federated, name, self._own[name])
+            else:
+                delattr(self.federated, name)
+
+
+def hand_to_optimizers(federated: Any, module: nn.Module) -> None:
+    """Have the optimizers among the attributes of a federated model step the parameters that are trainable
+    now: they were made of those from before. What is new joins the first group."""
+    for _, optimizer in _attributes(federated):
+        if isinstance(optimizer, Optimizer):
+            _hand(optimizer, module)
+
+
+def _hand(optimizer: Optimizer, module: nn.Module) -> None:
+    parameters = dict(module.named_parameters())
+    own = {id(value) for value in parameters.values()}
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    if not any(id(value) in own for group in groups for value in group["params"]):
+        return  # it is of another model
+    copies = {
+        id(value): parameters[name.replace(ORIGINAL, TRAINED)]
+        for name, value in parameters.items()
+        if ORIGINAL in name
+    }
+    for group in groups:
+        moved = [copies.get(id(value), value) for value in group["params"]]
+        group["params"] = [value for value in moved if value.requires_grad]
+    held = {id(value) for group in groups for value in group["params"]}
+    groups[0]["params"] += [v for v in parameters.values() if v.requires_grad and id(v) not in held]
+    kept = {id(value) for group in groups for value in group["params"]}
+    for value in [value for value in optimizer.state if id(value) not in kept]:
+        del optimizer.state[value]
+
+
+def _attributes(federated: Any) -> list[tuple[str, Any]]:
+    return list(getattr(federated, "__dict__", {}).items())
