@@ -136,7 +136,7 @@ class AdapterModel:
         a state that is set in part would leave one client's tensors to the next."""
         self.layout.check(arrays)
         for name, parameter in self._parameters.items():
-            value = torch.from_numpy(np.ascontiguousarray(arrays[name]))
+            value = torch.from_numpy(np.require(arrays[name], requirements="C"))
             parameter.copy_(value)
             if name in self._starts:
                 parameter.add_(self._starts[name].to(parameter.device))

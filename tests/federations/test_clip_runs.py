@@ -22,11 +22,13 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.server.build import skeleton
 
-CLIP = ("lora=clip_encoder", "lora.r=4", "lora.dropout=0", "train.lr=0.02", "task.test_split=null",
-        "task.class_names=null", "task.image=image", "partition=iid", "evaluation.every=1")  # fmt: skip
+CLIP = ("train.lr=0.02", "task.test_split=null", "task.class_names=null", "task.image=image",
+        "partition=iid", "evaluation.every=1", "task.templates=['a photo of a {}.','one {}']")  # fmt: skip
+LORA = ("lora=clip_encoder", "lora.r=4", "lora.dropout=0")
 KINDS = {
-    "prompts": ["head=local", "lora.towers=both", "task.templates=['a photo of a {}.','one {}']"],
-    "linear": ["head=shared", "task.classifier=linear"],
+    "prompts": [*LORA, "head=local", "lora.towers=both"],
+    "linear": [*LORA, "head=shared", "task.classifier=linear"],
+    "all weights": ["lora=none", "split=full", "head=shared"],
 }
 
 
@@ -71,9 +73,19 @@ def test_a_linear_head_is_shared_as_its_difference_from_the_prompts(made):
     assert not any("text_model" in name for name in common)
 
 
-@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
-def test_an_export_answers_by_the_code_of_its_card_as_the_run_did(made, tmp_path, monkeypatch, merge):
-    config, exporter = exporter_of(made("prompts"))
+def test_without_lora_both_towers_and_the_scale_of_the_logits_are_trained(made):
+    config, exporter = exporter_of(made("all weights"))
+    common = shared(config)
+    assert {name.split("_model.")[0] for name in common} > {"vision", "text", "logit_scale"}
+    assert common["logit_scale"].shape == ()
+    assert common["logit_scale"] != 0, "exchanged as its difference from the start"
+
+
+@pytest.mark.parametrize(
+    ("kind", "merge"), [("prompts", False), ("prompts", True), ("all weights", True)], ids=str
+)
+def test_an_export_answers_by_the_code_of_its_card_as_the_run_did(made, tmp_path, monkeypatch, kind, merge):
+    config, exporter = exporter_of(made(kind))
     exporter.export("1", tmp_path / "export", merge=merge)
     task, bench = config.task, build.workbench(config)
     bench.model.write(exporter.tensors("1"))
