@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from fedsa_lora.clip.config import LoRAConfig
 from fedsa_lora.errors import ModelError
-from fedsa_lora.learning.targets import ADAPTABLE, LINEAR, choose
+from fedsa_lora.learning.targets import ADAPTABLE, LINEAR, choose_in_tower
 from fedsa_lora.suggest import listing, nearest
-from fedsa_lora.tasks.heads import block
 
 CLASSIFIERS = ("classifier", "head", "classification_head", "fc", "score")  # usual names of a classifier
 _READS = {"pixel_values": "vision", "input_ids": "text"}  # the kind of a tower by its first input
@@ -109,7 +107,7 @@ def _of_encoder(module: nn.Module, config: LoRAConfig, classifier: str | None) -
     found: list[str] = []
     for name in chosen:
         tower = module.get_submodule(name)
-        inner = _inferred(tower) if config.target_modules is None else _adaptable(tower)
+        inner = choose_in_tower(tower, "all_linear") if config.target_modules is None else _adaptable(tower)
         found += [_joined(name, layer) for layer in inner]
     return [name for name in found if classifier is None or not is_below(name, classifier)]
 
@@ -124,14 +122,6 @@ def _chosen(module: nn.Module, towers: dict[str, str], config: LoRAConfig) -> li
                 f"towers={' or '.join(sorted(there))}"
             )
     return [name for name, kind in towers.items() if kind in kinds]
-
-
-def _inferred(tower: nn.Module) -> list[str]:
-    """The layers of a tower that get LoRA, as ``choose`` has them for one of a dual encoder."""
-    if any(isinstance(part, LINEAR) and block(name) for name, part in tower.named_modules()):
-        return list(choose(tower, "all_linear"))
-    layers: dict[str, Any] = dict(tower.named_modules())
-    return [name for name in choose(tower, "convolutions") if set(layers[name].kernel_size) == {1}]
 
 
 def _adaptable(module: nn.Module) -> list[str]:

@@ -39,7 +39,9 @@ def choose(model: nn.Module, intent: Intent, towers: Towers | None = None) -> li
     """
     if is_dual_encoder(model):
         chosen = TOWERS if towers in (None, "both") else (towers,)
-        return [name for each in chosen for name in _of_tower(model, each, intent)]
+        return [
+            f"{each}_model.{name}" for each in chosen for name in choose_in_tower(tower(model, each), intent)
+        ]
     if towers is not None:
         raise ModelError(
             f"lora.towers={towers}: {type(model).__name__} has no towers, which are those of a model of "
@@ -58,15 +60,13 @@ def choose(model: nn.Module, intent: Intent, towers: Towers | None = None) -> li
     return names
 
 
-def _of_tower(model: nn.Module, name: str, intent: Intent) -> list[str]:
-    """The layers of a dual encoder's tower that get an adapter, by their names in the model."""
-    part = tower(model, name)
-    if intent != "convolutions" and not _linear(part):
-        layers = dict(part.named_modules())
-        found = [n for n in _convolutions(part) if set(layers[n].kernel_size) == {1}]
-    else:
-        found = list(find(part, choose(part, intent)))
-    return [f"{name}_model.{layer}" for layer in found]
+def choose_in_tower(part: nn.Module, intent: Intent) -> list[str]:
+    """The layers of a tower of a dual encoder that get an adapter, by their full names in it: as ``choose``
+    has them, but for a tower without linear layers in blocks, of which it is the 1 x 1 convolutions."""
+    if intent == "convolutions" or _linear(part):
+        return list(find(part, choose(part, intent)))
+    layers = dict(part.named_modules())
+    return [name for name in _convolutions(part) if set(layers[name].kernel_size) == {1}]
 
 
 def find(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:

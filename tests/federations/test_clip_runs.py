@@ -74,8 +74,7 @@ def test_a_linear_head_is_shared_as_its_difference_from_the_prompts(made):
 
 
 def test_without_lora_both_towers_and_the_scale_of_the_logits_are_trained(made):
-    config, exporter = exporter_of(made("all weights"))
-    common = shared(config)
+    common = shared(read_config(made("all weights")))
     assert {name.split("_model.")[0] for name in common} > {"vision", "text", "logit_scale"}
     assert common["logit_scale"].shape == ()
     assert common["logit_scale"] != 0, "exchanged as its difference from the start"
