@@ -153,6 +153,12 @@ SPLIT = (
     Word("cut.steps", "train.steps", "of each round, at whose end A is shared"),
     Word("cut.head", "lora.target_modules", "with the output embeddings among them, to tune them"),
 )
+CLIP = (
+    Word("model.type=clip_lora", "task=clip, lora=clip_encoder", "both"),
+    Word("target_components", "lora.towers, task.classifier", "LoRA on towers; linear trains a classifier"),
+    Word("num_classes", "task.class_names", "null: those of the data"),
+    Word("save_only_trainable", "split", "a group; frozen weights are never sent"),
+)
 ORIGINS: Mapping[str, tuple[Word, ...]] = {
     "Trainer of transformers": TRAINER,
     "PEFT": PEFT,
@@ -160,6 +166,7 @@ ORIGINS: Mapping[str, tuple[Word, ...]] = {
     "OpenUnlearning": UNLEARNING,
     "Federations": FEDERATION,
     "Split learning": SPLIT,
+    "CLIP": CLIP,
 }
 
 

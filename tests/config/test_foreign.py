@@ -37,6 +37,7 @@ def is_there(words: str, keys: set[str]) -> bool:
 
 def test_every_word_of_ours_exists():
     keys = keys_of(load(["codec=topk", "split=importance", "partition=dirichlet"]).resolved)
+    keys |= keys_of(load(["task=clip"]).resolved)
     for name, hint in hints_of(RunConfig).items():
         if is_dataclass(kind := held(hint)):
             keys |= {f"{name}.{field.name}" for field in fields(kind)}
@@ -67,6 +68,8 @@ ANSWERS = {
     "data.anything=1": "data: no such key; here it is task",
     "model=Llama-3.2-3B-Instruct": "here it is model=llama32_3b",
     "adaptive_split.strategy=importance_based": "here it is split=importance",
+    "model.type=clip_lora": "here it is task=clip, lora=clip_encoder (both)",
+    "lora.target_components=[encoder]": "here it is lora.towers, task.classifier",
 }
 
 
