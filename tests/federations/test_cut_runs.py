@@ -189,6 +189,21 @@ def test_each_side_holds_its_own_weights_alone():
         assert "lora_" in name or torch.equal(parameter, whole_model[name])
 
 
+def test_each_process_makes_the_whole_model_once_and_without_its_weights(monkeypatch):
+    config, made = load(TINY), []
+    build_model = type(config.task).build_model
+
+    def counted(task, *, seed, empty=False):
+        made.append(empty)
+        return build_model(task, seed=seed, empty=empty)
+
+    monkeypatch.setattr(type(config.task), "build_model", counted)
+    build.workbench(config)
+    assert made == [True]
+    build_trunk(config, skeleton(config))
+    assert made == [True, True]
+
+
 def test_a_server_whose_clients_answer_at_once_never_pauses(tmp_path, monkeypatch):
     from strategies.round import collection
 

@@ -99,14 +99,12 @@ def narrow(model: Any, cut: Cut, part: Part) -> None:
         model.all_tied_weights_keys = {}
 
 
-def build_part(task: Task, cut: Cut, part: Part, *, seed: int) -> nn.Module:
-    """One side's part of the task's model in eval mode: no weight of the other side is read. Weights that
-    are drawn are those of the whole model. Raises ModelError as ``check_cut`` does, and where the model
-    cannot be loaded."""
-    empty: Any = task.build_model(seed=seed, empty=True)
-    check_cut(empty, cut)
-    settings: Any = task.model  # type: ignore[attr-defined]
-    return filled(empty, narrowed(type(empty), cut, part), settings, seed=seed)
+def build_part(whole: nn.Module, settings: ModelSettings, cut: Cut, part: Part, *, seed: int) -> nn.Module:
+    """One side's part of a model that is ``whole`` on the meta device, in eval mode: no weight of the other
+    side is read. Weights that are drawn are those of the whole model. Raises ModelError as ``check_cut``
+    does, and where the model cannot be loaded."""
+    check_cut(whole, cut)
+    return filled(whole, narrowed(type(whole), cut, part), settings, seed=seed)
 
 
 def adapted_part(
