@@ -36,6 +36,7 @@ GPT2 = (
     "bos_token_id: 1, eos_token_id: 1, initializer_range: 0.15}",
     "lora.targets=default", "lora.target_modules=[c_attn,c_fc,c_proj]", "task.template=alpaca",
 )  # fmt: skip
+NO_DEPTH = GPT2[3].replace("n_layer: 5, ", "")  # 12, as the class has it
 OPT = (
     *GPT2[:3],
     "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, "
@@ -339,6 +340,11 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
         (("split=soft",), "neither adapts nor mixes"),
         (("lora.layer_ranks=[2,2,4,4,8]",), "lora.layer_ranks=null"),
         (("cut.micro_batches=8",), "no more parts"),
+        (("cut.top=5",), "has 5 blocks.*expected cut.top=2 to 4"),
+        (("cut.top=9", "train.accumulate=2"), "(?s)has 5 blocks.*train.accumulate=1"),
+        (("cut.bottom=4", "cut.top=5"), "expected cut.bottom=1 to 3, and cut.top above it and below 5"),
+        ((*GPT2[:3], "cut.top=5", GPT2[3]), "has 5 blocks"),
+        (("+model.config.num_hidden_layers=2",), "has 2 blocks.*expected one of at least 3, or cut=none"),
         (("experiment=smoke", "cut=u_shape"), "expected task=causal_lm"),
     ],
 )
@@ -351,7 +357,7 @@ def test_what_cannot_be_cut_is_refused_with_a_way_out(words, told):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("cut.top=5",), "has 5 blocks"),
+        ((*GPT2[:3], NO_DEPTH, "cut.top=12"), "has 12 blocks.*expected cut.top=2 to 11"),
         (OPT, "like GPT-2 or Llama"),
         (("lora.targets=default", "lora.target_modules=[layers.2.mlp.up_proj]"), "the client's part"),
         (("lora.targets=default", "lora.target_modules=[layers.0.mlp.up_proj]"), "the server's part"),

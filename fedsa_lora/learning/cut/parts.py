@@ -73,12 +73,8 @@ def anatomy_of(base: Any) -> Anatomy:
 def check_cut(model: Any, cut: Cut) -> None:
     """Raise ModelError where a model, which may be on the meta device, cannot be cut so."""
     base = model.base_model
-    depth = len(getattr(base, anatomy_of(base).blocks))
-    if cut.top >= depth:
-        raise ModelError(
-            f"cut.top={cut.top}: the model has {depth} blocks, of which the client's last part needs one; "
-            f"expected {cut.bottom + 1} to {depth - 1}"
-        )
+    if fault := cut.beyond(len(getattr(base, anatomy_of(base).blocks))):
+        raise ModelError(fault)
 
 
 def narrow(model: Any, cut: Cut, part: Part) -> None:
