@@ -26,6 +26,7 @@ from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.reading import (
     EVALUATION,
     PARTITION,
+    REPORT,
     UNLEARNING,
     Row,
     holds_run,
@@ -141,6 +142,7 @@ class RunDirectory:
         clients = [row for row in read_jsonl(self.path / CLIENTS) if row["round"] <= self.done]
         known = read_json(self.path / "environment.json")
         self._write_status("running")
+        (self.path / REPORT).unlink(missing_ok=True)  # it tells how the run ended before
         for name, rows in ((ROUNDS, rounds), (CLIENTS, clients)):
             self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
         for row in rounds:
