@@ -190,6 +190,27 @@ def test_each_side_holds_its_own_weights_alone():
         assert "lora_" in name or torch.equal(parameter, whole_model[name])
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        (r"lora.rank_pattern={layers\.0\..*: 4}",),  # of the client, as a refusal has it
+        (r"lora.rank_pattern={layers\.2\..*: 2}", r"lora.alpha_pattern={layers\.2\..*: 3}"),  # of the server
+        (r"lora.rank_pattern={q_proj: 2, layers\.4\.self_attn\.v_proj: 1}",),
+    ],
+)
+def test_ranks_by_block_are_those_of_the_whole_model_in_each_part(patterns):
+    config = load([*TINY, *patterns])
+    empty = skeleton(config)
+    client, server = build.model(config), build_trunk(config, skeleton(config)).model
+    assert {*client.layout} | {*server.layout} == {*empty.layout} != {*skeleton(load(TINY)).layout}
+    assert client.scales | server.scales == empty.scales
+
+
+def test_ranks_of_a_layer_that_no_part_has_are_refused():
+    with pytest.raises(ModelError, match="fits none of the adapted layers"):
+        skeleton(load([*TINY, r"lora.rank_pattern={layers\.9\..*: 4}"]))
+
+
 def test_each_process_makes_the_whole_model_once_and_without_its_weights(monkeypatch):
     config, made = load(TINY), []
     build_model = type(config.task).build_model
@@ -338,7 +359,7 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
         (("split=share_ab", "strategy=flora"), "another that averages"),
         (("split=local_only",), "shares nothing"),
         (("split=soft",), "neither adapts nor mixes"),
-        (("lora.layer_ranks=[2,2,4,4,8]",), "lora.layer_ranks=null"),
+        (("lora.layer_ranks=[2,2,4,4,8]",), r"lora.layer_ranks=null.*\{layers\\.0\\..\*: 4\}"),
         (("cut.micro_batches=8",), "no more parts"),
         (("cut.top=5",), "has 5 blocks.*expected cut.top=2 to 4"),
         (("cut.top=9", "train.accumulate=2"), "(?s)has 5 blocks.*train.accumulate=1"),

@@ -16,7 +16,9 @@ from fedsa_lora.exchange.step import StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.given import adapted
+from fedsa_lora.learning.lora import fits
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
+from fedsa_lora.learning.targets import choose, find
 from fedsa_lora.tasks.backbone import filled
 from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.model_settings import ModelSettings
@@ -106,13 +108,21 @@ def build_part(whole: nn.Module, settings: ModelSettings, cut: Cut, part: Part, 
 def adapted_part(
     backbone: nn.Module, lora: LoraSettings | None, seed: int, settings: ModelSettings
 ) -> AdapterModel:
-    """A part with its adapters: of targets that are named one by one, those that it has."""
-    if lora is not None and isinstance(lora.target_modules, list):
+    """A part with its adapters: of targets and patterns of ranks, which fit the whole model, those that fit
+    this part."""
+    return adapted(backbone, None if lora is None else _of_part(lora, backbone), seed, settings)
+
+
+def _of_part(lora: LoraSettings, backbone: nn.Module) -> LoraSettings:
+    targets = lora.target_modules
+    if targets is not None:
         present = backbone.named_modules()
         names = [f".{name}" for name, module in present if not isinstance(module, Through)]
-        held = [t for t in lora.target_modules if any(name.endswith(f".{t}") for name in names)]
-        lora = replace(lora, target_modules=held)
-    return adapted(backbone, lora, seed, settings)
+        targets = [t for t in targets if any(name.endswith(f".{t}") for name in names)]
+    found = find(backbone, targets or choose(backbone, lora.targets))
+    ranks = {pattern: rank for pattern, rank in (lora.rank_pattern or {}).items() if fits(pattern, found)}
+    alphas = {pattern: alpha for pattern, alpha in (lora.alpha_pattern or {}).items() if fits(pattern, found)}
+    return replace(lora, target_modules=targets, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def check_adapters(model: AdapterModel, cut: Cut) -> None:

@@ -116,7 +116,10 @@ class Cut(Group):
 
     def _training_clashes(self, run: RunConfig) -> Iterator[str]:
         if run.lora is not None and run.lora.layer_ranks is not None:
-            yield "cut: no part has all blocks; expected lora.layer_ranks=null, or lora.rank_pattern"
+            yield (
+                "cut: no part has all blocks; expected lora.layer_ranks=null, and for ranks by block "
+                r"lora.rank_pattern, such as {layers\.0\..*: 4}"
+            )
         if isinstance(run.train.batch_size, int) and self.micro_batches > run.train.batch_size:
             yield (
                 f"cut.micro_batches={self.micro_batches}: a step has train.batch_size={run.train.batch_size} "
