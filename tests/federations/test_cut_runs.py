@@ -44,6 +44,7 @@ OPT = (
     "lora.targets=default", "task.template=alpaca",
 )  # fmt: skip
 TUNED = ("lora.targets=default", "lora.target_modules=[q_proj,v_proj,lm_head]")  # the head is tied
+EXPORTED = ("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
 MODELS = {"llama": (), "gpt2": GPT2, "tuned head": TUNED}
 
 
@@ -294,15 +295,13 @@ def fits(path):
 
 
 def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
-    from fedsa_lora.analysis.export import Exporter
     from fedsa_lora.analysis.reevaluate import reevaluate
-    from fedsa_lora.runs.directory import RunDirectory
 
-    path = run("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
+    path = run(*EXPORTED)
     for found in reevaluate(path):
         assert found.value == pytest.approx(found.recorded, rel=1e-6)
     config = read_config(path)
-    exporter = Exporter(config, RunDirectory(path, config), skeleton(config))
+    exporter = exporter_of(path)
     merged = stock(exporter.export("1", tmp_path / "merged", merge=True))
     adapter = exporter.export("1", tmp_path / "adapter")
     assert (adapter / "adapter_config.json").exists()
@@ -313,6 +312,36 @@ def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
     with torch.no_grad():
         expected = bench.model.module(**batch).logits
         assert (merged(**batch).logits - expected).abs().max() < 1e-4
+
+
+def exporter_of(path):
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.runs.directory import RunDirectory
+
+    config = read_config(path)
+    return Exporter(config, RunDirectory(path, config), skeleton(config))
+
+
+def test_the_adapter_of_all_parts_is_merged_and_unmerged_by_peft(run, tmp_path):
+    """Merged it gives the weights of the merged export, unmerged the base, each to the rounding of a sum."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    exporter = exporter_of(run(*EXPORTED))
+    folder = exporter.export("1", tmp_path / "adapter")
+    whole = dict(stock(exporter.export("1", tmp_path / "merged", merge=True)).named_parameters())
+    model = PeftModel.from_pretrained(stock(folder / "backbone"), folder)
+    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    layers = {name.removeprefix("base_model.model."): layer.get_base_layer().weight for name, layer in named}
+    assert {int(name.split(".")[2]) for name in layers} == {0, 1, 2, 3, 4}, "of both sides"
+    base = {name: weight.detach().clone() for name, weight in layers.items()}
+    model.merge_adapter()
+    for name, weight in layers.items():
+        torch.testing.assert_close(weight, whole[f"{name}.weight"], rtol=0, atol=1e-6)
+        assert (weight - base[name]).abs().max() > 1e-5, f"nothing was merged into {name}"
+    model.unmerge_adapter()
+    for name, weight in layers.items():
+        torch.testing.assert_close(weight, base[name], rtol=0, atol=1e-6)
 
 
 def stock(folder):
