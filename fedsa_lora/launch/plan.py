@@ -81,16 +81,7 @@ def make_plan(config: RunConfig) -> Plan:
     parameters = parameter_counts(config, model)
     held = config.at_client(model.layout)
     trained = held.select(config.split(held).trained).size
-    place: Simulation | Processes | Connection
-    if isinstance(trained_on, torch.device):
-        place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
-    else:
-        place = trained_on
-    alone = why_not_any(model, config.task) or why_not_settings(config.train)
-    if config.cut is not None:
-        alone = "each takes its steps with the server"
-    if isinstance(place, Processes) and alone:
-        place = replace(place, cohort=1, alone=alone)
+    place = _placed(config, trained_on, model, parameters)
     return Plan(
         parameters=parameters,
         parts=_parts(config, model),
@@ -104,6 +95,25 @@ def make_plan(config: RunConfig) -> Plan:
         run_dir=config.run_dir,
         free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
     )
+
+
+def _placed(
+    config: RunConfig,
+    trained_on: torch.device | Connection,
+    model: AdapterModel,
+    parameters: dict[str, int],
+) -> Simulation | Processes | Connection:
+    """The processes of a simulation, and how many clients each trains at a time; those of a SuperLink are its
+    own. Raises ConfigError as ``fit_simulation`` does."""
+    if isinstance(trained_on, Connection):
+        return trained_on
+    place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
+    alone = why_not_any(model, config.task) or why_not_settings(config.train)
+    if config.cut is not None:
+        alone = "each takes its steps with the server"
+    if isinstance(place, Processes) and alone:
+        return replace(place, cohort=1, alone=alone)
+    return place
 
 
 def _parts(config: RunConfig, model: AdapterModel) -> dict[str, dict[str, int]]:

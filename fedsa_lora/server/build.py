@@ -31,8 +31,9 @@ from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.heads import unwrapped
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.cut import Middle, SplitFedSA
-from strategies.rules.exact import FactorRule, pairs
+from strategies.rules.exact import FactorRule
 from strategies.rules.exactness import Frozen
+from strategies.rules.pairs import pairs
 from strategies.unlearning import Unlearning
 
 
