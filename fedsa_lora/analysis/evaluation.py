@@ -67,7 +67,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
             f"{config.store_dir} holds no client's state: the union of their examples can be measured where "
             "a simulation ran, not on the server of a deployment"
         )
-    parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
+    parts = {client: bench.data(client).held_out(config.evaluation.part) for client in clients}
     if not any(map(len, parts.values())):
         raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from fedsa_lora.learning.together import Together
 from fedsa_lora.learning.unlearning import Unlearning
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
-from fedsa_lora.tasks.task import ClientData, Task
+from fedsa_lora.tasks.task import ClientData, Examples, Referring, Task
 
 KEPT = 128 * 2**20  # bytes of encoded examples that stay in memory
 KEPT_PRIVATE = 64 * 2**20  # bytes of clients' own tensors that do
@@ -127,7 +127,23 @@ class Workbench:
     def data(self) -> Callable[[str], ClientData]:
         """The data of a client. Those of the clients that were served last stay in memory, encoded."""
         held: LastUsed[ClientData] = LastUsed(lambda data: data.bytes, KEPT)
-        return lambda client: held(client, partial(self.task.load_client, client))
+        return lambda client: held(client, partial(self._load, client))
+
+    def _load(self, client: str) -> ClientData:
+        data, task = self.task.load_client(client), self.task
+        if not isinstance(task, Referring):
+            return data
+        parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+        return replace(data, **{name: self._referred(task, part) for name, part in parts.items()})
+
+    def _referred(self, task: Referring, examples: Examples) -> Examples:
+        """Examples with what the model makes of them at the common start."""
+        asked = (examples,) if len(examples) else ()
+        job = Job(
+            values=self.initial, trained=frozenset(), examples=examples, settings=self.settings, asked=asked
+        )
+        found = self.outcome(job).answers
+        return task.referred(examples, found[0] if found else np.zeros((0, 2), np.float32))
 
     @cached_property
     def private(self) -> LastUsed[NamedArrays]:

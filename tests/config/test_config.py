@@ -28,6 +28,7 @@ NEEDS = {
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
     "task/causal_lm": ["task.dataset=rows.csv"],
+    "task/preference": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
     "cut/u_shape": ["experiment=split/gpt2"],
 }

@@ -90,8 +90,11 @@ class Cut(Group):
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         from fedsa_lora.tasks.causal_lm import CausalLMTask
+        from fedsa_lora.tasks.task import Referring
 
-        if isinstance(run.task, CausalLMTask):
+        if isinstance(run.task, Referring):
+            yield "cut: no part alone is compared with the model as it began; expected task=causal_lm"
+        elif isinstance(run.task, CausalLMTask):
             yield from self._task_clashes(run.task)
         else:
             yield "cut: only causal language models are cut; expected task=causal_lm, or cut=none"
