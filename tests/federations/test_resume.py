@@ -208,13 +208,15 @@ def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_
 
 
 def test_a_run_that_goes_on_has_no_report_of_how_it_ended_before(tmp_path, monkeypatch):
-    """One that makes no report of its own either."""
+    """One that makes no report does so neither at its end nor where it is stopped."""
     run = tmp_path / "run"
     brief = ["run.report=false", "evaluation.local_only=false", "federation.clients=2", "federation.rounds=2"]
     words = ["experiment=smoke", *brief, f"run.dir={run}"]
     broken(monkeypatch, words, "configure_fit", 2)
     with closing(Held(run)) as begun:  # as the command line ends what was stopped
-        end(begun, "stopped", "stopped after round 1 of 2")
+        end(begun, "stopped", "stopped after round 1 of 2", report=False)
+        assert not (run / "report.html").exists()
+        end(begun, "stopped", "stopped after round 1 of 2", report=True)
     assert "stopped" in (run / "report.html").read_text()
     run_in_process([*words, "run.resume=true"])
     assert is_complete(run)
