@@ -143,7 +143,7 @@ class Workbench:
             values=self.initial, trained=frozenset(), examples=examples, settings=self.settings, asked=asked
         )
         found = self.outcome(job).answers
-        return task.referred(examples, found[0] if found else np.zeros((0, 2), np.float32))
+        return task.referred(examples, found[0] if found else np.zeros((0, 0), np.float32))
 
     @cached_property
     def private(self) -> LastUsed[NamedArrays]:

@@ -114,6 +114,7 @@ def adapted_part(
 
 
 def _of_part(lora: LoraSettings, backbone: nn.Module) -> LoraSettings:
+    """The settings less the targets and patterns of layers that the other side has."""
     targets = lora.target_modules
     if targets is not None:
         present = backbone.named_modules()
