@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies.rules.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA, pairs
+from strategies.rules.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
 from strategies.rules.factors import Factors, aggregation_error, stack
+from strategies.rules.pairs import pairs
 
 Arrays = Mapping[str, NDArray[np.float32]]
 RULES: dict[str, FactorRule] = {

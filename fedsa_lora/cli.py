@@ -32,9 +32,19 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a command, and what it does not know. Overrides may stand between its flags: argparse,
+    which cannot mix them in a command of several, leaves those behind a flag over."""
+    options, beyond = parser().parse_known_args(arguments)
+    if "overrides" in options:
+        options.overrides = [*options.overrides, *(word for word in beyond if word[:1] != "-")]
+        beyond = [word for word in beyond if word[:1] == "-"]
+    return options, beyond
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when what was asked for was done."""
-    options, beyond = parser().parse_known_args(arguments)
+    options, beyond = parsed(arguments)
     if beyond and options.command != "node":
         given = sys.argv[1:] if arguments is None else arguments
         lines = [f"unrecognized arguments: {' '.join(beyond)}", *ours_of_flags(given, beyond)]

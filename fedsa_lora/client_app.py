@@ -115,8 +115,9 @@ def _called(calls: list[Callable[[], Message]]) -> list[Message]:
 def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Searches what is answered for what is the client's own, and records it in the client's folder. What a
     node writes down is its user's alone, and nothing where its store is full."""
-    node, config, _, store = _serve(context)
-    searched = partial(Egress(store, config.run.keep_messages), call_next=call_next)
+    node, config, bench, store = _serve(context)
+    egress = Egress(store, bench.private, config.run.keep_messages)
+    searched = partial(egress, call_next=call_next)
     asked = header_of(message, BroadcastHeader)
     answer = partial(ClientRecord(store.folder, asked), message, context, searched)
     if node.store is None:

@@ -12,6 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from fedsa_lora.errors import FedSAError, RunError
 
@@ -226,6 +229,18 @@ def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]
         except OSError as error:
             log.warning("%s cannot be locked (%s): let only one run at a time use it", folder, error.strerror)
         yield
+
+
+@contextmanager
+def tensors_in(path: Path, refusal: Callable[[str], FedSAError]) -> Iterator[Any]:
+    """A safetensors file, open for NumPy. Raises what ``refusal`` makes of the reason where it, or what is
+    read of it meanwhile, is cut off or altered."""
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    # TypeError: a dtype that NumPy lacks; KeyError and ValueError: tensors or words that are not there
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise refusal(str(error)) from None
 
 
 class Held:

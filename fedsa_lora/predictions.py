@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
-from fedsa_lora.files import write_atomically, writing
+from fedsa_lora.files import tensors_in, write_atomically, writing
 
 FILE = "predictions.safetensors"
 
@@ -58,12 +58,13 @@ def read(folder: Path) -> Predictions | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            arrays = {name: file.get_tensor(name) for name in ("labels", "predicted", "probability")}
+    with tensors_in(path, partial(_unreadable, path)) as file:
+        about = json.loads((file.metadata() or {})["about"])
+        arrays = {name: file.get_tensor(name) for name in ("labels", "predicted", "probability")}
         return Predictions(about["round"], tuple(about["names"]), **arrays)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path} is unreadable ({error}): it was cut off or altered; `fedsa-lora evaluate` makes it anew"
-        ) from None
+
+
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} is unreadable ({reason}): it was cut off or altered; `fedsa-lora evaluate` makes it anew"
+    )

@@ -182,7 +182,9 @@ class RunConfig:
         IDENTITY,
         Keys(READ, "dataset"),
         Keys(FILES, "files"),
-        Keys(TEXT, "text", "text_pair", "image", "label", "group", "prompt", "answer", "messages"),
+        Keys(
+            TEXT, "text", "text_pair", "image", "label", "group", "prompt", "answer", "rejected", "messages"
+        ),
     ]
     model: Annotated[ModelSettings, IDENTITY]
     lora: Annotated[LoraSettings | None, IDENTITY]

@@ -10,21 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedsa_lora.errors import StoreError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.exchange.wire import stretch
-from fedsa_lora.files import locked, sweep, write_atomically, writing
+from fedsa_lora.files import locked, sweep, tensors_in, write_atomically, writing
 from fedsa_lora.predictions import Predictions, write
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -158,6 +158,16 @@ class DirectoryStore:
         usable = [r for r in self.rounds() if at_round is None or r <= at_round]
         return self._read(usable[-1]) if usable else None
 
+    def identity(self, round_: int) -> Hashable:
+        """Of a kept generation, as it is now: no other, and none that is written in its place, has the same.
+        Raises StoreError where there is none."""
+        path = self._path(round_)
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise _unreadable(path, str(error)) from None
+        return path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def before(self, round_: int) -> ClientState | None:
         for newest in [kept for kept in self.rounds() if kept > round_][-1:]:
             with _opened(self._path(newest)) as file:
@@ -230,17 +240,16 @@ class DirectoryStore:
                 )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, "numpy") as file:
-            yield file
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
-        raise StoreError(
-            f"{path} is unreadable ({error}): it was cut off or altered; restore it from a copy, or "
-            "delete it to go on from the generation before",
-            sent="a state that it kept is unreadable: restore or delete it on its machine",
-        ) from None
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    return tensors_in(path, partial(_unreadable, path))
+
+
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} is unreadable ({reason}): it was cut off or altered; restore it from a copy, or "
+        "delete it to go on from the generation before",
+        sent="a state that it kept is unreadable: restore or delete it on its machine",
+    )
 
 
 class PassedStore(DirectoryStore):
@@ -259,6 +268,9 @@ class PassedStore(DirectoryStore):
         if own is None or last is None:
             return last
         return ClientState(own.round, last.tensors, own.memory)
+
+    def identity(self, round_: int) -> Hashable:
+        return super().identity(round_), *map(self._passed.identity, self._passed.rounds())
 
     def save(self, state: ClientState) -> None:
         super().save(state)

@@ -21,7 +21,7 @@ from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import CLASSES, Measure
-from fedsa_lora.exchange.reported import LOSS, of_evaluation, of_training
+from fedsa_lora.exchange.reported import of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy
 from strategies.audience import Audience, Everyone
 from strategies.plans.plan import plan_of
@@ -31,7 +31,7 @@ from strategies.round.bounds import Bounds, Rejections, believed, bounded, outli
 from strategies.round.broadcasts import Broadcaster
 from strategies.round.decoding import Decoder
 from strategies.round.downlink import Downlink
-from strategies.round.ledger import Evaluation, Ledger, Recorder, plain_mean, weighted_mean
+from strategies.round.ledger import Evaluation, Ledger, Recorder
 from strategies.round.open_round import OpenRound, asked_state
 from strategies.round.reasons import causes
 from strategies.round.roster import Roster, at_least
@@ -209,7 +209,7 @@ class FedSA(Strategy):
         else:
             self._skip(server_round, admission)
         self.recorder.checkpoint(server_round, self.layout, self.common, self.memory())
-        if not self._measures(server_round):
+        if not self.evaluation.held(server_round, self.attendance.skipped):
             self.ledger.close(evaluated=False)
         return ndarrays_to_parameters([self.common]), {}
 
@@ -217,7 +217,7 @@ class FedSA(Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Every client that is there and not left out, with what was just aggregated, when a round is due."""
-        if not self._measures(server_round):
+        if not self.evaluation.held(server_round, self.attendance.skipped):
             return []
         excluded = self.attendance.excluded(server_round)
         there = self.roster.everyone(client_manager)
@@ -239,7 +239,7 @@ class FedSA(Strategy):
         """The primary measure of personalised models over the clients that were measured: mean, weighted by
         test examples, and the worst. Raises RunError where none answers in the last round: the run has no
         result."""
-        if not self._measures(server_round):
+        if not self.evaluation.held(server_round, self.attendance.skipped):
             return None, {}
         numbers = of_evaluation(self.measures, self.evaluation.trains_alone(server_round))
         admission = admit(server_round, results, failures, self.roster.name, numbers)
@@ -252,10 +252,7 @@ class FedSA(Strategy):
             raise RunError("\n".join(told))
         measured = [row for row in rows if row["measured"]]
         self.ledger.close(evaluated=bool(measured))
-        loss = weighted_mean([(row[LOSS], row["measured"]) for row in measured if LOSS in row])
-        primary = self.measures[0].name
-        mean = plain_mean([row[primary] for row in measured])
-        return loss, {} if mean is None else {primary: mean}
+        return self.ledger.reached(measured)
 
     def evaluate(self, server_round: int, parameters: Parameters) -> None:
         """Nothing: the server holds no backbone and no data."""
@@ -278,11 +275,6 @@ class FedSA(Strategy):
         self.rule.restore(common, memory)
         for part in (self.totals, self.attendance, self.rejections):
             part.restore(memory)
-
-    def _measures(self, round_: int) -> bool:
-        """True of a round that is evaluated: it is due, and changed something or is the last."""
-        last = round_ == self.evaluation.rounds
-        return last or (self.evaluation.due(round_) and not self.attendance.skipped)
 
     def _take(self, round_: int, updates: Sequence[Update]) -> None:
         """A round that counts: each mean into its vector, and what there is to learn from it."""

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from fedsa_lora import predictions
+from fedsa_lora.client.session import Session
 from fedsa_lora.errors import RunError, StoreError
 from fedsa_lora.exchange.arrays import digest
 from fedsa_lora.store import ClientState, DirectoryStore
@@ -255,6 +257,25 @@ def test_a_pickle_under_the_name_of_a_state_is_refused_and_not_run(tmp_path):
         with pytest.raises(StoreError, match="is unreadable"):
             store(tmp_path).load()
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.case(23)
+@pytest.mark.parametrize(
+    ("name", "read", "remedy"),
+    [
+        ("session.safetensors", Session.last, "remove it, and the client begins its round anew"),
+        ("predictions.safetensors", predictions.read, "`fedsa-lora evaluate` makes it anew"),
+    ],
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"\x02" + bytes(7) + b"{}", b"\xff" * 20], ids=["none", "bare", "odd"]
+)
+def test_what_a_client_keeps_beside_its_state_is_refused_with_its_name_and_a_remedy(
+    tmp_path, name, read, remedy, content
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StoreError, match=f"^{tmp_path / name} is unreadable .*{remedy}"):
+        read(tmp_path)
 
 
 @pytest.mark.case(22)

@@ -27,7 +27,7 @@ from fedsa_lora.learning.training import round_batches
 from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.changed_data import check_data
 from fedsa_lora.runs.directory import RunDirectory
-from fedsa_lora.runs.reading import EVALUATION, read_json
+from fedsa_lora.runs.reading import EVALUATION, REPORT, read_json
 from fedsa_lora.seeds import generator, torch_seed
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.task import Examples, measured
@@ -50,7 +50,7 @@ def evaluate_run(
     if newcomer_steps is not None:
         found["newcomer"] = of_newcomers(config, bench, exporter, newcomer_steps)
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
-    if (run_dir / "report.html").exists():
+    if (run_dir / REPORT).exists():
         write_report(run_dir)
     return found
 
@@ -67,7 +67,7 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
             f"{config.store_dir} holds no client's state: the union of their examples can be measured where "
             "a simulation ran, not on the server of a deployment"
         )
-    parts = {client: task.load_client(client).held_out(config.evaluation.part) for client in clients}
+    parts = {client: bench.data(client).held_out(config.evaluation.part) for client in clients}
     if not any(map(len, parts.values())):
         raise RunError(f"no client has {config.evaluation.part} examples: their union is empty")
     names = {client: task.client_labels(client) for client in clients}

@@ -43,7 +43,8 @@ def measured_reach(exporter: Exporter, tensors: NamedArrays) -> Reach | None:
     if config.federation.own:
         return None
     task, part = config.task, config.evaluation.part
-    held_out = {client: task.load_client(client).held_out(part) for client in sorted(task.describe().clients)}
+    data, clients = exporter.bench.data, sorted(task.describe().clients)
+    held_out = {client: data(client).held_out(part) for client in clients}
     held_out = {client: examples for client, examples in held_out.items() if len(examples)}
     if not held_out:
         return None

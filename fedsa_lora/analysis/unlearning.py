@@ -42,7 +42,7 @@ from fedsa_lora.learning.training import in_order
 from fedsa_lora.learning.unlearning import Retrain
 from fedsa_lora.report.page import write_report
 from fedsa_lora.runs.directory import RunDirectory
-from fedsa_lora.runs.reading import UNLEARNING
+from fedsa_lora.runs.reading import REPORT, UNLEARNING
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.generation import recall
 from fedsa_lora.tasks.task import Batch, Examples
@@ -67,7 +67,7 @@ def evaluate_unlearning(run_dir: Path, retrained: Path | None = None) -> dict[st
         found["against_retrained"] = views.against(reference)
         found["relearning"]["retrained"] = views.relearned(reference.shared)
     write_atomically(run_dir / UNLEARNING, (json.dumps(found, indent=1) + "\n").encode())
-    if (run_dir / "report.html").exists():
+    if (run_dir / REPORT).exists():
         write_report(run_dir)
     return found
 

@@ -17,6 +17,7 @@ from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
+from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
@@ -41,7 +42,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
     """
     own = task(config, data)
     torch.set_num_threads(config.machine.threads)
-    resident = model(config)
+    resident, whole = _resident(config)
     resident.hold_frozen(config.train.dtype)
     if config.train.gradient_checkpointing:
         checkpoint_layers(resident)
@@ -64,21 +65,21 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
         cohort=cohort_size(config),
-        **_of_cut(config, resident, own, settings),
+        **_of_cut(config, resident, whole, own, settings),
     )
 
 
-def _of_cut(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> dict[str, Any]:
+def _of_cut(
+    config: RunConfig, resident: AdapterModel, whole: Layout, own: Task, settings: TrainSettings
+) -> dict[str, Any]:
     """The fields of a workbench of a model that is cut; none where it is in one piece."""
     cut = config.cut
     if cut is None:
         return {}
-    empty = config.task.build_model(seed=config.seed, empty=True)
-    trained = config.split(adapted(empty, config.lora, config.seed, config.model).layout).trained
     return {
         "cut": cut,
         "step_format": step_format(resident.module, cut, own, settings),
-        "elsewhere": frozenset(name for name in trained if not cut.of_client(name)),
+        "elsewhere": frozenset(name for name in config.split(whole).trained if not cut.of_client(name)),
     }
 
 
@@ -105,14 +106,22 @@ def task(config: RunConfig, data: Path | None) -> Task:
 def model(config: RunConfig) -> AdapterModel:
     """The pretrained model with its adapters, on the device to train on; of one that is cut a client's
     part."""
+    return _resident(config)[0]
+
+
+def _resident(config: RunConfig) -> tuple[AdapterModel, Layout]:
+    """The same with the layout of the model in one piece."""
     place = device(config)
     if config.cut is not None:
-        part = build_part(config.task, config.cut, Part.CLIENT, seed=config.seed)
-        return adapted_part(part.to(place), config.lora, config.seed, config.model)
+        empty = config.task.build_model(seed=config.seed, empty=True)
+        part = build_part(empty, config.model, config.cut, Part.CLIENT, seed=config.seed)
+        whole = adapted(empty, config.lora, config.seed, config.model)
+        return adapted_part(part.to(place), config.lora, config.seed, config.model), whole.layout
     backbone = config.task.build_model(seed=config.seed)
     if config.model.quantization is None:  # else it is where it was quantised: on a GPU, if there is one
         backbone = backbone.to(place)
-    return adapted(backbone, config.lora, config.seed, config.model)
+    found = adapted(backbone, config.lora, config.seed, config.model)
+    return found, found.layout
 
 
 def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSettings:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -13,7 +14,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_to_proto
 
+from fedsa_lora.client.last_used import LastUsed
 from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
+from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.exchange.witness import search
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.telemetry.journal import OLDER, append_bounded, current, record_error
@@ -65,11 +68,14 @@ class Egress:
 
     Each search is a line in ``egress.jsonl`` beside the client's state, of which older lines are kept as
     those of logs are. Raises LeakError, so that nothing is sent, when a private value is found, and
-    StoreError when the line cannot be written.
+    StoreError when the line cannot be written. A generation that is ``held`` is not read again while its file
+    is the same.
     """
 
-    def __init__(self, store: DirectoryStore, keep_messages: bool = False) -> None:
-        self.store, self.keep_messages = store, keep_messages
+    def __init__(
+        self, store: DirectoryStore, held: LastUsed[NamedArrays], keep_messages: bool = False
+    ) -> None:
+        self.store, self.held, self.keep_messages = store, held, keep_messages
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
@@ -81,7 +87,7 @@ class Egress:
     def search(self, content: bytes, kind: str) -> None:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
-        states = [state.tensors for r in rounds if (state := self.store.load(r)) is not None]
+        states = [self.held(self.store.identity(r), partial(self._tensors, r)) for r in rounds]
         found = search(content, states)
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
@@ -101,6 +107,10 @@ class Egress:
                 f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
                 "the split or a mod of yours lets B or the head out"
             )
+
+    def _tensors(self, round_: int) -> NamedArrays:
+        state = self.store.load(round_)
+        return {} if state is None else state.tensors
 
 
 def searches(folder: Path) -> list[Path]:

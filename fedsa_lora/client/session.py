@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from flwr.common import Scalar
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedsa_lora.client.round import OpenRound
@@ -24,7 +23,7 @@ from fedsa_lora.errors import StoreError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
 from fedsa_lora.exchange.step import Step
-from fedsa_lora.files import write_atomically
+from fedsa_lora.files import tensors_in, write_atomically
 from fedsa_lora.learning.cut.parts import Ends
 from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.local_round import LocalRound
@@ -204,16 +203,14 @@ class Session(ABC):
         return torch.from_numpy(step.tensors[name]).to(self.bench.model.device)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, "numpy") as file:
-            yield file
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path} is unreadable ({error}): remove it, and the client begins its round anew",
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    return tensors_in(
+        path,
+        lambda reason: StoreError(
+            f"{path} is unreadable ({reason}): remove it, and the client begins its round anew",
             sent="the exchange that it kept is unreadable: it begins its round anew",
-        ) from None
+        ),
+    )
 
 
 def _text(header: wire.BroadcastHeader) -> str:

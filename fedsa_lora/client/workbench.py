@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.exchange.arrays import Layout
+from fedsa_lora.client.last_used import LastUsed
+from fedsa_lora.exchange.arrays import Layout, NamedArrays
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
@@ -27,9 +27,10 @@ from fedsa_lora.learning.together import Together
 from fedsa_lora.learning.unlearning import Unlearning
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
-from fedsa_lora.tasks.task import ClientData, Task
+from fedsa_lora.tasks.task import ClientData, Examples, Referring, Task
 
 KEPT = 128 * 2**20  # bytes of encoded examples that stay in memory
+KEPT_PRIVATE = 64 * 2**20  # bytes of clients' own tensors that do
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,6 @@ class Alone:
     split: RoleSplit
     settings: TrainSettings
     rounds: int
-
-
-class LastServed:
-    """Loads the data of clients and holds those of the last ones: one, and more up to ``most`` bytes."""
-
-    def __init__(self, load: Callable[[str], ClientData], most: int) -> None:
-        self._load, self._most, self._bytes = load, most, 0
-        self._held: OrderedDict[str, ClientData] = OrderedDict()
-
-    def __call__(self, client: str) -> ClientData:
-        if client in self._held:
-            self._held.move_to_end(client)
-            return self._held[client]
-        data = self._held[client] = self._load(client)
-        self._bytes += data.bytes
-        while len(self._held) > 1 and self._bytes > self._most:
-            _, oldest = self._held.popitem(last=False)
-            self._bytes -= oldest.bytes
-        return data
 
 
 @dataclass(frozen=True)
@@ -144,4 +126,26 @@ class Workbench:
     @cached_property
     def data(self) -> Callable[[str], ClientData]:
         """The data of a client. Those of the clients that were served last stay in memory, encoded."""
-        return LastServed(self.task.load_client, KEPT)
+        held: LastUsed[ClientData] = LastUsed(lambda data: data.bytes, KEPT)
+        return lambda client: held(client, partial(self._load, client))
+
+    def _load(self, client: str) -> ClientData:
+        data, task = self.task.load_client(client), self.task
+        if not isinstance(task, Referring):
+            return data
+        parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+        return replace(data, **{name: self._referred(task, part) for name, part in parts.items()})
+
+    def _referred(self, task: Referring, examples: Examples) -> Examples:
+        """Examples with what the model makes of them at the common start."""
+        asked = (examples,) if len(examples) else ()
+        job = Job(
+            values=self.initial, trained=frozenset(), examples=examples, settings=self.settings, asked=asked
+        )
+        found = self.outcome(job).answers
+        return task.referred(examples, found[0] if found else np.zeros((0, 0), np.float32))
+
+    @cached_property
+    def private(self) -> LastUsed[NamedArrays]:
+        """Private tensors of generations that were searched for last, by the files that they stand in."""
+        return LastUsed(lambda tensors: sum(array.nbytes for array in tensors.values()), KEPT_PRIVATE)

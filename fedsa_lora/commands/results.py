@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
+    _add_evaluate(commands)
+    _add_export(commands)
+
+
+def _add_evaluate(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="evaluate every client of a finished run again")
     evaluate.add_argument("run_dir", type=Path)
     add_changed_data(evaluate)
@@ -39,6 +44,9 @@ def add(commands: Commands) -> None:
         "--retrained", type=Path, metavar="RUN", help="with --unlearning: the run that never saw the facts"
     )
     evaluate.set_defaults(call=_evaluate)
+
+
+def _add_export(commands: Commands) -> None:
     export = commands.add_parser(
         "export", help="write a client's model, or the global one, as stock PEFT loads it"
     )

@@ -112,7 +112,8 @@ def _resume(options: argparse.Namespace) -> int:
     from fedsa_lora.server.finish import finish_interrupted
 
     remark(check_data(options.run_dir, config, options.allow_changed_data))
-    with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words)):
+    report = config.run.report
+    with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words, report)):
         if finish_interrupted(config, words):  # without Flower: no client is asked
             print_summary(config.run_dir, console)
             return 0

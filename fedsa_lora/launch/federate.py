@@ -12,7 +12,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config.compose import CONF, PACKAGE, places, to_yaml
+from fedsa_lora.config.compose import CONF, PACKAGE, to_yaml
+from fedsa_lora.config.paths import places
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
 from fedsa_lora.launch.connection import Connection
@@ -72,15 +73,15 @@ def federate(config: RunConfig, overrides: Sequence[str], place: Place, console:
         except StoppedError:
             raise
         except BaseException as error:
-            end(begun, "failed", f"{type(error).__name__}: {error}")
+            end(begun, "failed", f"{type(error).__name__}: {error}", config.run.report)
             raise
         if outcome.state == "stopped":
-            raise StoppedError(stopped(begun, overrides), TERMINATED)
+            raise StoppedError(stopped(begun, overrides, config.run.report), TERMINATED)
         if not begun.in_place():
             raise RunError(_lost(run_dir, here))
         rounds = config.federation.rounds
         if reason := failure(run_dir, outcome, last_file(config), here, rounds):
-            end(begun, "failed", reason)
+            end(begun, "failed", reason, config.run.report)
             raise RunError(_failed(config, reason))
     return (run_dir / "status.json").is_file()
 
@@ -95,7 +96,7 @@ def _follow(
         logs.mkdir(exist_ok=True)
     app = stage_app(run_dir / "app")
     rounds = config.federation.rounds
-    with stoppable(lambda: stopped(begun, overrides)):
+    with stoppable(lambda: stopped(begun, overrides, config.run.report)):
         if isinstance(place, Processes):  # forked before the progress line has a thread
             with (
                 LocalRun(config, text, place, run_dir / FLOWER_LOG) as local,
@@ -138,9 +139,9 @@ def _failed(config: RunConfig, reason: str) -> str:
     return "\n".join(lines)
 
 
-def stopped(begun: Held, overrides: Sequence[str]) -> str:
-    """Close a run that was stopped, in the directory that it has begun in. Returns how far it came and the
-    command that goes on with it, or that starts it again."""
+def stopped(begun: Held, overrides: Sequence[str], report: bool) -> str:
+    """Close a run that was stopped, in the directory that it has begun in, as ``end`` does. Returns how far
+    it came and the command that goes on with it, or that starts it again."""
     run_dir = begun.path
     if not begun.in_place():
         return f"stopped; {gone(run_dir)}"
@@ -149,7 +150,7 @@ def stopped(begun: Held, overrides: Sequence[str]) -> str:
     if not (run_dir / "status.json").is_file():
         return "stopped; if it had begun, its run directory is on the SuperLink's machine"
     reason = stopped_after(run_dir)
-    end(begun, "stopped", reason)
+    end(begun, "stopped", reason, report)
     if last_whole_round(run_dir):
         return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
     if not holds_run(run_dir):
@@ -157,10 +158,10 @@ def stopped(begun: Held, overrides: Sequence[str]) -> str:
     return f"{reason}: start it anew, with another run.dir than {run_dir}"
 
 
-def end(begun: Held, state: Literal["failed", "stopped"], reason: str) -> None:
-    """Record how a run ended that could not do so itself, in its report as well; nothing in a directory that
-    was put in the place of the one that it has begun in."""
-    if begun.in_place() and close(begun.path, state, reason):
+def end(begun: Held, state: Literal["failed", "stopped"], reason: str, report: bool) -> None:
+    """Record how a run ended that could not do so itself, where it has a ``report`` there as well; nothing in
+    a directory that was put in the place of the one that it has begun in."""
+    if begun.in_place() and close(begun.path, state, reason) and report:
         with suppress(RunError):  # of rows that cannot be read; the reason at hand matters more
             write_report(begun.path)
 

@@ -55,9 +55,35 @@ class Plan:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Everything that can go wrong before a run does so here: place, GPU, data, partition, model names.
+    """The plan of a run; writes nothing. Raises the one FedSAError of what would go wrong before it begins,
+    or a ConfigError that lists all."""
+    trained_on, federation, model, remarks = _checked(config)
+    parameters = parameter_counts(config, model)
+    held = config.at_client(model.layout)
+    trained = held.select(config.split(held).trained).size
+    place = _placed(config, trained_on, model, parameters)
+    return Plan(
+        parameters=parameters,
+        parts=_parts(config, model),
+        adapted=len(model.scales),
+        trained=trained,
+        bytes_up=payload_bytes(config, model),
+        federation=federation,
+        model=remarks,
+        place=place,
+        machine=_machine(place, trained_on, config.federation.clients),
+        run_dir=config.run_dir,
+        free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
+    )
 
-    Raises the one FedSAError, or a ConfigError that lists all; writes nothing.
+
+def _checked(
+    config: RunConfig,
+) -> tuple[torch.device | Connection, FederationData, AdapterModel, tuple[str, ...]]:
+    """Everything that can go wrong before a run does so here: place, GPU, data, partition, model names.
+    Returns what trains it, the clients' shares, the model's names and shapes, and remarks on its start.
+
+    Raises the one FedSAError, or a ConfigError that lists all.
     """
     faults: list[FedSAError] = []
     if not config.run.resume:
@@ -78,32 +104,26 @@ def make_plan(config: RunConfig) -> Plan:
     assert federation is not None
     assert model is not None
     assert remarks is not None
-    parameters = parameter_counts(config, model)
-    held = config.at_client(model.layout)
-    trained = held.select(config.split(held).trained).size
-    place: Simulation | Processes | Connection
-    if isinstance(trained_on, torch.device):
-        place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
-    else:
-        place = trained_on
+    return trained_on, federation, model, remarks
+
+
+def _placed(
+    config: RunConfig,
+    trained_on: torch.device | Connection,
+    model: AdapterModel,
+    parameters: dict[str, int],
+) -> Simulation | Processes | Connection:
+    """The processes of a simulation, and how many clients each trains at a time; those of a SuperLink are its
+    own. Raises ConfigError as ``fit_simulation`` does."""
+    if isinstance(trained_on, Connection):
+        return trained_on
+    place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
     alone = why_not_any(model, config.task) or why_not_settings(config.train)
     if config.cut is not None:
         alone = "each takes its steps with the server"
     if isinstance(place, Processes) and alone:
-        place = replace(place, cohort=1, alone=alone)
-    return Plan(
-        parameters=parameters,
-        parts=_parts(config, model),
-        adapted=len(model.scales),
-        trained=trained,
-        bytes_up=payload_bytes(config, model),
-        federation=federation,
-        model=remarks,
-        place=place,
-        machine=_machine(place, trained_on, config.federation.clients),
-        run_dir=config.run_dir,
-        free_disk=shutil.disk_usage(_existing(config.run_dir)).free,
-    )
+        return replace(place, cohort=1, alone=alone)
+    return place
 
 
 def _parts(config: RunConfig, model: AdapterModel) -> dict[str, dict[str, int]]:

@@ -11,7 +11,7 @@ from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.group import CHANGEABLE, Group, marked
 from fedsa_lora.runs.interrupted import alone, recorded_rounds
-from fedsa_lora.runs.reading import holds_run, read_json
+from fedsa_lora.runs.reading import REPORT, holds_run, read_json
 from fedsa_lora.settings import RunConfig
 
 OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of the run, wherever it is made
@@ -69,7 +69,7 @@ def is_complete(run_dir: Path, last: str = "status.json", rounds: int = 0) -> bo
 
 def last_file(config: RunConfig) -> str:
     """The file that a run writes last, but for its status."""
-    return "report.html" if config.run.report else "summary.json"
+    return REPORT if config.run.report else "summary.json"
 
 
 def to_run_again(words: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from fedsa_lora.learning.initial import initial_state
 from fedsa_lora.learning.lora import ADAPTER, attach
 from fedsa_lora.learning.names import DIFFERENCE, PREFIX, plain_name, role_of
 from fedsa_lora.learning.settings import LoraSettings
-from fedsa_lora.learning.stock import refuse_unstocked, save_backbone, stock_adapter
+from fedsa_lora.learning.stock import refuse_tied, refuse_unstocked, save_backbone, stock_adapter
 from fedsa_lora.tasks.heads import head_of, unwrapped
 
 __all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
@@ -254,21 +254,8 @@ class AdapterModel:
                 "an adapter is not merged into quantised weights, which are too coarse for it: export the "
                 "adapter, without --merge"
             )
-        self._refuse_tied()
+        refuse_tied(module, self._layers())
         save_backbone(module.merge_and_unload() if isinstance(module, PeftModel) else module, folder)
-
-    def _refuse_tied(self) -> None:
-        """Raise ModelError where an adapter is on a weight that another layer uses as well, such as tied word
-        embeddings: merged into it, the adapter would change both."""
-        uses: dict[int, int] = {}
-        for _, parameter in self.module.named_parameters(remove_duplicate=False):
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-        for name, layer in self._layers().items():
-            if uses[id(layer.get_base_layer().weight)] > 1:
-                raise ModelError(
-                    f"{name} shares its weight with another layer, which merging its adapter would change "
-                    "too: export the adapter, without --merge, or choose other lora.target_modules"
-                )
 
     def counts(self, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, int]:
         """Number of parameters by role, of those whose names are ``chosen``."""

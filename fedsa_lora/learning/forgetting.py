@@ -8,7 +8,7 @@ github.com/locuslab/open-unlearning.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,8 +19,9 @@ from torch.nn.functional import logsigmoid
 
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.settings import TrainSettings
-from fedsa_lora.learning.training import Objective, in_order
+from fedsa_lora.learning.training import Objective, by_length, in_order
 from fedsa_lora.seeds import generator
+from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.task import Batch, Examples, Task
 from fedsa_lora.tasks.token_losses import IGNORED, answer_losses, token_losses
 
@@ -52,26 +53,43 @@ def read_tokens(
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Reads what comes out of block ``layer`` (the first is 0), (n, longest, d) with zeros behind the end."""
+    """Reads what comes out of block ``layer`` (the first is 0) at the tokens of answers, those of one example
+    after the other, (tokens, d)."""
 
     layer: int
 
     def __call__(
         self, model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings
     ) -> NDArray[np.float32]:
-        longest = int(examples.lengths.max())
+        def answered(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            return self.of(module, batch)[batch["labels"] != IGNORED]
 
-        def padded(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-            states = self.of(module, batch) * batch["attention_mask"][:, :, None]
-            return torch.nn.functional.pad(states.float(), (0, 0, 0, longest - states.shape[1]))
-
-        return in_order(model, task, examples, settings, padded)
+        ends = np.cumsum(answer_tokens(examples))
+        width = int(unwrapped(model.module).config.hidden_size)
+        found = np.empty((int(ends[-1]) if len(ends) else 0, width), np.float32)
+        for indices, states in by_length(model, task, examples, settings, answered):
+            for index, own in zip(indices, _of_each(states, examples, indices), strict=True):
+                found[ends[index] - len(own) : ends[index]] = own
+        return found
 
     def of(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The states of a batch, (batch, longest of the batch, d)."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         states: torch.Tensor = module(**inputs, output_hidden_states=True).hidden_states[self.layer + 1]
         return states
+
+
+def answer_tokens(examples: Examples) -> NDArray[np.int64]:
+    """The number of tokens of each answer, (n,)."""
+    labels = examples.features["labels"]
+    return np.array([np.count_nonzero(row != IGNORED) for row in labels], np.int64)
+
+
+def _of_each(
+    states: NDArray[np.float32], examples: Examples, indices: NDArray[np.int64]
+) -> list[NDArray[np.float32]]:
+    """The states (tokens, d) of some examples, apart."""
+    return np.split(states, np.cumsum(answer_tokens(examples.at(indices)))[:-1])
 
 
 @dataclass(frozen=True)
@@ -180,19 +198,20 @@ class DirectPreference(Forgetting):
 class Hidden(Objective):
     """The mean of (h - goal)^2 over what ``states`` reads of answer tokens, first over those of an example.
 
-    ``goal`` is (d,) for all, or (n, longest, d) for each example of its own.
+    ``goal`` is, for some examples, (d,) for all or (tokens, d) for each token of their answers.
     """
 
     states: HiddenStates
-    goal: NDArray[np.float32]
+    goal: Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
     def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
         batch = self.batch(indices)
         with self.autocast():
             states = self.states.of(self.model.module, batch).float()
-        goal = self.goal if self.goal.ndim == 1 else self.goal[indices, : states.shape[1]]
         answered = batch["labels"] != IGNORED
-        by_token = (states - torch.from_numpy(goal).to(states)).square().mean(dim=2) * answered
+        goal = torch.zeros_like(states)
+        goal[answered] = torch.from_numpy(self.goal(indices)).to(states)
+        by_token = (states - goal).square().mean(dim=2) * answered
         return (by_token.sum(dim=1) / answered.sum(dim=1)).mean()
 
     def terms(self, indices: NDArray[np.int64]) -> int:
@@ -204,7 +223,8 @@ class Misdirection(Forgetting):
     """RMU, arXiv:2403.03218: hidden states are led to c u, those of what is kept to where they were.
 
     u has values drawn uniformly from 0 to 1 and norm 1, and is the same for all clients; c is ``steering``.
-    ``reference`` are the states when the phase began, (n, longest, d).
+    ``reference`` are the states of the examples that are ``kept``, in their order, when the phase began,
+    (tokens, d).
     """
 
     states: HiddenStates
@@ -212,17 +232,26 @@ class Misdirection(Forgetting):
     reference: NDArray[np.float32]
 
     def loss(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        return self._hidden(self.control).loss(indices)
+        return self._hidden(lambda _: self.control).loss(indices)
 
     @property
     def keeping(self) -> Objective:
-        return self._hidden(self.reference)
+        return self._hidden(self.before)
+
+    def before(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The states of kept examples when the phase began, (tokens, d)."""
+        return np.concatenate([self._before[index] for index in indices])
 
     @cached_property
     def control(self) -> NDArray[np.float32]:
         """c u, (d,)."""
-        u = generator(self.seed, "control").random(self.reference.shape[2])
+        u = generator(self.seed, "control").random(self.reference.shape[1])
         return np.asarray(self.steering * u / np.linalg.norm(u), np.float32)
 
-    def _hidden(self, goal: NDArray[np.float32]) -> Hidden:
+    @cached_property
+    def _before(self) -> dict[int, NDArray[np.float32]]:
+        each = _of_each(self.reference, self.examples, self.kept)
+        return dict(zip(self.kept.tolist(), each, strict=True))
+
+    def _hidden(self, goal: Callable[[NDArray[np.int64]], NDArray[np.float32]]) -> Hidden:
         return Hidden(self.model, self.task, self.examples, self.settings, self.states, goal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def _lora(lora: LoraSettings, common: dict[str, Any], found: dict[str, nn.Module
         if not lora.rslora:
             alphas = {key: lora.alpha * rank / lora.r for key, rank in ranks.items()}
     for key in [*ranks, *alphas]:
-        if not any(re.match(rf"(.*\.)?({key})$", name) for name in found):
+        if not fits(key, found):
             raise ModelError(
                 f"lora pattern {key!r} fits none of the adapted layers, for example {next(iter(found))}"
             )
@@ -98,6 +99,11 @@ def _lora(lora: LoraSettings, common: dict[str, Any], found: dict[str, nn.Module
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
+
+
+def fits(pattern: str, names: Iterable[str]) -> bool:
+    """True where a pattern of ranks or alphas fits the end of one of these names, as PEFT has it."""
+    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
 
 
 @torch.no_grad()

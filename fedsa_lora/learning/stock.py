@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.vera.model import _kaiming_init
+from torch import nn
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.lora import ADAPTER
@@ -61,6 +62,20 @@ def refuse_unstocked(model: Any) -> None:
             "no stock model has a linear layer on the embedding of an image (task.classifier=linear), so "
             "there is nothing to export; fedsa-lora evaluate measures it from the run directory"
         )
+
+
+def refuse_tied(model: nn.Module, layers: Mapping[str, Any]) -> None:
+    """Raise ModelError where one of PEFT's ``layers``, by name, is on a weight that another layer uses as
+    well, such as tied word embeddings: merged into it, the adapter would change both."""
+    uses: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    for name, layer in layers.items():
+        if uses[id(layer.get_base_layer().weight)] > 1:
+            raise ModelError(
+                f"{name} shares its weight with another layer, which merging its adapter would change "
+                "too: export the adapter, without --merge, or choose other lora.target_modules"
+            )
 
 
 def beside_start(state: Tensors, starts: Tensors) -> dict[str, torch.Tensor]:

@@ -179,7 +179,6 @@ def predict(
     return in_order(model, task, examples, settings, task.predict)
 
 
-@torch.no_grad()
 def in_order(
     model: AdapterModel,
     task: Task,
@@ -187,19 +186,30 @@ def in_order(
     settings: TrainSettings,
     of: Callable[[nn.Module, Batch], torch.Tensor],
 ) -> NDArray[np.float32]:
-    """The results of ``of`` for the model and its batches, (n, ...) in the order of the examples; batches are
-    formed by length."""
+    """The results of ``of`` for the model and its batches, (n, ...) in the order of the examples."""
+    found = list(by_length(model, task, examples, settings, of))
+    together = np.concatenate([results for _, results in found])
+    result = np.empty_like(together)
+    result[np.concatenate([indices for indices, _ in found])] = together
+    return result
+
+
+@torch.no_grad()
+def by_length(
+    model: AdapterModel,
+    task: Task,
+    examples: Examples,
+    settings: TrainSettings,
+    of: Callable[[nn.Module, Batch], torch.Tensor],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The examples of each batch, which are formed by length, and the results of ``of`` for the model in eval
+    mode and that batch."""
     model.set_mode(training=False)
-    order = np.argsort(examples.lengths, kind="stable")
-    parts = []
-    for indices in _chunks(order, settings.eval_batch_size):
+    for indices in _chunks(np.argsort(examples.lengths, kind="stable"), settings.eval_batch_size):
         batch = to_device(task.collate(examples, indices), model.device)
         with autocast(settings, model.device):
-            parts.append(of(model.module, batch).float().cpu().numpy())
-    by_length = np.concatenate(parts)
-    result = np.empty_like(by_length)
-    result[order] = by_length
-    return result
+            results = of(model.module, batch)
+        yield indices, results.float().cpu().numpy()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

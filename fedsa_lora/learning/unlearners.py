@@ -185,11 +185,12 @@ class RMU(ByObjective):
             )
 
     def constants(self, request: Request) -> Constants:
-        from fedsa_lora.learning.forgetting import HiddenStates
+        from fedsa_lora.learning.forgetting import HiddenStates, answer_tokens
 
         local = request.local
         outcome = yield local.still(asked=(local.examples,), read=HiddenStates(self.layer))
-        return {"reference": outcome.answers[0]}
+        of_kept = np.repeat(~request.mask, answer_tokens(local.examples))
+        return {"reference": outcome.answers[0][of_kept]}
 
     def objective(self, request: Request, constants: NamedArrays) -> Callable[..., Any]:
         from fedsa_lora.learning.forgetting import HiddenStates, Misdirection

@@ -34,7 +34,7 @@ from fedsa_lora.report.wording import (
     without_unit,
 )
 from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, remarks
-from fedsa_lora.runs.reading import Row, RunRecord, read_run
+from fedsa_lora.runs.reading import REPORT, Row, RunRecord, read_run
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def write_report(run_dir: Path, completed: bool = False, figures: dict[str, Figu
     record = read_run(run_dir)
     if completed:
         record = replace(record, status=record.status | {"state": "completed", "reason": None})
-    return write_atomically(run_dir / "report.html", render(record, figures).encode("utf-8"))
+    return write_atomically(run_dir / REPORT, render(record, figures).encode("utf-8"))
 
 
 def render(record: RunRecord, figures: dict[str, Figure] | None = None) -> str:

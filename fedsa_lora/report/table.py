@@ -20,7 +20,7 @@ from fedsa_lora.report.wording import (
     verdict,
 )
 from fedsa_lora.runs.outcomes import FAILURES, remarks
-from fedsa_lora.runs.reading import Row, RunRecord, holds_run, read_json, read_run
+from fedsa_lora.runs.reading import REPORT, Row, RunRecord, holds_run, read_json, read_run
 
 TONES = {"good": "bold green", "bad": "bold red"}
 
@@ -50,7 +50,7 @@ def print_summary(run_dir: Path, console: Console) -> None:
         _line(console, _cost(record.summary))
         if batch := record.summary.get("decisions", {}).get("batch_size"):
             _line(console, f"Batch size: {batch}, as the free memory allowed when the run began.")
-    report = run_dir / "report.html"
+    report = run_dir / REPORT
     _line(
         console, f"report: {report.resolve()}" if report.exists() else f"run directory: {run_dir.resolve()}"
     )

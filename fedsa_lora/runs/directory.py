@@ -14,18 +14,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedsa_lora.config.compose import to_yaml
-from fedsa_lora.errors import FedSAError, RunError, StoreError
+from fedsa_lora.errors import FedSAError, RunError
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.files import Held, append, sync, write_atomically, writing
 from fedsa_lora.report.wording import shown
 from fedsa_lora.runs.changed_data import DATA, check_data, check_measure
+from fedsa_lora.runs.checkpoints import Checkpoints
 from fedsa_lora.runs.environment import environment
-from fedsa_lora.runs.interrupted import CHECKPOINTS, alone, gone, now, stopped_after, write_status
+from fedsa_lora.runs.interrupted import alone, gone, now, stopped_after, write_status
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.reading import (
     EVALUATION,
     PARTITION,
+    REPORT,
     UNLEARNING,
     Row,
     holds_run,
@@ -35,7 +37,7 @@ from fedsa_lora.runs.reading import (
 from fedsa_lora.runs.spreadsheet import as_csv
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
-from fedsa_lora.store import ClientState, DirectoryStore
+from fedsa_lora.store import ClientState
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import FederationData
 from fedsa_lora.telemetry.journal import record, record_error
@@ -59,6 +61,7 @@ class RunDirectory:
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self.resumptions = 0
         self._started = now()
+        self._checkpoints = Checkpoints(path, config)
         self._lock = ExitStack()
         self._held: Held | None = None  # the directory that is locked
 
@@ -128,7 +131,7 @@ class RunDirectory:
         """The rows up to the last whole round, of which ``resumed`` is then the checkpoint."""
         path = self.path / ROUNDS
         rounds = read_jsonl(path) if path.exists() else []
-        self.resumed = self._last_sound({row["round"] for row in rounds})
+        self.resumed = self._checkpoints.last_sound({row["round"] for row in rounds})
         if not self.done:
             raise RunError(f"{self.path} has no whole round with a sound checkpoint: run it anew")
         if self.done >= self.config.federation.rounds:
@@ -141,6 +144,7 @@ class RunDirectory:
         clients = [row for row in read_jsonl(self.path / CLIENTS) if row["round"] <= self.done]
         known = read_json(self.path / "environment.json")
         self._write_status("running")
+        (self.path / REPORT).unlink(missing_ok=True)  # it tells how the run ended before
         for name, rows in ((ROUNDS, rounds), (CLIENTS, clients)):
             self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
         for row in rounds:
@@ -158,15 +162,6 @@ class RunDirectory:
         told = {"command": command} | ({"resumed": breaks} if breaks else {})
         self._write_json("environment.json", known | environment() | told)
         self._write("config.yaml", to_yaml(self.config))
-
-    def _last_sound(self, whole: set[int]) -> ClientState | None:
-        """The newest checkpoint of a whole round that can be read; None where there is none."""
-        for round_ in sorted(whole & set(self._checkpoints().rounds()), reverse=True):
-            try:
-                return self._checkpoints().load(round_)
-            except StoreError as error:
-                log.warning("round %d is made again: %s", round_, error)
-        return None
 
     def _write_data(self, federation: FederationData, *notes: str) -> None:
         """Writes the clients' numbers of examples, and of which rows they were made. ``notes`` are added to
@@ -220,14 +215,11 @@ class RunDirectory:
     ) -> None:
         """Keep what the server knows at the end of a round."""
         self.check()
-        self._checkpoints().save(ClientState(round_, layout.unpack(common), memory))
+        self._checkpoints.save(round_, layout.unpack(common), memory)
 
     def last_checkpoint(self) -> ClientState:
         """The newest checkpoint. Raises RunError when there is none."""
-        state = self._checkpoints().load()
-        if state is None:
-            raise RunError(f"{self.path} has no checkpoint: the run ended before its first round did")
-        return state
+        return self._checkpoints.last()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -276,9 +268,6 @@ class RunDirectory:
                 sync(rows)
             lines = rows.read_text(encoding="utf-8").splitlines()
             self._write(f"{name}.csv", as_csv([json.loads(line) for line in lines]))
-
-    def _checkpoints(self) -> DirectoryStore:
-        return DirectoryStore(self.path, CHECKPOINTS, self.config.name, self.config.run.keep_generations)
 
     def _status(self, state: str, reason: str | None = None) -> dict[str, Any]:
         ended = None if state in ("starting", "running") else now()

@@ -28,10 +28,12 @@ from fedsa_lora.learning.cut.parts import (
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.heads import unwrapped
 from strategies import Attendance, ClusteredFedSA, Evaluation, FedSA, Recorder, Roster
 from strategies.cut import Middle, SplitFedSA
-from strategies.rules.exact import FactorRule, pairs
+from strategies.rules.exact import FactorRule
 from strategies.rules.exactness import Frozen
+from strategies.rules.pairs import pairs
 from strategies.unlearning import Unlearning
 
 
@@ -102,8 +104,8 @@ def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
     cut = config.cut
     if cut is None:
         return None
-    backbone = build_part(config.task, cut, Part.SERVER, seed=config.seed).to(device(config))
-    model = adapted_part(backbone, config.lora, config.seed, config.model)
+    part = build_part(unwrapped(empty.module), config.model, cut, Part.SERVER, seed=config.seed)
+    model = adapted_part(part.to(device(config)), config.lora, config.seed, config.model)
     start = empty.initial(config.seed)
     return Trunk(
         model,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 FLASH = "flash_attention_2"
+_DEPTH = ("num_hidden_layers", "n_layer")  # a model's config calls the number of its blocks so
 PACKAGE_SCHEME = "pkg://"
 WEIGHT_FILES = (".bin", ".pt", ".pth", ".safetensors")  # ends of the names of files that hold a state dict
 
@@ -91,6 +94,17 @@ class ModelSettings(Group):
         """Bytes of memory for a frozen value."""
         quantised = {"8bit": 1.0, "4bit": 0.5}
         return quantised[self.quantization] if self.quantization else float(self.held.itemsize)
+
+    @property
+    def depth(self) -> int | None:
+        """The number of blocks of a transformer, as ``config``, or a config.json on this machine, states it;
+        None where neither does."""
+        stated = [self.config]
+        if self.path:
+            with suppress(ModelError, OSError, ValueError):
+                stated.append(json.loads(Path(resolve(self.path), "config.json").read_bytes()))
+        found = [one.get(name) for one in stated if isinstance(one, dict) for name in _DEPTH]
+        return next((number for number in found if isinstance(number, int)), None)
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.dtype == "bf16" and run.train.precision != "bf16":

@@ -242,6 +242,16 @@ class Forgettable(Protocol):
 
 
 @runtime_checkable
+class Referring(Protocol):
+    """A task that compares the model with itself as the run began."""
+
+    def referred(self, examples: Examples, predictions: NDArray[np.float32]) -> Examples:
+        """The same examples in the same order, with what is needed of the ``predictions`` (n, ...) that the
+        model made of them as the run began."""
+        ...
+
+
+@runtime_checkable
 class Augmenting(Protocol):
     """A task that changes its train examples a little in each round; those that are measured on it never
     does."""

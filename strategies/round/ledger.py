@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.common import EvaluateRes, FitRes
+from flwr.common import EvaluateRes, FitRes, Scalar
 from numpy.typing import NDArray
 
 from fedsa_lora.exchange.arrays import Layout, Vector
 from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.exchange.reported import LOSS
 from strategies.round.admission import Admission, Answer
 
 
@@ -53,6 +54,11 @@ class Evaluation:
 
     def due(self, round_: int) -> bool:
         return round_ == self.rounds or (self.every > 0 and round_ % self.every == 0)
+
+    def held(self, round_: int, skipped: int) -> bool:
+        """True where all are evaluated then: it is due and counts, as up to it no round in a row was
+        ``skipped``, or it is the last."""
+        return round_ == self.rounds or (self.due(round_) and not skipped)
 
     def compares_before(self, round_: int) -> bool:
         """True where clients measure their own model before aggregation then."""
@@ -141,6 +147,12 @@ class Ledger:
             primary.of_global: weighted_mean(of_global),
         }
         return rows
+
+    def reached(self, measured: Sequence[dict[str, Any]]) -> tuple[float | None, dict[str, Scalar]]:
+        """The loss and the primary measure over the rows of clients that were measured, for Flower."""
+        loss = weighted_mean([(row[LOSS], row["measured"]) for row in measured if LOSS in row])
+        mean = plain_mean([row[self.primary.name] for row in measured])
+        return loss, {} if mean is None else {self.primary.name: mean}
 
     def close(self, evaluated: bool) -> None:
         seconds = time.perf_counter() - self._started

@@ -9,8 +9,9 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy
 from strategies.rules import factors
-from strategies.rules.exact import Pair, mean_factors, pairs
+from strategies.rules.exact import mean_factors
 from strategies.rules.flower import examples_shares
+from strategies.rules.pairs import Pair, pairs
 from strategies.rules.updates import Update
 
 

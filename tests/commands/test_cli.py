@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Self
 
 import pytest
 
-from fedsa_lora.cli import main
+from fedsa_lora.cli import main, parsed
 from fedsa_lora.commands.screen import EXIT_FAILED, console
 from fedsa_lora.config.changes import with_experiment
 from fedsa_lora.config.compose import load
@@ -63,6 +64,34 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
     assert "of 3 epochs" in said
     assert "[red]mine[/" in said
     assert f"{tmp_path}/here" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("run a=1 --dry-run b=2 c=3", {"dry_run": True}),
+        ("run --dry-run a=1 b=2 c=3", {"dry_run": True}),
+        ("run a=1 b=2 c=3 --dry-run", {"dry_run": True}),
+        ("resume DIR --allow-changes a=1 --allow-changed-data b=2 c=3", {"allow_changes": True}),
+        ("resume DIR a=1 --allow-changes b=2 --allow-changed-data c=3", {"allow_changed_data": True}),
+        ("resume --allow-changes DIR a=1 b=2 c=3", {"allow_changes": True}),
+        ("advise a=1 --rounds 2 b=2 c=3", {"rounds": 2}),
+        ("advise --rounds 2 a=1 b=2 c=3", {"rounds": 2}),
+    ],
+)
+def test_flags_may_stand_between_overrides_of_which_none_is_lost_or_moved(words, flags):
+    options, beyond = parsed(words.split())
+    assert (options.overrides, beyond) == (["a=1", "b=2", "c=3"], [])
+    assert flags.items() <= vars(options).items()
+    assert vars(options).get("run_dir", Path("DIR")) == Path("DIR")
+
+
+@pytest.mark.parametrize("words", ["a=1 --epochs", "a=1 --epochs 3 b=2", "--dry-run a=1 --epochs=3 b=2"])
+def test_a_flag_that_there_is_not_is_refused_wherever_it_stands(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", *words.split()])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

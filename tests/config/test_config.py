@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from fedsa_lora.config import compose as config_module
 from fedsa_lora.config.changes import changes, changes_of
-from fedsa_lora.config.compose import CONF, PACKAGE, load, places, read_config, to_yaml
+from fedsa_lora.config.compose import CONF, PACKAGE, load, read_config, to_yaml
+from fedsa_lora.config.paths import places
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
@@ -27,6 +28,7 @@ NEEDS = {
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
     "task/causal_lm": ["task.dataset=rows.csv"],
+    "task/preference": ["task.dataset=rows.csv"],
     "partition/own": ["task.class_names=[a,b]"],
     "cut/u_shape": ["experiment=split/gpt2"],
 }

@@ -102,7 +102,7 @@ def test_what_a_run_config_marks_is_what_was_agreed():
     assert set(marked(RunConfig, READ)) == {"task.dataset", "model.path", "model.tokenizer", "model.adapter"}
     assert marked(RunConfig, FILES) == ("task.files",)
     assert set(marked(RunConfig, SERVED)) == {"federation.root_certificates", "federation.registry"}
-    columns = ("text", "text_pair", "image", "label", "group", "prompt", "answer", "messages")
+    columns = ("text", "text_pair", "image", "label", "group", "prompt", "answer", "rejected", "messages")
     texts = {f"task.{key}" for key in columns}
     assert set(marked(RunConfig, TEXT)) == {"title", *texts}
     assert READ in PATHS

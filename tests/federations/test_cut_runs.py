@@ -36,6 +36,7 @@ GPT2 = (
     "bos_token_id: 1, eos_token_id: 1, initializer_range: 0.15}",
     "lora.targets=default", "lora.target_modules=[c_attn,c_fc,c_proj]", "task.template=alpaca",
 )  # fmt: skip
+NO_DEPTH = GPT2[3].replace("n_layer: 5, ", "")  # 12, as the class has it
 OPT = (
     *GPT2[:3],
     "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, "
@@ -43,6 +44,7 @@ OPT = (
     "lora.targets=default", "task.template=alpaca",
 )  # fmt: skip
 TUNED = ("lora.targets=default", "lora.target_modules=[q_proj,v_proj,lm_head]")  # the head is tied
+EXPORTED = ("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
 MODELS = {"llama": (), "gpt2": GPT2, "tuned head": TUNED}
 
 
@@ -189,6 +191,42 @@ def test_each_side_holds_its_own_weights_alone():
         assert "lora_" in name or torch.equal(parameter, whole_model[name])
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        (r"lora.rank_pattern={layers\.0\..*: 4}",),  # of the client, as a refusal has it
+        (r"lora.rank_pattern={layers\.2\..*: 2}", r"lora.alpha_pattern={layers\.2\..*: 3}"),  # of the server
+        (r"lora.rank_pattern={q_proj: 2, layers\.4\.self_attn\.v_proj: 1}",),
+    ],
+)
+def test_ranks_by_block_are_those_of_the_whole_model_in_each_part(patterns):
+    config = load([*TINY, *patterns])
+    empty = skeleton(config)
+    client, server = build.model(config), build_trunk(config, skeleton(config)).model
+    assert {*client.layout} | {*server.layout} == {*empty.layout} != {*skeleton(load(TINY)).layout}
+    assert client.scales | server.scales == empty.scales
+
+
+def test_ranks_of_a_layer_that_no_part_has_are_refused():
+    with pytest.raises(ModelError, match="fits none of the adapted layers"):
+        skeleton(load([*TINY, r"lora.rank_pattern={layers\.9\..*: 4}"]))
+
+
+def test_each_process_makes_the_whole_model_once_and_without_its_weights(monkeypatch):
+    config, made = load(TINY), []
+    build_model = type(config.task).build_model
+
+    def counted(task, *, seed, empty=False):
+        made.append(empty)
+        return build_model(task, seed=seed, empty=empty)
+
+    monkeypatch.setattr(type(config.task), "build_model", counted)
+    build.workbench(config)
+    assert made == [True]
+    build_trunk(config, skeleton(config))
+    assert made == [True, True]
+
+
 def test_a_server_whose_clients_answer_at_once_never_pauses(tmp_path, monkeypatch):
     from strategies.round import collection
 
@@ -257,15 +295,13 @@ def fits(path):
 
 
 def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
-    from fedsa_lora.analysis.export import Exporter
     from fedsa_lora.analysis.reevaluate import reevaluate
-    from fedsa_lora.runs.directory import RunDirectory
 
-    path = run("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
+    path = run(*EXPORTED)
     for found in reevaluate(path):
         assert found.value == pytest.approx(found.recorded, rel=1e-6)
     config = read_config(path)
-    exporter = Exporter(config, RunDirectory(path, config), skeleton(config))
+    exporter = exporter_of(path)
     merged = stock(exporter.export("1", tmp_path / "merged", merge=True))
     adapter = exporter.export("1", tmp_path / "adapter")
     assert (adapter / "adapter_config.json").exists()
@@ -276,6 +312,36 @@ def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
     with torch.no_grad():
         expected = bench.model.module(**batch).logits
         assert (merged(**batch).logits - expected).abs().max() < 1e-4
+
+
+def exporter_of(path):
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.runs.directory import RunDirectory
+
+    config = read_config(path)
+    return Exporter(config, RunDirectory(path, config), skeleton(config))
+
+
+def test_the_adapter_of_all_parts_is_merged_and_unmerged_by_peft(run, tmp_path):
+    """Merged it gives the weights of the merged export, unmerged the base, each to the rounding of a sum."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    exporter = exporter_of(run(*EXPORTED))
+    folder = exporter.export("1", tmp_path / "adapter")
+    whole = dict(stock(exporter.export("1", tmp_path / "merged", merge=True)).named_parameters())
+    model = PeftModel.from_pretrained(stock(folder / "backbone"), folder)
+    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    layers = {name.removeprefix("base_model.model."): layer.get_base_layer().weight for name, layer in named}
+    assert {int(name.split(".")[2]) for name in layers} == {0, 1, 2, 3, 4}, "of both sides"
+    base = {name: weight.detach().clone() for name, weight in layers.items()}
+    model.merge_adapter()
+    for name, weight in layers.items():
+        torch.testing.assert_close(weight, whole[f"{name}.weight"], rtol=0, atol=1e-6)
+        assert (weight - base[name]).abs().max() > 1e-5, f"nothing was merged into {name}"
+    model.unmerge_adapter()
+    for name, weight in layers.items():
+        torch.testing.assert_close(weight, base[name], rtol=0, atol=1e-6)
 
 
 def stock(folder):
@@ -322,8 +388,13 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
         (("split=share_ab", "strategy=flora"), "another that averages"),
         (("split=local_only",), "shares nothing"),
         (("split=soft",), "neither adapts nor mixes"),
-        (("lora.layer_ranks=[2,2,4,4,8]",), "lora.layer_ranks=null"),
+        (("lora.layer_ranks=[2,2,4,4,8]",), r"lora.layer_ranks=null.*\{layers\\.0\\..\*: 4\}"),
         (("cut.micro_batches=8",), "no more parts"),
+        (("cut.top=5",), "has 5 blocks.*expected cut.top=2 to 4"),
+        (("cut.top=9", "train.accumulate=2"), "(?s)has 5 blocks.*train.accumulate=1"),
+        (("cut.bottom=4", "cut.top=5"), "expected cut.bottom=1 to 3, and cut.top above it and below 5"),
+        ((*GPT2[:3], "cut.top=5", GPT2[3]), "has 5 blocks"),
+        (("+model.config.num_hidden_layers=2",), "has 2 blocks.*expected one of at least 3, or cut=none"),
         (("experiment=smoke", "cut=u_shape"), "expected task=causal_lm"),
     ],
 )
@@ -336,7 +407,7 @@ def test_what_cannot_be_cut_is_refused_with_a_way_out(words, told):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("cut.top=5",), "has 5 blocks"),
+        ((*GPT2[:3], NO_DEPTH, "cut.top=12"), "has 12 blocks.*expected cut.top=2 to 11"),
         (OPT, "like GPT-2 or Llama"),
         (("lora.targets=default", "lora.target_modules=[layers.2.mlp.up_proj]"), "the client's part"),
         (("lora.targets=default", "lora.target_modules=[layers.0.mlp.up_proj]"), "the server's part"),

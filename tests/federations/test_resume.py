@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from test_methods import checkpoint, rows, states
 from fedsa_lora.config.compose import read_config, to_yaml
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import digest
+from fedsa_lora.files import Held
+from fedsa_lora.launch.federate import end
 from fedsa_lora.launch.resuming import differences, is_complete, to_resume, with_defaults
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.inprocess import run_in_process
@@ -203,6 +205,22 @@ def test_a_run_can_be_made_longer_where_that_is_allowed(finished, tmp_path, run_
     each = ("evaluation.local_only=false", "evaluation.before_each=true")
     whole = run_smoke("federation.rounds=3", *each)
     assert_same_run(copy, whole)
+
+
+def test_a_run_that_goes_on_has_no_report_of_how_it_ended_before(tmp_path, monkeypatch):
+    """One that makes no report does so neither at its end nor where it is stopped."""
+    run = tmp_path / "run"
+    brief = ["run.report=false", "evaluation.local_only=false", "federation.clients=2", "federation.rounds=2"]
+    words = ["experiment=smoke", *brief, f"run.dir={run}"]
+    broken(monkeypatch, words, "configure_fit", 2)
+    with closing(Held(run)) as begun:  # as the command line ends what was stopped
+        end(begun, "stopped", "stopped after round 1 of 2", report=False)
+        assert not (run / "report.html").exists()
+        end(begun, "stopped", "stopped after round 1 of 2", report=True)
+    assert "stopped" in (run / "report.html").read_text()
+    run_in_process([*words, "run.resume=true"])
+    assert is_complete(run)
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from fedsa_lora.learning.forgetting import (
     Misdirection,
     NegativePreference,
     SimplePreference,
+    answer_tokens,
     read_losses,
     read_tokens,
 )
@@ -164,11 +165,11 @@ def test_a_refusal_answers_the_same_prompt_and_ends(task, examples):
 
 
 def test_rmu(task, model, examples):
-    states = HiddenStates(2)
-    reference = states(model, task, examples, SETTINGS)
-    objective = partial(Misdirection, states=states, steering=2.0, reference=reference)
-    assert np.linalg.norm(objective(model, task, examples, SETTINGS, **TERMS).control) == pytest.approx(2.0)
-    u = objective(model, task, examples, SETTINGS, **TERMS).control.astype(np.float64)
+    states, kept = HiddenStates(2), np.array([5])
+    reference = states(model, task, examples.at(kept), SETTINGS)
+    terms = {"states": states, "steering": 2.0, "reference": reference, "kept": kept}
+    u = Misdirection(model, task, examples, SETTINGS, **TERMS | terms).control.astype(np.float64)
+    assert np.linalg.norm(u) == pytest.approx(2.0)
     expected = []
     for index in (0, 1, 2):
         ids = torch.from_numpy(examples.features["input_ids"][index])[None]
@@ -176,23 +177,58 @@ def test_rmu(task, model, examples):
             h = model.module(input_ids=ids, output_hidden_states=True).hidden_states[3][0].double().numpy()
         answered = examples.features["labels"][index] != -100
         expected.append(((h[answered] - u) ** 2).mean())
-    assert loss_of(objective, model, task, examples) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert loss_of(Misdirection, model, task, examples, **terms) == pytest.approx(np.mean(expected), rel=1e-5)
     # where the model has not moved, what is kept costs nothing
-    found = loss_of(objective, model, task, examples, kept=np.array([5]), gamma=0.0, alpha=1.0)
+    found = loss_of(Misdirection, model, task, examples, **terms, gamma=0.0, alpha=1.0)
     assert found == pytest.approx(0.0, abs=1e-9)
+
+
+def test_states_of_answers_are_kept_one_after_the_other_without_padding(task, model, examples):
+    """Of some examples, in any order, the rows are those of each alone."""
+    chosen = examples.at(np.array([6, 2, 9]))
+    found = HiddenStates(1)(model, task, chosen, SETTINGS)
+    alone = [HiddenStates(1)(model, task, examples.at(np.array([index])), SETTINGS) for index in (6, 2, 9)]
+    assert [len(rows) for rows in alone] == answer_tokens(chosen).tolist()
+    np.testing.assert_allclose(found, np.concatenate(alone), atol=1e-6)
+    assert found.nbytes == 4 * 64 * answer_tokens(chosen).sum()
+    assert HiddenStates(1)(model, task, examples.at(np.zeros(0, np.int64)), SETTINGS).shape == (0, 64)
+
+
+def test_rmu_leads_what_is_kept_to_its_own_states(task, model, examples):
+    """The pull on an example is that of its own tokens: moved by one everywhere, it is 1."""
+    states, kept = HiddenStates(2), np.array([4, 7, 8])
+    reference = states(model, task, examples.at(kept), SETTINGS)
+    moved = reference.copy()
+    moved[answer_tokens(examples.at(kept))[0] :] += 1
+    objective = Misdirection(
+        model,
+        task,
+        examples,
+        SETTINGS,
+        **TERMS | {"kept": kept},
+        states=states,
+        steering=2.0,
+        reference=moved,
+    )
+    found = [objective.keeping.loss(np.array([index])).item() for index in kept]
+    assert found == pytest.approx([0.0, 1.0, 1.0], abs=1e-6)
+    assert objective.keeping.loss(np.array([8, 4, 7])).item() == pytest.approx(2 / 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["ascent", "npo", "rmu"])
 def test_a_step_in_several_passes_has_the_loss_of_one(task, model, examples, pairs, kind):
-    states = HiddenStates(2)
+    states, kept = HiddenStates(2), np.arange(3, len(examples))
     made = {
         "ascent": partial(Ascent),
         "npo": partial(NegativePreference, beta=0.1, reference=pairs[:, 0].astype(np.float32) + 1),
         "rmu": partial(
-            Misdirection, states=states, steering=2.0, reference=states(model, task, examples, SETTINGS) + 1
+            Misdirection,
+            states=states,
+            steering=2.0,
+            reference=states(model, task, examples.at(kept), SETTINGS) + 1,
         ),
     }[kind]
-    terms = TERMS | {"alpha": 1.0, "kept": np.arange(3, len(examples))}
+    terms = TERMS | {"alpha": 1.0, "kept": kept}
     whole, parted = (
         sum(loss.item() for loss in made(model, task, examples, settings, **terms).at(np.arange(3)))
         for settings in (replace(SETTINGS, batch_size=4), replace(SETTINGS, batch_size=2, accumulate=2))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
-from strategies.rules.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA, pairs
+from strategies.rules.exact import Combined, FactorRule, FedEx, FedRot, FedSVD, FlexLoRA, FLoRA
+from strategies.rules.pairs import pairs
 
 RANK = 4
 SHAPES = {  # by layer: A and B

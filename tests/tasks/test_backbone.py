@@ -200,3 +200,16 @@ def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="neither a padding token nor one that ends a text"):
         load_tokenizer(ModelSettings(path=str(tmp_path)))
+
+
+def test_the_depth_of_a_model_is_that_of_its_config_where_it_is_stated_here(tmp_path, monkeypatch):
+    assert TINY.depth == 1
+    assert MINILM.depth == 6
+    assert ModelSettings(path=MINILM.path, config={"num_hidden_layers": 4}).depth == 4
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 3}')
+    assert ModelSettings(path=str(tmp_path)).depth == 3
+    monkeypatch.chdir(tmp_path)
+    assert ModelSettings(pretrained=False, config={"model_type": "gpt2"}).depth is None
+    assert ModelSettings(path="some/where-on-the-hub").depth is None
+    (tmp_path / "config.json").write_text("[")
+    assert ModelSettings(path=str(tmp_path)).depth is None

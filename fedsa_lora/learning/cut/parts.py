@@ -16,7 +16,9 @@ from fedsa_lora.exchange.step import StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.given import adapted
+from fedsa_lora.learning.lora import fits
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
+from fedsa_lora.learning.targets import choose, find
 from fedsa_lora.tasks.backbone import filled
 from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.model_settings import ModelSettings
@@ -73,12 +75,8 @@ def anatomy_of(base: Any) -> Anatomy:
 def check_cut(model: Any, cut: Cut) -> None:
     """Raise ModelError where a model, which may be on the meta device, cannot be cut so."""
     base = model.base_model
-    depth = len(getattr(base, anatomy_of(base).blocks))
-    if cut.top >= depth:
-        raise ModelError(
-            f"cut.top={cut.top}: the model has {depth} blocks, of which the client's last part needs one; "
-            f"expected {cut.bottom + 1} to {depth - 1}"
-        )
+    if fault := cut.beyond(len(getattr(base, anatomy_of(base).blocks))):
+        raise ModelError(fault)
 
 
 def narrow(model: Any, cut: Cut, part: Part) -> None:
@@ -99,26 +97,33 @@ def narrow(model: Any, cut: Cut, part: Part) -> None:
         model.all_tied_weights_keys = {}
 
 
-def build_part(task: Task, cut: Cut, part: Part, *, seed: int) -> nn.Module:
-    """One side's part of the task's model in eval mode: no weight of the other side is read. Weights that
-    are drawn are those of the whole model. Raises ModelError as ``check_cut`` does, and where the model
-    cannot be loaded."""
-    empty: Any = task.build_model(seed=seed, empty=True)
-    check_cut(empty, cut)
-    settings: Any = task.model  # type: ignore[attr-defined]
-    return filled(empty, narrowed(type(empty), cut, part), settings, seed=seed)
+def build_part(whole: nn.Module, settings: ModelSettings, cut: Cut, part: Part, *, seed: int) -> nn.Module:
+    """One side's part of a model that is ``whole`` on the meta device, in eval mode: no weight of the other
+    side is read. Weights that are drawn are those of the whole model. Raises ModelError as ``check_cut``
+    does, and where the model cannot be loaded."""
+    check_cut(whole, cut)
+    return filled(whole, narrowed(type(whole), cut, part), settings, seed=seed)
 
 
 def adapted_part(
     backbone: nn.Module, lora: LoraSettings | None, seed: int, settings: ModelSettings
 ) -> AdapterModel:
-    """A part with its adapters: of targets that are named one by one, those that it has."""
-    if lora is not None and isinstance(lora.target_modules, list):
+    """A part with its adapters: of targets and patterns of ranks, which fit the whole model, those that fit
+    this part."""
+    return adapted(backbone, None if lora is None else _of_part(lora, backbone), seed, settings)
+
+
+def _of_part(lora: LoraSettings, backbone: nn.Module) -> LoraSettings:
+    """The settings less the targets and patterns of layers that the other side has."""
+    targets = lora.target_modules
+    if targets is not None:
         present = backbone.named_modules()
         names = [f".{name}" for name, module in present if not isinstance(module, Through)]
-        held = [t for t in lora.target_modules if any(name.endswith(f".{t}") for name in names)]
-        lora = replace(lora, target_modules=held)
-    return adapted(backbone, lora, seed, settings)
+        targets = [t for t in targets if any(name.endswith(f".{t}") for name in names)]
+    found = find(backbone, targets or choose(backbone, lora.targets))
+    ranks = {pattern: rank for pattern, rank in (lora.rank_pattern or {}).items() if fits(pattern, found)}
+    alphas = {pattern: alpha for pattern, alpha in (lora.alpha_pattern or {}).items() if fits(pattern, found)}
+    return replace(lora, target_modules=targets, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def check_adapters(model: AdapterModel, cut: Cut) -> None:

@@ -73,10 +73,28 @@ class Cut(Group):
         """The tensors of the whole model that a client holds."""
         return layout.select(spec.name for spec in layout if self.of_client(spec.name))
 
+    def beyond(self, depth: int) -> str:
+        """The fault of a cut that leaves no block of a model of this depth for its last part; empty where
+        there is one."""
+        if self.top < depth:
+            return ""
+        expected = f"expected cut.top={self.bottom + 1} to {depth - 1}"
+        if depth < len(PARTS):
+            expected = f"expected one of at least {len(PARTS)}, or cut=none"
+        elif self.bottom > depth - 2:
+            expected = f"expected cut.bottom=1 to {depth - 2}, and cut.top above it and below {depth}"
+        return (
+            f"cut.top={self.top}: the model has {depth} blocks, of which the client's last part needs one; "
+            f"{expected}"
+        )
+
     def clashes(self, run: RunConfig) -> Iterator[str]:
         from fedsa_lora.tasks.causal_lm import CausalLMTask
+        from fedsa_lora.tasks.task import Referring
 
-        if isinstance(run.task, CausalLMTask):
+        if isinstance(run.task, Referring):
+            yield "cut: no part alone is compared with the model as it began; expected task=causal_lm"
+        elif isinstance(run.task, CausalLMTask):
             yield from self._task_clashes(run.task)
         else:
             yield "cut: only causal language models are cut; expected task=causal_lm, or cut=none"
@@ -84,6 +102,9 @@ class Cut(Group):
             yield "cut: each part has plain LoRA; expected lora.variant=lora and lora.init=default"
         if run.model.quantization is not None or run.model.adapter:
             yield "cut: expected model.quantization=null and model.adapter=null"
+        depth = run.model.depth  # None: told by the plan, which makes the model without its weights
+        if depth is not None and (fault := self.beyond(depth)):
+            yield fault
         yield from self._training_clashes(run)
         yield from self._federation_clashes(run)
 
@@ -98,7 +119,10 @@ class Cut(Group):
 
     def _training_clashes(self, run: RunConfig) -> Iterator[str]:
         if run.lora is not None and run.lora.layer_ranks is not None:
-            yield "cut: no part has all blocks; expected lora.layer_ranks=null, or lora.rank_pattern"
+            yield (
+                "cut: no part has all blocks; expected lora.layer_ranks=null, and for ranks by block "
+                r"lora.rank_pattern, such as {layers\.0\..*: 4}"
+            )
         if isinstance(run.train.batch_size, int) and self.micro_batches > run.train.batch_size:
             yield (
                 f"cut.micro_batches={self.micro_batches}: a step has train.batch_size={run.train.batch_size} "
