@@ -83,13 +83,14 @@ class _Plot:
         return head + Markup("").join(parts) + Markup("</svg>")
 
     def x(self, number: float) -> float:
-        """Where a round is; in the middle where there is one alone."""
+        """Place of a round on the page; the middle of the axis for a single one."""
         width = self.size.width - LEFT - RIGHT
         if self.first == self.last:
             return LEFT + width / 2
         return LEFT + width * (number - self.first) / (self.last - self.first)
 
     def y(self, value: float) -> float:
+        """Place of a value on the page."""
         low, high = self.ticks[0], self.ticks[-1]
         return self.bottom - (self.bottom - TOP) * (value - low) / (high - low)
 

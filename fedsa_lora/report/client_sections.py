@@ -28,7 +28,7 @@ FEW_CLASSES = 12  # as many columns as a page has room for
 
 @dataclass(frozen=True)
 class ClientSection:
-    """What a page has on one client; ``classes`` is empty where its predictions are not here."""
+    """Section of one client; ``classes`` is empty where its predictions are not on this machine."""
 
     id: str
     name: str

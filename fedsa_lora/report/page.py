@@ -134,7 +134,7 @@ def run_title(record: RunRecord) -> str:
 
 
 def _of_clients(record: RunRecord) -> dict[str, Any]:
-    """What a page has on clients: their table, and a section of each."""
+    """The clients of a page: their table, and a section of each."""
     outcomes = client_outcomes(record)
     sections = client_sections(record, outcomes)
     links = {client: found.id for client, found in sections.items()}

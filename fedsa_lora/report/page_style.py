@@ -52,7 +52,7 @@ p, li, dd, h1, .wrap { overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem; }
 .card ul { margin: 0; padding-left: 1.1rem; } .card li { margin-bottom: .35rem; }
 .figures { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.8rem 1.6rem; }
-@media (min-width: 900px) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start;
+@media screen and (min-width: 900px) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start;
     grid-auto-flow: dense; }
   .figures .full { grid-column: 1 / -1; } }
 figure { margin: 0; }
@@ -90,7 +90,7 @@ dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap
   margin: .6rem 0; }
 dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; }
 footer { color: var(--muted); font-size: .88rem; margin-top: 2.5rem; }
-@media (max-width: 640px) { main { padding: 1rem .9rem 3rem; } h2 { margin-top: 2rem; }
+@media screen and (max-width: 640px) { main { padding: 1rem .9rem 3rem; } h2 { margin-top: 2rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; } .tiles .value { font-size: 1.3rem; }
   th, td { padding: .4rem .6rem; }
   table { font-size: .86rem; } tbody th:first-child { white-space: normal; }

@@ -115,7 +115,7 @@ def measures_table(record: RunRecord) -> Table:
 
 
 def unlearning_table(record: RunRecord) -> Table:
-    """What was forgotten, and where it is left."""
+    """Table of unlearning: of each part, what is left of it."""
     rows = [TableRow(title, texts(words)) for title, words in unlearning_lines(record.unlearning)]
     return Table(["Of what", "Measured"], rows, "worded")
 

@@ -36,7 +36,7 @@ def differences(one: str, other: str) -> list[tuple[str, str, str]]:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{prefix}{key}.")

@@ -187,3 +187,50 @@ Run directory: <code class="wrap">{{ directory }}</code></p>
 """
     + FOOT
 )
+
+SIDE_BY_SIDE = (
+    HEAD
+    + """
+<header>
+<h1>{{ title }}</h1>
+{{ table(runs, "Runs") }}
+{% if reports %}
+<p>Their own reports:
+{% for name, place in reports %}
+<a href="{{ place }}">{{ name }}</a>{{ ", " if not loop.last }}
+{%- endfor %}</p>
+{% endif %}
+</header>
+<section class="banner {{ verdict.tone }}">
+<h2>{{ verdict.answer }}</h2>
+<p>{{ verdict.sentence }}</p>
+</section>
+<h2>Settings that differ</h2>
+{% if settings.rows %}
+{{ table(settings, "Settings that differ") }}
+{% else %}
+<p>None, but perhaps places and titles.</p>
+{% endif %}
+{% if versions.rows %}{{ table(versions, "Versions that differ") }}{% endif %}
+<h2>{{ measure }}</h2>
+{{ table(results, measure) }}
+<h2>Cost</h2>
+{{ table(costs, "Cost") }}
+{% if figures %}
+<h2>Figures</h2>
+<div class="figures">
+{% for drawn in figures %}
+{{ figure(drawn) }}
+{% endfor %}
+</div>
+{% endif %}
+{% if clients.rows %}
+<h2>Clients</h2>
+<details{% if clients.rows | length <= 20 %} open{% endif %}>
+<summary>Each client in both runs</summary>
+{{ table(clients, "Clients") }}
+</details>
+{% endif %}
+"""
+    + FOOT
+)
