@@ -52,8 +52,8 @@ p, li, dd, h1, .wrap { overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem; }
 .card ul { margin: 0; padding-left: 1.1rem; } .card li { margin-bottom: .35rem; }
 .figures { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.8rem 1.6rem; }
-@media screen and (min-width: 900px) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start;
-    grid-auto-flow: dense; }
+@media screen and (min-width: 900px) {
+  .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start; grid-auto-flow: dense; }
   .figures .full { grid-column: 1 / -1; } }
 figure { margin: 0; }
 figcaption { color: var(--muted); font-size: .92rem; margin-top: .5rem; }

@@ -80,9 +80,15 @@ def texts(*words: str) -> list[Cell]:
 
 
 def changes_table(record: RunRecord) -> Table:
-    """The settings that the command changed of its experiment."""
+    """The settings in which a run differs from its experiment; where that is not recorded, as of a run that
+    has not ended, the words of its command."""
+    if against := record.summary.get("against_experiment"):
+        rows = [
+            TableRow(key, texts(there or NOT_MEASURED, here or NOT_MEASURED)) for key, there, here in against
+        ]
+        return Table(["Changed", "In the experiment", "In this run"], rows, "worded")
     rows = [TableRow(key, texts(value)) for key, value in record.changes.items()]
-    return Table(["Changed", "To"], rows)
+    return Table(["Changed", "To"], rows, "worded")
 
 
 def uploads_table(summary: Row) -> Table:

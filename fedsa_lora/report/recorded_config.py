@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+from yaml import YAMLError, safe_dump  # type: ignore[import-untyped]
+
+from fedsa_lora.config import yaml_text
 
 PLACES = ("run.", "machine.")  # where a run is made, which does not change what it is
 TITLES = ("name", "title", "description", "experiment")
@@ -13,8 +15,8 @@ TITLES = ("name", "title", "description", "experiment")
 def settings_of(config: str) -> dict[str, Any]:
     """The settings of a config as it was written; nothing of one that was cut off."""
     try:
-        settings = yaml.safe_load(config)
-    except yaml.YAMLError:
+        settings = yaml_text.parse(config)
+    except YAMLError:
         return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -47,4 +49,4 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _written(value: Any) -> str:
     """A value as the file has it, on one line."""
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).removesuffix("\n...\n").strip()
+    return str(safe_dump(value, default_flow_style=True, width=10**6)).removesuffix("\n...\n").strip()

@@ -362,6 +362,18 @@ def test_config_environment_and_command_are_shown(page: Page) -> None:
     assert "fedsa-lora run seed=0" in page.text
 
 
+def test_what_a_run_changed_is_shown_with_the_value_of_the_experiment(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=1, rounds=1)
+    change(tmp_path / "environment.json", command="fedsa-lora run split=share_ab")
+    assert "Changed To split share_ab" in report_of(tmp_path).text
+    against = [["split.B", "local", "shared"], ["note", "", EVIL]]
+    change(tmp_path / "summary.json", against_experiment=against)
+    page = report_of(tmp_path)
+    row = f"split.B local shared note – {EVIL}"  # noqa: RUF001
+    assert f"Changed In the experiment In this run {row}" in page.text
+    assert page.scripts == [SCRIPT]
+
+
 def test_names_from_data_are_inert(tmp_path: Path) -> None:
     write_run(tmp_path, clients=2, labels=(EVIL, 'b\x1b\x00" style="fill: #0072b2"'), rounds=1)
     (tmp_path / "config.yaml").write_text(f"note: '{EVIL}'\n")
