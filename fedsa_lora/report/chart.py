@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
@@ -47,8 +48,14 @@ SMALL = (Size(320, 200, "any"),)
 
 def chart(title: str, lines: Sequence[Line], measure: Measure, sizes: Sequence[Size] = BOTH) -> list[Markup]:
     """An `svg` element for each size: values of a measure by round, the names of lines below.
-    Each round, or every nth of many, has a band over the whole height with its values as a title."""
-    drawn = [line for line in lines if line.points]
+
+    Each round, or every nth of many, has a band over the whole height with its values as a title. Values that
+    are not finite are left out, and there is no chart without any.
+    """
+    known = [replace(line, points=[point for point in line.points if isfinite(point[1])]) for line in lines]
+    drawn = [line for line in known if line.points]
+    if not drawn:
+        return []
     return [_Plot(title, drawn, measure, size).svg() for size in sizes]
 
 
@@ -62,7 +69,7 @@ def by_round(lines: Sequence[Line], measure: Measure) -> list[tuple[int, str]]:
 
 
 class _Plot:
-    """One chart of one size: what lies where."""
+    """Places of everything in one chart of one size."""
 
     def __init__(self, title: str, lines: list[Line], measure: Measure, size: Size) -> None:
         self.title, self.lines, self.measure, self.size = title, lines, measure, size

@@ -119,7 +119,7 @@ def _measures(record: RunRecord, last: Row) -> Table:
 
 def _classes(client: str, store: Path | None, labels: list[str]) -> tuple[Table, str]:
     """The table of a client's classes, and a remark on it."""
-    if store is None or Path(client).name != client:
+    if store is None or Path(client).name != client or client == "..":
         return Table([]), ""
     try:
         found = predictions.read(store / client)

@@ -88,7 +88,8 @@ def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
     shares: Row = partition["clients"]
     names = in_order(shares)
     counts = np.array([shares[name]["classes"] for name in names], dtype=float).T
-    labels = [str(label) for label in partition.get("labels", [])] or [str(n) for n in range(len(counts))]
+    labels = [str(label) for label in partition.get("labels", [])]
+    labels += [str(n) for n in range(len(labels), len(counts))]
     crowded = len(names) > CROWDED or len(labels) > CROWDED
     fig, ax = blank(style, "Classes by client", float(np.clip(2.3 + 0.24 * len(labels), 3.5, 12)), crowded)
     ax.grid(False)

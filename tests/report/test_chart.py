@@ -1,5 +1,6 @@
 """A chart lies within its page, whatever its values, and each round can be read."""
 
+import math
 import re
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -43,6 +44,7 @@ def test_a_round_has_the_values_of_all_its_lines():
 def test_a_line_without_points_is_left_out():
     lines = [Line("known", [(1, 1.0)], "personalised"), Line("unknown", [], "alone")]
     assert "unknown" not in chart("Loss", lines, LOSS)[0]
+    assert chart("Loss", [Line("unknown", [(1, math.nan), (2, math.inf)], "alone")], LOSS) == []
 
 
 def test_bands_of_a_long_run_are_thinned_and_leave_no_gap():
