@@ -77,7 +77,7 @@ def _section(
     place: str, record: RunRecord, outcome: ClientOutcome, rows: list[Row], store: Path | None
 ) -> ClientSection:
     primary, last = record.primary, rows[-1]
-    heading = f"{outcome.client}: {primary.words} {shown(last[primary.name], primary)}"
+    heading = f"Client {outcome.client}: {primary.words} {shown(last[primary.name], primary)}"
     if outcome.gain is not None:
         heading += f", {shown_gain(outcome.gain, primary)} over alone"
     classes, note = _classes(outcome.client, store, record.partition.get("labels", []))

@@ -131,10 +131,10 @@ def _words(outcome: ClientOutcome, measure: Measure) -> str:
 def _classes_words(client: str, counts: np.ndarray, labels: list[str]) -> str:
     """The largest classes of a client, with their numbers of train examples."""
     held = [int(n) for n in np.argsort(-counts, kind="stable") if counts[n]]
-    told = [f"{labels[n]} {counts[n]:g}" for n in held[:NAMED_CLASSES]]
+    told = [f"{labels[n]}: {counts[n]:g}" for n in held[:NAMED_CLASSES]]
     if len(held) > NAMED_CLASSES:
         told.append(f"{len(held) - NAMED_CLASSES} more classes")
-    return f"client {client}: {', '.join(told)}"
+    return f"client {client}, {', '.join(told)}"
 
 
 def _mark(
