@@ -1,5 +1,5 @@
 """The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-import | certificates | node | doctor``."""
+report | import | certificates | node | doctor``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
 
 DESCRIPTION = """The command line: fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-import | certificates | node | doctor."""
+report | import | certificates | node | doctor."""
 
 
 def parser() -> argparse.ArgumentParser:

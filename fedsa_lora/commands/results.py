@@ -1,4 +1,4 @@
-"""Commands on the clients' models of a finished run: evaluate, export."""
+"""Commands on finished runs: evaluate and export their clients' models, report."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def add(commands: Commands) -> None:
     """Add the commands of this family."""
     _add_evaluate(commands)
     _add_export(commands)
+    _add_report(commands)
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -71,6 +72,19 @@ def _add_export(commands: Commands) -> None:
     )
     add_changed_data(export)
     export.set_defaults(call=_export)
+
+
+def _add_report(commands: Commands) -> None:
+    report = commands.add_parser("report", help="write the report of a run, or one of two runs side by side")
+    report.add_argument("run_dir", type=Path)
+    report.add_argument("other", type=Path, nargs="?", help="a second run, to be set against the first")
+    report.add_argument(
+        "--to",
+        type=Path,
+        metavar="FILE",
+        help="page of two runs (default: RUN-and-OTHER.html in this folder)",
+    )
+    report.set_defaults(call=_report)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -164,4 +178,22 @@ def _export_of_all(options: argparse.Namespace, exporter: Exporter) -> int:
         folder, write = options.to or options.run_dir / GLOBAL, export_global
     console.print(write(exporter, folder, merge=options.merge))
     console.print(f"written: {escape(str(folder))}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.other is None:
+        from fedsa_lora.report.page import write_report
+
+        if options.to is not None:
+            raise ConfigError("--to is for a page of two runs: leave it out, or give a second run directory")
+        page = write_report(options.run_dir)
+    else:
+        from fedsa_lora.report.side_by_side import write_side_by_side
+
+        names = [folder.resolve().name for folder in (options.run_dir, options.other)]
+        page = write_side_by_side(
+            options.run_dir, options.other, options.to or Path(f"{names[0]}-and-{names[1]}.html")
+        )
+    console.print(f"written: {escape(str(page))}", soft_wrap=True)
     return 0

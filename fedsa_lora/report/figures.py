@@ -1,12 +1,10 @@
 """The four figures of a run, each a function from what was recorded to a matplotlib Figure."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -14,24 +12,21 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
+from fedsa_lora.report.bands import add_bands, kept
+from fedsa_lora.report.figures_of_clients import FEW_CLIENTS, classes_by_client, clients_before_and_after
 from fedsa_lora.report.style import (
     LIGHT,
     FigureStyle,
     add_legend,
     blank,
     name_axes,
-    shade,
     show_measure,
     spread,
-    thin_ticks,
     to_png,
 )
 from fedsa_lora.report.wording import amount, byte_unit, of_measure, shown
-from fedsa_lora.runs.outcomes import ClientOutcome, client_outcomes, in_order
+from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import Row, RunRecord, read_run
-
-FEW_CLIENTS = 12  # as many single lines as an eye can follow
-CROWDED = 30  # more clients or classes than this need the full width
 
 
 def measure_by_round(
@@ -57,68 +52,8 @@ def measure_by_round(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     show_measure(ax.yaxis, measure)
     _label_ends(ax, [label for label in labels if label is not None], measure, style)
+    _add_values(ax, rounds, measure)
     add_legend(fig, ax, style)
-    return fig
-
-
-def clients_before_and_after(
-    outcomes: list[ClientOutcome], measure: Measure, style: FigureStyle = LIGHT
-) -> Figure:
-    """One row per client, from what it reaches alone to that in the federation; largest gain on top."""
-    shown = sorted((o for o in outcomes if o.personalised is not None), key=_by_gain)
-    crowded = len(shown) > CROWDED
-    height = min(2.2 + (0.16 if crowded else 0.26) * len(shown), 20)
-    fig, ax = blank(style, "Each client alone and in the federation", height, crowded)
-    for row, outcome in enumerate(shown):
-        if outcome.local_only is not None and outcome.personalised is not None:
-            colour = style.alone if outcome.harmed else style.personalised
-            line = ":" if outcome.harmed else "-"
-            ax.plot(
-                [outcome.local_only, outcome.personalised],
-                [row, row],
-                line,
-                color=colour,
-                linewidth=2,
-                alpha=0.7,
-            )
-    _mark(ax, shown, "majority", "D", style.muted, "majority class", style.muted)
-    _mark(ax, shown, "local_only", "o", style.alone, "alone (local-only)", style.paper)
-    helped = [outcome if not outcome.harmed else None for outcome in shown]
-    _mark(ax, helped, "personalised", "o", style.personalised, "federated, personalised", style.personalised)
-    harmed = [outcome if outcome.harmed else None for outcome in shown]
-    _mark(ax, harmed, "personalised", "v", style.ink, "federated, harmed: worse than alone", style.ink)
-    names = [f"harmed ▼ {style.short(o.client)}" if o.harmed else style.short(o.client) for o in shown]
-    thin_ticks(ax.yaxis, names, 110)
-    ax.set_ylim(-0.7, len(shown) - 0.3)
-    show_measure(ax.xaxis, measure)
-    name_axes(ax, style, of_measure(measure), "client, by gain")
-    add_legend(fig, ax, style)
-    return fig
-
-
-def classes_by_client(partition: Row, style: FigureStyle = LIGHT) -> Figure:
-    """Counts of each client's train examples by class; blank where it has none."""
-    shares: Row = partition["clients"]
-    names = in_order(shares)
-    counts = np.array([shares[name]["classes"] for name in names], dtype=float).T
-    labels = [str(label) for label in partition.get("labels", [])] or [str(n) for n in range(len(counts))]
-    crowded = len(names) > CROWDED or len(labels) > CROWDED
-    fig, ax = blank(style, "Classes by client", float(np.clip(2.3 + 0.24 * len(labels), 3.5, 12)), crowded)
-    ax.grid(False)
-    image = shade(ax, np.ma.masked_equal(counts, 0))
-    thin_ticks(ax.xaxis, [style.short(name) for name in names], 12 if style.narrow else 34, tilt=_tilt(names))
-    thin_ticks(ax.yaxis, [style.short(label) for label in labels], 70)
-    if len(names) <= FEW_CLIENTS and len(labels) <= FEW_CLIENTS:
-        _write_counts(ax, counts, style)
-    name_axes(ax, style, "client", "class")
-    bar = fig.colorbar(image, ax=ax, location="bottom", shrink=0.6, aspect=35)
-    bar.set_label("train examples (count); blank: none", color=style.ink, fontsize=style.text)
-    bar.ax.tick_params(colors=style.muted, labelcolor=style.ink, labelsize=style.text - 0.5)
-    bar.ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    bar.outline.set_visible(False)
-    for cells in bar.ax.collections:
-        cells.set_visible(False)  # they know one colour scheme only
-    shade(bar.ax, np.linspace(0, counts.max(), 256)[None], extent=(0, counts.max(), 0, 1))
     return fig
 
 
@@ -145,6 +80,8 @@ def bytes_by_round(rounds: list[Row], summary: Row, style: FigureStyle = LIGHT) 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / unit:g}"))
     name_axes(ax, style, "round", f"sum over all clients ({unit_name})")
+    sent = [f"round {n}: {amount(a)} up, {amount(b)} down" for n, a, b in zip(numbers, up, down, strict=True)]
+    add_bands(ax, kept(list(zip(numbers, sent, strict=True))))
     add_legend(fig, ax, style)
     return fig
 
@@ -221,6 +158,21 @@ def _draw_spread(ax: Axes, clients: list[Row], measure: Measure, style: FigureSt
             )
 
 
+def _add_values(ax: Axes, rounds: list[Row], measure: Measure) -> None:
+    """Name the mean and the worst client of each round that was evaluated."""
+    words = []
+    for row in rounds:
+        if row.get(measure.name) is None:
+            continue
+        text = f"round {row['round']}: mean of clients {shown(row[measure.name], measure)}"
+        if row.get(measure.worst) is not None:
+            text += f", worst client {shown(row[measure.worst], measure)}"
+        if row.get(measure.of_global) is not None:
+            text += f", global model {shown(row[measure.of_global], measure)}"
+        words.append((row["round"], text))
+    add_bands(ax, kept(words))
+
+
 def _label_ends(ax: Axes, labels: list[Label], measure: Measure, style: FigureStyle) -> None:
     """Name the lines at their right end, where no legend has to be looked up."""
     low, high = ax.get_ylim()
@@ -239,51 +191,3 @@ def _label_ends(ax: Axes, labels: list[Label], measure: Measure, style: FigureSt
             fontsize=style.text - 0.5,
             fontweight="bold",
         )
-
-
-def _mark(
-    ax: Axes,
-    outcomes: Sequence[ClientOutcome | None],
-    key: str,
-    marker: str,
-    colour: str,
-    label: str,
-    fill: str,
-) -> None:
-    """One kind of mark in each row whose client has that value."""
-    known = [(getattr(o, key), row) for row, o in enumerate(outcomes) if o and getattr(o, key) is not None]
-    if known:
-        ax.scatter(
-            [value for value, _ in known],
-            [row for _, row in known],
-            s=20 if marker == "D" else 44,
-            marker=marker,
-            facecolor=fill,
-            edgecolor=colour,
-            linewidth=1.6,
-            zorder=3,
-            label=label,
-        )
-
-
-def _by_gain(outcome: ClientOutcome) -> tuple[float, float]:
-    return (outcome.gain or 0.0, outcome.personalised or 0.0)
-
-
-def _tilt(names: list[str]) -> int:
-    return 0 if max(map(len, names)) <= 3 else 90
-
-
-def _write_counts(ax: Axes, counts: np.ndarray, style: FigureStyle) -> None:
-    """The count in each cell, in the colour that its background lets stand out: many is far from paper."""
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            ax.text(
-                column,
-                row,
-                f"{count:g}",
-                ha="center",
-                va="center",
-                fontsize=style.text - 1.5,
-                color=style.paper if count > 0.5 * counts.max() else style.ink,
-            )

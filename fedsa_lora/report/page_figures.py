@@ -1,17 +1,25 @@
 """The figures as a report embeds them: drawn for a wide and a narrow page, a caption, a text instead."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsa_lora.exchange.measure import CLASSES
+from fedsa_lora.report.chart import Line, chart
 from fedsa_lora.report.figures import draw
+from fedsa_lora.report.figures_of_clients import CROWDED
 from fedsa_lora.report.style import LIGHT
 from fedsa_lora.report.svg import to_svg
-from fedsa_lora.report.wording import amount, counted, listed, shown
+from fedsa_lora.report.wording import amount, counted, listed, number, shown
 from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import RunRecord
+
+LOSS = next(measure for measure in CLASSES if measure.name == "loss")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,35 @@ def embedded_figures(record: RunRecord, figures: dict[str, Figure] | None = None
         pictures = [Markup(to_svg(by_name[name], name, layout)) for layout, by_name in drawn.items()]
         crowded = bool(fig.get_figwidth() > LIGHT.width())
         embedded.append(EmbeddedFigure(pictures, alt, caption, crowded))
+    if loss := loss_figure(record):
+        embedded.append(loss)
     return embedded
+
+
+def loss_figure(record: RunRecord) -> EmbeddedFigure | None:
+    """The losses of a run by round; None of one that recorded none."""
+    training = [(row["round"], row["loss"]) for row in record.rounds if _finite(row.get("loss"))]
+    by_round = defaultdict(list)
+    for row in record.clients:
+        if row["phase"] == "evaluate" and _finite(row.get("loss")):
+            by_round[row["round"]].append(row["loss"])
+    testing = [(when, fmean(losses)) for when, losses in sorted(by_round.items())]
+    if not training and not testing:
+        return None
+    lines = [Line("training", training, "alone", "8 4"), Line("test examples", testing, "personalised")]
+    ends = [
+        f"{line.name} {number(line.points[0][1])} in round {line.points[0][0]} and "
+        f"{number(line.points[-1][1])} in round {line.points[-1][0]}"
+        for line in lines
+        if line.points
+    ]
+    caption = "Mean over clients: while they train, and of their models on their own test examples."
+    pictures = chart("Loss by round", lines, LOSS)
+    return EmbeddedFigure(pictures, f"Line chart of the loss: {'; '.join(ends)}.", caption, full=False)
+
+
+def _finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
 
 
 def _rounds_words(record: RunRecord) -> tuple[str, str]:
@@ -69,9 +105,11 @@ def _clients_words(record: RunRecord) -> tuple[str, str]:
     named = f": {listed(harmed)}" if 0 < len(harmed) <= 10 else ""
     number = f"{len(harmed)} worse off federated{named}"
     alt = f"Dot plot of {counted(len(compared), 'client')}, alone and federated; {number}."
-    caption = "From what a client reaches alone to what it reaches in the federation, largest gain on top."
+    side = "on the right" if len(outcomes) > CROWDED else "on top"
+    caption = f"From what a client reaches alone to what it reaches in the federation, largest gain {side}."
     if harmed:
-        caption += " A triangle and the word “harmed” mark a client that would be better off alone."
+        marked = "A triangle marks" if len(outcomes) > CROWDED else "A triangle and the word “harmed” mark"
+        caption += f" {marked} a client that would be better off alone."
     return alt, caption
 
 

@@ -8,6 +8,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from fedsa_lora.report.bands import MARK
 from fedsa_lora.report.style import DARK, LIGHT, FigureStyle
 
 VARIABLES = ("paper", "ink", "muted", "grid", "personalised", "alone", "down")  # fields that are a colour
@@ -44,9 +45,13 @@ STYLE = f"""
 figure svg {{ {colours(LIGHT)}
   display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }}
 figure .narrow, figure .dark {{ display: none; }}
-@media (max-width: 640px) {{ figure .wide {{ display: none; }} figure .narrow {{ display: block; }} }}
-@media (prefers-color-scheme: dark) {{ figure svg {{ {colours(DARK)} }}
+svg .value {{ fill: var(--ink); opacity: 0; }} svg .value:hover, svg .value.shown {{ opacity: .1; }}
+@media screen and (max-width: 640px) {{ figure .wide {{ display: none; }}
+  figure .narrow {{ display: block; }} }}
+@media screen and (prefers-color-scheme: dark) {{ figure svg {{ {colours(DARK)} }}
   figure .light {{ display: none; }} figure .dark {{ display: inline; }} }}
+@media print {{ .figures figure:not(.full) .wide {{ display: none; }}
+  .figures figure:not(.full) .narrow {{ display: block; }} }}
 """
 
 
@@ -54,7 +59,7 @@ def _simplify(element: ElementTree.Element) -> None:
     """Leave of an element what a page needs: no namespaces, blanks, groups' ids, or digits beyond sight."""
     element.tag = _local(element.tag)
     element.tail = None
-    if element.tag != "text":
+    if element.tag not in ("text", "title"):
         element.text = None
     for child in list(element):
         if _local(child.tag) in DROPPED:
@@ -62,7 +67,10 @@ def _simplify(element: ElementTree.Element) -> None:
     found = {_local(name): " ".join(value.split()) for name, value in element.attrib.items()}
     found.pop("clip-path", None)
     if element.tag == "g":
-        found.pop("id", None)
+        name = found.pop("id", "")
+        if name.startswith(MARK):
+            _entitle(element, name.removeprefix(MARK))
+            found["class"] = "value"
     if element.tag == "image":
         found["class"] = found.pop("id")
         found["href"] = found["href"].replace(" ", "")
@@ -74,6 +82,15 @@ def _simplify(element: ElementTree.Element) -> None:
         own = re.sub(r"font-family: [^;]*; ", "", found["style"])
         found["style"] = re.sub(r"#[0-9a-f]{6}", lambda colour: VARIABLE.get(colour[0], colour[0]), own)
     element.attrib = found
+
+
+def _entitle(band: ElementTree.Element, text: str) -> None:
+    """Make a group a band whose title is a text."""
+    for path in band:
+        del path.attrib["style"]
+    title = ElementTree.Element("title")
+    title.text = text
+    band.insert(0, title)
 
 
 def _local(name: str) -> str:

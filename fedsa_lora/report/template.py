@@ -1,115 +1,63 @@
-"""The page of a report. A module and not a template file, because Flower's app bundles carry no `.j2`."""
+"""The pages of reports. A module and not template files, because Flower's app bundles carry no `.j2`."""
 
-STYLE = """
-:root { color-scheme: light dark;
-  --paper: #ffffff; --card: #f5f7f9; --ink: #1c2127; --muted: #56606a; --line: #dfe3e7;
-  --accent: #0072b2;
-  --good: #00694c; --good-bg: #e6f5f0; --bad: #a33f00; --bad-bg: #fdeee4; --even: #4a545e;
-  --even-bg: #eef1f4; }
-@media (prefers-color-scheme: dark) { :root {
-  --paper: #171b20; --card: #1f252b; --ink: #e6e9ec; --muted: #a3acb5; --line: #333a42;
-  --accent: #56b4e9;
-  --good: #5fd6b0; --good-bg: #14302a; --bad: #ffae70; --bad-bg: #38240f; --even: #c3cad1;
-  --even-bg: #262d34; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: .2rem 0 .4rem; text-wrap: balance; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.6rem 0 .7rem; }
-h3 { font-size: 1rem; margin: 0 0 .4rem; }
-p { margin: 0 0 .7rem; max-width: 75ch; }
-a { color: var(--accent); }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .88em; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
-  overflow-x: auto; margin: .5rem 0 1rem; }
-p, li, dd, h1, .wrap { overflow-wrap: anywhere; }
-.meta { color: var(--muted); font-size: .92rem; margin: 0; }
-.state { display: inline-block; padding: .05rem .6rem; border-radius: 99px; font-weight: 600;
-  background: var(--even-bg); color: var(--even); }
-.state.completed { background: var(--good-bg); color: var(--good); }
-.state.failed { background: var(--bad-bg); color: var(--bad); }
-.banner { border-left: 5px solid; border-radius: 8px; padding: .9rem 1.1rem; margin: 1.2rem 0; }
-.banner p:last-child { margin-bottom: 0; }
-.banner h2 { margin: 0 0 .3rem; font-size: 1.25rem; }
-.banner pre { background: none; border: 0; padding: 0; margin: 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-.banner pre + p { margin-top: .6rem; }
-.good { background: var(--good-bg); border-color: var(--good); } .good h2 { color: var(--good); }
-.bad { background: var(--bad-bg); border-color: var(--bad); } .bad h2 { color: var(--bad); }
-.even, .unknown { background: var(--even-bg); border-color: var(--even); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem;
-  margin: 1rem 0; padding: 0; }
-.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: .7rem .9rem; }
-.tiles dt { color: var(--muted); font-size: .86rem; }
-.tiles dd { margin: 0; }
-.tiles .value { font-size: 1.45rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums;
-  white-space: nowrap; }
-.tiles .note { color: var(--muted); font-size: .86rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr));
-  gap: 1.2rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem; }
-.card ul { margin: 0; padding-left: 1.1rem; } .card li { margin-bottom: .35rem; }
-.figures { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.8rem 1.6rem; }
-@media (min-width: 900px) { .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start;
-    grid-auto-flow: dense; }
-  .figures .full { grid-column: 1 / -1; } }
-figure { margin: 0; }
-figcaption { color: var(--muted); font-size: .92rem; margin-top: .5rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; margin: .6rem 0 1rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-tbody tr:last-child > * { border-bottom: 0; }
-thead th { background: var(--card); font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
-td.words { text-align: left; white-space: normal; }
-.noted th:last-child { text-align: left; }
-tr.ours > * { font-weight: 650; }
-tr.harmed td:nth-child(4) { color: var(--bad); font-weight: 650; }
-details { border-top: 1px solid var(--line); padding: .7rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem;
-  margin: .6rem 0; }
-dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; }
-footer { color: var(--muted); font-size: .88rem; margin-top: 2.5rem; }
-@media (max-width: 640px) { main { padding: 1rem .9rem 3rem; } h2 { margin-top: 2rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .6rem; } .tiles .value { font-size: 1.3rem; }
-  th, td { padding: .4rem .6rem; }
-  table { font-size: .86rem; } tbody th:first-child { white-space: normal; } td.words { min-width: 8rem; } }
-"""
-
-PAGE = """
-{% macro table(data, label, note) %}
+HEAD = """
+{% macro table(data, label) %}
 <div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
-<table{% if note %} class="noted"{% endif %}>
+<table{% if data.kind %} class="{{ data.kind }}"{% endif %}>
 <thead><tr>{% for name in data.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in data.rows %}
-<tr{% if row.kind %} class="{{ row.kind }}"{% endif %}><th scope="row">{{ row.name }}</th>
-{%- for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
-{%- if note %}<td class="words">{{ row.note }}</td>{% endif %}</tr>
+<tr{% if row.kind %} class="{{ row.kind }}"{% endif %}><th scope="row">
+{%- if row.link %}<a href="#{{ row.link }}">{{ row.name }}</a>{% else %}{{ row.name }}{% endif %}
+{%- if "explained" in data.kind %}<span class="meaning">{{ row.note }}</span>{% endif %}</th>
+{%- for cell in row.cells %}
+{%- if cell.order %}<td data-value="{{ cell.order }}">{{ cell.text }}</td>
+{%- elif cell.strong %}<td><strong>{{ cell.text }}</strong></td>
+{%- else %}<td>{{ cell.text }}</td>
+{%- endif %}
+{%- endfor %}
+{%- if "noted" in data.kind %}<td class="words">{{ row.note }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody>
 </table>
 </div>
 {% endmacro %}
+{% macro figure(data) %}
+<figure{% if data.full %} class="full"{% endif %}>
+<div role="img" aria-label="{{ data.alt }}">
+{% for picture in data.pictures %}
+{{ picture }}
+{% endfor %}
+</div>
+{% if data.caption %}<figcaption>{{ data.caption }}</figcaption>{% endif %}
+</figure>
+{% endmacro %}
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }} · fedsa-lora report</title>
 <style>{{ style }}</style>
 </head>
 <body>
 <main>
-<header>
+"""
+
+FOOT = """</main>
+<script>{{ script }}</script>
+</body>
+</html>
+"""
+
+PAGE = (
+    HEAD
+    + """<header>
 <p class="meta"><span class="state {{ state }}">{{ state }}</span> {{ meta }}</p>
 <h1>{{ title }}</h1>
 {% if description %}<p>{{ description }}</p>{% endif %}
-{% if changes.rows %}{{ table(changes, "Changed by the command", false) }}{% endif %}
+{% if changes.rows %}{{ table(changes, "Changed by the command") }}{% endif %}
 </header>
 {% if stopped %}
 <section class="banner {{ stopped.tone }}">
@@ -133,7 +81,7 @@ PAGE = """
 <section class="card">
 <h3>What it cost</h3>
 <ul>{% for line in cost %}<li>{{ line }}</li>{% endfor %}</ul>
-{% if uploads.rows %}{{ table(uploads, "Uploads", false) }}{% endif %}
+{% if uploads.rows %}{{ table(uploads, "Uploads") }}{% endif %}
 </section>
 <section class="card">
 <h3>What left the clients</h3>
@@ -144,39 +92,50 @@ PAGE = """
 <p>Each client is measured on its own test examples, on which it was not trained.
 The weighted mean counts a client by its number of test examples. Before aggregation means
 with the client's own A, as it had just trained it.</p>
-{{ table(reached, measure, false) }}
+{{ table(reached, measure) }}
 {% for line in left_out %}<p>{{ line }}</p>
 {% endfor %}
 {% endif %}
 {% if figures %}
 <h2>Figures</h2>
 <div class="figures">
-{% for figure in figures %}
-<figure{% if figure.full %} class="full"{% endif %}>
-<div role="img" aria-label="{{ figure.alt }}">
-{% for picture in figure.pictures %}
-{{ picture }}
-{% endfor %}
-</div>
-<figcaption>{{ figure.caption }}</figcaption>
-</figure>
+{% for drawn in figures %}
+{{ figure(drawn) }}
 {% endfor %}
 </div>
 {% endif %}
 {% if results %}
 <h2>Measures of personalisation</h2>
-{{ table(measures, "Measures of personalisation", true) }}
+{{ table(measures, "Measures of personalisation") }}
 {% endif %}
 {% if unlearning.rows %}
 <h2>Unlearning</h2>
-{{ table(unlearning, "Unlearning", true) }}
+{{ table(unlearning, "Unlearning") }}
 {% endif %}
 {% if clients.rows %}
 <h2>Clients</h2>
 <details{% if clients.rows | length <= 20 %} open{% endif %}>
 <summary>{{ clients_title }}</summary>
-{{ table(clients, "Clients", true) }}
+{{ table(clients, "Clients") }}
 </details>
+{% if sections %}
+<details{% if sections | length <= 20 %} open{% endif %}>
+<summary>{{ sections_title }}</summary>
+{% for client in sections %}
+<details>
+<summary>{{ client.heading }}</summary>
+<div class="client" id="{{ client.id }}">
+{{ figure(client.figure) }}
+{{ table(client.measures, "Measures of client " ~ client.name) }}
+{% if client.note %}<p class="meta row">{{ client.note }}</p>{% endif %}
+{% if client.classes.rows %}
+<div class="row">{{ table(client.classes, "Classes of client " ~ client.name) }}</div>
+{% endif %}
+</div>
+</details>
+{% endfor %}
+</details>
+{% endif %}
 {% endif %}
 {% if notes %}
 <h2>Notes</h2>
@@ -188,14 +147,14 @@ with the client's own A, as it had just trained it.</p>
 <h2>Answers that failed</h2>
 <details{% if remarks.rows | length <= 20 %} open{% endif %}>
 <summary>What clients told as an error, what was lost, and what the server rejected or clipped</summary>
-{{ table(remarks, "Answers that failed", true) }}
+{{ table(remarks, "Answers that failed") }}
 </details>
 {% endif %}
 <h2>Details</h2>
 {% if rounds.rows %}
 <details>
 <summary>Rounds</summary>
-{{ table(rounds, "Rounds", false) }}
+{{ table(rounds, "Rounds") }}
 </details>
 {% endif %}
 <details>
@@ -218,10 +177,60 @@ with the client's own A, as it had just trained it.</p>
 <p>The command was not recorded; the configuration above holds every setting of this run.</p>
 {% endif %}
 <footer>
+{% if files %}
+<p>In the run directory, beside this page:
+{% for name in files %}<a href="{{ name }}">{{ name }}</a>{{ ", " if not loop.last }}{% endfor %}</p>
+{% endif %}
 <p>Method: FedSA-LoRA, <a href="https://arxiv.org/abs/2410.01463">arXiv:2410.01463</a>.
 Run directory: <code class="wrap">{{ directory }}</code></p>
 </footer>
-</main>
-</body>
-</html>
 """
+    + FOOT
+)
+
+SIDE_BY_SIDE = (
+    HEAD
+    + """
+<header>
+<h1>{{ title }}</h1>
+{{ table(runs, "Runs") }}
+{% if reports %}
+<p>Their own reports:
+{% for name, place in reports %}
+<a href="{{ place }}">{{ name }}</a>{{ ", " if not loop.last }}
+{%- endfor %}</p>
+{% endif %}
+</header>
+<section class="banner {{ verdict.tone }}">
+<h2>{{ verdict.answer }}</h2>
+<p>{{ verdict.sentence }}</p>
+</section>
+<h2>Settings that differ</h2>
+{% if settings.rows %}
+{{ table(settings, "Settings that differ") }}
+{% else %}
+<p>None, but perhaps places and titles.</p>
+{% endif %}
+{% if versions.rows %}{{ table(versions, "Versions that differ") }}{% endif %}
+<h2>{{ measure }}</h2>
+{{ table(results, measure) }}
+<h2>Cost</h2>
+{{ table(costs, "Cost") }}
+{% if figures %}
+<h2>Figures</h2>
+<div class="figures">
+{% for drawn in figures %}
+{{ figure(drawn) }}
+{% endfor %}
+</div>
+{% endif %}
+{% if clients.rows %}
+<h2>Clients</h2>
+<details{% if clients.rows | length <= 20 %} open{% endif %}>
+<summary>Each client in both runs</summary>
+{{ table(clients, "Clients") }}
+</details>
+{% endif %}
+"""
+    + FOOT
+)

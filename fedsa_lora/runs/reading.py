@@ -39,17 +39,27 @@ class RunRecord:
         return primary_of(self.partition)
 
     @property
+    def measures(self) -> tuple[Measure, ...]:
+        """All measures of its task, the primary one first."""
+        return measures_of(self.partition)
+
+    @property
     def changes(self) -> dict[str, str]:
         """Changes of the experiment by its command, by key."""
         return changes_of(self.environment.get("command", ""))
 
 
 def primary_of(partition: Row) -> Measure:
-    """The primary measure, by what a run recorded of its task; accuracy of a run of a version that recorded
-    none. Raises RunError for what is no record of a measure."""
+    """The primary measure, by what a run recorded of its task."""
+    return measures_of(partition)[0]
+
+
+def measures_of(partition: Row) -> tuple[Measure, ...]:
+    """The measures, primary first, by what a run recorded of its task; those of classes of a run of a version
+    that recorded none. Raises RunError for what is no record of a measure."""
     declared = partition.get("measures", [])
     try:
-        return Measure.read(declared[0]) if declared else CLASSES[0]
+        return tuple(map(Measure.read, declared)) if declared else CLASSES
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{PARTITION}: its measures cannot be read ({error!r}); was it written by another version?"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.analysis.global_model import has_global, keep_global
-from fedsa_lora.config.changes import changes_of
+from fedsa_lora.config.changes import changes, changes_of, named, with_experiment
+from fedsa_lora.config.compose import load, to_yaml
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.report.figures import draw_all
 from fedsa_lora.report.page import write_report
+from fedsa_lora.report.recorded_config import differences
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import last_whole_round
 from fedsa_lora.runs.reading import read_json
@@ -35,9 +38,11 @@ def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> N
     directory.finishing()
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
-    directory.write_summary(summary | {"changes": changes_of(command)})
+    summary |= {"changes": changes_of(command)}
     if not config.run.report:
+        directory.write_summary(summary)
         return
+    directory.write_summary(summary | {"against_experiment": against_experiment(config, command)})
     exporter = Exporter(config, directory, model)
     if reason := _without_adapters(exporter):
         log.info("no adapters/: %s", reason)
@@ -82,6 +87,21 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
     with to_the_end(directory):
         finish(config, directory, skeleton(config))
     return True
+
+
+def against_experiment(config: RunConfig, command: str) -> list[tuple[str, str, str]]:
+    """The settings in which a run differs from its experiment: key, value there, value here. Empty where its
+    command changes nothing or names no experiment, or the experiment cannot be composed as it stands."""
+    words = with_experiment(shlex.split(command)[2:])
+    changed = changes(words)
+    kept = [word for word in words if named(word) not in changed]
+    if not changed or "experiment" not in map(named, kept):
+        return []
+    try:
+        experiment = load(kept, default_dir=str(config.run_dir))
+    except FedSAError:  # one that needs a word of the command
+        return []
+    return differences(to_yaml(experiment), to_yaml(config))
 
 
 def _has_global(exporter: Exporter) -> bool:

@@ -17,6 +17,7 @@ from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.vector import vector_digest
+from fedsa_lora.report.page_script import SCRIPT
 from fedsa_lora.runs.inprocess import run_in_process
 
 SMOKE = ("experiment=smoke", "federation.min_results=0.5", "evaluation.local_only=false")
@@ -124,7 +125,7 @@ def test_whatever_clients_write_report_tables_and_frames_of_a_real_run_can_be_re
     path = run_in_process([*words, "evaluation.local_only=false", f"run.dir={tmp_path / 'run'}"])
     assert {row["client"] for row in rows(path, "clients")} == {"3"}
     page = (path / "report.html").read_text("utf-8")
-    assert "<script>" not in page
+    assert page.count("<script") == page.count(f"<script>{SCRIPT}</script>") == 1
     assert "&lt;script&gt;alert(1)" in page
     assert "\u202e" not in page
     run = load_run(path)

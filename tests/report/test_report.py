@@ -1,12 +1,15 @@
 """The report needs nothing else, shows what was recorded, and is inert whatever names the data hold."""
 
+import base64
+import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import Page
+from numpy.testing import assert_allclose
 from synthetic_run import REASON, write_failed_run, write_run
 
 from fedsa_lora import files
@@ -15,44 +18,16 @@ from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.report.account import uploads, what_left
 from fedsa_lora.report.figures import draw_all
 from fedsa_lora.report.page import render, write_report
+from fedsa_lora.report.page_script import SCRIPT
 from fedsa_lora.report.style import DARK
 from fedsa_lora.report.wording import verdict
+from fedsa_lora.runs.outcomes import client_outcomes
 from fedsa_lora.runs.reading import read_run
 
 ACCURACY = CLASSES[0]
 
 EVIL = "<script>alert(1)</script>"
-VOID = {"meta", "br", "link"}
-
-
-class Page(HTMLParser):
-    """What a browser would make of a report."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+CHARTS = 1  # figures beside those of `draw`: of the loss
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +63,36 @@ def test_the_report_loads_nothing(html: str, page: Page) -> None:
     assert page.all("image")
     assert all((tag["href"] or "").startswith("data:image/png;base64,") for tag in page.all("image"))
     assert {name for name, tag in page.tags if "href" in tag} == {"a", "image", "use"}
-    assert not page.all("script")
     assert not page.all("link")
     assert not re.search(r"@import|url\(", html)
-    assert {tag["href"] for tag in page.all("a")} == {"https://arxiv.org/abs/2410.01463"}
+    outward = {tag["href"] for tag in page.all("a") if "://" in (tag["href"] or "")}
+    assert outward == {"https://arxiv.org/abs/2410.01463"}
+
+
+def test_the_only_script_is_ours_and_a_browser_is_told_to_run_no_other(page: Page) -> None:
+    assert page.scripts == [SCRIPT]
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    (policy,) = [tag["content"] or "" for tag in page.all("meta") if "http-equiv" in tag]
+    assert "default-src 'none'" in policy
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+
+
+def test_a_link_leads_to_a_file_of_the_run_or_a_part_of_the_page(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=2, rounds=1)
+    (tmp_path / "clients.csv").write_text("client\n")
+    page = report_of(tmp_path)
+    ids = {tag["id"] for _, tag in page.tags if "id" in tag}
+    links = [tag["href"] or "" for tag in page.all("a") if "://" not in (tag["href"] or "")]
+    assert {"config.yaml", "summary.json", "clients.csv"} == {link for link in links if link[0] != "#"}
+    assert all((tmp_path / link).is_file() for link in links if link[0] != "#")
+    assert {link[1:] for link in links if link[0] == "#"} == {"client-0", "client-1"} <= ids
 
 
 def test_marks_of_a_figure_are_its_own(page: Page) -> None:
     ids = [tag["id"] for _, tag in page.tags if "id" in tag]
     assert len(set(ids)) == len(ids)
-    assert {tag["href"] for tag in page.all("use")} == {f"#{name}" for name in ids}
+    marks = {f"#{name}" for name in ids if not (name or "").startswith("client-")}
+    assert {tag["href"] for tag in page.all("use")} == marks
 
 
 def test_the_report_is_one_well_formed_page_for_every_screen(html: str, page: Page) -> None:
@@ -111,14 +106,46 @@ def test_the_report_is_one_well_formed_page_for_every_screen(html: str, page: Pa
 
 def test_tables_scroll_within_themselves(page: Page) -> None:
     scrolling = [tag for tag in page.all("div") if tag.get("class") == "scroll"]
-    assert len(scrolling) == len(page.all("table")) == 6
+    assert len(scrolling) == len(page.all("table")) == 6 + 10  # measures of ten clients
+
+
+def test_a_sortable_table_has_the_recorded_number_beside_each_text(run_dir: Path, html: str) -> None:
+    record = read_run(run_dir)
+    rounds = html.split('aria-label="Rounds"')[1].split("</table>")[0]
+    keys = ("accuracy", "accuracy_weighted", "accuracy_worst", "accuracy_before", "loss", "fit_clients")
+    keys += ("fit_failures", "bytes_up", "bytes_down", "seconds")
+    recorded = [row[key] for row in record.rounds for key in keys]
+    assert_allclose(numbers_in(rounds), recorded, rtol=1e-5)
+    clients = html.split('aria-label="Clients"')[1].split("</table>")[0]
+    recorded = []
+    for found in client_outcomes(record):
+        recorded += [found.personalised, found.local_only, found.gain, found.before, found.majority]
+        recorded += [found.train, found.test, found.rounds, found.bytes_up, found.bytes_down]
+    assert_allclose(numbers_in(clients), recorded, rtol=1e-5)
+
+
+def numbers_in(table: str) -> list[float]:
+    assert 'class="sortable' in table
+    return [float(number) for number in re.findall('data-value="([^"]*)"', table)]
+
+
+def test_paper_is_white_and_no_wider_than_itself(html: str) -> None:
+    sheet = html.split("<style>")[1].split("</style>")[0]
+    assert re.findall(r"@media ([^{]*)prefers-color-scheme", sheet) == ["screen and ("] * 2
+    for words in re.findall(r"@media ([^{]*)\{", sheet):
+        assert words.startswith(("print", "screen"))
+    on_paper = "".join(part.split("\n}\n")[0] for part in sheet.split("@media print {")[1:])
+    assert ".scroll, pre { overflow: visible; }" in on_paper
+    assert not re.search(r"width: *\d+(px|pt|rem)", on_paper)
 
 
 def test_every_figure_is_embedded_for_every_screen_with_a_text_and_a_caption(page: Page) -> None:
     pictures = [tag for tag in page.all("div") if tag.get("role") == "img"]
-    assert len(page.all("figure")) == len(page.all("figcaption")) == len(pictures) == 4
+    assert len(page.all("figcaption")) == 4 + CHARTS
+    assert len(page.all("figure")) == len(pictures) == 4 + CHARTS + 10  # curves of ten clients
     assert all(len(tag["aria-label"] or "") > 30 for tag in pictures)
-    assert [tag["class"] for tag in page.all("svg")] == ["wide", "narrow"] * 4
+    drawn = ["wide", "narrow"] * 4 + ["chart wide", "chart narrow"] + ["chart any"] * 10
+    assert [tag["class"] for tag in page.all("svg")] == drawn
 
 
 def test_figures_take_every_colour_from_the_screen(html: str, page: Page) -> None:
@@ -158,9 +185,18 @@ def test_a_report_stays_small_enough_to_be_mailed(tmp_path: Path) -> None:
     assert path.stat().st_size < 1_500_000
 
 
+def test_each_round_and_each_client_of_a_figure_can_be_read(page: Page) -> None:
+    bands = [tag for name, tag in page.tags if name in ("g", "rect") and tag.get("class") == "value"]
+    # both layouts: accuracy, clients, classes, bytes and loss; a curve of each client
+    assert len(bands) == 2 * (12 + 10 + 10 + 12 + 12) + 10 * 12
+    assert len(page.all("title")) == 1 + len(bands)
+    assert "client 9: federated" in page.text
+    assert "; harmed" in page.text
+
+
 def test_every_client_is_shown(page: Page, html: str) -> None:
     for client in range(10):
-        assert f'<th scope="row">{client}</th>' in html
+        assert f'<th scope="row"><a href="#client-{client}">{client}</a></th>' in html
     assert "10 clients, by id" in page.text
 
 
@@ -326,6 +362,18 @@ def test_config_environment_and_command_are_shown(page: Page) -> None:
     assert "fedsa-lora run seed=0" in page.text
 
 
+def test_what_a_run_changed_is_shown_with_the_value_of_the_experiment(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=1, rounds=1)
+    change(tmp_path / "environment.json", command="fedsa-lora run split=share_ab")
+    assert "Changed To split share_ab" in report_of(tmp_path).text
+    against = [["split.B", "local", "shared"], ["note", "", EVIL]]
+    change(tmp_path / "summary.json", against_experiment=against)
+    page = report_of(tmp_path)
+    row = f"split.B local shared note – {EVIL}"  # noqa: RUF001
+    assert f"Changed In the experiment In this run {row}" in page.text
+    assert page.scripts == [SCRIPT]
+
+
 def test_names_from_data_are_inert(tmp_path: Path) -> None:
     write_run(tmp_path, clients=2, labels=(EVIL, 'b\x1b\x00" style="fill: #0072b2"'), rounds=1)
     (tmp_path / "config.yaml").write_text(f"note: '{EVIL}'\n")
@@ -339,10 +387,11 @@ def test_names_from_data_are_inert(tmp_path: Path) -> None:
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write(json.dumps(failed) + "\n")
     page = report_of(tmp_path)
-    assert not page.all("script")
+    assert page.scripts == [SCRIPT]
     assert not [tag for _, tag in page.tags if any(name.startswith("on") for name in tag)]
     assert page.text.count(EVIL) >= 9
-    assert page.text.count('b " style="fill: #0072b2"') == 1  # what fits a narrow figure is cut
+    # on the axis of the wide figure (what fits a narrow one is cut), and in the values of both
+    assert page.text.count('b " style="fill: #0072b2"') == 3
 
 
 def test_a_run_that_failed_before_its_first_round_says_why(tmp_path: Path) -> None:
@@ -351,7 +400,7 @@ def test_a_run_that_failed_before_its_first_round_says_why(tmp_path: Path) -> No
     assert f"DataError: no data at {EVIL}" in page.text
     assert "It recorded no round" in page.text
     assert not page.all("figure")
-    assert not page.all("script")
+    assert page.scripts == [SCRIPT]
 
 
 def test_a_run_that_failed_midway_shows_what_it_recorded(tmp_path: Path) -> None:
@@ -361,7 +410,7 @@ def test_a_run_that_failed_midway_shows_what_it_recorded(tmp_path: Path) -> None
     page = report_of(tmp_path)
     assert "RunError: out of memory" in page.text
     assert "Below is what it recorded: 4 rounds" in page.text
-    assert len(page.all("figure")) == 4
+    assert len(page.all("figcaption")) == 4 + CHARTS
     assert "Better together" not in page.text
 
 

@@ -14,7 +14,7 @@ from test_methods import rows
 from test_resume import assert_same_run, broken
 
 from fedsa_lora import cli
-from fedsa_lora.config.compose import read_config
+from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import RunError
 from fedsa_lora.files import Held
 from fedsa_lora.launch.federate import stopped
@@ -24,7 +24,7 @@ from fedsa_lora.runs import inprocess
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_json
 from fedsa_lora.server import finish as finishing
-from fedsa_lora.server.finish import finish_interrupted
+from fedsa_lora.server.finish import against_experiment, finish_interrupted
 
 WORDS = (
     "experiment=smoke", "federation.clients=2", "federation.rounds=1", "evaluation.local_only=false",
@@ -292,3 +292,15 @@ def test_whichever_write_of_a_finish_fails_the_run_is_never_completed_with_a_fil
     assert number > 40
     assert finish_again(finished)
     assert_same_results(finished, whole)
+
+
+def test_what_a_run_changed_of_its_experiment_has_both_values():
+    words = "experiment=smoke split=share_ab train.lr=0.02 seed=7 run.dir=here 'title=Mine'"
+    assert against_experiment(load(words), f"fedsa-lora run {words}") == [
+        ("split.allow", "[A]", "[A, B]"), ("split.B", "local", "shared"), ("train.lr", "0.01", "0.02"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["experiment=smoke seed=3", "task=snips train.lr=0.02"])
+def test_a_run_that_changes_nothing_or_has_no_experiment_is_compared_with_none(words):
+    assert against_experiment(load(words, default_dir="here"), f"fedsa-lora run {words}") == []
