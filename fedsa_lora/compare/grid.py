@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsa_lora.binding import bind, raise_faults, unknown
-from fedsa_lora.config.compose import CONF, assignment, load, read_settings
+from fedsa_lora.config.compose import CONF, load, read_settings
+from fedsa_lora.config.named_paths import assignment
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.settings import RunConfig

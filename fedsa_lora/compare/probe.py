@@ -21,7 +21,8 @@ from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.config.changes import named
-from fedsa_lora.config.compose import load, paths, read_config
+from fedsa_lora.config.compose import load, read_config
+from fedsa_lora.config.named_paths import paths
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.exchange.arrays import cut
 from fedsa_lora.group import FILES, READ, SERVED

@@ -47,7 +47,9 @@ def task_title(words: Sequence[str], node: dict[str, Any]) -> str:
     chosen = {named(word): word.partition("=")[2] for word in words}
     task, federation = node.get("task"), node.get("federation")
     data = chosen.get("task")
-    if (data in (None, "text") or "task.dataset" in chosen) and isinstance(task, dict):
+    if data is not None and data.startswith("{") and isinstance(task, dict):
+        data = str(task.get("_target_")).rpartition(".")[2]
+    elif (data in (None, "text") or "task.dataset" in chosen) and isinstance(task, dict):
         data = Path(str(task.get("dataset") or data)).name
     clients = federation.get("clients") if isinstance(federation, dict) else None
     return f"{data}, {clients} clients"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -17,17 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedsa_lora.binding import raise_faults, unknown
+from fedsa_lora.binding import TARGET, raise_faults, unknown
 from fedsa_lora.config import yaml_text
 from fedsa_lora.config.changes import task_title
+from fedsa_lora.config.named_paths import assignment, make_absolute, paths
 from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.federation import PASSED
 from fedsa_lora.foreign import ours_of_option
-from fedsa_lora.group import FILES, PATHS, READ, TEXT, WRITTEN, Mark, hints_of, marked
+from fedsa_lora.group import FILES, PATHS, READ, TEXT, hints_of, marked
 from fedsa_lora.settings import LATER, RunConfig
-from fedsa_lora.tasks.shipped import SHIPPED
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
@@ -66,7 +66,7 @@ def load(
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
         foreign = list(foreign_paths(paths(node, READ, FILES), folders))
         raise_faults(foreign, sent="its config names data or a model that this node does not allow")
-    _make_absolute(node)
+    make_absolute(node)
     if node.get("title") is None:
         node["title"] = task_title(words, node)
     if isinstance(node.get("federation"), dict) and node["federation"].get("b_passing") is True:
@@ -82,12 +82,16 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
     Words of an experiment's own, such as ``forget_split``, are gone once other keys are made of them. One
     that the user must give, ``???``, and does not is a fault.
     """
+    whole = {override.key_or_group: override.value() for _, override in overrides if _names_class(override)}
+    overrides = [(text, override) for text, override in overrides if not _names_class(override)]
     others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
     chosen = tuple(text for text, _ in others)
     if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
         config = deepcopy(_of_files(tuple(text for text, _ in overrides)))  # values as well: the order counts
+        _replace_groups(config, whole)
     else:
         config = deepcopy(_of_files(chosen))
+        _replace_groups(config, whole)
         for text, override in overrides:
             if _is_assignment(text, override):
                 _assign(config, text, override)
@@ -124,6 +128,17 @@ def _assign(config: DictConfig, text: str, override: Override) -> None:
         raise ConfigCompositionException(f"Error merging override {text}") from error
 
 
+def _names_class(override: Override) -> bool:
+    """True where a word gives a group whole, by the class that it is to be: nothing is left of its file."""
+    value = override.value()
+    return isinstance(value, dict) and TARGET in value and (CONF / override.key_or_group).is_dir()
+
+
+def _replace_groups(config: DictConfig, whole: Mapping[str, Any]) -> None:
+    for group, settings in whole.items():
+        OmegaConf.update(config, group, settings, merge=False, force_add=True)
+
+
 def _is_assignment(text: str, override: Override) -> bool:
     """A value for a key of the config that is neither a group nor Hydra's own."""
     key = override.key_or_group
@@ -136,55 +151,6 @@ def _of_files(words: tuple[str, ...]) -> DictConfig:
     """Composes the files that are chosen with Hydra; not to be changed."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("run", overrides=list(words))
-
-
-def places(config: RunConfig) -> list[str]:
-    """Overrides that name every folder and file of a config absolutely, whatever characters they have:
-    the apps of a run work in a folder of their own."""
-    run = config.resolved["run"] | {"dir": str(config.run_dir)}
-    words = []
-    for section, key, value in paths(config.resolved | {"run": run}, *PATHS, FILES):
-        if Path(value).is_absolute():
-            words.append(assignment(f"{section}.{key}", value))
-    return words
-
-
-def assignment(key: str, value: str) -> str:
-    """The override that gives a key this text, whatever characters it has."""
-    escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
-    return f'{key}="{escaped}"'
-
-
-def paths(node: dict[str, Any], *kinds: Mark) -> Iterator[tuple[str, str, str]]:
-    """Section, key and value of everything in a config that may be a folder or a file, of some ``kinds``."""
-    for place in marked(RunConfig, *kinds):
-        section, key = place.rsplit(".", 1)
-        settings = node.get(section)
-        value = settings.get(key) if isinstance(settings, dict) else None
-        if isinstance(value, str) and value:
-            yield section, key, value
-        elif isinstance(value, dict):
-            named = [(name, path) for name, path in value.items() if isinstance(path, str)]
-            yield from ((place, name, path) for name, path in named)
-
-
-def _make_absolute(node: dict[str, Any]) -> None:
-    """Relative paths are from where the user stands. A name that is no path here, such as a hub id or
-    a shipped data set, stays as it is; what a run is to write need not exist. Raises ConfigError for the home
-    folder of somebody who is no user here."""
-    written = {place.partition(".")[0] for place in marked(RunConfig, WRITTEN)}
-    for section, key, value in list(paths(node, *PATHS, FILES)):
-        try:
-            path = Path(value).expanduser()
-        except RuntimeError:
-            raise ConfigError(
-                f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
-                "folder out"
-            ) from None
-        if value not in SHIPPED and (section in written or path.exists()):
-            first, *rest = section.split(".")
-            settings = node[first] if not rest else node[first][rest[0]]
-            settings[key] = str(path.resolve())
 
 
 def _composable(words: Sequence[str], faults: list[str]) -> list[tuple[str, Override]]:

@@ -12,7 +12,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config.compose import CONF, PACKAGE, places, to_yaml
+from fedsa_lora.config.compose import CONF, PACKAGE, to_yaml
+from fedsa_lora.config.named_paths import places
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
 from fedsa_lora.launch.connection import Connection

@@ -21,7 +21,8 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedsa_lora.client_app import app as client_app
-from fedsa_lora.config.compose import handed, load, places, to_yaml
+from fedsa_lora.config.compose import handed, load, to_yaml
+from fedsa_lora.config.named_paths import places
 from fedsa_lora.decision import cohort_size
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.resuming import is_complete, last_file

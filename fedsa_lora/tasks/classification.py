@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import DataError
+from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
@@ -33,9 +32,9 @@ class ClassificationTask(DividedTask):
     classifies: ClassVar[bool] = True  # predictions are logits of classes
     measures: ClassVar[tuple[Measure, ...]] = CLASSES
 
-    @abstractmethod
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
-        """The same inputs with the trigger of an attack in each."""
+        """The same inputs with the trigger of an attack in each. Raises ConfigError where there is none."""
+        raise ConfigError(f"attack: {type(self).__name__} has no trigger; expected attack=none")
 
     def describe(self) -> FederationData:
         """Counts each client's examples, and names those who poison them. Raises ConfigError for an attack
@@ -75,8 +74,9 @@ class ClassificationTask(DividedTask):
         return tuple(labels[i] for i in np.argsort(self._renamed(client, np.arange(len(labels)))))
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Logits (batch, classes)."""
-        logits: torch.Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        """Logits (batch, classes): the model's output, or the ``logits`` of one of transformers."""
+        output = model(**{k: v for k, v in batch.items() if k != "labels"})
+        logits: torch.Tensor = getattr(output, "logits", output)
         return logits
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:

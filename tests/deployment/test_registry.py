@@ -6,7 +6,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedsa_lora.cli import main
-from fedsa_lora.config.compose import load, places
+from fedsa_lora.config.compose import load
+from fedsa_lora.config.named_paths import places
 from fedsa_lora.deployment.certificates import REGISTRY, make_certificates
 from fedsa_lora.deployment.registry import KIND, read_registry
 from fedsa_lora.errors import ConfigError

@@ -17,7 +17,8 @@ from test_resume import assert_same_run
 from under_way import under_way
 
 from fedsa_lora import cli
-from fedsa_lora.config.compose import load, places
+from fedsa_lora.config.compose import load
+from fedsa_lora.config.named_paths import places
 from fedsa_lora.launch import local_run, workers
 from fedsa_lora.launch.flower_run import Outcome
 from fedsa_lora.launch.local_run import LocalRun
