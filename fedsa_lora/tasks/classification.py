@@ -82,13 +82,7 @@ class ClassificationTask(DividedTask):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels
         (n,)."""
-        if predictions.shape != (len(labels), len(self.labels())) or not len(labels):
-            raise DataError(
-                f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
-                f"at least one, and {len(self.labels())} columns"
-            )
-        found = agreement(labels, predictions.argmax(axis=1), len(self.labels()))
-        return {**found, "loss": cross_entropy(predictions, labels)}
+        return of_classes(predictions, labels, len(self.labels()))
 
     @cached_property
     def _permutations(self) -> list[NDArray[np.int64]]:
@@ -98,6 +92,18 @@ class ClassificationTask(DividedTask):
         if self.partition.label_meaning == "common":
             return labels
         return self._permutations[int(client)][labels]
+
+
+def of_classes(predictions: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels (n,).
+    Raises DataError for other shapes."""
+    if predictions.shape != (len(labels), classes) or not len(labels):
+        raise DataError(
+            f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
+            f"at least one, and {classes} columns"
+        )
+    found = agreement(labels, predictions.argmax(axis=1), classes)
+    return {**found, "loss": cross_entropy(predictions, labels)}
 
 
 def agreement(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> dict[str, float]:

@@ -26,6 +26,8 @@ from fedsa_lora.settings import LATER, RunConfig
 RANGES = ranges(RunConfig)
 NEEDS = {
     "strategy/dp_fixed_clipping": ["federation.weights=uniform", "federation.min_results=1"],
+    "task/functions": ["task.model_function=mine:model", "task.data_function=mine:data"],
+    "task/trainer": ["task.trainer_function=mine:trainer"],
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
     "task/causal_lm": ["task.dataset=rows.csv"],
