@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from flwr.server import ServerApp, ServerAppComponents
 from fedsa_lora.binding import TARGET
 from fedsa_lora.client.egress import discreet
 from fedsa_lora.client_app import client_fn, each, kept
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
 from fedsa_lora.learning.lora import settings_of
@@ -53,6 +54,8 @@ def client_app(
     clients: int,
     classes: Sequence[str] = (),
     loss: Callable[[Any, dict[str, Any]], Any] | None = None,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
     settings: Sequence[str] = (),
 ) -> ClientApp:
     """The ClientApp of a federation; ``server_app`` takes the same arguments.
@@ -76,6 +79,9 @@ def client_app(
     loss : callable
         ``loss(model, batch)``, the mean loss of a batch; without it cross-entropy. A batch maps names of a
         dict to tensors; inputs of tuples are called "0", "1" and so on, what is to be learned "labels".
+    evaluate, measures : callable, sequence of Measure
+        ``evaluate(outputs, labels)`` of all held-out examples, arrays (n, ...) and (n,), returns the numbers
+        that ``measures`` declares, by name; labels that are no whole numbers are -1. The first is primary.
     settings : sequence of str
         Any others, as ``fedsa-lora run`` takes them: ``"train.lr=0.01"``, ``"codec=int8"``. Keys of
         ``context.run_config`` that are called so come last: ``flwr run . -c "train.lr=0.02"``.
@@ -83,7 +89,8 @@ def client_app(
     Raises ConfigError for a function without a name. Other faults of the arguments are raised when the app
     runs, by the server first.
     """
-    return _of_functions(model, data, loss, lora, split, clients, classes, settings).client()
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).client()
 
 
 def server_app(
@@ -95,11 +102,14 @@ def server_app(
     clients: int,
     classes: Sequence[str] = (),
     loss: Callable[[Any, dict[str, Any]], Any] | None = None,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
     settings: Sequence[str] = (),
 ) -> ServerApp:
     """The ServerApp of a federation, for the same arguments as ``client_app``. It calls ``model`` for names
     and shapes, and in a simulation ``data`` to count examples."""
-    return _of_functions(model, data, loss, lora, split, clients, classes, settings).server()
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).server()
 
 
 class Apps(NamedTuple):
@@ -117,30 +127,31 @@ def trainer_apps(
     *,
     clients: int,
     classes: Sequence[str] = (),
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
     settings: Sequence[str] = (),
 ) -> Apps:
     """The apps of a federation of Trainers of transformers: ``trainer(partition, partitions)`` returns that
     of a client. Its model, data sets, collator, loss and TrainingArguments are used; the loop is ours, and a
     round trains for the steps or epochs of the arguments. The others are arguments of ``client_app``."""
-    named = {"trainer_function": trainer}
-    federation = _Federation("trainer", named, lora, split, clients, tuple(classes), tuple(settings))
+    functions = {"trainer": trainer, "evaluate": evaluate}
+    federation = _federation("trainer", functions, lora, split, clients, classes, measures, settings)
     return Apps(federation.client(), federation.server())
 
 
-def _of_functions(
-    model: Callable[..., Any],
-    data: Callable[..., Any],
-    loss: Callable[..., Any] | None,
+def _federation(
+    task: str,
+    functions: Mapping[str, Callable[..., Any] | None],
     lora: Any,
     split: str | SplitPolicy,
     clients: int,
     classes: Sequence[str],
+    measures: Sequence[Measure],
     settings: Sequence[str],
 ) -> _Federation:
-    named = {"model_function": model, "data_function": data}
-    if loss is not None:
-        named["loss_function"] = loss
-    return _Federation("functions", named, lora, split, clients, tuple(classes), tuple(settings))
+    """Of the functions those that are given, by their keys in the config of the task."""
+    given = {f"{name}_function": function for name, function in functions.items() if function is not None}
+    return _Federation(task, given, lora, split, clients, tuple(classes), tuple(measures), tuple(settings))
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,7 @@ class _Federation:
     split: str | SplitPolicy
     clients: int
     classes: tuple[str, ...]
+    measures: tuple[Measure, ...]
     settings: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -182,7 +194,8 @@ class _Federation:
         adapters, head = settings_of(self.lora)
         named = {key: name_of(function) for key, function in self.functions.items()}
         yield from (f"task={self.task}", "model=own", f"federation.clients={self.clients}")
-        yield from _assigned("task", {**named, "head": head, "classes": self.classes})
+        measured = [asdict(measure) for measure in self.measures]
+        yield from _assigned("task", {**named, "head": head, "classes": self.classes, "measured": measured})
         yield from _assigned("lora", adapters)
         yield from _of_split(self.split)
         if "trainer_function" in self.functions:

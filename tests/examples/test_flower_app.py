@@ -105,7 +105,7 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
 
 def test_apps_that_are_sent_to_other_processes_bring_their_functions(monkeypatch):
     given = {"model_function": app.Network, "data_function": app.data}
-    sent = cloudpickle.dumps(_Federation("functions", given, app.app["lora"], "share_a", 4, (), ()))
+    sent = cloudpickle.dumps(_Federation("functions", given, app.app["lora"], "share_a", 4, (), (), ()))
     monkeypatch.setattr(named_functions, "_GIVEN", {})
     received = cloudpickle.loads(sent)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})

@@ -129,3 +129,17 @@ def test_signs_lose_nothing_for_good():
     assert (len(payload), len(Sign().encode(update[:0], None))) == (4 + 3, 4)
     with pytest.raises(WireError, match="expected 7 bytes, got 6"):
         Sign().decode(payload[:-1], 21)
+
+
+def test_the_code_on_the_page_is_that_of_the_examples():
+    examples = [path.read_text() for path in (ROOT / "examples").rglob("*.py")]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert any(block in text for text in examples), block
+
+
+def test_every_file_that_the_page_names_is_there():
+    linked = re.findall(r"\]\(([^)#]+)\)", PAGE)
+    assert {path for path in linked if not (ROOT / "docs" / path).exists()} == set()
+    assert len(linked) > 8

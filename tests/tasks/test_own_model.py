@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from flwr.app import Context, RecordDict
 from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, DataError, ModelError
+from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import Alternate, RoleSplit
-from fedsa_lora.flower import _of_split
+from fedsa_lora.flower import _federation, _of_split
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.lora import settings_of
@@ -201,6 +203,19 @@ def test_a_lora_config_is_ours_or_refused():
     assert (LoraSettings(**settings), head) == (expected, ["out"])
     with pytest.raises(ModelError, match=r"bias, target_modules \(expected a list of names\), init_lora"):
         settings_of(LoraConfig(target_modules="all-linear", bias="all", init_lora_weights="gaussian"))
+
+
+def test_the_measures_of_an_app_are_those_of_its_task():
+    declared = (Measure("right", (0.0, 1.0), format="percent"), Measure("wrong", (0.0, 1.0), False))
+    functions = {"model": Net, "data": data, "loss": None, "evaluate": share_right}
+    lora = LoraConfig(r=2, target_modules=["fc"], modules_to_save=["last"])
+    given = _federation("functions", functions, lora, "share_a", 2, ["a", "b", "c"], declared, ["codec=int8"])
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"seed": 7})
+    config = load(str(given._configured(context).run_config["overrides"]))
+    assert config.task.measures == declared
+    assert (config.task.labels(), config.task.head, config.seed) == (("a", "b", "c"), ["last"], 7)
+    assert (config.codec.values, config.lora.r, config.head.policy) == ("int8", 2, "local")
+    assert config.task.evaluate_function == f"{__name__}:share_right"
 
 
 @pytest.mark.parametrize(
