@@ -33,6 +33,7 @@ from flwr.server import ServerApp, ServerAppComponents
 from fedsa_lora.binding import TARGET
 from fedsa_lora.client.egress import discreet
 from fedsa_lora.client_app import client_fn, each, kept
+from fedsa_lora.config.compose import CONF
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
@@ -241,5 +242,6 @@ def _of_run_config(run_config: UserConfig) -> Iterator[str]:
     """The settings among what the app's own pyproject.toml and ``flwr run -c`` say."""
     for key, value in run_config.items():
         name = "federation.rounds" if key == ROUNDS else key
-        if name.partition(".")[0] in hints_of(RunConfig):
+        group = name.partition(".")[0]
+        if group in hints_of(RunConfig) or (CONF / group).is_dir():
             yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"

@@ -92,6 +92,12 @@ def task(config: RunConfig, data: Path | None) -> Task:
             sent="this node has data of its own, and the run divides another data set",
             key="partition",
         )
+    if isinstance(config.task, OwnModelTask) and data is not None:
+        raise ConfigError(
+            f"this node has data of its own, {data}, and the run asks a function for them: start the node "
+            "without data.path",
+            sent="this node has data of its own, and the run asks a function for them",
+        )
     if not config.federation.own or isinstance(config.task, OwnModelTask):
         return config.task
     if data is None or not isinstance(config.task, SourcedTask):

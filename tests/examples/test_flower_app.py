@@ -13,7 +13,7 @@ from digits_app import app
 from example_lines import lines_written
 from flwr.app import Context, RecordDict
 from flwr.cli.config_utils import load_and_validate
-from played import play
+from played import deploy, play
 
 from fedsa_lora.cli import main
 from fedsa_lora.client import build
@@ -101,6 +101,27 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
     pixels, labels = (torch.stack(part) for part in zip(*test, strict=True))
     right = (loaded["model"].eval()(pixels).argmax(1) == labels).float().mean()
     assert rows[-1]["accuracy"] == pytest.approx(right.item())
+
+
+def of_hospital(name: str, clients: int):
+    """Data that only the node of that name has."""
+    return app.data(int(name.removeprefix("hospital-")), clients)
+
+
+def test_on_nodes_each_has_its_own_data_and_store_and_the_server_none(tmp_path):
+    given = {**app.app, "data": of_hospital, "clients": 2}
+    said = {
+        "federation": "deployment", "federation.superlink": "127.0.0.1:9", "federation.insecure": True,
+        "partition": "own", "federation.rounds": 1, "train.steps": 2, "run.report": False,
+        "evaluation.local_only": False, "run.dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    run = deploy(app.client_app(**given), app.server_app(**given), 2, said, tmp_path / "nodes")
+    found = read_run(run)
+    assert (found.status["state"], found.partition["clients"]) == ("completed", {})
+    fits = {row["client"]: row["examples"] for row in found.clients if row["phase"] == "fit"}
+    assert fits == {"hospital-1": 719, "hospital-2": 719}
+    assert not (run / "clients").exists()
+    assert {path.name for path in tmp_path.glob("nodes/*/*")} >= set(fits)
 
 
 def test_apps_that_are_sent_to_other_processes_bring_their_functions(monkeypatch):
