@@ -83,7 +83,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not isinstance(target, str):
         faults.append(f"{path}: expected a _target_, the dotted name of a class")
         return None
-    extra = tuple(f"{p.strip().rstrip('.')}." for p in os.environ.get(PLUGINS, "").split(",") if p.strip())
+    extra = plugins()
     if not target.startswith(allowed + extra):
         faults.append(
             f"{path}._target_: {target!r} is not allowed; expected {' or '.join(p + '*' for p in allowed)} "
@@ -112,6 +112,12 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
         )
         return None
     return found
+
+
+def plugins() -> tuple[str, ...]:
+    """The packages and modules that this machine allows besides ours, as dotted names that end with a dot."""
+    named = (name.strip().rstrip(".") for name in os.environ.get(PLUGINS, "").split(","))
+    return tuple(f"{name}." for name in named if name)
 
 
 def check_arguments(

@@ -8,10 +8,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from rich.console import Console
 
+from fedsa_lora import __version__
 from fedsa_lora.commands import comparisons, imports, machines, results, runs
 from fedsa_lora.commands.screen import EXIT_FAILED
 from fedsa_lora.errors import FedSAError, StoppedError
@@ -25,7 +25,7 @@ report | import | certificates | node | doctor."""
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
-    main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
+    main_parser.add_argument("--version", action="version", version=f"fedsa-lora {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True)
     for family in (runs, results, comparisons, imports, machines):
         family.add(commands)

@@ -135,7 +135,7 @@ class FederationSettings(PartitionSettings):
             )
         if not self.own:
             return
-        if not hasattr(run.task, "at"):
+        if not hasattr(run.task, "at") and not getattr(run.task, "by_client", False):
             kind = type(run.task).__name__
             yield f"partition=own: {kind} reads no files; expected a task of texts or of images"
         if self.label_meaning != "common":

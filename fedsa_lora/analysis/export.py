@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from fedsa_lora.analysis.model_card import CARD, Subject, is_card, model_card, of_client
 from fedsa_lora.client import build
@@ -29,8 +30,8 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.clip import ClipTask
+from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.image import ImageTask
-from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.text import TextData
 from strategies.checkpoint import Checkpoint
 
@@ -129,7 +130,7 @@ class Exporter:
     def export_all(self) -> None:
         """An adapter of every client in ``adapters/``, over one ``backbone/`` of the run."""
         if clients := self.clients():
-            with _replaced(self.directory.path / BACKBONE, {"config.json"}) as new:
+            with _replaced(self.directory.path / BACKBONE, {CONFIG_NAME, SAFE_WEIGHTS_NAME}) as new:
                 self._save_backbone(new)
         adapters = self.directory.path / "adapters"
         for client in clients:
@@ -174,8 +175,9 @@ class Exporter:
         model.merge(self.merged)
         model.write(tensors)
         labels = subject.labels
-        config: Any = model.module.config
-        config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        config: Any = getattr(unwrapped(model.module), "config", None)
+        if hasattr(config, "id2label"):
+            config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
         model.save_merged(folder)
         self._save_tokenizer(folder)
         self._save_card(subject, folder, None)
@@ -193,7 +195,7 @@ class Exporter:
             self.config.task.read_by_model.save(folder)
 
     def _save_card(self, subject: Subject, folder: Path, base: str | None) -> None:
-        text = model_card(self.config, subject, base, mean=is_mean_pooled(self.model.module))
+        text = model_card(self.config, subject, base, unwrapped(self.model.module))
         (folder / CARD).write_text(text, encoding="utf-8")
 
 

@@ -37,6 +37,10 @@ class Run:
     record: RunRecord
     settings: RunConfig
 
+    def __repr__(self) -> str:
+        """That of the record, in one line."""
+        return repr(self.record).replace(type(self.record).__name__, type(self).__name__, 1)
+
     @property
     def config(self) -> dict[str, Any]:
         """Every setting, resolved."""

@@ -13,7 +13,8 @@ from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.digits import DIGITS
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.images import MODES
-from fedsa_lora.tasks.model_config import load_config
+from fedsa_lora.tasks.pooling import is_mean_pooled
+from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
 
 CARD = "README.md"
@@ -65,24 +66,27 @@ def of_mean(config: RunConfig, averaged: str, clients: int, reach: str) -> Subje
     return Subject("Approximate global model", config.task.labels(), _LABELS, (about, reach), _MEAN_CAUTION)
 
 
-def model_card(config: RunConfig, subject: Subject, base: str | None, mean: bool) -> str:
+def model_card(config: RunConfig, subject: Subject, base: str | None, model: Any) -> str:
     """The card of a model: of an adapter over the backbone at ``base``, as seen from its folder, or of a
-    whole model. ``mean``: it computes mean pooling."""
+    whole model. ``model`` is the run's, without adapters and possibly without weights."""
     labels = subject.labels
     notes = [*subject.about]
     if labels:
         numbered = "\n".join(f"{number}. {label}" for number, label in enumerate(labels))
         notes.append(f"{subject.labels_words}\n\n{numbered}")
-    if mean:
+    if is_mean_pooled(model):
         notes.append(_MEAN)
+    ours = not _written_elsewhere(config.task)
+    if not ours:
+        notes.append(_FOREIGN.format(task=_named(config.task)))
     return _CARD.format(
         tag=_TAG,
         heading=subject.heading,
         title=config.title,
         split=", ".join(_dispositions(config)),
         base="merged into this folder" if base is None else f"`{base}`",
-        load="\n".join(_code(config, labels, base)),
-        use=_use(config) if labels else "",
+        load="\n".join(_code(config, labels, base, model)),
+        use=_use(config) if labels and ours else "",
         notes="\n\n".join(notes),
         caution=subject.caution,
     )
@@ -106,10 +110,49 @@ def _use(config: RunConfig) -> str:
     return _IMAGE_USE.format(mode=mode) + (_DIGITS_USE if config.task.dataset == DIGITS else "")
 
 
-def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[str]:
+def _written_elsewhere(task: Task) -> bool:
+    """True for a task that encodes inputs or reads outputs by code that is not of this package."""
+    names = ("encode", "collate", "predict", "client_labels")
+    methods = [getattr(type(task), name) for name in names if hasattr(type(task), name)]
+    return any(not method.__module__.startswith("fedsa_lora.") for method in methods)
+
+
+def _named(thing: object) -> str:
+    """The class of something by its full name."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _loader(task: Task, model: Any) -> type[Any]:
+    """The class whose ``from_pretrained`` loads a model of transformers: the task's, where that one would
+    choose the class of the model, else this class itself."""
+    auto: Any = getattr(task, "auto_class", None)
+    chosen: Any = () if auto is None else auto._model_mapping.get(type(model.config), ())
+    if type(model) in (chosen if isinstance(chosen, tuple) else (chosen,)):
+        loader: type[Any] = auto
+        return loader
+    return type(model)
+
+
+def _own_code(config: RunConfig, base: str | None, model: Any) -> list[str]:
+    """The code that loads a model of the task's own, which this card cannot make itself."""
+    imports = ["from safetensors.torch import load_model"]
+    weights = "model.safetensors" if base is None else f"{base}/model.safetensors"
+    lines = ["", 'folder = Path(".")  # where this file lies']
+    lines.append(f"model = ...  # a {_named(model)}, as build_model of {_named(config.task)} makes it")
+    lines.append(f'load_model(model, folder / "{weights}")')
+    if base is not None:
+        imports.insert(0, "from peft import PeftModel")
+        lines.append("model = PeftModel.from_pretrained(model, folder)")
+    return ["from pathlib import Path", "", *imports, *lines]
+
+
+def _code(config: RunConfig, labels: tuple[str, ...], base: str | None, model: Any) -> list[str]:
     """The code that loads the model, whatever the working directory is."""
-    auto = config.task.auto_class.__name__
-    imports = [f"from transformers import {auto}"]
+    if not hasattr(model, "save_pretrained"):
+        return _own_code(config, base, model)
+    loader = _loader(config.task, model)
+    auto, module = loader.__name__, loader.__module__
+    imports = [f"from {'transformers' if module.startswith('transformers.') else module} import {auto}"]
     if isinstance(config.task, TextData):
         imports = [f"from transformers import {auto}, AutoTokenizer"]
     elif isinstance(config.task, ClipTask):
@@ -117,7 +160,7 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None) -> list[
     elif isinstance(config.task, ImageTask):
         imports = [f"from transformers import AutoImageProcessor, {auto}"]
     folder = "folder" if base is None else f'folder / "{base}"'
-    if ours := sorted(OWN & _types(load_config(config.model, ())[0])):
+    if ours := sorted(OWN & _types(model.config)):
         imports.append(f"import fedsa_lora.models  # transformers is to know {listing(ours)}")
     lines = ["", 'folder = Path(".")  # where this file lies']
     if base is None:
@@ -186,6 +229,8 @@ Keeping B and the head on the client is data minimisation, not a privacy guarant
 carries signal about the data it was trained on."""
 _MEAN = """The head reads the mean of the tokens, which the last layer of this model computes with values that
 float16 cannot hold: load it in float32 or bfloat16. In float16 every output is NaN."""
+_FOREIGN = """Inputs are made, and outputs are read, by the task `{task}` of the run, which is no part of
+fedsa-lora: see its `encode`, `collate` and `predict`."""
 _CARD = """---
 library_name: peft
 {tag}

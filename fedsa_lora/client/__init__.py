@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 __all__ = ["FedSAClient"]
 
 # a client trains; what only reads its folder does without torch
-__getattr__ = lazily("fedsa_lora.client.client", __all__)
+__getattr__, __dir__ = lazily("fedsa_lora.client.client", __all__)

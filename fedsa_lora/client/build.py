@@ -28,6 +28,7 @@ from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
+from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.sourced import SourcedTask
 from fedsa_lora.tasks.task import Task
 
@@ -92,7 +93,13 @@ def task(config: RunConfig, data: Path | None) -> Task:
             sent="this node has data of its own, and the run divides another data set",
             key="partition",
         )
-    if not config.federation.own:
+    if isinstance(config.task, OwnModelTask) and data is not None:
+        raise ConfigError(
+            f"this node has data of its own, {data}, and the run asks a function for them: start the node "
+            "without data.path",
+            sent="this node has data of its own, and the run asks a function for them",
+        )
+    if not config.federation.own or isinstance(config.task, OwnModelTask):
         return config.task
     if data is None or not isinstance(config.task, SourcedTask):
         raise ConfigError(

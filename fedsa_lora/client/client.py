@@ -32,8 +32,22 @@ from fedsa_lora.tasks.task import Forgettable
 class FedSAClient(NumPyClient):
     """One client of FedSA-LoRA (arXiv:2410.01463, algorithm 1) for any split and codec.
 
-    ``forbid`` are roles and patterns of tensor names that this machine does not let out. Raises ConfigError
-    for a pattern that matches no tensor of the model.
+    ``fedsa_lora.flower.client_app`` makes clients from a model, data, a LoraConfig and a split. What is made
+    here by hand lets nothing out that the split keeps, but only such an app searches each reply for it.
+
+    Parameters
+    ----------
+    client : str
+        The name of the client for good, such as its partition.
+    bench : Workbench
+        What the clients of a process have in common: the task, the model with its adapters, the split, the
+        settings of training. ``fedsa_lora.client.build.workbench`` makes it from the config of a run.
+    store : ClientStore
+        What is the client's own between rounds: B, the head, and what its codec left out.
+    forbid : sequence of str
+        Roles and patterns of tensor names that this machine does not let out.
+
+    Raises ConfigError for a pattern of ``forbid`` that matches no tensor of the model.
     """
 
     def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:

@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 __all__ = ["load", "read_config"]
 
 # what knows the words of a config knows nothing of Hydra
-__getattr__ = lazily("fedsa_lora.config.compose", __all__)
+__getattr__, __dir__ = lazily("fedsa_lora.config.compose", __all__)

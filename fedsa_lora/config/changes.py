@@ -13,6 +13,8 @@ _PLAIN = ("experiment", "seed", "title", "name", "description", *CONNECTION)
 _PLACES = ("run.", "machine.")
 OWN_SETTING = {"experiment", "regime", "task", "task.dataset", "task.files"}  # instead of the quickstart
 
+OWN_MODEL = {"functions": "model_function", "trainer": "trainer_function"}  # what a title names them by
+
 
 def named(word: str) -> str:
     """The key of an override: ``+model.config.x=1`` -> ``model.config.x``."""
@@ -47,7 +49,11 @@ def task_title(words: Sequence[str], node: dict[str, Any]) -> str:
     chosen = {named(word): word.partition("=")[2] for word in words}
     task, federation = node.get("task"), node.get("federation")
     data = chosen.get("task")
-    if (data in (None, "text") or "task.dataset" in chosen) and isinstance(task, dict):
+    if data is not None and data.startswith("{") and isinstance(task, dict):
+        data = str(task.get("_target_")).rpartition(".")[2]
+    elif data in OWN_MODEL and isinstance(task, dict):
+        data = task[OWN_MODEL[data]]
+    elif (data in (None, "text") or "task.dataset" in chosen) and isinstance(task, dict):
         data = Path(str(task.get("dataset") or data)).name
     clients = federation.get("clients") if isinstance(federation, dict) else None
     return f"{data}, {clients} clients"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedsa_lora.binding import raise_faults, unknown
+from fedsa_lora.binding import TARGET, raise_faults, unknown
 from fedsa_lora.config import yaml_text
 from fedsa_lora.config.changes import task_title
 from fedsa_lora.config.outside import foreign_paths, foreign_words
@@ -82,12 +82,16 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
     Words of an experiment's own, such as ``forget_split``, are gone once other keys are made of them. One
     that the user must give, ``???``, and does not is a fault.
     """
+    whole = {override.key_or_group: override.value() for _, override in overrides if _names_class(override)}
+    overrides = [(text, override) for text, override in overrides if not _names_class(override)]
     others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
     chosen = tuple(text for text, _ in others)
     if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
         config = deepcopy(_of_files(tuple(text for text, _ in overrides)))  # values as well: the order counts
+        _replace_groups(config, whole)
     else:
         config = deepcopy(_of_files(chosen))
+        _replace_groups(config, whole)
         for text, override in overrides:
             if _is_assignment(text, override):
                 _assign(config, text, override)
@@ -122,6 +126,17 @@ def _assign(config: DictConfig, text: str, override: Override) -> None:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
     except OmegaConfBaseException as error:
         raise ConfigCompositionException(f"Error merging override {text}") from error
+
+
+def _names_class(override: Override) -> bool:
+    """True where a word gives a group whole, by the class that it is to be: nothing is left of its file."""
+    value = override.value()
+    return isinstance(value, dict) and TARGET in value and (CONF / override.key_or_group).is_dir()
+
+
+def _replace_groups(config: DictConfig, whole: Mapping[str, Any]) -> None:
+    for group, settings in whole.items():
+        OmegaConf.update(config, group, settings, merge=False, force_add=True)
 
 
 def _is_assignment(text: str, override: Override) -> bool:

@@ -253,7 +253,8 @@ def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterMo
     """The model's names and shapes; where the data failed, a look at the model without their classes."""
     if federation is not None:
         return skeleton(config)
-    build_backbone(config.task.auto_class, config.model, ("a", "b"), seed=0, empty=True)
+    if (auto_class := getattr(config.task, "auto_class", None)) is not None:
+        build_backbone(auto_class, config.model, ("a", "b"), seed=0, empty=True)
     return None
 
 

@@ -21,6 +21,12 @@ from fedsa_lora.tasks.pooling import is_mean_pooled
 
 ADAPTER = "default"  # PEFT's name of the one adapter
 VERA_D = 0.1  # where VeRA's d starts
+_STARTS: dict[Any, str] = {True: "default", "pissa": "pissa", "orthogonal": "orthogonal"}
+_TAKEN = {  # of a user's LoraConfig; the last ones follow from the model
+    "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights",
+    "rank_pattern", "alpha_pattern", "modules_to_save", "task_type", "inference_mode", "fan_in_fan_out",
+    "base_model_name_or_path", "revision",
+}  # fmt: skip
 
 
 def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Module:
@@ -59,6 +65,35 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
     if lora.init != "default":
         _start(adapted, lora.init, seed)
     return adapted
+
+
+def settings_of(config: LoraConfig) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a user's LoraConfig by their keys in ``LoraSettings``, and the modules that it trains
+    whole. Raises ModelError that lists what it sets beside those.
+
+    A pattern as ``target_modules`` is no list of names, and is refused as well.
+    """
+    usual, start = vars(LoraConfig()), config.init_lora_weights
+    other = [key for key, value in vars(config).items() if key not in _TAKEN and value != usual[key]]
+    named = config.target_modules
+    if not isinstance(named, list | set | tuple) or not named:
+        other.append("target_modules (expected a list of names)")
+    if start not in _STARTS:
+        other.append(f"init_lora_weights={start}")
+    if other:
+        raise ModelError(f"LoraConfig: cannot be used with {', '.join(other)}; remove it")
+    settings = {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "target_modules": sorted(named),
+        "rslora": config.use_rslora,
+        "variant": "dora" if config.use_dora else "lora",
+        "init": _STARTS[start],
+        "rank_pattern": dict(config.rank_pattern) or None,
+        "alpha_pattern": dict(config.alpha_pattern) or None,
+    }
+    return settings, sorted(config.modules_to_save or [])
 
 
 def _check_head(adapted: Any) -> None:

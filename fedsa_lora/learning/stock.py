@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from peft.tuners.vera.model import _kaiming_init
+from safetensors.torch import save_model
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.lora import ADAPTER
@@ -46,8 +48,12 @@ def stock_adapter(
 
 
 def save_backbone(model: Any, folder: Path) -> None:
-    """Write a model without adapters as stock transformers computes it. Raises ModelError for one that no
-    stock code computes."""
+    """Write a model without adapters as stock transformers computes it; of one that is not transformers' the
+    weights alone. Raises ModelError for one that no stock code computes."""
+    if not hasattr(model, "save_pretrained"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(folder / SAFE_WEIGHTS_NAME))
+        return
     stock = folded(model) if is_mean_pooled(model) else model
     with quiet():
         stock.save_pretrained(str(folder))

@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_run"]
 
 # frames know models, which the server and the command line do without
-__getattr__ = lazily("fedsa_lora.analysis.frames", __all__)
+__getattr__, __dir__ = lazily("fedsa_lora.analysis.frames", __all__)

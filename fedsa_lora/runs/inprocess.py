@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.grid import Grid
@@ -35,10 +36,13 @@ Unit = tuple[str, str, int]  # type, round and block of neighbours of messages t
 
 
 class InProcessGrid(Grid):
-    """A Grid whose nodes are calls of the ClientApp. Messages of one type to ``together`` neighbours are
-    answered at the same time."""
+    """A Grid whose nodes are calls of the ClientApp, by default ours. Messages of one type to ``together``
+    neighbours are answered at the same time."""
 
-    def __init__(self, nodes: int, run_config: UserConfig, together: int = 1) -> None:
+    def __init__(
+        self, nodes: int, run_config: UserConfig, together: int = 1, app: ClientApp = client_app
+    ) -> None:
+        self._app = app
         self._run = Run.create_empty(run_id=1)
         self._together = together
         self._answers: dict[str, Message] = {}  # by the id of the message
@@ -96,7 +100,7 @@ class InProcessGrid(Grid):
     def answer(self, received: Message) -> Message:
         """The answer of the client that a message is to."""
         try:
-            return client_app(received, self._contexts[received.metadata.dst_node_id])
+            return self._app(received, self._contexts[received.metadata.dst_node_id])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)

@@ -33,6 +33,15 @@ class RunRecord:
     evaluation: Row = field(default_factory=dict)
     unlearning: Row = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """The directory, how the run ended, and the primary measure after it, in one line."""
+        facts = [str(self.status.get("state", "not begun")), f"{len(self.rounds)} rounds"]
+        facts.append(f"{len({row['client'] for row in self.clients})} clients")
+        measured = self.summary.get("personalised") or {}
+        if "mean" in measured:
+            facts.append(f"{self.primary.words} {measured['mean']:.3f}")
+        return f"{type(self).__name__}({self.directory}: {', '.join(facts)})"
+
     @property
     def primary(self) -> Measure:
         """The measure that its clients are compared by."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import DataError
+from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.exchange.measure import CLASSES, Measure
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.divided import DividedTask
@@ -33,9 +32,9 @@ class ClassificationTask(DividedTask):
     classifies: ClassVar[bool] = True  # predictions are logits of classes
     measures: ClassVar[tuple[Measure, ...]] = CLASSES
 
-    @abstractmethod
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
-        """The same inputs with the trigger of an attack in each."""
+        """The same inputs with the trigger of an attack in each. Raises ConfigError where there is none."""
+        raise ConfigError(f"attack: {type(self).__name__} has no trigger; expected attack=none")
 
     def describe(self) -> FederationData:
         """Counts each client's examples, and names those who poison them. Raises ConfigError for an attack
@@ -75,20 +74,15 @@ class ClassificationTask(DividedTask):
         return tuple(labels[i] for i in np.argsort(self._renamed(client, np.arange(len(labels)))))
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Logits (batch, classes)."""
-        logits: torch.Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        """Logits (batch, classes): the model's output, or the ``logits`` of one of transformers."""
+        output = model(**{k: v for k, v in batch.items() if k != "labels"})
+        logits: torch.Tensor = getattr(output, "logits", output)
         return logits
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels
         (n,)."""
-        if predictions.shape != (len(labels), len(self.labels())) or not len(labels):
-            raise DataError(
-                f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
-                f"at least one, and {len(self.labels())} columns"
-            )
-        found = agreement(labels, predictions.argmax(axis=1), len(self.labels()))
-        return {**found, "loss": cross_entropy(predictions, labels)}
+        return of_classes(predictions, labels, len(self.labels()))
 
     @cached_property
     def _permutations(self) -> list[NDArray[np.int64]]:
@@ -98,6 +92,18 @@ class ClassificationTask(DividedTask):
         if self.partition.label_meaning == "common":
             return labels
         return self._permutations[int(client)][labels]
+
+
+def of_classes(predictions: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation and cross-entropy from logits (n, classes) and labels (n,).
+    Raises DataError for other shapes."""
+    if predictions.shape != (len(labels), classes) or not len(labels):
+        raise DataError(
+            f"predictions {predictions.shape} for labels {labels.shape}: expected one row per example, "
+            f"at least one, and {classes} columns"
+        )
+    found = agreement(labels, predictions.argmax(axis=1), classes)
+    return {**found, "loss": cross_entropy(predictions, labels)}
 
 
 def agreement(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> dict[str, float]:

@@ -44,9 +44,9 @@ class DividedTask(ABC):
     seed: int = 0
 
     @property
-    @abstractmethod
     def auto_class(self) -> Any:
-        """The class of transformers that builds the model."""
+        """The class of transformers that builds the model; None where ``build_model`` is the task's own."""
+        return None
 
     @abstractmethod
     def read(self) -> LabelledData:

@@ -31,6 +31,10 @@ def inspect_task(task: Any) -> tuple[str, ...]:
     if not isinstance(task, DividedTask):
         return ()
     model: Any = task.build_model(seed=0, empty=True)
+    if not isinstance(getattr(model, "start", None), Start):  # the task's own model
+        if not task.partition.own:
+            check_batch(task, model)
+        return task.inspect()
     start = start_of(model, task.model)
     if isinstance(task, TextData):
         check_tokenizer(task, model, start.pad_token_id)

@@ -142,5 +142,4 @@ def without_layer(config: Any) -> None:
 
 def is_unread(model: Any, name: str) -> bool:
     """A module of a mean-pooled model whose output nobody reads: its pooler and what is in it."""
-    place = f"{model.base_model_prefix}.pooler"
-    return is_mean_pooled(model) and f"{name}.".startswith(f"{place}.")
+    return is_mean_pooled(model) and f"{name}.".startswith(f"{model.base_model_prefix}.pooler.")

@@ -174,11 +174,6 @@ class Task(Protocol):
         """The measures, of which the first is the primary one: a class variable, or by the settings."""
         ...
 
-    @property
-    def auto_class(self) -> Any:
-        """The class of transformers that loads the model."""
-        ...
-
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's outputs; none where there are no classes."""
         ...

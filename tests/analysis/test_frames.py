@@ -41,6 +41,13 @@ def test_frames_are_the_rows_of_the_run(smoke_run):
     assert run.summary == run.record.summary
 
 
+def test_a_loaded_run_is_one_line(smoke_run):
+    run = load_run(smoke_run)
+    mean = run.summary["personalised"]["mean"]
+    assert repr(run) == f"Run({smoke_run}: completed, 3 rounds, 4 clients, accuracy {mean:.3f})"
+    assert repr(run.record) == f"RunRecord{repr(run).removeprefix('Run')}"
+
+
 def test_training_bytes_add_up_to_those_of_the_fits(smoke_run):
     run = load_run(smoke_run)
     fits = run.clients[run.clients["phase"] == "fit"]

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,12 +19,15 @@ from fedsa_lora.config.paths import places
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.codec import Dense
+from fedsa_lora.exchange.split import Alternate
 from fedsa_lora.group import ranges
 from fedsa_lora.settings import LATER, RunConfig
 
 RANGES = ranges(RunConfig)
 NEEDS = {
     "strategy/dp_fixed_clipping": ["federation.weights=uniform", "federation.min_results=1"],
+    "task/functions": ["task.model_function=mine:model", "task.data_function=mine:data"],
+    "task/trainer": ["task.trainer_function=mine:trainer"],
     "partition/natural": ["task=clinc150"],
     "task/text": ["task.dataset=rows.csv"],
     "task/causal_lm": ["task.dataset=rows.csv"],
@@ -78,6 +81,14 @@ def test_values_set_in_a_copy_of_composed_files_are_what_hydra_makes_of_all_at_o
     assert faults == []
     for _ in range(2):
         assert config_module._composed(composable, faults) == OmegaConf.to_container(whole, resolve=True)
+
+
+def test_a_group_that_is_given_by_its_class_has_nothing_of_the_file_that_is_chosen():
+    given = "split={_target_: fedsa_lora.exchange.split.Alternate, allow: [A, B], order: [A]}"
+    expected = Alternate(allow=("A", "B"), order=("A",))
+    assert load([given]).split == load([given, "+model.config.size=1"]).split == expected
+    assert load(["split=share_b", given, "split.order=[B]"]).split == replace(expected, order=("B",))
+    assert "split.base: no such key" in faults_of([given.replace("order:", "base:")])
 
 
 def at(config: dict, key: str):

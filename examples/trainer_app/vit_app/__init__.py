@@ -1,0 +1,1 @@
+"""A Trainer of transformers as a Flower app with FedSA-LoRA."""

@@ -1,0 +1,247 @@
+"""Federated LoRA in a Flower app of your own, with a torch model and data of your own.
+
+    app = {
+        "model": model,  # a function: returns the torch model
+        "data": data,  # a function of (partition, partitions): a train set and a test set
+        "lora": LoraConfig(r=4, target_modules=["fc1", "fc2"], modules_to_save=["classifier"]),
+        "split": "share_a",  # A is shared, B stays (FedSA-LoRA); share_ab, share_b, ffa, ...
+        "clients": 4,
+        "classes": ["cat", "dog"],
+    }
+    client = client_app(**app)
+    server = server_app(**app)
+
+A ``pyproject.toml`` names the two for ``flwr run``, see ``examples/flower_app`` and docs/extending.md. The
+run is one of ours: replies are searched for values of B and the head, and ``runs/RUN-ID`` has its record,
+report and exports.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from flwr.app import Context, Message, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.server import ServerApp, ServerAppComponents
+
+from fedsa_lora.binding import TARGET
+from fedsa_lora.client.egress import discreet
+from fedsa_lora.client_app import client_fn, each, kept
+from fedsa_lora.config.compose import CONF
+from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.exchange.split import SplitPolicy
+from fedsa_lora.group import hints_of
+from fedsa_lora.learning.lora import settings_of
+from fedsa_lora.learning.trainer_arguments import settings_of_trainer
+from fedsa_lora.server_app import server_fn
+from fedsa_lora.settings import RunConfig
+from fedsa_lora.tasks.named_functions import name_of
+
+ROUNDS = "num-server-rounds"  # as Flower's own templates call it
+
+
+def client_app(
+    model: Callable[[], Any],
+    data: Callable[[Any, int], Any],
+    lora: Any,
+    split: str | SplitPolicy = "share_a",
+    *,
+    clients: int,
+    classes: Sequence[str] = (),
+    loss: Callable[[Any, dict[str, Any]], Any] | None = None,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
+    settings: Sequence[str] = (),
+) -> ClientApp:
+    """The ClientApp of a federation; ``server_app`` takes the same arguments.
+
+    Parameters
+    ----------
+    model : callable
+        ``model()`` returns a torch Module. It is called with torch's generator seeded, by clients and server.
+    data : callable
+        ``data(partition, partitions)`` returns the train set and the test set of a client, or the former
+        alone: map-style data sets, or DataLoaders of them, of tuples (inputs ..., label) or dicts.
+        ``partition`` is ``partition-id`` of the node config, or its ``client-id`` where it has one.
+    lora : peft.LoraConfig
+        The layers with an adapter, and ``modules_to_save``, the head, which starts as the model has it.
+    split : str or SplitPolicy
+        A file of ``conf/split``, or a policy such as ``RoleSplit(A="shared", B="local", head="shared")``.
+    clients : int
+        The number of partitions, which is that of SuperNodes.
+    classes : sequence of str
+        Names in the order of the model's outputs; accuracy is measured. Without them it is the loss.
+    loss : callable
+        ``loss(model, batch)``, the mean loss of a batch; without it cross-entropy. A batch maps names of a
+        dict to tensors; inputs of tuples are called "0", "1" and so on, what is to be learned "labels".
+    evaluate, measures : callable, sequence of Measure
+        ``evaluate(outputs, labels)`` of all held-out examples, arrays (n, ...) and (n,), returns the numbers
+        that ``measures`` declares, by name; labels that are no whole numbers are -1. The first is primary.
+    settings : sequence of str
+        Any others, as ``fedsa-lora run`` takes them: ``"train.lr=0.01"``, ``"codec=int8"``. Keys of
+        ``context.run_config`` that are called so come last: ``flwr run . -c "train.lr=0.02"``.
+
+    Raises ConfigError for a function without a name. Other faults of the arguments are raised when the app
+    runs, by the server first.
+    """
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).client()
+
+
+def server_app(
+    model: Callable[[], Any],
+    data: Callable[[Any, int], Any],
+    lora: Any,
+    split: str | SplitPolicy = "share_a",
+    *,
+    clients: int,
+    classes: Sequence[str] = (),
+    loss: Callable[[Any, dict[str, Any]], Any] | None = None,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
+    settings: Sequence[str] = (),
+) -> ServerApp:
+    """The ServerApp of a federation, for the same arguments as ``client_app``. It calls ``model`` for names
+    and shapes, and in a simulation ``data`` to count examples."""
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).server()
+
+
+class Apps(NamedTuple):
+    """Both sides of a federation. A module that Flower reads gives each a name by a line of its own,
+    ``client = apps.client``: Flower looks for such lines before it runs anything."""
+
+    client: ClientApp
+    server: ServerApp
+
+
+def trainer_apps(
+    trainer: Callable[[Any, int], Any],
+    lora: Any,
+    split: str | SplitPolicy = "share_a",
+    *,
+    clients: int,
+    classes: Sequence[str] = (),
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
+    settings: Sequence[str] = (),
+) -> Apps:
+    """The apps of a federation of Trainers of transformers: ``trainer(partition, partitions)`` returns that
+    of a client. Its model, data sets, collator, loss and TrainingArguments are used; the loop is ours, and a
+    round trains for the steps or epochs of the arguments. The others are arguments of ``client_app``."""
+    functions = {"trainer": trainer, "evaluate": evaluate}
+    federation = _federation("trainer", functions, lora, split, clients, classes, measures, settings)
+    return Apps(federation.client(), federation.server())
+
+
+def _federation(
+    task: str,
+    functions: Mapping[str, Callable[..., Any] | None],
+    lora: Any,
+    split: str | SplitPolicy,
+    clients: int,
+    classes: Sequence[str],
+    measures: Sequence[Measure],
+    settings: Sequence[str],
+) -> _Federation:
+    """Of the functions those that are given, by their keys in the config of the task."""
+    given = {f"{name}_function": function for name, function in functions.items() if function is not None}
+    return _Federation(task, given, lora, split, clients, tuple(classes), tuple(measures), tuple(settings))
+
+
+@dataclass(frozen=True)
+class _Federation:
+    """Both sides' arguments; ``task`` is the file of ``conf/task`` whose keys name the ``functions``. Flower
+    may send it to other processes, which are then given the functions by it."""
+
+    task: str
+    functions: Mapping[str, Callable[..., Any]]
+    lora: Any
+    split: str | SplitPolicy
+    clients: int
+    classes: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    settings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for function in self.functions.values():
+            name_of(function)
+
+    def client(self) -> ClientApp:
+        def configured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+            return call_next(message, self._configured(context))
+
+        return ClientApp(client_fn=client_fn, mods=[discreet, configured, each, kept])
+
+    def server(self) -> ServerApp:
+        def configured(context: Context) -> ServerAppComponents:
+            return server_fn(self._configured(context))
+
+        return ServerApp(server_fn=configured)
+
+    def _configured(self, context: Context) -> Context:
+        """The context with the run config that our own apps take."""
+        words = [*self._words(), *self.settings, *_of_run_config(context.run_config)]
+        return replace(context, run_config={"overrides": shlex.join(words)})
+
+    def _words(self) -> Iterator[str]:
+        """The overrides that say what a run is."""
+        adapters, head = settings_of(self.lora)
+        named = {key: name_of(function) for key, function in self.functions.items()}
+        yield from (f"task={self.task}", "model=own", f"federation.clients={self.clients}")
+        measured = [asdict(measure) for measure in self.measures]
+        yield from _assigned("task", {**named, "head": head, "classes": self.classes, "measured": measured})
+        yield from _assigned("lora", adapters)
+        yield from _of_split(self.split)
+        if "trainer_function" in self.functions:
+            yield from _assigned("train", _arguments(self.functions["trainer_function"], self.clients))
+
+
+@cache
+def _arguments(trainer: Callable[..., Any], clients: int) -> dict[str, Any]:
+    """The settings of a Trainer's arguments, for which one has to be made."""
+    return settings_of_trainer(trainer(0, clients))
+
+
+def _of_split(split: str | SplitPolicy) -> Iterator[str]:
+    if isinstance(split, str):
+        yield f"split={split}"
+        return
+    kind = type(split)
+    values = {known.name: getattr(split, known.name) for known in fields(split) if known.name != "head"}
+    yield f"split={_text({TARGET: f'{kind.__module__}.{kind.__qualname__}'} | values)}"
+    if isinstance(split.head, str):
+        yield f"head={split.head}"
+    else:
+        yield from ("head=soft", f"head.degree={split.head}")
+
+
+def _assigned(group: str, values: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{group}.{key}={_text(value)}" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's syntax."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, str):
+        escaped = value.replace('"', '\\"')
+        return f'"{escaped}"'
+    return json.dumps(value)
+
+
+def _of_run_config(run_config: UserConfig) -> Iterator[str]:
+    """The settings among what the app's own pyproject.toml and ``flwr run -c`` say."""
+    for key, value in run_config.items():
+        name = "federation.rounds" if key == ROUNDS else key
+        group = name.partition(".")[0]
+        if group in hints_of(RunConfig) or (CONF / group).is_dir():
+            yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"

@@ -1,0 +1,58 @@
+"""Functions that a config names as ``MODULE:FUNCTION``, as it names classes by ``_target_``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from fedsa_lora.binding import PLUGINS, plugins
+from fedsa_lora.errors import ConfigError
+
+_GIVEN: dict[str, Callable[..., Any]] = {}  # by code of this process, which may name what it likes
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a function, by which this process finds it again, and another one where its module can be
+    imported. Raises ConfigError for one that has no such name."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if not module or not name or "<" in name:
+        raise ConfigError(
+            f"{function!r} has no name by which other processes find it: expected a function that is defined "
+            "at the top of a module"
+        )
+    _GIVEN[f"{module}:{name}"] = function
+    return f"{module}:{name}"
+
+
+def is_name(text: str) -> bool:
+    """True for ``MODULE:FUNCTION``."""
+    module, _, name = text.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function of a name. Raises ConfigError where this process was not given it, and its module is none
+    of those that FEDSA_LORA_PLUGINS allows, or has no such function."""
+    if name in _GIVEN:
+        return _GIVEN[name]
+    module, _, path = name.partition(":")
+    if not f"{module}.".startswith(plugins()):
+        raise ConfigError(
+            f"the function {name!r} is not allowed here: name its package in the environment variable "
+            f"{PLUGINS}",
+            sent="the run names a function that this machine does not allow",
+        )
+    try:
+        found = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # also what the module raises where it is imported
+        raise ConfigError(
+            f"the function {name!r} cannot be found ({type(error).__name__}: {error}); install its package, "
+            "or have its folder on PYTHONPATH",
+            sent="a function of the run cannot be found here",
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{name!r} is no function", sent="the run names a function that is none")
+    return found

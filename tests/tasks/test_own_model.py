@@ -1,0 +1,231 @@
+"""A task of a user's own functions: data in the forms that torch users have, and what is wrong with them."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from flwr.app import Context, RecordDict
+from peft import LoraConfig
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from fedsa_lora.config.compose import load
+from fedsa_lora.errors import ConfigError, DataError, ModelError
+from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.exchange.split import Alternate, RoleSplit
+from fedsa_lora.flower import _federation, _of_split
+from fedsa_lora.learning.adapters import AdapterModel
+from fedsa_lora.learning.given import adapted
+from fedsa_lora.learning.lora import settings_of
+from fedsa_lora.learning.settings import LoraSettings
+from fedsa_lora.tasks.named_functions import name_of
+from fedsa_lora.tasks.own_model import OwnModelTask
+
+X = torch.arange(24, dtype=torch.float32).reshape(12, 2)
+Y = torch.arange(12) % 3
+WHOLE = TensorDataset(X, Y)
+ROWS = [{"x": x, "label": y.item()} for x, y in WHOLE]
+COLUMNS = Dataset.from_dict({"x": X.tolist(), "label": Y.tolist()}).with_format("torch")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.fc(x).relu())
+
+
+def doubled(items):
+    x, y = zip(*items, strict=True)
+    return {"x": 2 * torch.stack(x), "labels": torch.tensor(y)}
+
+
+DATA = {
+    "tensors": (WHOLE, Subset(WHOLE, [1, 2])),
+    "dicts": (ROWS, ROWS[1:3]),
+    "columns": (COLUMNS, COLUMNS.select([1, 2])),
+    "loaders": (DataLoader(WHOLE, 5, shuffle=True), DataLoader(Subset(WHOLE, [1, 2]))),
+    "collated": (
+        DataLoader(WHOLE, 5, collate_fn=doubled),
+        DataLoader(Subset(WHOLE, [1, 2]), collate_fn=doubled),
+    ),
+    "alone": WHOLE,
+    "regression": (TensorDataset(X, X.sum(1)), TensorDataset(X[:3], X[:3].sum(1))),
+}
+
+
+def data(client, clients):
+    assert (client, clients) == (0, 2)
+    return DATA[data.kind]
+
+
+def error(model, batch):
+    return nn.functional.mse_loss(model(batch["0"])[:, 0], batch["labels"])
+
+
+def share_right(outputs, labels):
+    return {"right": float((outputs.argmax(1) == labels).mean())}
+
+
+@pytest.fixture(autouse=True)
+def _kind():
+    data.kind = "tensors"
+
+
+def task(*words: str, classes: str = "[a, b, c]") -> OwnModelTask:
+    named = [f"task.model_function={name_of(Net)}", f"task.data_function={name_of(data)}", "task.head=[last]"]
+    own = ["task=functions", "model=own", "federation.clients=2", f"task.classes={classes}"]
+    return load([*own, *named, *words]).task
+
+
+@pytest.mark.parametrize("kind", ["tensors", "dicts", "columns", "loaders", "collated"])
+def test_data_in_any_form_is_the_same_batch(kind):
+    data.kind, found = kind, task()
+    held = found.load_client("0")
+    assert held.train.labels.tolist() == Y.tolist()
+    assert held.test.labels.tolist() == [1, 2]
+    batch = found.collate(held.train, np.array([3, 1]))
+    x = batch["0" if kind in ("tensors", "loaders") else "x"]
+    assert torch.equal(x, X[[3, 1]] * (2 if kind == "collated" else 1))
+    assert batch["labels"].tolist() == [0, 1]
+    assert found.collate(held.test, np.array([0]))["labels"].tolist() == [1]
+    model = found.build_model(seed=0)
+    assert torch.equal(found.predict(model, batch), model(x))
+    assert found.loss(model, batch) == nn.functional.cross_entropy(model(x), batch["labels"])
+
+
+def test_what_a_client_has_no_test_set_for_is_taken_from_its_train_set():
+    data.kind = "alone"
+    held = task("federation.test_fraction=0.25", "federation.validation_examples=2").load_client("0")
+    assert (len(held.train), len(held.validation), len(held.test)) == (7, 2, 3)
+    rows = [row for part in (held.train, held.validation, held.test) for row in part.features["place"][:, 2]]
+    assert sorted(rows) == list(range(12))
+
+
+def test_without_classes_the_loss_is_measured():
+    data.kind, found = "regression", task(f"task.loss_function={name_of(error)}", classes="[]")
+    (measure,) = found.measures
+    test = found.load_client("0").test
+    model, batch = found.build_model(seed=0), found.collate(test, np.arange(3))
+    predicted = found.predict(model, batch).numpy()
+    assert predicted.shape == (3,)
+    assert found.evaluate(predicted, test.labels) == {measure.name: pytest.approx(error(model, batch).item())}
+
+
+def test_a_users_measure_is_declared_with_its_function():
+    declared = "task.measured=[{name: right, range: [0, 1], format: percent}]"
+    found = task(declared, f"task.evaluate_function={name_of(share_right)}")
+    assert [measure.name for measure in found.measures] == ["right"]
+    assert found.measures[0].range == (0, 1)
+    assert found.evaluate(np.eye(3, dtype=np.float32), np.array([0, 1, 1])) == {"right": pytest.approx(2 / 3)}
+    with pytest.raises(ConfigError, match="give both, or neither"):
+        task(declared)
+
+
+def test_the_head_starts_as_the_model_has_it_and_the_server_knows_its_shape():
+    found = task()
+    model = found.build_model(seed=3)
+    with torch.random.fork_rng():
+        assert torch.equal(found.build_model(seed=3).last.weight, model.last.weight)
+    trained = adapted(model, LoraSettings(target_modules=["fc"], r=2), 3, found.model)
+    server = adapted(
+        found.build_model(seed=3, empty=True), LoraSettings(target_modules=["fc"], r=2), 3, found.model
+    )
+    assert server.layout == trained.layout
+    assert {spec.role for spec in server.layout} == {"A", "B", "head"}
+    start = model.last.weight.detach().clone()
+    trained.write(server.initial(3))
+    assert isinstance(trained, AdapterModel)
+    assert torch.equal(trained.parameter("last.weight.difference"), start)
+
+
+WRONG = {
+    "a label beyond the classes": (
+        DataError,
+        "has the label 2: expected whole numbers from 0 to 1",
+        "[a, b]",
+        "tensors",
+    ),
+    "no class at all": (DataError, "has the label -1", "[a, b]", "regression"),
+    "no data set": (DataError, "int is no data set", "[a]", "number"),
+    "an error of the function": (DataError, "KeyError: 'missing'", "[a]", "missing"),
+}
+
+
+@pytest.mark.parametrize(("kind", "said", "classes", "given"), WRONG.values(), ids=WRONG)
+def test_data_of_no_use_are_named(kind, said, classes, given, monkeypatch):
+    monkeypatch.setitem(DATA, "number", 3)
+    data.kind = given
+    with pytest.raises(kind, match=said):
+        task(classes=classes).load_client("0")
+
+
+def test_a_head_and_a_model_that_are_not_there_are_named():
+    with pytest.raises(ModelError, match="Net has no module latter; expected some of fc, last"):
+        task("task.head=[latter]").build_model(seed=0)
+    with pytest.raises(ModelError, match="returns a dict"):
+        task(f"task.model_function={name_of(dict_of_nothing)}").build_model(seed=0)
+
+
+def dict_of_nothing() -> dict[str, int]:
+    return {}
+
+
+def test_functions_are_found_where_they_are_allowed(monkeypatch):
+    words = ["task.model_function=sys:exit", "task.head=[]"]
+    with pytest.raises(ConfigError, match="'sys:exit' is not allowed here"):
+        task(*words).build_model(seed=0)
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "own_functions")
+    monkeypatch.setitem(sys.modules, "own_functions", sys.modules[__name__])
+    assert isinstance(task("task.model_function=own_functions:Net").build_model(seed=0), nn.Module)
+    with pytest.raises(ConfigError, match="AttributeError"):
+        task("task.model_function=own_functions:Nett").build_model(seed=0)
+    with pytest.raises(ConfigError, match="expected MODULE:FUNCTION"):
+        task("task.model_function=own_functions.Net")
+
+
+def test_clients_of_a_deployment_have_their_own_data_and_the_server_none():
+    deployed = ["federation=deployment", "federation.superlink=127.0.0.1:1", "federation.insecure=true"]
+    found = task(*deployed, "partition=own", "federation.clients=2")
+    data.kind = "never asked"
+    assert found.describe().clients == {}
+
+
+def test_a_lora_config_is_ours_or_refused():
+    given = LoraConfig(r=4, lora_alpha=6, target_modules={"b", "a"}, modules_to_save=["out"], use_rslora=True)
+    settings, head = settings_of(given)
+    expected = LoraSettings(r=4, alpha=6, dropout=0.0, target_modules=["a", "b"], rslora=True)
+    assert (LoraSettings(**settings), head) == (expected, ["out"])
+    with pytest.raises(ModelError, match=r"bias, target_modules \(expected a list of names\), init_lora"):
+        settings_of(LoraConfig(target_modules="all-linear", bias="all", init_lora_weights="gaussian"))
+
+
+def test_the_measures_of_an_app_are_those_of_its_task():
+    declared = (Measure("right", (0.0, 1.0), format="percent"), Measure("wrong", (0.0, 1.0), False))
+    functions = {"model": Net, "data": data, "loss": None, "evaluate": share_right}
+    lora = LoraConfig(r=2, target_modules=["fc"], modules_to_save=["last"])
+    given = _federation("functions", functions, lora, "share_a", 2, ["a", "b", "c"], declared, ["codec=int8"])
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"seed": 7})
+    config = load(str(given._configured(context).run_config["overrides"]))
+    assert config.task.measures == declared
+    assert (config.task.labels(), config.task.head, config.seed) == (("a", "b", "c"), ["last"], 7)
+    assert (config.codec.values, config.lora.r, config.head.policy) == ("int8", 2, "local")
+    assert config.task.evaluate_function == f"{__name__}:share_right"
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        RoleSplit(A="shared", B="local"),
+        RoleSplit(A="shared", B="shared", allow=("A", "B"), head="shared"),
+        RoleSplit(A="shared", B=0.5, allow=("A", "B"), head=0.25),
+        Alternate(allow=("A", "B"), order=("A", "B"), head="frozen"),
+    ],
+)
+def test_a_split_is_the_one_that_was_given(split):
+    assert load([*_of_split(split)]).split == split
