@@ -1,5 +1,5 @@
-"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-import | certificates | node | doctor``."""
+"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export | list |
+new | import | certificates | node | doctor``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from fedsa_lora.commands import comparisons, imports, machines, results, runs
+from fedsa_lora.commands import comparisons, configs, imports, machines, results, runs
 from fedsa_lora.commands.screen import EXIT_FAILED
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
 
-DESCRIPTION = """The command line: fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-import | certificates | node | doctor."""
+DESCRIPTION = "Federated LoRA fine-tuning with Flower. Begin with: fedsa-lora run --dry-run"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
     main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
     commands = main_parser.add_subparsers(dest="command", required=True)
-    for family in (runs, results, comparisons, imports, machines):
+    for family in (runs, results, comparisons, configs, imports, machines):
         family.add(commands)
     return main_parser
 

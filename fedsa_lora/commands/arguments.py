@@ -15,6 +15,15 @@ def add_changed_data(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overrides(command: argparse.ArgumentParser, of_these: str) -> None:
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="FILE.yaml | KEY=VALUE",
+        help=f"a whole config, such as runs/NAME/config.yaml, and Hydra overrides: {of_these}",
+    )
+
+
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number}: expected at least 1")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from fedsa_lora.commands.arguments import positive
+from fedsa_lora.commands.arguments import add_overrides, positive
 from fedsa_lora.commands.screen import EXIT_FAILED, console
-from fedsa_lora.config.changes import with_experiment
 from fedsa_lora.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def add(commands: Commands) -> None:
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
+    add_overrides(compare, "yours, in the place of the grid's regimes, less what its methods set")
     compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
     begin = compare.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
@@ -39,7 +41,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 
 def _add_advise(advise: argparse.ArgumentParser) -> None:
-    advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
+    add_overrides(advise, "as for run: your task and partition, but no split")
     advise.add_argument("--rounds", type=positive, help="of each run, to be quicker (default: all of yours)")
     _add_processes(advise)
     advise.set_defaults(call=_advise)
@@ -53,12 +55,16 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.comparison import Comparison
-    from fedsa_lora.compare.grid import read_grid
+    from fedsa_lora.compare.grid import YOURS, read_grid
     from fedsa_lora.compare.making import at_once
+    from fedsa_lora.config.from_file import overrides_of
 
     grid, name = read_grid(options.grid), Path(options.grid).stem
     if options.quick:
         grid, name = grid.quickly(), f"{name}-quick"
+    if options.overrides:
+        words = overrides_of(options.overrides, without=grid.chosen)
+        grid, name = grid.upon(YOURS, words), f"{name}-{sha256(shlex.join(words).encode()).hexdigest()[:8]}"
     folder = options.to or Path("runs") / f"compare-{name}"
     if options.recorded:
         comparison = Comparison.recorded(grid, folder, options.record)
@@ -77,9 +83,11 @@ def _advise(options: argparse.Namespace) -> int:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
+    from fedsa_lora.config.from_file import overrides_of
     from fedsa_lora.report.tables import evidence_table, two_columns
 
-    grid = probe_grid(with_experiment(options.overrides), options.rounds)
+    words = overrides_of(options.overrides, without=("split", "head", "train.lr"))
+    grid = probe_grid(words, options.rounds)
     folder = probe_folder(grid)
     console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
     with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from fedsa_lora.commands.arguments import add_changed_data
+from fedsa_lora.commands.arguments import add_changed_data, add_overrides
 from fedsa_lora.commands.screen import EXIT_FAILED, console, remark
-from fedsa_lora.config.changes import changes, with_experiment
+from fedsa_lora.config.changes import changes
 from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     run = commands.add_parser(
         "run", help="run a federation: a simulation here, or deployed through `flwr run`"
     )
-    run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
+    add_overrides(run, "e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.set_defaults(call=_run)
     watch = commands.add_parser("watch", help="follow a run: rounds, clients, warnings, time left")
@@ -46,10 +46,11 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from fedsa_lora.config.compose import load
+    from fedsa_lora.config.from_file import overrides_of
     from fedsa_lora.launch.places import check_places
     from fedsa_lora.runs.place import new_run_dir
 
-    overrides = with_experiment(options.overrides)
+    overrides = overrides_of(options.overrides)
     config = load(overrides, default_dir=str(new_run_dir(load(overrides).name)))
     check_places(config)
     # what trains is loaded once there is something to train: what was wrong so far is reported without it

@@ -9,6 +9,11 @@ EXIT_FAILED = 1
 console = Console()
 
 
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(escape(line), soft_wrap=True, highlight=False)
+
+
 def remark(text: str) -> None:
     """Print a remark that a user should see first."""
     if text:

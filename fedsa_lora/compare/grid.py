@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsa_lora.binding import bind, raise_faults, unknown
-from fedsa_lora.config.compose import CONF, load, read_settings
+from fedsa_lora.config.changes import named
+from fedsa_lora.config.compose import load, read_settings
+from fedsa_lora.config.options import Options
 from fedsa_lora.config.paths import assignment
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.settings import RunConfig
 
-GRIDS = CONF / "compare"
+YOURS = "yours"  # a regime that a command gives
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,16 @@ class Grid:
             where_it_fits=fits, rates_of=rates_of, quick=None,
         )  # fmt: skip
 
+    @property
+    def chosen(self) -> list[str]:
+        """The keys and groups that some method sets."""
+        return sorted({named(word) for line in self.methods.values() for word in shlex.split(line)})
+
+    def upon(self, regime: str, words: Sequence[str]) -> Grid:
+        """The methods of the grid on a config of the user's own, in the place of all its regimes and of what
+        goes with them."""
+        return replace(self, regimes={regime: shlex.join(words)}, words="", fixed={}, further={}, quick=None)
+
     def entries(self) -> list[Entry]:
         """Every method of every regime; of those with the same words in a regime one alone, the reference or
         else the first."""
@@ -203,10 +215,10 @@ _NEEDED = ("regimes", "methods", "seeds", "rates")
 
 def read_grid(name: str) -> Grid:
     """The grid of a name in ``conf/compare`` or of a YAML file. Raises ConfigError that lists every fault."""
-    known = sorted(path.stem for path in GRIDS.glob("*.yaml"))
-    path = GRIDS / f"{name}.yaml" if name in known else Path(name).expanduser()
+    known = Options.here().of("compare")
+    path = known[name] if name in known else Path(name).expanduser()
     if not path.is_file():
-        raise ConfigError(unknown(name, "grid, nor a YAML file of one", known))
+        raise ConfigError(unknown(name, "grid, nor a YAML file of one", list(known)))
     faults: list[str] = []
     grid = bind(Grid, read_settings(path, resolve=True), "", faults)
     if grid is None:

@@ -12,7 +12,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config.compose import CONF, PACKAGE, to_yaml
+from fedsa_lora.config.compose import to_yaml
+from fedsa_lora.config.options import CONF, PACKAGE, Options
 from fedsa_lora.config.paths import places
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
@@ -28,7 +29,7 @@ from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
 from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.progress import RunProgress
-from fedsa_lora.runs.reading import holds_run, read_json
+from fedsa_lora.runs.reading import APP, holds_run, read_json
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -38,14 +39,20 @@ Place = Processes | Simulation | Connection  # where the clients of a run are
 
 
 def stage_app(folder: Path) -> Path:
-    """Copy what a Flower bundle takes of the app into a folder: code, config and project file.
+    """Copy what a Flower bundle takes of the app into a folder: code, config and project file. Nodes compose
+    with the config files of the bundle, so the user's own are among them.
 
     A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
     """
     only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
+    code = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc", CONF.name)  # a wheel has it inside
     with writing(folder):
-        for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
+        shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=code, dirs_exist_ok=True)
+        for source in (PACKAGE.parent / "strategies", CONF):
             shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
+        for name, path in Options.here().added():
+            (folder / CONF.name / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / CONF.name / name)
         projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
         shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
         for extra in ("README.md", "LICENSE"):
@@ -94,7 +101,7 @@ def _follow(
     text = shlex.join([*overrides, *places(config)])
     with writing(logs):
         logs.mkdir(exist_ok=True)
-    app = stage_app(run_dir / "app")
+    app = stage_app(run_dir / APP)
     rounds = config.federation.rounds
     with stoppable(lambda: stopped(begun, overrides, config.run.report)):
         if isinstance(place, Processes):  # forked before the progress line has a thread
