@@ -13,7 +13,7 @@ from importlib.metadata import version
 from rich.console import Console
 
 from fedsa_lora.commands import comparisons, configs, imports, machines, results, runs
-from fedsa_lora.commands.screen import EXIT_FAILED
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, all_on_stderr
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
@@ -24,6 +24,7 @@ DESCRIPTION = "Federated LoRA fine-tuning with Flower. Begin with: fedsa-lora ru
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
+    main_parser.set_defaults(json=False)
     main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
     commands = main_parser.add_subparsers(dest="command", required=True)
     for family in (runs, results, comparisons, configs, imports, machines):
@@ -51,19 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.beyond = beyond
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    if not options.json:
+        return answer(options).code
+    with all_on_stderr():
+        found = answer(options)
+    print(found.as_json())
+    return found.code
+
+
+def answer(options: argparse.Namespace) -> Answer:
+    """Do what was asked for; an error is reported on stderr, and is the answer."""
     try:
-        code: int = options.call(options)
+        found: int | Answer = options.call(options)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
-        return stop.code
+        return _failed(stop.code, stop)
     except FedSAError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         print(error, file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
+        return _failed(EXIT_FAILED, error)
+    except KeyboardInterrupt as error:
         print("interrupted; everything that was started has been stopped", file=sys.stderr)
-        return INTERRUPTED
-    return code
+        return _failed(INTERRUPTED, error)
+    return found if isinstance(found, Answer) else Answer(found, {})
+
+
+def _failed(code: int, error: BaseException) -> Answer:
+    return Answer(code, {"error": type(error).__name__, "reason": str(error)})
 
 
 if __name__ == "__main__":

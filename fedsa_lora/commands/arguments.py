@@ -15,6 +15,12 @@ def add_changed_data(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout, all else on stderr (docs/commands.md)"
+    )
+
+
 def add_overrides(command: argparse.ArgumentParser, of_these: str) -> None:
     command.add_argument(
         "overrides",

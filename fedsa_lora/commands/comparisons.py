@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from fedsa_lora.commands.arguments import add_overrides, positive
-from fedsa_lora.commands.screen import EXIT_FAILED, console
+from fedsa_lora.commands.arguments import add_json, add_overrides, positive
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, console
 from fedsa_lora.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
     begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
     _add_processes(compare)
+    add_json(compare)
     compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
     compare.add_argument(
         "--record", type=Path, help="file of the runs, which grids may share (default: runs.jsonl there)"
@@ -44,6 +45,7 @@ def _add_advise(advise: argparse.ArgumentParser) -> None:
     add_overrides(advise, "as for run: your task and partition, but no split")
     advise.add_argument("--rounds", type=positive, help="of each run, to be quicker (default: all of yours)")
     _add_processes(advise)
+    add_json(advise)
     advise.set_defaults(call=_advise)
 
 
@@ -53,7 +55,7 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.comparison import Comparison
     from fedsa_lora.compare.grid import YOURS, read_grid
     from fedsa_lora.compare.making import at_once
@@ -76,10 +78,21 @@ def _compare(options: argparse.Namespace) -> int:
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
         console.print(escape(line), soft_wrap=True)
     console.print(f"written: {escape(str(comparison.folder / 'table.md'))}", soft_wrap=True)
-    return 0 if complete else EXIT_FAILED
+    return Answer(
+        0 if complete else EXIT_FAILED,
+        {
+            "folder": comparison.folder,
+            "complete": complete,
+            "missing": comparison.missing(),
+            "notes": comparison.notes,
+            "failures": comparison.failures(),
+            "verdicts": comparison.verdicts(),
+            "rows": comparison.rows(),
+        },
+    )
 
 
-def _advise(options: argparse.Namespace) -> int:
+def _advise(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
@@ -96,7 +109,27 @@ def _advise(options: argparse.Namespace) -> int:
     console.print(evidence_table(evidence, advice))
     for reason in advice.reasons:
         console.print(escape(reason), soft_wrap=True)
-    if advice.chosen is not None:
-        told = escape(command(grid, advice.chosen))
-        console.print(told, style="bold", soft_wrap=True, highlight=False)
-    return 0
+    told = None if advice.chosen is None else command(grid, advice.chosen)
+    if told is not None:
+        console.print(escape(told), style="bold", soft_wrap=True, highlight=False)
+    candidates = [
+        {
+            "method": p.name,
+            "overrides": p.words,
+            "lr": p.lr,
+            "mean": p.mean,
+            "bytes_up_per_client_round": p.bytes_up,
+        }
+        for p in evidence.probes.values()
+    ]
+    return Answer(
+        0,
+        {
+            "folder": folder,
+            "chosen": None if advice.chosen is None else advice.chosen.name,
+            "command": told,
+            "reasons": advice.reasons,
+            "measure": evidence.measure.name,
+            "candidates": candidates,
+        },
+    )

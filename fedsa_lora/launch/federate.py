@@ -24,12 +24,13 @@ from fedsa_lora.launch.local_run import LocalRun
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.report.page import write_report
-from fedsa_lora.report.wording import amount, shown
+from fedsa_lora.report.wording import amount, counted, duration, shown
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
+from fedsa_lora.runs.outcomes import failures
 from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.progress import RunProgress
-from fedsa_lora.runs.reading import APP, holds_run, read_json
+from fedsa_lora.runs.reading import APP, Row, holds_run, read_json
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -195,13 +196,13 @@ def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, roun
 
 class RunView:
     """The progress line of a run, from the rows that the server writes; where they are on another machine,
-    from its log."""
+    from its log. In a file or a pipe, where no line moves, a line for each round."""
 
     def __init__(self, begun: Held, rounds: int, progress: Progress) -> None:
         self.begun, self.rounds, self.progress = begun, rounds, progress
         self.run, self.log = RunProgress(begun.path), begun.path / FLOWER_LOG
         self.bar = progress.add_task("starting Flower", total=rounds, facts="")
-        self._size = 0
+        self._size, self._told = 0, self._newest()
 
     def update(self) -> None:
         """Show what was written since the last time, if it can be read: a view ends no run, and shows none
@@ -217,11 +218,29 @@ class RunView:
             reached = shown(metrics.measured.get(primary.name), primary)
             facts = f"{primary.words} {reached}   sent {amount(total)}"
             self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
+            self._tell()
         elif self._grew():
             if waiting := still_starting(self.log):
                 self.progress.update(self.bar, description=waiting)
             elif round_ := min(rounds_begun(self.log), self.rounds):
                 self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
+                if not self.run.status and round_ > self._told:  # its rows are on another machine
+                    self._told = round_
+                    self._line(f"round {round_} of {self.rounds} has begun")
+
+    def _newest(self) -> int:
+        return int(self.run.rounds[-1]["round"]) if self.run.rounds else 0
+
+    def _tell(self) -> None:
+        """A line for each round that has ended since the last time, also where it went back to one before."""
+        for row in self.run.rounds:
+            if row["round"] > min(self._told, self._newest()):
+                self._line(f"round {row['round']} of {self.rounds}: {_round_in_words(row, self.run)}")
+        self._told = self._newest()
+
+    def _line(self, text: str) -> None:
+        if self.progress.disable:
+            self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _grew(self) -> bool:
         """True where the log has more than when it was last looked at."""
@@ -230,8 +249,18 @@ class RunView:
         return grew
 
 
+def _round_in_words(row: Row, run: RunProgress) -> str:
+    primary, lost = run.primary, len(failures(row))
+    reached = row.get(primary.name)
+    facts = [] if reached is None else [f"{primary.words} {shown(reached, primary)}"]
+    facts.append(f"sent {amount((row.get('bytes_up') or 0) + (row.get('bytes_down') or 0))}")
+    facts += [counted(lost, "failed answer")] * bool(lost)
+    return ", ".join([*facts, duration(row.get("seconds"))])
+
+
 def progress_line(console: Console, window: float = 30.0) -> Progress:
-    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s."""
+    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s;
+    nothing where no line can move."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -242,4 +271,5 @@ def progress_line(console: Console, window: float = 30.0) -> Progress:
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=window,
+        disable=not (console.is_terminal or console.is_jupyter),
     )
