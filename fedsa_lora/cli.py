@@ -1,10 +1,11 @@
 """The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export | list |
-new | import | certificates | node | doctor``."""
+new | import | certificates | node | doctor | completion``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from fedsa_lora.commands import comparisons, configs, imports, machines, results, runs
+from fedsa_lora.commands import comparisons, completion, configs, imports, machines, results, runs
+from fedsa_lora.commands.arguments import commands_of
 from fedsa_lora.commands.screen import EXIT_FAILED, Answer, all_on_stderr
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
+from fedsa_lora.suggest import nearest
 
 DESCRIPTION = "Federated LoRA fine-tuning with Flower. Begin with: fedsa-lora run --dry-run"
 
@@ -27,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser.set_defaults(json=False)
     main_parser.add_argument("--version", action="version", version=f"fedsa-lora {version('fedsa-lora')}")
     commands = main_parser.add_subparsers(dest="command", required=True)
-    for family in (runs, results, comparisons, configs, imports, machines):
+    for family in (runs, results, comparisons, configs, imports, machines, completion):
         family.add(commands)
     return main_parser
 
@@ -35,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of a command, and what it does not know. Overrides may stand between its flags: argparse,
     which cannot mix them in a command of several, leaves those behind a flag over."""
-    options, beyond = parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    main_parser = parser()
+    if given and given[0][:1] != "-" and given[0] not in (known := commands_of(main_parser)):
+        main_parser.error(f"no command {given[0]!r}{nearest(given[0], known)}; expected {', '.join(known)}")
+    options, beyond = main_parser.parse_known_args(given)
     if "overrides" in options:
         options.overrides = [*options.overrides, *(word for word in beyond if word[:1] != "-")]
         beyond = [word for word in beyond if word[:1] == "-"]
@@ -44,6 +51,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when what was asked for was done."""
+    if completion.ASKED in os.environ:
+        completion.complete(parser())
     options, beyond = parsed(arguments)
     if beyond and options.command != "node":
         given = sys.argv[1:] if arguments is None else arguments
