@@ -185,7 +185,7 @@ def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys)
     assert main(["advise", *words, "--rounds", "1", "--processes", "1", "--json"]) == 0
     assert (folder / "runs.jsonl").read_bytes() == before, "nothing is made again"
     found = json.loads(capsys.readouterr().out)
-    assert len(found["candidates"]) == 6
+    assert len(found["candidates"]) == 5, "with a frozen head two of the six are the same"
     assert (found["folder"], found["chosen"] is None) == (f"runs/{folder.name}", found["command"] is None)
     if found["command"]:  # a random model need not beat the most frequent class
         assert main([*shlex.split(found["command"])[1:], "--dry-run"]) == 0
