@@ -220,7 +220,10 @@ def read_grid(name: str) -> Grid:
     if not path.is_file():
         raise ConfigError(unknown(name, "grid, nor a YAML file of one", list(known)))
     faults: list[str] = []
-    grid = bind(Grid, read_settings(path, resolve=True), "", faults)
+    settings = read_settings(path, resolve=True)
+    if "methods" not in settings and "strategy" in settings:
+        raise ConfigError(f"{path} is the config of a run: expected a grid before it, as in: methods {path}")
+    grid = bind(Grid, settings, "", faults)
     if grid is None:
         raise ConfigError(f"the grid {path}:\n" + "\n".join(f"  - {fault}" for fault in faults))
     return grid

@@ -19,7 +19,8 @@ def completed(folder: Path, line: str) -> list[str]:
     answer = folder / "answer"
     asked = {
         "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
-        "COMP_TYPE": "9", "COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "COMP_TYPE": "9", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }  # fmt: skip
     command = [sys.executable, "-m", "fedsa_lora.cli"]
     subprocess.run(command, env=os.environ | asked, cwd=folder, check=True, capture_output=True)

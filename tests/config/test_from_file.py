@@ -90,6 +90,11 @@ def test_a_fault_in_a_file_is_reported_as_that_of_an_override(file):
         load(overrides_of([str(file)]))
 
 
+def test_a_config_that_is_given_for_a_grid_is_answered_with_the_command(file):
+    with pytest.raises(ConfigError, match=f"is the config of a run: expected a grid before it, .* {file}"):
+        read_grid(str(file))
+
+
 def test_advice_and_a_comparison_take_a_file_without_what_they_set_themselves(file):
     words = overrides_of([str(file)], without=("split", "head", "train.lr"))
     assert words == ["experiment=smoke", "codec=topk", "codec.ratio=0.2"]
