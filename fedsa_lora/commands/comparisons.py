@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -16,6 +15,7 @@ from fedsa_lora.stopping import stoppable
 
 if TYPE_CHECKING:
     from fedsa_lora.commands.arguments import Commands
+    from fedsa_lora.compare.advice import Probe
 
 
 def add(commands: Commands) -> None:
@@ -59,14 +59,14 @@ def _compare(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.comparison import Comparison
     from fedsa_lora.compare.grid import YOURS, read_grid
     from fedsa_lora.compare.making import at_once
-    from fedsa_lora.config.from_file import overrides_of
+    from fedsa_lora.compare.on_config import on_config
 
     grid, name = read_grid(options.grid), Path(options.grid).stem
     if options.quick:
         grid, name = grid.quickly(), f"{name}-quick"
     if options.overrides:
-        words = overrides_of(options.overrides, without=grid.chosen)
-        grid, name = grid.upon(YOURS, words), f"{name}-{sha256(shlex.join(words).encode()).hexdigest()[:8]}"
+        grid = on_config(grid, options.overrides)
+        name += f"-{sha256(grid.regimes[YOURS].encode()).hexdigest()[:8]}"
     folder = options.to or Path("runs") / f"compare-{name}"
     if options.recorded:
         comparison = Comparison.recorded(grid, folder, options.record)
@@ -112,16 +112,6 @@ def _advise(options: argparse.Namespace) -> Answer:
     told = None if advice.chosen is None else command(grid, advice.chosen)
     if told is not None:
         console.print(escape(told), style="bold", soft_wrap=True, highlight=False)
-    candidates = [
-        {
-            "method": p.name,
-            "overrides": p.words,
-            "lr": p.lr,
-            "mean": p.mean,
-            "bytes_up_per_client_round": p.bytes_up,
-        }
-        for p in evidence.probes.values()
-    ]
     return Answer(
         0,
         {
@@ -130,6 +120,16 @@ def _advise(options: argparse.Namespace) -> Answer:
             "command": told,
             "reasons": advice.reasons,
             "measure": evidence.measure.name,
-            "candidates": candidates,
+            "candidates": [_candidate(probe) for probe in evidence.probes.values()],
         },
     )
+
+
+def _candidate(probe: Probe) -> dict[str, Any]:
+    return {
+        "method": probe.name,
+        "overrides": probe.words,
+        "lr": probe.lr,
+        "mean": probe.mean,
+        "bytes_up_per_client_round": probe.bytes_up,
+    }

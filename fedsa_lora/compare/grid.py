@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsa_lora.binding import bind, raise_faults, unknown
-from fedsa_lora.config.changes import named
 from fedsa_lora.config.compose import load, read_settings
 from fedsa_lora.config.options import Options
 from fedsa_lora.config.paths import assignment
@@ -127,16 +126,6 @@ class Grid:
             where_it_fits=fits, rates_of=rates_of, quick=None,
         )  # fmt: skip
 
-    @property
-    def chosen(self) -> list[str]:
-        """The keys and groups that some method sets."""
-        return sorted({named(word) for line in self.methods.values() for word in shlex.split(line)})
-
-    def upon(self, regime: str, words: Sequence[str]) -> Grid:
-        """The methods of the grid on a config of the user's own, in the place of all its regimes and of what
-        goes with them."""
-        return replace(self, regimes={regime: shlex.join(words)}, words="", fixed={}, further={}, quick=None)
-
     def entries(self) -> list[Entry]:
         """Every method of every regime; of those with the same words in a regime one alone, the reference or
         else the first."""
@@ -222,7 +211,9 @@ def read_grid(name: str) -> Grid:
     faults: list[str] = []
     settings = read_settings(path, resolve=True)
     if "methods" not in settings and "strategy" in settings:
-        raise ConfigError(f"{path} is the config of a run: expected a grid before it, as in: methods {path}")
+        raise ConfigError(
+            f"{path} is the config of a run: expected a grid before it, as in compare methods {path}"
+        )
     grid = bind(Grid, settings, "", faults)
     if grid is None:
         raise ConfigError(f"the grid {path}:\n" + "\n".join(f"  - {fault}" for fault in faults))

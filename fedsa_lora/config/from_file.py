@@ -30,10 +30,15 @@ _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "inf", "nan"}
 _PACKAGE = re.compile(r"^# @package (\w+)$", re.MULTILINE)
 
 
-def overrides_of(words: Sequence[str], without: Collection[str] = ()) -> list[str]:
+def overrides_of(
+    words: Sequence[str], without: Collection[str] = (), reset: Collection[str] = ()
+) -> list[str]:
     """The overrides of a command: those of a config file that it names first, with the others after them; or
-    its own, with the quickstart where they ask for nothing else. Groups and keys that the file is to be taken
-    ``without`` are for somebody else to set. Raises ConfigError."""
+    its own, with the quickstart where they ask for nothing else.
+
+    Of a file, groups in ``reset`` are as where none is chosen, for others to choose after it; no override
+    sets groups and keys that it is taken ``without``. Raises ConfigError.
+    """
     if not (files := [word for word in words if "=" not in word and word.endswith(_ENDS)]):
         return with_experiment(words)
     if len(files) > 1 or words[0] != files[0]:
@@ -41,7 +46,7 @@ def overrides_of(words: Sequence[str], without: Collection[str] = ()) -> list[st
     path, changes = Path(files[0]).expanduser(), words[1:]
     if named_too := [word for word in changes if named(word) in NONE_CHOSEN]:
         raise ConfigError(f"{named_too[0]} sets what {path} has set: leave out one of the two")
-    return _FromFile(path, Options.here()).words(changes, without)
+    return _FromFile(path, Options.here()).words(changes, without, {*without, *reset})
 
 
 class _FromFile:
@@ -55,12 +60,12 @@ class _FromFile:
         self.placed = {group: _placed(group, options, stamp) for group in self.defaults}
         self._untitle()
 
-    def words(self, changes: Sequence[str], without: Collection[str]) -> list[str]:
+    def words(self, changes: Sequence[str], without: Collection[str], reset: Collection[str]) -> list[str]:
         """The fewest overrides that make the file, with the files of groups that ``changes`` choose, and the
         other changes after them. Raises ConfigError where there are none."""
-        chosen = [word for word in changes if self._chooses(word) and named(word) not in without]
-        reset = [f"{group}={name}" for group, name in self.defaults.items() if group in without]
-        self._choose([*reset, *chosen])
+        chosen = [word for word in changes if self._chooses(word) and named(word) not in reset]
+        default = [f"{group}={name}" for group, name in self.defaults.items() if group in reset]
+        self._choose([*default, *chosen])
         words = min([w for w in (self._of_experiment(), self._of_groups()) if w], key=len)
         made = composed(words, self.options, [])
         if fault := next(_differences(made, self.node), None):
@@ -88,10 +93,9 @@ class _FromFile:
             group, _, name = word.partition("=")
             for place in self.placed[group][name]:
                 first, _, key = place.partition(".")
-                if key:
-                    self.node[first][key] = made[first][key]
-                else:
-                    self.node[first] = made[first]
+                section = self.node[first] if key else self.node
+                if isinstance(section, dict):
+                    section[key or first] = _at(made, place)
 
     def _of_experiment(self) -> list[str]:
         """Overrides upon the experiment that the config is called after; none where there is no such."""

@@ -27,6 +27,7 @@ def completed(folder: Path, line: str) -> list[str]:
     return answer.read_text().split()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("typed", "ways"),
     [

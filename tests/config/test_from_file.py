@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedsa_lora.compare.grid import YOURS, read_grid
+from fedsa_lora.compare.on_config import on_config
 from fedsa_lora.compare.probe import probe_grid
 from fedsa_lora.config import yaml_text
 from fedsa_lora.config.compose import load, to_yaml
@@ -26,7 +27,7 @@ def file(tmp_path) -> Path:
     return written(tmp_path / "config.yaml", "experiment=smoke", *words)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "words",
     [
@@ -97,10 +98,10 @@ def test_a_config_that_is_given_for_a_grid_is_answered_with_the_command(file):
 
 def test_advice_and_a_comparison_take_a_file_without_what_they_set_themselves(file):
     words = overrides_of([str(file)], without=("split", "head", "train.lr"))
+    assert overrides_of([str(file), "head=frozen"], without=("split", "head"))[-1] == "head=frozen"
     assert words == ["experiment=smoke", "codec=topk", "codec.ratio=0.2"]
     assert len(probe_grid(words).rates) > 1
-    grid = read_grid("methods")
-    on_file = grid.upon(YOURS, overrides_of([str(file)], without=grid.chosen))
+    on_file = on_config(read_grid("methods"), [str(file)])
     assert {entry.regime for entry in on_file.entries()} == {YOURS}
     configs = {entry.method: load(entry.words) for entry in on_file.entries()[:2]}
     assert {config.train.lr for config in configs.values()} == {0.01}
