@@ -1,10 +1,11 @@
-"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-report | import | certificates | node | doctor``."""
+"""The command line: ``fedsa-lora run | resume | watch | compare | advise | evaluate | export | report |
+list | new | import | certificates | node | doctor | completion``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,22 +13,24 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from fedsa_lora import __version__
-from fedsa_lora.commands import comparisons, imports, machines, results, runs
-from fedsa_lora.commands.screen import EXIT_FAILED
+from fedsa_lora.commands import comparisons, completion, configs, imports, machines, results, runs
+from fedsa_lora.commands.arguments import commands_of
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, all_on_stderr
 from fedsa_lora.errors import FedSAError, StoppedError
 from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
+from fedsa_lora.suggest import nearest
 
-DESCRIPTION = """The command line: fedsa-lora run | resume | watch | compare | advise | evaluate | export |
-report | import | certificates | node | doctor."""
+DESCRIPTION = "Federated LoRA fine-tuning with Flower. Begin with: fedsa-lora run --dry-run"
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main_parser = argparse.ArgumentParser(prog="fedsa-lora", description=DESCRIPTION)
+    main_parser.set_defaults(json=False)
     main_parser.add_argument("--version", action="version", version=f"fedsa-lora {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True)
-    for family in (runs, results, comparisons, imports, machines):
+    for family in (runs, results, comparisons, configs, imports, machines, completion):
         family.add(commands)
     return main_parser
 
@@ -35,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options of a command, and what it does not know. Overrides may stand between its flags: argparse,
     which cannot mix them in a command of several, leaves those behind a flag over."""
-    options, beyond = parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    main_parser = parser()
+    if given and given[0][:1] != "-" and given[0] not in (known := commands_of(main_parser)):
+        main_parser.error(f"no command {given[0]!r}{nearest(given[0], known)}; expected {', '.join(known)}")
+    options, beyond = main_parser.parse_known_args(given)
     if "overrides" in options:
         options.overrides = [*options.overrides, *(word for word in beyond if word[:1] != "-")]
         beyond = [word for word in beyond if word[:1] == "-"]
@@ -44,6 +51,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when what was asked for was done."""
+    if completion.ASKED in os.environ:
+        completion.complete(parser())
     options, beyond = parsed(arguments)
     if beyond and options.command != "node":
         given = sys.argv[1:] if arguments is None else arguments
@@ -52,19 +61,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.beyond = beyond
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    if not options.json:
+        return answer(options).code
+    with all_on_stderr():
+        found = answer(options)
+    print(found.as_json())
+    return found.code
+
+
+def answer(options: argparse.Namespace) -> Answer:
+    """Do what was asked for; an error is reported on stderr, and is the answer."""
     try:
-        code: int = options.call(options)
+        found: int | Answer = options.call(options)
     except StoppedError as stop:
         print(stop, file=sys.stderr)
-        return stop.code
+        return _failed(stop.code, stop)
     except FedSAError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         print(error, file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
+        return _failed(EXIT_FAILED, error)
+    except KeyboardInterrupt as error:
         print("interrupted; everything that was started has been stopped", file=sys.stderr)
-        return INTERRUPTED
-    return code
+        return _failed(INTERRUPTED, error)
+    return found if isinstance(found, Answer) else Answer(found, {})
+
+
+def _failed(code: int, error: BaseException) -> Answer:
+    return Answer(code, {"error": type(error).__name__, "reason": str(error)})
 
 
 if __name__ == "__main__":

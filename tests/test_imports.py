@@ -56,7 +56,7 @@ ONLY_IN = {
         "fedsa_lora/cli.py",
         *(
             f"fedsa_lora/commands/{family}.py"
-            for family in ("comparisons", "imports", "machines", "results", "runs")
+            for family in ("comparisons", "completion", "configs", "imports", "machines", "results", "runs")
         ),
     ],
     "peft": [

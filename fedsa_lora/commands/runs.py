@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from fedsa_lora.commands.arguments import add_changed_data
-from fedsa_lora.commands.screen import EXIT_FAILED, console, remark
-from fedsa_lora.config.changes import changes, with_experiment
+from fedsa_lora.commands.arguments import add_changed_data, add_json, add_overrides
+from fedsa_lora.commands.screen import EXIT_FAILED, Answer, console, remark
+from fedsa_lora.config.changes import changes
 from fedsa_lora.stopping import INTERRUPTED, TERMINATED, stoppable
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def add(commands: Commands) -> None:
     run = commands.add_parser(
         "run", help="run a federation: a simulation here, or deployed through `flwr run`"
     )
-    run.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. split=share_b train.lr=2e-3")
+    add_overrides(run, "e.g. split=share_b train.lr=2e-3")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    add_json(run)
     run.set_defaults(call=_run)
     watch = commands.add_parser("watch", help="follow a run: rounds, clients, warnings, time left")
     watch.add_argument("run_dir", type=Path)
@@ -44,35 +45,55 @@ def add(commands: Commands) -> None:
     resume.set_defaults(call=_resume)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from fedsa_lora.config.compose import load
+    from fedsa_lora.config.from_file import overrides_of
     from fedsa_lora.launch.places import check_places
     from fedsa_lora.runs.place import new_run_dir
 
-    overrides = with_experiment(options.overrides)
+    overrides = overrides_of(options.overrides)
     config = load(overrides, default_dir=str(new_run_dir(load(overrides).name)))
     check_places(config)
     # what trains is loaded once there is something to train: what was wrong so far is reported without it
     from fedsa_lora.launch.plan import make_plan
     from fedsa_lora.report.tables import plan_tables
 
-    plan = make_plan(config)
-    for table in plan_tables(config, plan, changes(overrides)):
+    plan, changed = make_plan(config), changes(overrides)
+    for table in plan_tables(config, plan, changed):
         console.print(table)
     if options.dry_run:
-        return 0
+        return Answer(0, _planned(config, plan) | {"changes": changed})
     return _federate(config, overrides, plan)
 
 
-def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> int:
+def _planned(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    return {
+        "run_dir": config.run_dir,
+        "state": "planned",
+        "title": config.title,
+        "parameters": plan.parameters,
+        "trained": plan.trained,
+        "bytes_up_per_client_round": plan.bytes_up,
+        "train_examples": {name: share.train for name, share in plan.federation.clients.items()},
+        "machine": plan.machine,
+        "config": config.resolved,
+    }
+
+
+def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> Answer:
     from fedsa_lora.launch.federate import federate
     from fedsa_lora.report.table import print_summary
+    from fedsa_lora.runs.reading import REPORT, read_run
 
-    if federate(config, overrides, plan.place, console):
-        print_summary(config.run_dir, console)
-    else:
+    found = {"run_dir": config.run_dir, "state": "completed", "report": None, "summary": None}
+    if not federate(config, overrides, plan.place, console):
         console.print(f"the report is on the SuperLink's machine: {escape(str(config.run_dir))}")
-    return 0
+        return Answer(0, found)
+    print_summary(config.run_dir, console)
+    report = config.run_dir / REPORT
+    found["report"] = report if report.is_file() else None
+    found["summary"] = read_run(config.run_dir).summary
+    return Answer(0, found)
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -96,7 +117,7 @@ def _watch(options: argparse.Namespace) -> int:
     return codes.get(progress.state, 0)
 
 
-def _resume(options: argparse.Namespace) -> int:
+def _resume(options: argparse.Namespace) -> int | Answer:
     from fedsa_lora.launch.resuming import to_resume
 
     config, words = to_resume(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -86,13 +87,16 @@ class Comparison:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "table.md", text.encode())
-        flat = [row for found in by_regime.values() for row in rows(found)]
-        write_atomically(self.folder / "table.csv", as_csv(flat).encode())
+        write_atomically(self.folder / "table.csv", as_csv(self.rows()).encode())
         for regime, found in by_regime.items():
             if found:
                 name = re.sub(r"[^\w.-]+", "_", regime)
                 write_atomically(self.folder / f"{name}.png", to_png(draw(found, self.grid.reference)))
         return not missing and not self.failures()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each complete method of each regime, as in ``table.csv``."""
+        return [row for regime in self.regimes for row in rows(self.scores(regime))]
 
     @property
     def regimes(self) -> list[str]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedsa_lora.binding import bind, raise_faults, unknown
-from fedsa_lora.config.compose import CONF, load, read_settings
+from fedsa_lora.config.compose import load, read_settings
+from fedsa_lora.config.options import Options
 from fedsa_lora.config.paths import assignment
 from fedsa_lora.errors import ConfigError, FedSAError
 from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.settings import RunConfig
 
-GRIDS = CONF / "compare"
+YOURS = "yours"  # a regime that a command gives
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,17 @@ _NEEDED = ("regimes", "methods", "seeds", "rates")
 
 def read_grid(name: str) -> Grid:
     """The grid of a name in ``conf/compare`` or of a YAML file. Raises ConfigError that lists every fault."""
-    known = sorted(path.stem for path in GRIDS.glob("*.yaml"))
-    path = GRIDS / f"{name}.yaml" if name in known else Path(name).expanduser()
+    known = Options.here().of("compare")
+    path = known[name] if name in known else Path(name).expanduser()
     if not path.is_file():
-        raise ConfigError(unknown(name, "grid, nor a YAML file of one", known))
+        raise ConfigError(unknown(name, "grid, nor a YAML file of one", list(known)))
     faults: list[str] = []
-    grid = bind(Grid, read_settings(path, resolve=True), "", faults)
+    settings = read_settings(path, resolve=True)
+    if "methods" not in settings and "strategy" in settings:
+        raise ConfigError(
+            f"{path} is the config of a run: expected a grid before it, as in compare methods {path}"
+        )
+    grid = bind(Grid, settings, "", faults)
     if grid is None:
         raise ConfigError(f"the grid {path}:\n" + "\n".join(f"  - {fault}" for fault in faults))
     return grid

@@ -163,7 +163,7 @@ class _Line:
         self.progress.update(
             self.bar, completed=self._settled(), description=run.entry.regime, facts=escape(facts)
         )
-        if not self.progress.console.is_terminal:  # a log has no line that moves
+        if self.progress.disable:  # a log has no line that moves
             self.progress.console.print(f"{run.entry.regime}, {facts}", markup=False, soft_wrap=True)
 
     def _settled(self) -> int:

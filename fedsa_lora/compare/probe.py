@@ -16,7 +16,7 @@ from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.client.model import majority as most_frequent
 from fedsa_lora.compare.advice import ALONE, SHARES, SOFT, Evidence, Probe
 from fedsa_lora.compare.comparison import Comparison
-from fedsa_lora.compare.grid import Grid, Run
+from fedsa_lora.compare.grid import YOURS, Grid, Run
 from fedsa_lora.compare.measure import measured
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
@@ -40,7 +40,6 @@ CANDIDATES = {
     "FedIT (share A and B)": "split=share_ab head=shared",
     SOFT: "split=soft head=soft",
 }
-YOURS = "yours"
 RATES = [1.5e-3, 4e-3, 1e-2]
 HELD_OUT = 30  # examples of a client, where the user's words set none aside
 

@@ -20,8 +20,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedsa_lora.binding import TARGET, raise_faults, unknown
 from fedsa_lora.config import yaml_text
 from fedsa_lora.config.changes import task_title
+from fedsa_lora.config.options import CONF, Options
 from fedsa_lora.config.outside import foreign_paths, foreign_words
-from fedsa_lora.config.paths import assignment, make_absolute, paths
+from fedsa_lora.config.paths import assignment, make_absolute, paths, quoted
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.federation import PASSED
@@ -29,9 +30,6 @@ from fedsa_lora.foreign import ours_of_option
 from fedsa_lora.group import FILES, PATHS, READ, TEXT, hints_of, marked
 from fedsa_lora.settings import LATER, RunConfig
 
-PACKAGE = Path(__file__).resolve().parent.parent
-# a wheel carries conf/ inside the package, a checkout and a Flower bundle beside it
-CONF = next((f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir()), PACKAGE / "conf")
 NONE_CHOSEN = ("experiment", "regime")  # groups of which none need be chosen
 
 
@@ -39,28 +37,25 @@ def load(
     overrides: Sequence[str] | str = (),
     default_dir: str | None = None,
     folders: Sequence[Path] | None = None,
+    kept: Path | None = None,
 ) -> RunConfig:
     """Compose, resolve and bind. ``overrides`` in Hydra's syntax, as a list or one shell-like string.
 
     ``default_dir`` is the run directory when none is configured. With ``folders`` the overrides are from
-    outside: data and models are read from these alone, see ``fedsa_lora.config.outside``. Raises ConfigError
+    outside: data and models are read from these alone, see ``fedsa_lora.config.outside``, and config files
+    are those of the run's app. ``kept``: a folder of config files that a run took along. Raises ConfigError
     listing every unknown key, wrong type, value out of range and contradiction at once.
     """
     try:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConfigError(f"overrides {overrides!r}: {error}; close every quote") from None
-    faults: list[str] = []
+    options = Options.here(kept) if folders is None else Options()
+    faults = options.taken()
     if folders is not None:
         foreign = list(foreign_words(words))
         raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
-    composable = _composable(words, faults)
-    try:
-        node = _composed(composable, faults)
-    except (HydraException, OmegaConfBaseException) as error:
-        faults.append(" ".join(str(error).split()))
-        raise_faults(faults)
-        raise
+    node = composed(words, options, faults)
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
     if folders is not None:  # before anything is read: what a fault quotes of a file would travel
@@ -74,7 +69,21 @@ def load(
     return from_resolved(node, faults)
 
 
-def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> dict[str, Any]:
+def composed(words: Sequence[str], options: Options, faults: list[str]) -> dict[str, Any]:
+    """The resolved settings that overrides make of the files, not yet bound. Raises ConfigError with all
+    ``faults`` where there are none; adds those of overrides that were left out."""
+    composable = _composable(words, options, faults)
+    try:
+        return _composed(composable, options, faults)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        faults.append(" ".join(str(error).split()))
+        raise_faults(faults)
+        raise
+
+
+def _composed(
+    overrides: Sequence[tuple[str, Override]], options: Options, faults: list[str]
+) -> dict[str, Any]:
     """The resolved settings of the files and of overrides, each with its text. Hydra takes long to find and
     merge files, and sets values last: files are composed once for each choice of them, and values are set in
     a copy, as Hydra does. Raises what Hydra raises.
@@ -85,26 +94,27 @@ def _composed(overrides: Sequence[tuple[str, Override]], faults: list[str]) -> d
     whole = {override.key_or_group: override.value() for _, override in overrides if _names_class(override)}
     overrides = [(text, override) for text, override in overrides if not _names_class(override)]
     others = [(text, override) for text, override in overrides if not _is_assignment(text, override)]
-    chosen = tuple(text for text, _ in others)
+    chosen, stamp = tuple(text for text, _ in others), options.stamp()
     if any(text[0] in "+~" or isinstance(override.value(), dict) for text, override in others):
-        config = deepcopy(_of_files(tuple(text for text, _ in overrides)))  # values as well: the order counts
+        texts = tuple(text for text, _ in overrides)  # values as well: the order counts
+        config = deepcopy(_of_files(texts, options, stamp))
         _replace_groups(config, whole)
     else:
-        config = deepcopy(_of_files(chosen))
+        config = deepcopy(_of_files(chosen, options, stamp))
         _replace_groups(config, whole)
         for text, override in overrides:
             if _is_assignment(text, override):
                 _assign(config, text, override)
     files = tuple(text for text, override in overrides if (CONF / override.key_or_group).is_dir())
-    words = {str(key) for key in _of_files(files)} - hints_of(RunConfig).keys()
+    words = {str(key) for key in _of_files(files, options, stamp)} - hints_of(RunConfig).keys()
     for word in sorted(words):
         if OmegaConf.is_missing(config, word):
             faults.append(f"{word}: missing; this experiment needs it: {word}=NAME")
             config[word] = "missing"
-    composed = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(composed, dict)
-    composed |= dict.fromkeys(_left_out(overrides))
-    return {str(key): value for key, value in composed.items() if key not in words}
+    node = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(node, dict)
+    node |= dict.fromkeys(_left_out(overrides))
+    return {str(key): value for key, value in node.items() if key not in words}
 
 
 def _left_out(overrides: Sequence[tuple[str, Override]]) -> set[str]:
@@ -147,13 +157,15 @@ def _is_assignment(text: str, override: Override) -> bool:
 
 
 @lru_cache(maxsize=32)
-def _of_files(words: tuple[str, ...]) -> DictConfig:
-    """Composes the files that are chosen with Hydra; not to be changed."""
+def _of_files(words: tuple[str, ...], options: Options, stamp: object) -> DictConfig:
+    """Composes the files that are chosen with Hydra, as they are at their ``stamp``; not to be changed."""
+    further = [quoted(f"file://{folder}") for folder in options.further]
+    search = [f"hydra.searchpath=[{','.join(further)}]"] if further else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", overrides=list(words))
+        return compose("run", overrides=[*words, *search])
 
 
-def _composable(words: Sequence[str], faults: list[str]) -> list[tuple[str, Override]]:
+def _composable(words: Sequence[str], options: Options, faults: list[str]) -> list[tuple[str, Override]]:
     """Overrides that Hydra can always compose, each with its text: keys it does not know are added, for
     ``bind`` to name."""
     kept = []
@@ -174,7 +186,7 @@ def _composable(words: Sequence[str], faults: list[str]) -> list[tuple[str, Over
         elif not (CONF / override.key_or_group).is_dir():
             text = override.input_line or word
             kept.append((text if text[0] in "+~" else f"++{text}", override))
-        elif _is_option(override, faults):
+        elif _is_option(override, options, faults):
             kept.append((word, override))
     return kept
 
@@ -200,10 +212,10 @@ def _is_text(key: str) -> bool:
     return name in marked(RunConfig, TEXT, *PATHS) or name.rpartition(".")[0] in marked(RunConfig, FILES)
 
 
-def _is_option(override: Override, faults: list[str]) -> bool:
+def _is_option(override: Override, known: Options, faults: list[str]) -> bool:
     """True where Hydra can set a group so; adds a fault where it is none of the group's files."""
     group, value = override.key_or_group, override.value()
-    options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
+    options = list(known.of(group))
     if isinstance(value, dict) or value in options:
         return True
     if value is not None or group not in NONE_CHOSEN:
@@ -222,11 +234,11 @@ def read_config(run_dir: Path) -> RunConfig:
     node = read_settings(path)
     if isinstance(node.get("run"), dict):
         node["run"]["dir"] = str(run_dir.resolve())
-    _rename(node)
+    rename(node)
     return from_resolved(node)
 
 
-def _rename(node: dict[str, Any]) -> None:
+def rename(node: dict[str, Any]) -> None:
     """Give the settings of runs that were recorded before some names and groups those of today."""
     for group, absent in LATER.items():
         node.setdefault(group, absent)

@@ -25,8 +25,13 @@ def places(config: RunConfig) -> list[str]:
 
 def assignment(key: str, value: str) -> str:
     """The override that gives a key this text, whatever characters it has."""
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra reads it, whatever characters it has."""
     escaped = value.replace('"', '\\"')  # Hydra takes a backslash as it is, but before a quote
-    return f'{key}="{escaped}"'
+    return f'"{escaped}"'
 
 
 def paths(node: dict[str, Any], *kinds: Mark) -> Iterator[tuple[str, str, str]]:

@@ -28,7 +28,7 @@ _SOUND = {"model": {"pretrained": False, "config": {"model_type": "bert"}}, "fed
 def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunConfig:
     """Bind a config that was resolved before, such as the ``config.yaml`` of a run directory."""
     faults = [] if faults is None else faults
-    node = _text_keys(node)
+    node = text_keys(node)
     hints = {key: hint for key, hint in hints_of(RunConfig).items() if key != "resolved"}
     for key in node:
         if key not in hints:
@@ -50,12 +50,12 @@ def from_resolved(node: dict[str, Any], faults: list[str] | None = None) -> RunC
     return config
 
 
-def _text_keys(node: Any) -> Any:
+def text_keys(node: Any) -> Any:
     """The settings with keys of text alone, as a client 0 of ``federation.ranks`` is called."""
     if isinstance(node, Mapping):
-        return {str(key): _text_keys(value) for key, value in node.items()}
+        return {str(key): text_keys(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_text_keys(value) for value in node]
+        return [text_keys(value) for value in node]
     return node
 
 

@@ -12,7 +12,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsa_lora.config.compose import CONF, PACKAGE, to_yaml
+from fedsa_lora.config.compose import to_yaml
+from fedsa_lora.config.options import CONF, PACKAGE, Options
 from fedsa_lora.config.paths import places
 from fedsa_lora.errors import RunError, StoppedError
 from fedsa_lora.files import Held, writing
@@ -23,12 +24,13 @@ from fedsa_lora.launch.local_run import LocalRun
 from fedsa_lora.launch.resuming import is_complete, last_file
 from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.report.page import write_report
-from fedsa_lora.report.wording import amount, shown
+from fedsa_lora.report.wording import amount, counted, duration, shown
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.interrupted import close, gone, last_whole_round, stopped_after
+from fedsa_lora.runs.outcomes import failures
 from fedsa_lora.runs.place import make, refuse_used
 from fedsa_lora.runs.progress import RunProgress
-from fedsa_lora.runs.reading import holds_run, read_json
+from fedsa_lora.runs.reading import APP, Row, holds_run, read_json
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import SIMULATION
 from fedsa_lora.stopping import TERMINATED, stoppable
@@ -38,14 +40,20 @@ Place = Processes | Simulation | Connection  # where the clients of a run are
 
 
 def stage_app(folder: Path) -> Path:
-    """Copy what a Flower bundle takes of the app into a folder: code, config and project file.
+    """Copy what a Flower bundle takes of the app into a folder: code, config and project file. Nodes compose
+    with the config files of the bundle, so the user's own are among them.
 
     A run keeps what it ran, and neither a checkout's other files nor an edit during the run get in.
     """
     only = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc")
+    code = shutil.ignore_patterns("__pycache__", "*.parquet", "*.pyc", CONF.name)  # a wheel has it inside
     with writing(folder):
-        for source in (PACKAGE, PACKAGE.parent / "strategies", CONF):
+        shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=code, dirs_exist_ok=True)
+        for source in (PACKAGE.parent / "strategies", CONF):
             shutil.copytree(source, folder / source.name, ignore=only, dirs_exist_ok=True)
+        for name, path in Options.here().added():
+            (folder / CONF.name / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / CONF.name / name)
         projects = (PACKAGE / "pyproject.toml", PACKAGE.parent / "pyproject.toml")
         shutil.copy(next(path for path in projects if path.is_file()), folder / "pyproject.toml")
         for extra in ("README.md", "LICENSE"):
@@ -94,7 +102,7 @@ def _follow(
     text = shlex.join([*overrides, *places(config)])
     with writing(logs):
         logs.mkdir(exist_ok=True)
-    app = stage_app(run_dir / "app")
+    app = stage_app(run_dir / APP)
     rounds = config.federation.rounds
     with stoppable(lambda: stopped(begun, overrides, config.run.report)):
         if isinstance(place, Processes):  # forked before the progress line has a thread
@@ -188,13 +196,13 @@ def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, roun
 
 class RunView:
     """The progress line of a run, from the rows that the server writes; where they are on another machine,
-    from its log."""
+    from its log. In a file or a pipe, where no line moves, a line for each round."""
 
     def __init__(self, begun: Held, rounds: int, progress: Progress) -> None:
         self.begun, self.rounds, self.progress = begun, rounds, progress
         self.run, self.log = RunProgress(begun.path), begun.path / FLOWER_LOG
         self.bar = progress.add_task("starting Flower", total=rounds, facts="")
-        self._size = 0
+        self._size, self._told = 0, self._newest()
 
     def update(self) -> None:
         """Show what was written since the last time, if it can be read: a view ends no run, and shows none
@@ -210,11 +218,29 @@ class RunView:
             reached = shown(metrics.measured.get(primary.name), primary)
             facts = f"{primary.words} {reached}   sent {amount(total)}"
             self.progress.update(self.bar, completed=done, description=f"round {done}", facts=facts)
+            self._tell()
         elif self._grew():
             if waiting := still_starting(self.log):
                 self.progress.update(self.bar, description=waiting)
             elif round_ := min(rounds_begun(self.log), self.rounds):
                 self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
+                if not self.run.status and round_ > self._told:  # its rows are on another machine
+                    self._told = round_
+                    self._line(f"round {round_} of {self.rounds} has begun")
+
+    def _newest(self) -> int:
+        return int(self.run.rounds[-1]["round"]) if self.run.rounds else 0
+
+    def _tell(self) -> None:
+        """A line for each round that has ended since the last time, also where it went back to one before."""
+        for row in self.run.rounds:
+            if row["round"] > min(self._told, self._newest()):
+                self._line(f"round {row['round']} of {self.rounds}: {_round_in_words(row, self.run)}")
+        self._told = self._newest()
+
+    def _line(self, text: str) -> None:
+        if self.progress.disable:
+            self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _grew(self) -> bool:
         """True where the log has more than when it was last looked at."""
@@ -223,8 +249,18 @@ class RunView:
         return grew
 
 
+def _round_in_words(row: Row, run: RunProgress) -> str:
+    primary, lost = run.primary, len(failures(row))
+    reached = row.get(primary.name)
+    facts = [] if reached is None else [f"{primary.words} {shown(reached, primary)}"]
+    facts.append(f"sent {amount((row.get('bytes_up') or 0) + (row.get('bytes_down') or 0))}")
+    facts += [counted(lost, "failed answer")] * bool(lost)
+    return ", ".join([*facts, duration(row.get("seconds"))])
+
+
 def progress_line(console: Console, window: float = 30.0) -> Progress:
-    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s."""
+    """A line with a bar, facts, the time so far and the time left, by the speed of the last ``window`` s;
+    nothing where no line can move."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -235,4 +271,5 @@ def progress_line(console: Console, window: float = 30.0) -> Progress:
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=window,
+        disable=not (console.is_terminal or console.is_jupyter),
     )

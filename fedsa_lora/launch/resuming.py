@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsa_lora.config.compose import load, read_config
+from fedsa_lora.config.options import OWN
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.group import CHANGEABLE, Group, marked
 from fedsa_lora.runs.interrupted import alone, recorded_rounds
-from fedsa_lora.runs.reading import REPORT, holds_run, read_json
+from fedsa_lora.runs.reading import APP, REPORT, holds_run, read_json
 from fedsa_lora.settings import RunConfig
 
 OF_THE_MOMENT = ("run.dir", "run.resume", "run.allow_changed_data")  # not of the run, wherever it is made
@@ -34,7 +35,7 @@ def to_resume(
         pass
     changed_data = f"run.allow_changed_data={str(allow_changed_data).lower()}"
     words = [*_words(run_dir), *changes, "run.resume=true", changed_data]
-    config = load(words, default_dir=str(run_dir.resolve()))
+    config = load(words, default_dir=str(run_dir.resolve()), kept=run_dir.resolve() / APP / OWN)
     lines = list(differences(with_defaults(before, config.resolved), config.resolved))
     fixed = [line for line in lines if not _is_changeable(line.partition(":")[0])]
     if fixed:

@@ -13,6 +13,7 @@ from fedsa_lora.exchange.measure import CLASSES, Measure
 
 Row = dict[str, Any]
 PARTITION = "partition.json"  # the clients' shares, and the measures of the task
+APP = "app"  # the code that ran, with its config files in "conf"
 REPORT = "report.html"  # the page of a run, written when it ends
 EVALUATION = "evaluation.json"  # what ``fedsa-lora evaluate`` measured after the run
 UNLEARNING = "unlearning.json"  # what it measured with ``--unlearning``

@@ -228,6 +228,13 @@ def test_a_command_that_is_none_is_told_by_argparse(capsys, arguments):
     assert "usage: fedsa-lora" in capsys.readouterr().err
 
 
+def test_a_misspelt_command_is_answered_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["rnu", "experiment=smoke"])
+    assert caught.value.code == 2
+    assert "no command 'rnu' (did you mean 'run'?); expected run, watch, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -34,7 +34,17 @@ def loaded(*arguments: str, cwd: Path) -> tuple[int, set[str]]:
     return int(code), set(names)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["watch", "run", "--once"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["watch", "run", "--once"],
+        ["list", "lora"],
+        ["new", "a"],
+    ],
+)
 def test_what_needs_no_model_is_answered_without_libraries_of_models_or_flower(words, tmp_path):
     write_run(tmp_path / "run", clients=2, rounds=2)
     code, names = loaded(*words, cwd=tmp_path)

@@ -1,5 +1,6 @@
 """The rule of an advice on made-up measurements, and one real probe of a tiny model."""
 
+import json
 import shlex
 from dataclasses import replace
 from io import StringIO
@@ -181,11 +182,13 @@ def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys)
         assert fact in said.split("accuracy on validation examples")[0], "before anything runs"
     [folder] = (tmp_path / "runs").iterdir()
     before = (folder / "runs.jsonl").read_bytes()
-    assert main(["advise", *words, "--rounds", "1", "--processes", "1"]) == 0
+    assert main(["advise", *words, "--rounds", "1", "--processes", "1", "--json"]) == 0
     assert (folder / "runs.jsonl").read_bytes() == before, "nothing is made again"
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    if last.startswith("fedsa-lora run "):  # a random model need not beat the most frequent class
-        assert main([*shlex.split(last)[1:], "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["candidates"]) == 5, "with a frozen head two of the six are the same"
+    assert (found["folder"], found["chosen"] is None) == (f"runs/{folder.name}", found["command"] is None)
+    if found["command"]:  # a random model need not beat the most frequent class
+        assert main([*shlex.split(found["command"])[1:], "--dry-run"]) == 0
 
 
 def test_what_does_not_beat_the_most_frequent_class_is_never_recommended():

@@ -64,6 +64,17 @@ def test_a_comparison_leaves_runs_tables_and_a_figure(compared):
     assert "Not complete" not in page
 
 
+def test_a_comparison_answers_a_program_with_the_rows_of_its_table(compared, tmp_path, capfd):
+    command = ["compare", grid(tmp_path, ALONE, SHARE_A), "--to", str(compared), "--recorded", "--json"]
+    assert main(command) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["complete"], found["missing"], found["failures"]) == (True, 0, [])
+    assert {row["method"] for row in found["rows"]} == {"alone", "share A"}
+    table = (compared / "table.csv").read_text().splitlines()
+    assert table[0].split(",") == list(found["rows"][0])
+    assert len(table) == 1 + len(found["rows"])
+
+
 def test_a_run_of_a_comparison_is_the_run_of_its_words(compared, tmp_path):
     [row] = [
         r for r in read_jsonl(compared / "runs.jsonl") if "split=share_a" in r["words"] and r["seed"] == 1

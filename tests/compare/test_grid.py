@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from fedsa_lora.compare.comparison import Comparison
-from fedsa_lora.compare.grid import GRIDS, Entry, Grid, Quick, Run, check, read_grid
+from fedsa_lora.compare.grid import Entry, Grid, Quick, Run, check, read_grid
 from fedsa_lora.compare.record import Record
 from fedsa_lora.config.compose import load
+from fedsa_lora.config.options import CONF
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.runs.reading import read_jsonl
 
@@ -40,7 +41,7 @@ def words(grid: Grid) -> dict[tuple[str, str], list[str]]:
         pytest.param(
             path.stem, marks=[pytest.mark.slow] * (path.stem == "methods")
         )  # 42 of them in six cells
-        for path in sorted(GRIDS.glob("*.yaml"))
+        for path in sorted((CONF / "compare").glob("*.yaml"))
     ],
 )
 def test_every_method_of_a_shipped_grid_binds_and_has_words_of_its_own(name, tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from fedsa_lora.config import compose as config_module
 from fedsa_lora.config.changes import changes, changes_of
-from fedsa_lora.config.compose import CONF, PACKAGE, load, read_config, to_yaml
+from fedsa_lora.config.compose import load, read_config, to_yaml
+from fedsa_lora.config.options import CONF, PACKAGE, Options
 from fedsa_lora.config.paths import places
 from fedsa_lora.config.validation import from_resolved
 from fedsa_lora.errors import ConfigError
@@ -75,12 +76,13 @@ def faults_of(overrides: list[str] | str) -> str:
     ids=" ".join,
 )
 def test_values_set_in_a_copy_of_composed_files_are_what_hydra_makes_of_all_at_once(words):
-    composable = config_module._composable(words, faults := [])
+    composable = config_module._composable(words, Options(), faults := [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("run", overrides=[text for text, _ in composable])
     assert faults == []
     for _ in range(2):
-        assert config_module._composed(composable, faults) == OmegaConf.to_container(whole, resolve=True)
+        made = config_module._composed(composable, Options(), faults)
+        assert made == OmegaConf.to_container(whole, resolve=True)
 
 
 def test_a_group_that_is_given_by_its_class_has_nothing_of_the_file_that_is_chosen():
