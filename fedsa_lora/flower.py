@@ -33,7 +33,7 @@ from flwr.server import ServerApp, ServerAppComponents
 from fedsa_lora.binding import TARGET
 from fedsa_lora.client.egress import discreet
 from fedsa_lora.client_app import client_fn, each, kept
-from fedsa_lora.config.compose import CONF
+from fedsa_lora.config.options import CONF
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
