@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +55,8 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> Answer:
+    from hashlib import sha256
+
     from fedsa_lora.compare.comparison import Comparison
     from fedsa_lora.compare.grid import YOURS, read_grid
     from fedsa_lora.compare.making import at_once
