@@ -186,6 +186,8 @@ def lead(rows: Sequence[Row], steps: str, half: str) -> str:
     """The lead of what a run shares over what the retrained one shares, with its interval."""
     left = [row["relearning"] for row in rows]
     leads = np.asarray([r["retrained"][steps][half] - r["this"][steps][half] for r in left])
+    if len(leads) == 1:
+        return f"{leads[0]:+.3f} (one seed)"
     low, high = interval(leads)
     return f"{leads.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
