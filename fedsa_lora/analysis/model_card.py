@@ -106,7 +106,7 @@ def _use(config: RunConfig) -> str:
         return ""
     mode = MODES[config.task.read_by_model.channels]
     if isinstance(config.task, ClipTask):
-        return _CLIP_USE.format(mode=mode, templates=config.task.templates)
+        return _CLIP_USE.format(mode=mode, templates=config.task.templates, names=list(config.task.labels()))
     return _IMAGE_USE.format(mode=mode) + (_DIGITS_USE if config.task.dataset == DIGITS else "")
 
 
@@ -199,7 +199,8 @@ _IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in picture
 """
 _CLIP_USE = """    from torch.nn.functional import normalize
 
-    prompts = [template.format(name.replace("_", " ")) for template in {templates} for name in names]
+    names = {names}
+    prompts = [t.replace("{{}}", name.replace("_", " ")) for t in {templates} for name in names]
     texts = tokenizer(prompts, padding=True, return_tensors="pt")
     texts = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
     texts = normalize(texts.unflatten(0, (-1, len(names))).mean(0), dim=-1)

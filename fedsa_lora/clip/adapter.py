@@ -53,7 +53,7 @@ class Adapter:
         if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
             raise ModelError(f"{type(module).__name__} has LoRA already: merge it and unload it first")
         self.module, self.config, self.layers, self.whole = module, config, tuple(layers), tuple(whole)
-        self.base = Base.of(module, layers, path)
+        self.base = Base.of(module, whole, path)
         self.enabled = True
         self._trained_before = [name for name, value in module.named_parameters() if value.requires_grad]
         training = module.training

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +24,8 @@ class Base:
     weights: str
 
     @classmethod
-    def of(cls, module: nn.Module, layers: Sequence[str], path: str = "") -> Base:
-        """The base that a module is before ``layers`` of it get LoRA."""
+    def of(cls, module: nn.Module, whole: Sequence[str], path: str = "") -> Base:
+        """The base that a module is before it gets LoRA, and parts of it are trained ``whole``."""
         values = dict(module.named_parameters())
         return cls(
             path=path or _path_of(module),
@@ -35,7 +34,7 @@ class Base:
             shapes=_digest(
                 json.dumps([[name, list(value.shape)] for name, value in values.items()]).encode()
             ),
-            weights=_weights(module, layers),
+            weights=_weights(module, whole),
         )
 
     def difference(self, other: Base) -> str:
@@ -54,16 +53,19 @@ class Base:
         return f"{self.path or self.architecture} ({self.architecture}, {self.parameters:,} parameters)"
 
 
-def _weights(module: nn.Module, layers: Sequence[str]) -> str:
-    """A digest of the first row of each layer's weight in bfloat16, in which a model that is held in it and
-    one that is held in float32 are the same; empty on the meta device."""
-    rows = []
-    for layer in layers:
-        weight: Any = module.get_submodule(layer).weight
-        if weight.is_meta:
+def _weights(module: nn.Module, whole: Sequence[str]) -> str:
+    """A digest of the values but those of parts that are trained ``whole``, in bfloat16, in which a model
+    that is held in it and one that is held in float32 are the same; empty on the meta device."""
+    found = hashlib.sha256()
+    for name, value in module.named_parameters():
+        if any(name.startswith(f"{part}.") for part in whole):
+            continue
+        if value.is_meta:
             return ""
-        rows.append(weight[:1].detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
-    return _digest(b"".join(row.tobytes() for row in rows))
+        found.update(
+            value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+        )
+    return found.hexdigest()
 
 
 def _path_of(module: nn.Module) -> str:

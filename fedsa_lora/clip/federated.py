@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -75,31 +76,34 @@ class Exchange:
 
 def hand_to_optimizers(federated: Any, module: nn.Module) -> None:
     """Have the optimizers among the attributes of a federated model step the parameters that are trainable
-    now: they were made of those from before. What is new joins the first group."""
-    for _, optimizer in _attributes(federated):
-        if isinstance(optimizer, Optimizer):
-            _hand(optimizer, module)
-
-
-def _hand(optimizer: Optimizer, module: nn.Module) -> None:
+    now: they were made of those from before. What is new, and in none of them, joins the first group of the
+    first."""
     parameters = dict(module.named_parameters())
     own = {id(value) for value in parameters.values()}
-    groups: list[dict[str, Any]] = optimizer.param_groups
-    if not any(id(value) in own for group in groups for value in group["params"]):
-        return  # it is of another model
+    optimizers = [value for _, value in _attributes(federated) if isinstance(value, Optimizer)]
+    optimizers = [each for each in optimizers if not own.isdisjoint(map(id, _held(each)))]
+    if not optimizers:
+        return
     copies = {
         id(value): parameters[name.replace(ORIGINAL, TRAINED)]
         for name, value in parameters.items()
         if ORIGINAL in name
     }
-    for group in groups:
-        moved = [copies.get(id(value), value) for value in group["params"]]
-        group["params"] = [value for value in moved if value.requires_grad]
-    held = {id(value) for group in groups for value in group["params"]}
-    groups[0]["params"] += [v for v in parameters.values() if v.requires_grad and id(v) not in held]
-    kept = {id(value) for group in groups for value in group["params"]}
-    for value in [value for value in optimizer.state if id(value) not in kept]:
-        del optimizer.state[value]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            moved = [copies.get(id(value), value) for value in group["params"]]
+            group["params"] = [value for value in moved if value.requires_grad]
+    held = {id(value) for optimizer in optimizers for value in _held(optimizer)}
+    new = [value for value in parameters.values() if value.requires_grad and id(value) not in held]
+    optimizers[0].param_groups[0]["params"] += new
+    for optimizer in optimizers:
+        kept = {id(value) for value in _held(optimizer)}
+        for value in [value for value in optimizer.state if id(value) not in kept]:
+            del optimizer.state[value]
+
+
+def _held(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [value for group in optimizer.param_groups for value in group["params"]]
 
 
 def _attributes(federated: Any) -> list[tuple[str, Any]]:

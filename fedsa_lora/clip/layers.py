@@ -25,15 +25,17 @@ def layers_with_lora(module: nn.Module, config: LoRAConfig, classifier: str | No
             layers = _of_classifier(module, classifier)
         else:
             layers = _of_encoder(module, config, classifier)
+        known = sorted({name.rpartition(".")[2] for name in layers})
         if config.target_modules is not None:
             layers = [name for name in layers if _is_named(name, config.target_modules)]
         if not layers:
             wanted = "that could be inferred: set target_modules, for example"
             if config.target_modules is not None:
-                wanted = f"that target_modules names, {listing(config.target_modules)}; expected"
+                wanted = f"that target_modules names, {listing(config.target_modules)}; expected, of "
+                wanted += f"{component} and towers={config.towers}, some of"
             raise ModelError(
                 f"the {component} of {type(module).__name__} has none of the layers {wanted} "
-                f"{listing(_ends(module))}"
+                f"{listing(known or _ends(module))}"
             )
         found += layers
     for target in config.target_modules or ():

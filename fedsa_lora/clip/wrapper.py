@@ -16,7 +16,7 @@ from fedsa_lora.clip.config import LoRAConfig
 from fedsa_lora.clip.federated import Exchange, hand_to_optimizers, module_of
 from fedsa_lora.clip.layers import classifier_of, is_below, layers_with_lora, towers_of
 from fedsa_lora.clip.tensors import TrainableTensors
-from fedsa_lora.errors import ModelError
+from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.checkpointing import keep_layers, recompute_layers
 
 
@@ -46,8 +46,12 @@ class CLIPLoRAWrapper:
         seed: int = 0,
     ) -> None:
         config: Any = lora_config or LoRAConfig()
+        if not isinstance(config, LoRAConfig):
+            raise ConfigError(f"lora_config is a {type(config).__name__}; expected a LoRAConfig")
         if target_components is not None:
-            config = replace(config, components=tuple(target_components))
+            named = [target_components] if isinstance(target_components, str) else target_components
+            components: Any = tuple(named)
+            config = replace(config, components=components)
         self.federated_model, self.lora_config = federated_clip_model, config
         self.module = module_of(federated_clip_model, attribute)
         self.save_only_trainable, self.seed = save_only_trainable, seed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.tasks.image import ImageTask
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ClipTask(ImageTask):
         numbers = [name for name in self.labels() if name.isdecimal()]
         if self.classifier == "linear" or not numbers:
             return notes
-        return (*notes, _NUMBERED.format(prompt=self.templates[0].format(numbers[0])))
+        return (*notes, _NUMBERED.format(prompt=self.templates[0].replace(PLACE, numbers[0])))
 
     @property
     def auto_class(self) -> Any:
@@ -84,11 +85,22 @@ class ClipTask(ImageTask):
 
     @cached_property
     def prompts(self) -> dict[str, torch.Tensor]:
-        """The tokens of every class in every template. Raises ConfigError for one that is too long."""
+        """The tokens of every class in every template. Raises ConfigError for one that is too long, and
+        ModelError where two classes have the same."""
         from fedsa_lora.tasks.prompts import filled_in
 
         texts = filled_in(self.templates, self.labels())
         tokens: dict[str, torch.Tensor] = dict(self.tokenizer(texts, padding=True, return_tensors="pt"))
+        if alike := _alike(
+            self.labels(), tokens["input_ids"].reshape(len(self.templates), len(self.labels()), -1)
+        ):
+            raise ModelError(
+                f"the prompts of {' and '.join(map(repr, alike))} are the same tokens: the tokenizer "
+                f"{self.model.tokenizer or self.model.path!r} does not know these words, or its files are "
+                "missing there; copy them, or set model.tokenizer",
+                sent="the tokenizer does not tell the classes apart",
+                key="model.tokenizer",
+            )
         length, most = tokens["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > most:
             raise ConfigError(
@@ -98,3 +110,14 @@ class ClipTask(ImageTask):
                 key="task.templates",
             )
         return tokens
+
+
+def _alike(classes: Sequence[str], tokens: torch.Tensor) -> tuple[str, ...]:
+    """The first classes whose tokens (templates, classes, length) are the same in every template, if there
+    are such."""
+    seen: dict[bytes, str] = {}
+    for number, name in enumerate(classes):
+        other = seen.setdefault(tokens[:, number].numpy().tobytes(), name)
+        if other != name:
+            return other, name
+    return ()

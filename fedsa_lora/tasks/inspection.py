@@ -13,10 +13,12 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import Start, start_of
 from fedsa_lora.tasks.checkpoint import grouped
+from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.divided import DividedTask
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.model_images import images_of
 from fedsa_lora.tasks.text import TextData
+from fedsa_lora.tasks.towers import tower
 
 USUAL = (32, 32)  # pixels of an image, for a model that takes any number
 SAMPLE = 2  # examples that are sent through the empty model
@@ -36,6 +38,8 @@ def inspect_task(task: Any) -> tuple[str, ...]:
             check_batch(task, model)
         return task.inspect()
     start = start_of(model, task.model)
+    if isinstance(task, ClipTask):
+        check_prompts(task, tower(model, "text"))
     if isinstance(task, TextData):
         check_tokenizer(task, model, start.pad_token_id)
         check_positions(model, task.max_length)
@@ -73,7 +77,20 @@ def _kept(start: Start, model: Any, module: str) -> bool:
     return set(names) <= start.head.kept
 
 
-def check_tokenizer(task: TextData, model: Any, trained_pad: int | None) -> None:
+def check_prompts(task: ClipTask, text_tower: Any) -> None:
+    """Raise ModelError where the tokenizer is that of another model, and ConfigError where a prompt has more
+    tokens than the text tower has positions."""
+    check_tokenizer(task, text_tower, None)
+    length = task.prompts["input_ids"].shape[1]
+    for name, room in _rooms(text_tower):
+        if length > room:
+            raise ConfigError(
+                f"task.templates: with the longest class a prompt has {length} tokens, and the text tower "
+                f"has {room} positions ({name}): shorten it"
+            )
+
+
+def check_tokenizer(task: TextData | ClipTask, model: Any, trained_pad: int | None) -> None:
     """Raise ModelError where the tokenizer makes ids that the model has no embedding for, and where its
     padding would move the positions of a model that counts them from the one it was trained with."""
     tokenizer, table = task.tokenizer, _word_embeddings(model)
@@ -96,17 +113,22 @@ def check_tokenizer(task: TextData, model: Any, trained_pad: int | None) -> None
 
 def check_positions(model: Any, max_length: int) -> None:
     """Raise ConfigError where texts may have more tokens than the model has positions."""
-    stated = getattr(model.config, "max_position_embeddings", None)
-    for name, table in position_tables(model).items():
-        offset = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
-        room = table.num_embeddings - offset
-        if isinstance(stated, int):
-            room = min(room, stated)  # some have rows that no position uses
+    for name, room in _rooms(model):
         if max_length > room:
             raise ConfigError(
                 f"task.max_length is {max_length}, the model has {room} positions ({name}): lower it to "
                 f"{room} or less"
             )
+
+
+def _rooms(model: Any) -> Iterator[tuple[str, int]]:
+    """The number of positions that each table of a model has for tokens, with the table's name."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    for name, table in position_tables(model).items():
+        offset = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
+        room = table.num_embeddings - offset
+        # some have rows that no position uses
+        yield name, min(room, stated) if isinstance(stated, int) else room
 
 
 def _word_embeddings(model: Any) -> nn.Embedding | None:

@@ -16,6 +16,7 @@ from fedsa_lora.tasks.heads import Head, assign_head
 from fedsa_lora.tasks.towers import PROJECTIONS, tower
 
 HEAD = "classifier"
+PLACE = "{}"  # of the class in a template
 Tokens: TypeAlias = "Mapping[str, torch.Tensor]"  # (templates * classes, length), template by template
 _State: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -23,7 +24,7 @@ _State: TypeAlias = "tuple[tuple[int, int], ...]"
 def filled_in(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Each class in each template, in the place of its ``{}``: those of the first template before those of
     the second. Underscores of a class's name are read as blanks."""
-    return [template.format(name.replace("_", " ")) for template in templates for name in classes]
+    return [template.replace(PLACE, name.replace("_", " ")) for template in templates for name in classes]
 
 
 class PromptClassifier:

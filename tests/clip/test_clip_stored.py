@@ -122,6 +122,22 @@ def test_another_base_is_refused(saved):
         stored.load_model("one", wrapped(kind=Wider))
 
 
+@pytest.mark.parametrize("part", ["text_model", "visual_projection", "vision_model.embeddings", "q_proj"])
+def test_a_base_that_differs_anywhere_is_refused(saved, part):
+    stored, _ = saved
+
+    class Altered(Site):
+        def __init__(self, seed):
+            super().__init__(seed)
+            with torch.no_grad():
+                for name, value in self.net.backbone.named_parameters():
+                    if part in name:
+                        value[1:] *= 2
+
+    with pytest.raises(ModelError, match="their weights differ"):
+        stored.load_model("one", wrapped(kind=Altered))
+
+
 def test_a_copy_of_the_base_elsewhere_or_in_another_class_is_the_same_base(saved):
     stored, wrapper = saved
     other = wrapped(kind=Module, base="/elsewhere")

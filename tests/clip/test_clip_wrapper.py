@@ -231,6 +231,21 @@ def test_optimizers_keep_their_groups():
     assert len(other.param_groups[0]["params"]) == 1
 
 
+def test_of_two_optimizers_each_steps_what_it_had_and_none_what_the_other_does():
+    federated = Site()
+    federated.optimizer = torch.optim.SGD(federated.net.backbone.parameters(), lr=0.1)
+    federated.of_head = torch.optim.SGD(federated.net.classifier.parameters(), lr=0.5)
+    wrapper = wrapped(federated)
+    encoder, head = (
+        {id(value) for group in each.param_groups for value in group["params"]}
+        for each in (federated.optimizer, federated.of_head)
+    )
+    trained = {id(v): name for name, v in wrapper.module.named_parameters() if v.requires_grad}
+    assert encoder.isdisjoint(head)
+    assert encoder | head == set(trained)
+    assert all(trained[value].startswith("classifier.modules_to_save") for value in head)
+
+
 # Checkpointing
 
 

@@ -93,7 +93,7 @@ def test_an_export_answers_by_the_code_of_its_card_as_the_run_did(made, tmp_path
 
     text = (tmp_path / "export" / "README.md").read_text()
     monkeypatch.chdir(tmp_path / "export")
-    said: dict[str, Any] = {"names": task.labels()}
+    said: dict[str, Any] = {}
     said["pictures"] = [picture for _, picture in sorted(_pictures(task, chosen).items())]
     exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], said)
     with torch.no_grad():

@@ -1,5 +1,9 @@
 """A dual encoder as a classifier of images: by the names of the classes, and by a layer that starts there."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,8 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.learning.training import predict, train
+from fedsa_lora.tasks.inspection import inspect_task
+from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.prompts import classifier_of, filled_in
 
@@ -166,6 +172,7 @@ def test_prompts_stand_template_by_template_and_underscores_are_blanks(clip, ima
     names = ["traffic_light", "cat"]
     expected = ["a traffic light", "a cat", "one traffic light", "one cat"]
     assert filled_in(["a {}", "one {}"], names) == expected
+    assert filled_in(["a {{}} {x"], ["cat"]) == ["a {cat} {x"], "braces are no words of a format"
     found = task(clip, images, templates=["a {}", "one {}"])
     texts = found.tokenizer.batch_decode(found.prompts["input_ids"], skip_special_tokens=True)
     assert texts == ["a cat", "a dog", "a owl", "one cat", "one dog", "one owl"]
@@ -200,3 +207,32 @@ def test_classes_that_are_numbers_are_remarked(clip, images):
     assert not any("task.class_names" in note for note in task(clip, images).inspect())
     numbered = task(clip, images, class_names=["cat", "dog", "owl", "7"])
     assert any("as in 'a photo of a 7.'" in note for note in numbered.inspect())
+
+
+def folder_with(clip, tmp_path, *tokenizer):
+    """A copy of the model's folder, without its own tokenizer's files but with those that are given."""
+    for file in Path(clip).iterdir():
+        if "token" not in file.name:
+            shutil.copy(file, tmp_path)
+    for name, content in tokenizer:
+        (tmp_path / name).write_text(content)
+    return str(tmp_path)
+
+
+def test_a_folder_whose_tokenizer_knows_no_class_is_refused(clip, images, tmp_path):
+    found = task(folder_with(clip, tmp_path), images)
+    with pytest.raises(ModelError, match=r"are the same tokens|cannot load the tokenizer"):
+        _ = found.prompts
+
+
+def test_the_tokenizer_of_another_model_and_prompts_beyond_the_positions_are_refused_by_the_plan(
+    clip, images, tmp_path
+):
+    small = CLIPModel.from_pretrained(clip).config
+    small.text_config.vocab_size = 100
+    CLIPModel(small).save_pretrained(tmp_path)
+    found = replace(task(clip, images), model=ModelSettings(path=str(tmp_path), tokenizer=clip))
+    with pytest.raises(ModelError, match=r"makes ids up to .*they do not belong together"):
+        inspect_task(found)
+    with pytest.raises(ConfigError, match=r"has 4\d tokens, and the text tower has 32 positions"):
+        inspect_task(task(clip, images, templates=["very " * 40 + "{}"]))
