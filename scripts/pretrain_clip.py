@@ -27,6 +27,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from torch.nn import functional
 
+from fedsa_lora.tasks.clip import filled_in
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.images import BRIGHTEST, Images
 from fedsa_lora.tasks.imported import IMPORTABLE, Joined
@@ -42,7 +43,6 @@ from fedsa_lora.tasks.joining import (
 from fedsa_lora.tasks.model_images import ModelImages, images_of
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
-from fedsa_lora.tasks.prompts import filled_in
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

@@ -20,6 +20,12 @@ _NUMBERED = (
 )
 
 
+def filled_in(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Each class in each template, in the place of its ``{}``: those of the first template before those of
+    the second. Underscores of a class's name are read as blanks."""
+    return [template.replace(PLACE, name.replace("_", " ")) for template in templates for name in classes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipTask(ImageTask):
     """Images with a class each, for CLIP or another model with a tower for images and one for texts.
@@ -87,8 +93,6 @@ class ClipTask(ImageTask):
     def prompts(self) -> dict[str, torch.Tensor]:
         """The tokens of every class in every template. Raises ConfigError for one that is too long, and
         ModelError where two classes have the same."""
-        from fedsa_lora.tasks.prompts import filled_in
-
         texts = filled_in(self.templates, self.labels())
         tokens: dict[str, torch.Tensor] = dict(self.tokenizer(texts, padding=True, return_tensors="pt"))
         if alike := _alike(

@@ -3,7 +3,7 @@ arXiv:2103.00020)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -16,15 +16,8 @@ from fedsa_lora.tasks.heads import Head, assign_head
 from fedsa_lora.tasks.towers import PROJECTIONS, tower
 
 HEAD = "classifier"
-PLACE = "{}"  # of the class in a template
 Tokens: TypeAlias = "Mapping[str, torch.Tensor]"  # (templates * classes, length), template by template
 _State: TypeAlias = "tuple[tuple[int, int], ...]"
-
-
-def filled_in(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Each class in each template, in the place of its ``{}``: those of the first template before those of
-    the second. Underscores of a class's name are read as blanks."""
-    return [template.replace(PLACE, name.replace("_", " ")) for template in templates for name in classes]
 
 
 class PromptClassifier:

@@ -15,10 +15,11 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.learning.adapters import AdapterModel, attach
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.learning.training import predict, train
+from fedsa_lora.tasks.clip import filled_in
 from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import PartitionSettings
-from fedsa_lora.tasks.prompts import classifier_of, filled_in
+from fedsa_lora.tasks.prompts import classifier_of
 
 TEMPLATES = ["a photo of a {}.", "a drawing of one {}"]
 EXACT = {"atol": 1e-6, "rtol": 1e-6}
