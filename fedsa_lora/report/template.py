@@ -32,6 +32,16 @@ HEAD = """
 {% if data.caption %}<figcaption>{{ data.caption }}</figcaption>{% endif %}
 </figure>
 {% endmacro %}
+{% macro gallery(figures) %}
+{% if figures %}
+<h2>Figures</h2>
+<div class="figures">
+{% for drawn in figures %}
+{{ figure(drawn) }}
+{% endfor %}
+</div>
+{% endif %}
+{% endmacro %}
 <!doctype html>
 <html lang="en">
 <head>
@@ -96,14 +106,7 @@ with the client's own A, as it had just trained it.</p>
 {% for line in left_out %}<p>{{ line }}</p>
 {% endfor %}
 {% endif %}
-{% if figures %}
-<h2>Figures</h2>
-<div class="figures">
-{% for drawn in figures %}
-{{ figure(drawn) }}
-{% endfor %}
-</div>
-{% endif %}
+{{ gallery(figures) }}
 {% if results %}
 <h2>Measures of personalisation</h2>
 {{ table(measures, "Measures of personalisation") }}
@@ -216,14 +219,7 @@ SIDE_BY_SIDE = (
 {{ table(results, measure) }}
 <h2>Cost</h2>
 {{ table(costs, "Cost") }}
-{% if figures %}
-<h2>Figures</h2>
-<div class="figures">
-{% for drawn in figures %}
-{{ figure(drawn) }}
-{% endfor %}
-</div>
-{% endif %}
+{{ gallery(figures) }}
 {% if clients.rows %}
 <h2>Clients</h2>
 <details{% if clients.rows | length <= 20 %} open{% endif %}>
