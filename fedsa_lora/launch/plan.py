@@ -24,7 +24,6 @@ from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.backbone import build_backbone
-from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.inspection import inspect_task
 from fedsa_lora.tasks.task import FederationData
 from strategies.round.ledger import Unwritten
@@ -255,7 +254,7 @@ def _skeleton(config: RunConfig, federation: FederationData | None) -> AdapterMo
     if federation is not None:
         return skeleton(config)
     if (auto_class := getattr(config.task, "auto_class", None)) is not None:
-        classes = () if isinstance(config.task, ClipTask) else ("a", "b")
+        classes = ("a", "b") if getattr(config.task, "builds_head", True) else ()
         build_backbone(auto_class, config.model, classes, seed=0, empty=True)
     return None
 

