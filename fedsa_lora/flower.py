@@ -87,8 +87,11 @@ def client_app(
         Any others, as ``fedsa-lora run`` takes them: ``"train.lr=0.01"``, ``"codec=int8"``. Keys of
         ``context.run_config`` that are called so come last: ``flwr run . -c "train.lr=0.02"``.
 
-    Raises ConfigError for a function without a name. Other faults of the arguments are raised when the app
-    runs, by the server first.
+    Raises
+    ------
+    ConfigError
+        For a function without a name. Other faults of the arguments are raised when the app runs, by the
+        server first.
     """
     functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
     return _federation("functions", functions, lora, split, clients, classes, measures, settings).client()
