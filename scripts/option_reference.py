@@ -37,9 +37,11 @@ INTRODUCTION = """\
 
 Every key of a run's config and every choice of its groups, generated from the code that reads them.
 
-- `fedsa-lora run codec=int8` chooses a file of a group, here `conf/codec/int8.yaml`; `fedsa-lora run train.lr=2e-3` sets one key.
-- The default of a key is its value in a run that sets nothing else of the group. Where a choice names a class, it is the default of
-  the class, which the file of the choice may set: `fedsa-lora run --dry-run` shows what a command comes to.
+- `fedsa-lora run codec=int8` chooses a file of a group, here `conf/codec/int8.yaml`;
+  `fedsa-lora run train.lr=2e-3` sets one key.
+- The default of a key is its value in a run that chooses nothing of the group. Where choices name classes, it
+  is the default of the class, and the file of a choice may set another: `fedsa-lora run --dry-run` shows what
+  holds.
 - `fedsa-lora list GROUP` prints the choices of a group, with those of your own folder `conf`.
 """
 
@@ -186,7 +188,7 @@ def meaning_of(name: str, kind: type, files: Sequence[Path] = (), others: Sequen
     found += beside(name, files)
     found += [sentence for sentence in sentences if f"``{name}``" in sentence]
     found += beside(name, others)
-    return next(iter(found), "")
+    return next(iter(found), "").removeprefix(f"``{name}``: ")
 
 
 def beside(name: str, files: Iterable[Path]) -> list[str]:

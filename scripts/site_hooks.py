@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -21,6 +22,7 @@ ELSEWHERE = {  # links to folders whose content is a page already
     "conf": "options.md",
     **{f"conf/{group}": f"options.md#{group}" for group in groups()},
 }
+GENERATED = ("api/", "options.md")  # pages that are made of docstrings and comments
 IMAGES = (".png", ".svg")
 LOG = logging.getLogger("mkdocs.hooks.site")
 origins: dict[str, Path] = {}  # of each page of the build the file that its links are relative to
@@ -44,6 +46,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """The page with its links as the site needs them."""
     uri = page.file.src_uri
     return for_site(markdown, lambda target: relative(_place(target, origins[uri]), uri))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page with a link wherever code that it is made of names a page of ``docs``."""
+
+    def linked(found: re.Match[str]) -> str:
+        place = files.get_file_from_path(found[1])
+        return f'<a href="{place.url_relative_to(page.file)}">{found[0]}</a>' if place else found[0]
+
+    if not page.file.src_uri.startswith(GENERATED):
+        return html
+    return re.sub(r"(?<![\w/])docs/([\w/]+\.md)", linked, html)
 
 
 def _add_sources(files: Files, config: MkDocsConfig) -> None:

@@ -12,52 +12,76 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-LINK = re.compile(r'(?P<before>\]\(|\b(?:src|href)=")(?P<target>[^)"\s#:]+)(?P<anchor>#[^)"\s]*)?(?P<after>[)"])')
+LINK = re.compile(
+    r'(?P<before>\]\(|\b(?:src|href)=")(?P<target>[^)"\s#:]+)(?P<anchor>#[^)"\s]*)?(?P<after>[)"])'
+)
+CODE = ("fence", "code")
 FENCE = re.compile(r" *(```|~~~)")
-LIST_OR_TABLE = re.compile(r"([-*] |\d+\. |\|)")
+BEGINS = re.compile(r" *(?:(?P<list>[-*] |\d+\. )|(?P<table>\|(?!\|)))")
+INDENT = re.compile(r"^ {2,3}(?=\S)")  # of what belongs to an item, where MkDocs asks for four
 LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".cff": "yaml", ".json": "json"}
 LARGEST = 60_000  # characters of a file that a page shows
 SHOWN = ("text/html", "image/png", "text/plain")  # of the forms of an output, the first that it has
 
 
-def outside_of_code(markdown: str) -> Iterator[tuple[bool, str]]:
-    """The lines, each with whether it is text and not in a block of code."""
+def by_kind(markdown: str) -> Iterator[tuple[str, str]]:
+    """The lines with their kinds: ``fence`` where a block of code begins, ``code``, ``table``, ``list`` where
+    an item begins, ``text`` or ``blank``."""
     fence = ""
     for line in markdown.splitlines():
         mark = FENCE.match(line)
         if fence:
-            yield False, line
+            yield "code", line
             if mark and mark[1] == fence:
                 fence = ""
+        elif mark:
+            yield "fence", line
+            fence = mark[1]
         else:
-            yield not mark, line
-            if mark:
-                fence = mark[1]
+            begins = BEGINS.match(line)
+            plain = "text" if line.strip() else "blank"
+            yield str(begins.lastgroup) if begins else plain, line
 
 
 def links(markdown: str) -> Iterator[str]:
     """The relative links of a page, without anchors."""
-    for is_text, line in outside_of_code(markdown):
-        if is_text:
+    for kind, line in by_kind(markdown):
+        if kind not in CODE:
             yield from (found["target"] for found in LINK.finditer(line))
 
 
 def for_site(markdown: str, resolve: Callable[[str], str]) -> str:
-    """The page with each relative link replaced by what ``resolve`` makes of it, and with the blank line that
-    MkDocs needs between a paragraph and a list or a table."""
+    """The page with each relative link replaced by what ``resolve`` makes of it, and with the blank lines and
+    the indentation that MkDocs asks for around lists, tables and code."""
 
     def replaced(found: re.Match[str]) -> str:
         target, own, anchor = resolve(found["target"]).partition("#")
         return found["before"] + target + (found["anchor"] or own + anchor) + found["after"]
 
     lines: list[str] = []
-    before = ""  # the line before, where a paragraph may end
-    for is_text, line in outside_of_code(markdown):
-        if is_text and before and LIST_OR_TABLE.match(line) and not re.match(r"\s|[-*] |\d+\. |\|", before):
+    last, before = "blank", ""
+    for kind, line in by_kind(markdown):
+        if kind not in CODE:
+            line = INDENT.sub("    ", LINK.sub(replaced, line))
+        if kind == "table":
+            line = line.replace(" ± ", "\u00a0±\u00a0")  # one value, on one line
+        if _parted(last, kind, nested=_indent(line) >= _indent(before)):
             lines.append("")
-        lines.append(LINK.sub(replaced, line) if is_text else line)
-        before = line.rstrip() if is_text else ""
+        lines.append(line)
+        last, before = kind, line
     return "\n".join(lines) + "\n"
+
+
+def _parted(last: str, kind: str, nested: bool) -> bool:
+    """True where a blank line belongs between lines of two kinds. An item that ends the text of the one
+    before needs none, and would stand apart with one."""
+    if last == kind or "blank" in (last, kind):
+        return False
+    return kind in ("table", "fence") or last in ("table", "code") or (kind == "list" and nested)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def of_notebook(path: Path) -> str:
@@ -79,19 +103,20 @@ def _output(output: dict[str, Any]) -> str:
     if form == "image/png":
         return f"![](data:image/png;base64,{''.join(content.split())})"
     if form == "text/html":
-        return re.sub(r"<style.*?</style>\s*", "", content, flags=re.DOTALL)
+        bare = re.sub(r"<style.*?</style>\s*", "", content, flags=re.DOTALL)
+        return re.sub("<table[^>]*>", "<table>", bare)
     return f"```text\n{content}\n```" if content else ""
 
 
 def of_source(path: Path, root: Path) -> str:
     """A file, or the files of a folder, as a page. What is not text, or long, is named alone."""
-    title = f"# {path.relative_to(root)}\n"
+    title = f"# `{path.relative_to(root)}`\n"
     if path.is_file():
         return f"{title}\n{_shown(path)}"
     parts = [title]
     for file in sorted(path.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
-            parts.append(f"## {file.relative_to(path)}\n\n{_shown(file)}")
+            parts.append(f"## `{file.relative_to(path)}`\n\n{_shown(file)}")
     return "\n".join(parts)
 
 
