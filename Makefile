@@ -62,7 +62,8 @@ bench: $(READY)  ## how fast the product is, against bars; under ten minutes, do
 	$(BIN)/python benchmarks/bench.py
 
 site: $(READY)  ## the documentation as pages in build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@# without --quiet, with which warnings do not count
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py

@@ -61,13 +61,16 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def _add_sources(files: Files, config: MkDocsConfig) -> None:
-    """A page for each source file or folder that a page links to, and for what these link to in turn."""
+    """A page for each source file or folder that a page links to, and for what these link to in turn. Logs a
+    warning, which fails a strict build, for what is not there: MkDocs does not look at links in HTML."""
     waiting = list(files.documentation_pages())
     while waiting:
         page = waiting.pop()
         for target in links(page.content_string):
             uri = _place(target, origins[page.src_uri])
             path = (origins[page.src_uri].parent / target).resolve()
+            if not path.exists():
+                LOG.warning("%s links to %s, which is not there", page.src_uri, target)
             if not uri.startswith("source/") or files.get_file_from_path(uri) is not None:
                 continue
             if path.suffix in IMAGES:
@@ -85,11 +88,9 @@ def _add(files: Files, config: MkDocsConfig, uri: str, origin: Path, text: str) 
 
 
 def _place(target: str, origin: Path) -> str:
-    """The place in the site of what a page links to; a warning, which fails a strict build, where it is not
-    in the repository."""
+    """The place in the site of what a page links to; the link itself where that is not there."""
     path = (origin.parent / target).resolve()
     if not path.exists():
-        LOG.warning("%s links to %s, which is not there", origin.relative_to(ROOT), target)
         return target
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
