@@ -124,7 +124,8 @@ def test_a_notebook_keeps_its_cells_and_what_they_put_out():
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]  # not --quiet, with which warnings do not count
+    # without --quiet, with which warnings do not count
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     command += ["--config-file", "docs/site/mkdocs.yml", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True, timeout=1800)
     built = sorted(tmp_path.rglob("*.html"))
