@@ -18,10 +18,11 @@ MATRIX, PAGE = ROOT / "docs" / "reliability.yaml", ROOT / "docs" / "reliability.
 AS_EXPECTED, LATER = "as expected", "later"
 HEAD = """# Reliability
 
-This page lists the faults of a federation that are tested, with the required result and the outcome. Made by
-`make test-faults` alone, on {date}, in {minutes:.0f} minutes, from the cases of [reliability.yaml](reliability.yaml).
-The tests are marked `case(N)` and use the real client, strategy and store. A row whose outcome is neither
-"as expected" nor "later" (not implemented yet) is a defect, and the command fails.
+This page lists the tested faults of a federation, with the required result and the outcome. Made by
+`make test-faults` alone, on {date}, in {minutes:.0f} minutes, from the cases of
+[reliability.yaml](reliability.yaml). The tests are marked `case(N)` and use the real client, strategy and
+store. A row whose outcome is neither "as expected" nor "later" (not implemented yet) is a defect, and the
+command fails.
 
 | # | case | expected | tests | trials | outcome | date | command |
 |---|---|---|---|---|---|---|---|
