@@ -85,7 +85,7 @@ def test_the_app_of_the_readme_can_be_made():
 
 
 def rows(page: str) -> dict[str, list[str]]:
-    """The cells of each row of the first table with a column of Amazon reviews, by method, without marks of print."""
+    """The cells of the first table with a column of Amazon reviews, by method, without asterisks."""
     begin = re.search(r"^\| method \|.*[Aa]mazon.*$", page, re.MULTILINE).start()
     table = page[begin:].partition("\n\n")[0].replace("*", "")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
@@ -103,8 +103,8 @@ def test_the_table_of_the_readme_is_the_recorded_one():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_tickets")
-def test_the_commands_reach_the_figures_beside_them():
+def test_the_commands_reach_the_figures_beside_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shown = dict(re.findall(r"│ (federated, personalised|alone \(local-only\)) +│ ([\d.]+)%", README))
     few = next(line for line in README.splitlines() if "regime=few" in line)
     for words, federated, alone in (
@@ -118,5 +118,3 @@ def test_the_commands_reach_the_figures_beside_them():
         )  # other processors round otherwise
         assert 100 * summary["local_only"]["mean"] == pytest.approx(float(alone), abs=2.5)
         shutil.rmtree("run")
-    advise = next(here(words) for words in COMMANDS if words[0] == "advise")
-    assert main([*advise, "--rounds", "1"]) == 0
