@@ -197,7 +197,10 @@ def _padded(layout: Layout, arrays: Arrays) -> Arrays:
 
 
 def _merged(step: Step) -> dict[str, Any]:
-    return {"merged": _rounded(f.B.astype(float) @ f.A, 7) for f in step.merge.values()}
+    if not step.merge:
+        return {}
+    (factors,) = step.merge.values()
+    return {"merged": _rounded(factors.B.astype(float) @ factors.A, 7)}
 
 
 def _values(rng: np.random.Generator, shapes: dict[str, tuple[int, int]]) -> dict[str, Any]:

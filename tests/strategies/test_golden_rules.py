@@ -67,7 +67,7 @@ def found():
 def test_the_inputs_are_those_of_the_script_and_every_strategy_of_a_config_is_among_the_rules(found):
     assert RECORDED["inputs"] == inputs()
     assert found.keys() == RULES.keys() >= {path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")}
-    assert RECORDED == json.loads(text(RECORDED["inputs"], RULES)), "the file is as the script writes it"
+    assert GOLDEN.read_text() == text(RECORDED["inputs"], RULES), "the file is as the script writes it"
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -114,8 +114,8 @@ def test_rolora_averages_B_in_the_first_round_and_A_in_the_second():
 
 
 def server_steps(rule: str, delta: np.ndarray) -> list[np.ndarray]:
-    """x after each round by the server optimizers as Flower has them: see tests/strategies/test_server_steps.py
-    for those of arXiv:2003.00295. FedAvgM is that of arXiv:1909.06335."""
+    """x after each round, by FedAvgM (arXiv:1909.06335) and by the adaptive ones as Flower has them;
+    tests/strategies/test_peers.py has those of arXiv:2003.00295."""
     options, m, v, x, reached = RULES[rule]["settings"], 0.0, 0.0, Group("alike").vectors()[0], []
     for round_, scale in enumerate(RULES[rule]["scales"], 1):
         d, rate = scale * delta, options.get("eta", 0.0)
@@ -205,9 +205,7 @@ def test_flexlora_has_the_largest_components_of_the_mean_of_the_products(rule, i
 
 def test_fedsvd_keeps_the_product_of_the_mean_B_and_makes_A_orthonormal():
     group, made = Group("alike"), arrays(RULES["fedsvd"]["rounds"][0])
-    np.testing.assert_allclose(
-        made["B"] @ made["A"], group.mean("B") @ group.start["A"], rtol=0, atol=5e-6
-    )
+    np.testing.assert_allclose(made["B"] @ made["A"], group.mean("B") @ group.start["A"], rtol=0, atol=5e-6)
     np.testing.assert_allclose(made["A"] @ made["A"].T, np.eye(2), rtol=0, atol=2e-6)
     singular = np.linalg.svd(group.mean("B") @ group.start["A"], compute_uv=False)[:2]
     np.testing.assert_allclose(np.linalg.norm(made["B"], axis=0), singular, rtol=0, atol=5e-6)
