@@ -33,7 +33,8 @@ class QFedAvg(FlowerQFedAvg):
 
     Flower's own takes one loss, of a central evaluation, for all clients, which an adapter's server
     cannot make; here each client's mean training loss of the round stands for F_k, in the paper its loss
-    before it trained. q = 0 weighs all clients alike. ``qffl_learning_rate`` is 1 / L, the clients' step size.
+    before it trained. q = 0 weighs all clients alike. ``qffl_learning_rate`` is 1 / L, the clients' step
+    size.
 
     No single loss decides a step. Beyond ``SOUND`` medians of the round F_k counts for so many. Steps are
     divided by the sum of h_k = q F_k^(q-1) |g_k|^2 + L F_k^q, which for F_k -> 0 and q < 1 would be without

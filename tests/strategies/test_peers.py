@@ -116,27 +116,15 @@ def test_a_model_has_the_weights_that_peft_makes_of_the_clients_adapters(inner, 
 # --- server optimizers -------------------------------------------------------------------------------
 
 
-def corrected(name: str, steps: list[np.ndarray]) -> list[np.ndarray]:
-    """The steps times FedAdam's correction of bias in Flower, with the exponent t + 1."""
-    options = peers.settings(name)
-    return [
-        step * np.sqrt(1 - options["beta_2"] ** (t + 1)) / (1 - options["beta_1"] ** (t + 1))
-        for t, step in enumerate(steps, 1)
-    ]
-
-
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
 def test_flowers_server_optimizers_differ_from_the_paper_in_the_start_of_v_and_fedadams_correction_alone(
     name,
 ):
     deltas, tau = peers.differences(0.01), peers.settings(name)["tau"]
-    expected = peers.steps_of_paper(name, deltas)
-    if name == "fedadam":
-        expected = corrected(name, expected)
-    for found, step in zip(peers.steps_of_flower(name, deltas, begin=tau**2), expected, strict=True):
-        np.testing.assert_allclose(found, step, rtol=0, atol=1e-12)
-    as_it_is = peers.steps_of_flower(name, deltas)
-    assert peers.relative(as_it_is[0], expected[0]) > 0.03
+    paper, changed = peers.steps_of_paper(name, deltas), peers.steps_of_flower(name, deltas, begin=tau**2)
+    for round_, (found, step) in enumerate(zip(changed, paper, strict=True), 1):
+        np.testing.assert_allclose(found, step * peers.correction(name, round_), rtol=0, atol=1e-12)
+    assert peers.relative(peers.steps_of_flower(name, deltas)[0], paper[0]) > 0.03
 
 
 # --- robust rules ------------------------------------------------------------------------------------
@@ -144,7 +132,10 @@ def test_flowers_server_optimizers_differ_from_the_paper_in_the_start_of_v_and_f
 
 @pytest.mark.parametrize("clients", [4, 5])
 def test_the_trimmed_mean_cuts_no_value_of_fewer_clients_than_one_over_beta(clients):
-    vectors, beta = np.random.default_rng(0).normal(size=(clients, 9)), peers.settings("fedtrimmedavg")["beta"]
+    vectors, beta = (
+        np.random.default_rng(0).normal(size=(clients, 9)),
+        peers.settings("fedtrimmedavg")["beta"],
+    )
     (found,) = aggregate_trimmed_avg([([vector], 1) for vector in vectors], beta)
     assert np.allclose(found, vectors.mean(axis=0)) == (clients < 1 / beta)
 
