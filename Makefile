@@ -61,8 +61,9 @@ check: test lint types  ## what must pass before a commit is shared
 bench: $(READY)  ## how fast the product is, against bars; under ten minutes, docs/performance.md
 	$(BIN)/python benchmarks/bench.py
 
-golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
+golden: $(READY)  ## make the golden run and the golden rules again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
+	$(BIN)/python scripts/make_golden_rules.py
 
 methods-table: $(READY)  ## every method on six cells, under three hours on two cores; goes on where it stopped
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
