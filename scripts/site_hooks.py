@@ -24,6 +24,8 @@ ELSEWHERE = {  # links to folders whose content is a page already
 }
 GENERATED = ("api/", "options.md")  # pages that are made of docstrings and comments
 IMAGES = (".png", ".svg")
+BLOCK = re.compile(r"<pre>(.*?</pre>)", re.DOTALL)
+DRAWN = re.compile("[│┃━]|--&gt;")
 LOG = logging.getLogger("mkdocs.hooks.site")
 origins: dict[str, Path] = {}  # of each page of the build the file that its links are relative to
 
@@ -49,12 +51,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page with a link wherever code that it is made of names a page of ``docs``."""
+    """The page with its drawings marked, whose lines must not wrap as those of code do, and with a link
+    wherever code that it is made of names a page of ``docs``."""
 
     def linked(found: re.Match[str]) -> str:
         place = files.get_file_from_path(found[1])
         return f'<a href="{place.url_relative_to(page.file)}">{found[0]}</a>' if place else found[0]
 
+    html = BLOCK.sub(
+        lambda found: '<pre class="drawn">' + found[1] if DRAWN.search(found[1]) else found[0], html
+    )
     if not page.file.src_uri.startswith(GENERATED):
         return html
     return re.sub(r"(?<![\w/])docs/([\w/]+\.md)", linked, html)
