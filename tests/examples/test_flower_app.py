@@ -18,9 +18,9 @@ from played import deploy, play
 from fedsa_lora.cli import main
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.flower import _Federation
-from fedsa_lora.launch.flower_run import FlowerRun
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome
 from fedsa_lora.launch.size import Simulation
 from fedsa_lora.runs.reading import read_jsonl, read_run
 from fedsa_lora.tasks import named_functions
@@ -103,6 +103,15 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
     assert rows[-1]["accuracy"] == pytest.approx(right.item())
 
 
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_with_another_number_of_supernodes_the_app_ends_and_the_number_to_set_is_named(
+    nodes, tmp_path, monkeypatch
+):
+    said = {"run.dir": str(tmp_path / "run")}
+    with pytest.raises(RunError, match=f"{nodes} of 4 clients .* num-supernodes=4"):
+        play(app.client, app.server, nodes, said, monkeypatch)
+
+
 def of_hospital(name: str, clients: int):
     """Data that only the node of that name has."""
     return app.data(int(name.removeprefix("hospital-")), clients)
@@ -139,20 +148,32 @@ def test_a_function_without_a_name_is_refused_at_once():
         app.client_app(**{**app.app, "model": lambda: app.Network()})
 
 
-@pytest.mark.slow
-def test_flwr_run_runs_the_project(tmp_path):
-    project = shutil.copytree(PROJECT, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))
+def flown(folder: Path, nodes: int) -> Outcome:
+    """The end of a real `flwr run` of the project, whose run directory is ``run`` in the folder."""
+    project = shutil.copytree(PROJECT, folder / "project", ignore=shutil.ignore_patterns("__pycache__"))
     file = project / "pyproject.toml"
     assert "num-server-rounds" in tomllib.loads(file.read_text())["tool"]["flwr"]["app"]["config"]
     file.write_text(
-        f"{file.read_text()}\n[tool.flwr.app.config.run]\ndir = {json.dumps(str(tmp_path / 'run'))}\n"
+        f"{file.read_text()}\n[tool.flwr.app.config.run]\ndir = {json.dumps(str(folder / 'run'))}\n"
     )
-    flower = FlowerRun(project, "", Simulation(4, cpus=2), tmp_path / "logs")
+    flower = FlowerRun(project, "", Simulation(nodes, cpus=2), folder / "logs")
     flower.run_config = {}
     with flower as running:
-        outcome = running.follow()
+        return running.follow()
+
+
+@pytest.mark.slow
+def test_flwr_run_runs_the_project(tmp_path):
+    outcome = flown(tmp_path, 4)
     assert outcome.state == "completed", outcome.details
     found = read_run(tmp_path / "run")
     assert (found.status["state"], len(found.rounds)) == ("completed", 3)
     assert found.summary["proof"]["matches"] == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_flwr_run_with_too_few_supernodes_ends(tmp_path):
+    outcome = flown(tmp_path, 2)
+    assert outcome.state == "failed"
+    assert "flwr run --federation-config num-supernodes=4" in outcome.details
