@@ -32,9 +32,9 @@ LARGE = 2e9  # bytes of a backbone in float32 that is not copied into each run
 def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
     """Write everything that a reader opens first, in place of what an interrupted finish left: the same run
     gives the same files. The ``skeleton`` of the model suffices, but the backbone that the adapters go with
-    is read once. There are no adapter folders where that backbone is large, where what was trained is
-    relative to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the
-    run did; and a ``global/`` where all clients hold one model."""
+    is read once, and again where what was trained is relative to its weights. There are no adapter folders
+    where that backbone is large (``fedsa-lora export`` makes those), or where no stock model computes what
+    the run did; and a ``global/`` where all clients hold one model."""
     directory.finishing()
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
@@ -130,7 +130,7 @@ def _without_adapters(exporter: Exporter) -> str:
     if exporter.config.personalisation.adapts:
         return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
     size = _size(model)
-    if model.relative or not model.has_adapters or size > LARGE:
+    if not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"
     return ""
 

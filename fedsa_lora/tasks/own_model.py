@@ -62,6 +62,10 @@ class OwnModelTask(ABC):
         """The model as its user makes it."""
 
     @abstractmethod
+    def model_code(self) -> tuple[str, str]:
+        """A line of Python that imports what the user's model is made by, and an expression that makes it."""
+
+    @abstractmethod
     def own_data(self, client: int | str) -> Any:
         """A client's data set or loader, or a tuple of one to train on and one to be measured on."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedsa_lora.tasks.named_functions import function_of
+from fedsa_lora.tasks.named_functions import function_of, imported
 from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.task import Batch
 
@@ -27,6 +27,9 @@ class TrainerTask(OwnModelTask):
     def own_model(self) -> torch.nn.Module:
         model: torch.nn.Module = self._trainer(0).model
         return model
+
+    def model_code(self) -> tuple[str, str]:
+        return imported(self.trainer_function, f"(0, {self.partition.clients}).model")
 
     def own_data(self, client: int | str) -> Any:
         trainer = self._trainer(client)

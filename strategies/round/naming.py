@@ -40,7 +40,7 @@ class Present:
 
     @property
     def nodes(self) -> int:
-        return sum(map(len, (self.clients, self.refused, self.failed, self.pending)))
+        return len(self.clients) + len(self.refused) + len(self.failed) + len(self.pending)
 
 
 class Naming:

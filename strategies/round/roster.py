@@ -36,8 +36,8 @@ class Roster:
     ``registry`` reads the clients by public key, see ``Naming``. ``over_select``: how many times the clients
     that a round needs are sampled. ``remarks`` are on the nodes that were left out of the last phase.
 
-    Raises RunError when too few are there at the start, or in a simulation too many, or when two nodes are the
-    same client then; ConfigError for a registry that cannot be read.
+    Raises RunError when too few are there at the start, or in a simulation too many, or when two nodes are
+    the same client then; ConfigError for a registry that cannot be read.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from flwr.app import Context, RecordDict
 from flwr.cli.config_utils import load_and_validate
 from played import deploy, play
 
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.cli import main
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
@@ -22,7 +23,9 @@ from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.flower import _Federation
 from fedsa_lora.launch.flower_run import FlowerRun, Outcome
 from fedsa_lora.launch.size import Simulation
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl, read_run
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks import named_functions
 
 PROJECT = Path(__file__).parents[2] / "examples" / "flower_app"
@@ -80,6 +83,22 @@ def test_b_and_the_head_stay_and_a_is_common(run):
         assert all((value != states[client][name]).any() for client in "123"), name
 
 
+@pytest.mark.parametrize("client", "03")
+def test_stock_peft_on_a_model_of_the_users_function_has_the_outputs_of_the_client(run, client, monkeypatch):
+    folder = run / "adapters" / client
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    loaded: dict[str, torch.nn.Module] = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], loaded)
+    config = read_config(run)
+    expected = build.model(config)
+    expected.write(Exporter(config, RunDirectory(run, config), skeleton(config)).tensors(client))
+    pixels = torch.stack([pixels for pixels, _ in app.data(int(client), 4)[1]])
+    with torch.no_grad():
+        assert torch.allclose(loaded["model"].eval()(pixels), expected.module(pixels), atol=1e-5)
+    assert not torch.equal(app.Network().classifier.weight, loaded["model"].classifier.weight)
+
+
 def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monkeypatch, elsewhere, capsys):
     assert main(["watch", str(run), "--once"]) == 0
     export = ["export", str(run), "--client", "1", "--to", str(tmp_path / "1")]
@@ -90,10 +109,9 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
     assert main(export) == 0
     card = (tmp_path / "1" / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
-    assert "model = ...  # a digits_app.app.Network" in code
     monkeypatch.chdir(tmp_path / "1")
-    loaded = {"Network": app.Network}
-    exec(code.replace("...  #", "Network()  #", 1), loaded)
+    loaded: dict[str, torch.nn.Module] = {}
+    exec(code, loaded)
     rows = [
         row for row in read_jsonl(run / "clients.jsonl") if (row["client"], row["phase"]) == ("1", "evaluate")
     ]

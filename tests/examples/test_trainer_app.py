@@ -1,5 +1,6 @@
 """The Trainer of examples/: its model, data, loss and arguments are those of a federation."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from played import play
 from transformers import Trainer
 from vit_app import app
 
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.learning.trainer_arguments import settings_of_trainer
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_run
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks.named_functions import name_of
 
 PROJECT = Path(__file__).parents[2] / "examples" / "trainer_app"
@@ -80,6 +84,19 @@ def test_the_loss_is_its_own_on_its_own_batches(run):
         loss = task.loss(model.module, batch)
         assert loss == trainer.compute_loss(model.module, dict(batch))
         assert loss == model.module(**batch).loss
+
+
+def test_the_card_of_an_adapter_loads_what_the_client_had(run, monkeypatch):
+    config, folder = read_config(run), run / "adapters" / "2"
+    monkeypatch.chdir(folder)
+    loaded: dict[str, torch.nn.Module] = {}
+    exec(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0], loaded)
+    expected = build.model(config)
+    expected.write(Exporter(config, RunDirectory(run, config), skeleton(config)).tensors("2"))
+    batch = config.task.collate(config.task.load_client("2").test, np.arange(8))
+    with torch.no_grad():
+        found = loaded["model"].eval()(**batch).logits
+        assert torch.allclose(found, expected.module(**batch).logits, atol=1e-5)
 
 
 def test_a_subclass_has_its_own_loss(run):
