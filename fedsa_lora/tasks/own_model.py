@@ -47,9 +47,11 @@ class OwnModelTask(ABC):
     evaluate_function: str = ""
 
     by_client: ClassVar[bool] = True  # each machine is asked for the data of its own clients
+    measures_itself: ClassVar[bool] = False  # its user's objects may return what is measured
 
     def __post_init__(self) -> None:
-        if bool(self.measured) != bool(self.evaluate_function):
+        needed = bool(self.measured) and not self.measures_itself
+        if needed != bool(self.evaluate_function):
             raise ConfigError("measured declares what evaluate_function returns: give both, or neither")
         for known in fields(self):
             name = getattr(self, known.name)
@@ -144,7 +146,7 @@ class OwnModelTask(ABC):
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Outputs (batch, ...) where they are judged, else the loss of each example (batch,)."""
-        if self.classes or self.evaluate_function:
+        if self.classes or self.measured:
             return outputs_of(model, batch)
         count = len(next(iter(batch.values())))
         each = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
