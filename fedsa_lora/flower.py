@@ -218,14 +218,14 @@ class _Federation:
             yield from _assigned("train", lent.settings)
 
     def _lent(self) -> _Lent | None:
-        """What a Trainer has for the run, where there is one."""
+        """Returns what a Trainer has for the run, where there is one."""
         if (trainer := self.functions.get("trainer_function")) is None:
             return None
         return _lent(trainer, self.clients, self.measures, "evaluate_function" in self.functions)
 
 
 class _Lent(NamedTuple):
-    """What a Trainer has for a run, and what it has that no run calls or uses, a line each."""
+    """Settings and measures that a Trainer has for a run, and what it has that no run uses, a line each."""
 
     settings: dict[str, Any]
     measures: tuple[Measure, ...]
@@ -234,7 +234,7 @@ class _Lent(NamedTuple):
 
 @cache
 def _lent(trainer: Callable[..., Any], clients: int, measures: tuple[Measure, ...], evaluates: bool) -> _Lent:
-    """What a Trainer has for the run, for which one is made: once in a process."""
+    """Makes a Trainer, once in a process, and returns what it has for the run."""
     # loads the Trainer of transformers, which an app of functions has no use for
     from fedsa_lora.learning.trainer_arguments import left_out, settings_of_trainer
     from fedsa_lora.tasks.trainers import measures_of

@@ -60,7 +60,7 @@ def settings_of_trainer(trainer: Any) -> dict[str, Any]:
 
 
 def left_out(trainer: Any) -> list[str]:
-    """What a run does not call or use of a Trainer, a line each."""
+    """Lists what a run does not call or use of a Trainer, a line each."""
     own = [entry for entry in trainer.callback_handler.callbacks if type(entry) not in _OF_EVERY_TRAINER]
     callbacks = sorted({type(entry).__name__ for entry in own} - {"NotebookProgressCallback"})
     usual = {known.name: known.default for known in fields(TrainingArguments)}

@@ -101,8 +101,8 @@ def _why_not_computed(trainer: Any) -> str:
 
 
 def _computed(trainer: Any) -> tuple[Measure, ...]:
-    """What ``compute_metrics`` returns for the first evaluation batch, of which the one that the arguments
-    choose the best model by is the first."""
+    """Measures that ``compute_metrics`` returns for the first evaluation batch. The first is the one that the
+    arguments choose the best model by."""
     batch, labels = _first_batch(trainer)
     trainer.model.eval()
     moved = {name: value.to(trainer.model.device) for name, value in batch.items()}
@@ -142,7 +142,7 @@ def _first_batch(trainer: Any) -> tuple[Batch, NDArray[np.int64]]:
 
 
 def _metrics(trainer: Any, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """What a Trainer's ``compute_metrics`` returns for outputs (n, ...) and labels (n,)."""
+    """Numbers that a Trainer's ``compute_metrics`` returns for outputs (n, ...) and labels (n,)."""
     handed: Any = predictions
     if (prepare := trainer.preprocess_logits_for_metrics) is not None:
         handed = prepare(torch.from_numpy(predictions), torch.from_numpy(labels)).numpy()
