@@ -105,6 +105,8 @@ class OwnModelTask(ABC):
                 f"head: {type(model).__name__} has no module {listing(lost)}; expected some of "
                 f"{listing(names)}"
             )
+        if inner := [name for name in modules if any(name.startswith(f"{other}.") for other in modules)]:
+            raise ModelError(f"head: {listing(inner)} is within another module of the head; name that alone")
         head = Head(tuple(modules))
         kept = frozenset(name for name, _ in model.named_parameters() if head.holds(name))
         assign_head(model, Head(head.modules, kept))
