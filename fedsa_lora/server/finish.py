@@ -11,6 +11,7 @@ from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.analysis.global_model import has_global, keep_global
 from fedsa_lora.config.changes import changes, changes_of, named, with_experiment
 from fedsa_lora.config.compose import load, to_yaml
+from fedsa_lora.config.options import Options
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.learning.adapters import AdapterModel
@@ -91,14 +92,22 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
 
 def against_experiment(config: RunConfig, command: str) -> list[tuple[str, str, str]]:
     """The settings in which a run differs from its experiment: key, value there, value here. Empty where its
-    command changes nothing or names no experiment, or the experiment cannot be composed as it stands."""
+    command changes nothing, where there is no experiment, or where that cannot be composed as it stands.
+
+    Where the command names none, as of a run from a config file that is nearer to plain groups, it is the
+    experiment that the run is called after.
+    """
     words = with_experiment(shlex.split(command)[2:])
     changed = changes(words)
     kept = [word for word in words if named(word) not in changed]
-    if not changed or "experiment" not in map(named, kept):
+    chosen = [word for word in kept if named(word) == "experiment" and word != "experiment=null"]
+    if not chosen:
+        chosen = [f"experiment={name}" for name in Options.here().experiments_called(config.name)]
+    if not changed or not chosen:
         return []
+    others = [word for word in kept if named(word) != "experiment"]
     try:
-        experiment = load(kept, default_dir=str(config.run_dir))
+        experiment = load([chosen[-1], *others], default_dir=str(config.run_dir))
     except FedSAError:  # one that needs a word of the command
         return []
     return differences(to_yaml(experiment), to_yaml(config))
