@@ -23,7 +23,7 @@ class FederationSettings(PartitionSettings):
     """Settings of who takes part with which data, and for how long.
 
     ``wait_seconds``: how long to wait for all clients to connect and to say who they are; after that
-    ``min_clients``, a share of them, are enough to start; simulated clients are waited for without a limit.
+    ``min_clients``, a share of them, are enough to start; in a simulation there are all, or it is refused.
     ``round_timeout``: seconds after which a client that was asked is late, and
     ignored. ``min_results``: share of the clients that a round needs which must answer well for it to count;
     after ``max_skipped`` rounds in a row that do not, the run ends. ``over_select``: how many times the
