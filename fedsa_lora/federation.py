@@ -92,9 +92,9 @@ class FederationSettings(PartitionSettings):
     def check_deployed(self) -> None:
         if self.b_passing:
             raise ConfigError(
-                f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora "
+                f"federation.b_passing: {PASSED}, and possible in simulation only; start it with `fedsa-lora "
                 "run`, or set it to false",
-                sent="clients pass B on in simulation only",
+                sent="clients can pass B on in simulation only",
                 key="federation.b_passing",
             )
 
@@ -110,10 +110,10 @@ class FederationSettings(PartitionSettings):
 
     def _of_passing(self, run: RunConfig) -> Iterator[str]:
         if self.ranks is not None:
-            yield "federation.b_passing: a client cannot take over a B of another rank; expected ranks=null"
+            yield "federation.b_passing: a client cannot use a B of another rank; expected ranks=null"
         if not run.split.by_role or "local" not in run.split.words().values():
             yield (
-                "federation.b_passing: nothing is always a client's own to be passed on; expected "
+                "federation.b_passing: no tensor is always local, so none can be passed on; expected "
                 "split=share_a"
             )
 
@@ -121,7 +121,7 @@ class FederationSettings(PartitionSettings):
         if self.own:
             yield "partition=own: simulated clients have no data of their own; choose federation=deployment"
         if self.insecure or self.root_certificates:
-            yield "federation.insecure, root_certificates: of a connection to federation.superlink, not set"
+            yield "federation.insecure, root_certificates: they belong to federation.superlink; set it"
         if self.registry:
             yield "federation.registry: simulated nodes have no keys; expected registry=null"
 
@@ -130,8 +130,9 @@ class FederationSettings(PartitionSettings):
             yield fault
         if self.registry and self.insecure:
             yield (
-                "federation.registry: without TLS a SuperLink does not authenticate nodes, so their keys are "
-                "claims like their names; expected federation.insecure=false, or registry=null"
+                "federation.registry: without TLS a SuperLink does not authenticate nodes, so neither "
+                "their keys nor their names are verified; expected federation.insecure=false, or "
+                "registry=null"
             )
         if not self.own:
             return
@@ -139,7 +140,7 @@ class FederationSettings(PartitionSettings):
             kind = type(run.task).__name__
             yield f"partition=own: {kind} reads no files; expected a task of texts or of images"
         if self.label_meaning != "common":
-            yield "partition=own: classes are agreed by name; expected federation.label_meaning=common"
+            yield "partition=own: classes are matched by name; expected federation.label_meaning=common"
         if self.ranks is not None:
             yield "partition=own: ranks are given by client number; expected federation.ranks=null"
 
@@ -150,7 +151,7 @@ class FederationSettings(PartitionSettings):
                 "strategy=flora, flexlora or another that combines products"
             )
         if run.downlink is not None:
-            yield "federation.ranks: broadcasts differ by rank, so they cannot be coded: set downlink=whole"
+            yield "federation.ranks: broadcasts differ by rank, so they cannot be encoded: set downlink=whole"
         if run.lora is None or run.lora.variant == "vera":
             yield "federation.ranks: this model has no A and B of a rank to limit"
             return

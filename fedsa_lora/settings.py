@@ -137,7 +137,7 @@ class MachineSettings(Group):
         if isinstance(device, str) and not _DEVICE.fullmatch(device):
             yield f"device={device}: expected auto, cpu, cuda, or one GPU such as cuda:0"
         if "attention" in node:
-            yield "attention: it is a word of the model; set model.attention"
+            yield "attention: it is a setting of the model; set model.attention"
 
 
 @dataclass(frozen=True)

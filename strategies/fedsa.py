@@ -120,7 +120,7 @@ class FedSA(Strategy):
         resumed: int = 0,
     ) -> None:
         if audience is not None and downlink is not None:
-            raise ConfigError("downlink: it codes for the audience that FedSA makes; give one of the two")
+            raise ConfigError("downlink: it encodes for the audience that FedSA creates; give one of the two")
         self.inner, self.layout, self.split = inner, layout, split
         self.codec = codec or Dense()
         self.roster, self.evaluation, self.min_results = roster, evaluation, min_results
@@ -197,7 +197,7 @@ class FedSA(Strategy):
         answered = {answer.header.client for answer in admission.answers}
         self.attendance.note(server_round, self.round.asked, answered)
         if missing := sorted(needed_clients(self.inner, server_round) - answered):
-            told = f"round {server_round} is none without the answer of {missing}: resume the run"
+            told = f"round {server_round} is incomplete without the answer of {missing}: resume the run"
             raise RunError("\n".join([told, *causes(admission.failures)]))
         enough = len(answered) >= max(self.fewest, at_least(self.min_results, self.round.needed))
         seen = admission.with_remarks(admission.answers, self.round.absent)
@@ -293,7 +293,7 @@ class FedSA(Strategy):
         least = at_least(self.min_results, self.round.needed)
         told = f"federation.min_results={self.min_results:g} asks for {least} results"
         if self.fewest > least:
-            told = f"{type(self.inner).__name__} holds with {self.fewest} results or more"
+            told = f"{type(self.inner).__name__} needs {self.fewest} results or more"
         self.attendance.skip(round_, len(self.round.asked), admission, told)
         self.audience.forget()
         self.totals.forget()

@@ -38,9 +38,9 @@ def checks() -> Iterator[Check]:
     """The five checks, one by one."""
     runs: dict[str, Callable[[], tuple[bool, str]]] = {
         "config and presets": presets,
-        "a foreign model keeps its interface": interface,
-        "only trainable tensors travel": exchange,
-        "save, load and refuse": storage,
+        "a third-party model keeps its interface": interface,
+        "only trainable tensors are sent": exchange,
+        "save, load and reject": storage,
         "merge, disable, checkpointing": layers,
     }
     for title, run in runs.items():
@@ -92,7 +92,7 @@ def exchange() -> tuple[bool, str]:
     )
     count = sum(value.size for value in sent)
     passed = identity and moved and count == wrapper.adapter.trainable_parameters < whole
-    return passed, f"{count:,} of {whole:,} values travel; set(get()) changes no bit: {identity}"
+    return passed, f"{count:,} of {whole:,} values are sent; set(get()) is bit-identical: {identity}"
 
 
 def storage() -> tuple[bool, str]:
@@ -114,7 +114,7 @@ def storage() -> tuple[bool, str]:
         refused = [what for what, other in others.items() if what in _refusal(stored, other)]
         size = sum(file.stat().st_size for file in Path(folder, "first").iterdir())
     passed = apart == 0 and refused == list(others)
-    return passed, f"{size / 1e3:.0f} kB; outputs differ by {apart:g}; refused: {', '.join(refused)}"
+    return passed, f"{size / 1e3:.0f} kB; outputs differ by {apart:g}; rejected: {', '.join(refused)}"
 
 
 def layers() -> tuple[bool, str]:
@@ -138,7 +138,7 @@ def layers() -> tuple[bool, str]:
         merged = _apart(wrapper.merge_and_unload().model(images), adapted)
     passed = disabled and enabled and merged < CLOSE and again < kept
     return passed, (
-        f"merged differs by {merged:.1g}; disabled is the base to the bit: {disabled}; peak "
+        f"merged differs by {merged:.1g}; disabled is bit-identical to the base: {disabled}; peak "
         f"{kept / 1e6:.1f} MB, with checkpoints {again / 1e6:.1f} MB"
     )
 

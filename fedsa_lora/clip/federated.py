@@ -35,7 +35,8 @@ def module_of(federated: Any, attribute: str | None) -> nn.Module:
     modules = {name: value for name, value in _attributes(federated) if isinstance(value, nn.Module)}
     if not modules:
         raise ModelError(
-            f"{kind} is no torch module and has none among its attributes: give the object that holds it, or "
+            f"{kind} is not a torch module and has none among its attributes: give the object that holds "
+            f"it, or "
             "name a property that returns it with attribute="
         )
     if len(modules) == 1:

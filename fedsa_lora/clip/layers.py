@@ -42,7 +42,7 @@ def layers_with_lora(module: nn.Module, config: LoRAConfig, classifier: str | No
         if not any(_is_named(name, [target]) for name in found):
             known = _ends(module)
             raise ModelError(
-                f"target_modules: {target!r} is no layer of {' or '.join(config.components)} in "
+                f"target_modules: {target!r} is not a layer of {' or '.join(config.components)} in "
                 f"{type(module).__name__}{nearest(target, known)}; expected some of {listing(known)}"
             )
     return found

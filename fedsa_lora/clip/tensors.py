@@ -35,7 +35,7 @@ class TrainableTensors:
         if other := sorted(parameters.keys() ^ {str(name) for name in values}):
             raise LayoutError(
                 f"expected the {len(parameters)} trainable tensors by their names; {listing(other, 3)} "
-                "on one side alone"
+                "on one side only"
             )
         # NumPy's arrays are copied, as those that come off a wire may not be writable, which torch warns of
         copied = {n: np.array(v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
@@ -96,7 +96,7 @@ class GetTrainable(_Method):
         found = list(example.values()) if isinstance(example, Mapping) else list(example)
         if not all(isinstance(value, torch.Tensor | np.ndarray) for value in found):
             raise LayoutError(
-                "get_parameters returns values that are neither arrays nor tensors: have it return such, or "
+                "get_parameters returns values that are neither arrays nor tensors: have it return those, or "
                 "set save_only_trainable=False"
             )
         self.holds_tensors = bool(found) and isinstance(found[0], torch.Tensor)

@@ -108,8 +108,8 @@ class CLIPLoRAWrapper:
         """LoRA in the module. Raises ModelError where there is none: not yet, or merged."""
         if self._adapter is None:
             raise ModelError(
-                "the federated model has no LoRA: call apply_lora_to_federated_model() first; LoRA that was "
-                "merged is gone"
+                "the federated model has no LoRA: call apply_lora_to_federated_model() first; merged LoRA "
+                "can no longer be used"
             )
         return self._adapter
 
@@ -147,12 +147,12 @@ class CLIPLoRAWrapper:
         for name, tower in towers.items():
             if not tower.supports_gradient_checkpointing:
                 raise ModelError(
-                    f"{name or 'the module'} ({type(tower).__name__}) has no layers that can be computed "
-                    "again for their gradients: leave gradient checkpointing off, and take smaller batches"
+                    f"{name or 'the module'} ({type(tower).__name__}) has no layers that support gradient "
+                    f"checkpointing: leave it off, and use smaller batches"
                 )
         if not towers:
             raise ModelError(
-                f"{type(self.module).__name__} has no tower of transformers that is trained, so gradient "
+                f"{type(self.module).__name__} has no trained transformers tower, so gradient "
                 "checkpointing would save nothing: leave it off"
             )
         self.disable_gradient_checkpointing()
@@ -182,7 +182,7 @@ class CLIPLoRAWrapper:
 def _warn_in_evaluation(tower: nn.Module, _: Any) -> None:
     if torch.is_grad_enabled() and not tower.training:
         warnings.warn(
-            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing changes nothing: "
+            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing has no effect: "
             "call train() before the forward pass",
             stacklevel=2,
         )

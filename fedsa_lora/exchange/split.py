@@ -84,7 +84,7 @@ class SplitPolicy(Group, ABC):
         for role in ROLES:
             value = self.of(role)
             if not isinstance(value, str) and not 0 <= value <= 1:
-                raise ConfigError(f"{role}={value:g}: a degree of being local is from 0 to 1")
+                raise ConfigError(f"{role}={value:g}: expected a degree from 0 (shared) to 1 (local)")
             if role in ("A", "B") and _travels(value) and role not in self.allow:
                 raise ConfigError(
                     f"{role} is to be shared, which split.allow={list(self.allow)} forbids: add {role} to "
@@ -114,7 +114,7 @@ class SplitPolicy(Group, ABC):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         whole = self.of("base") != "frozen"
         if whole and run.lora is not None:
-            yield "split.base is trained, so there must be no adapters beside it: set lora=none"
+            yield "split.base is trained, so there must be no adapters: set lora=none"
         if not whole and run.lora is None:
             yield "lora=none leaves only the head to train: choose split=full, or lora=default"
         if all(self.of(role) == "frozen" for role in ROLES):
@@ -207,7 +207,7 @@ class Alternate(SplitPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.order:
-            raise ConfigError("order is empty: expected the factors in turn, such as [B, A]")
+            raise ConfigError("order is empty: expected the factors in order, such as [B, A]")
 
     @property
     def turns(self) -> tuple[Factor, ...]:

@@ -43,13 +43,14 @@ class Experts(Personalisation):
             yield "personalisation: Experts mixes whole adapters, A with B; expected split=share_ab"
         if run.clusters is not None or run.federation.weights != "examples":
             yield (
-                "personalisation: Experts takes a client's own part off the mean by its examples; expected "
+                "personalisation: Experts subtracts a client's own part from the mean by its examples; "
+                "expected "
                 "clusters=none and federation.weights=examples"
             )
         if not run.strategy.can("averages") and not run.strategy.needs_factors:
             yield (
                 f"personalisation: Experts needs the mean of what clients shared, and {run.strategy.name} "
-                "makes something else of it; expected strategy=fedavg or fedprox"
+                f"does not return it; expected strategy=fedavg or fedprox"
             )
         for key, codec, plain in (
             ("codec", run.codec, "dense"),
@@ -57,7 +58,8 @@ class Experts(Personalisation):
         ):
             if codec is not None and not codec.lossless:
                 yield (
-                    f"{key}: Experts takes a client's own part off the mean, which {codec.name!r} alters; "
+                    f"{key}: Experts subtracts a client's own part from the mean, which {codec.name!r} "
+                    f"changes; "
                     f"expected {key}={plain}"
                 )
 

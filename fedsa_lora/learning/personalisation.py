@@ -44,7 +44,7 @@ class Personalisation(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.beside and run.strategy.needs_factors:
             yield (
-                f"personalisation: {type(self).__name__} keeps a model beside the common one, and "
+                f"personalisation: {type(self).__name__} keeps a second model besides the global one, and "
                 f"{run.strategy.name} changes the frozen weights or the factors under it; expected "
                 "personalisation=none or finetune"
             )
@@ -212,7 +212,7 @@ class PFedMe(Personalisation):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)
         if run.strategy.proximal:
-            yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+            yield "personalisation: PFedMe has its own proximal term; expected strategy=fedavg"
         if run.split.by_importance and self.inner == 1:
             yield (
                 "personalisation.inner=1: importance is not measured in the first of the inner steps; "

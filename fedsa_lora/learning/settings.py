@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 LARGEST_BATCH = 64  # of those that memory decides: with more, a few local steps see a small client many times
-OWN_MEMORY = "each node has a memory of its own, and all are to take the same steps: expected a number"
+OWN_MEMORY = "memory differs between nodes, but all must take the same steps: expected a number"
 Intent = Literal["default", "attention", "all_linear", "convolutions"]
 Towers = Literal["vision", "text", "both"]
 
@@ -67,7 +67,7 @@ def _contradictions(lora: LoraSettings) -> list[str]:
         set_ += [f"init={lora.init}"] if lora.init != "default" else []
         if set_:
             faults.append(
-                f"variant=vera has one rank, no alpha and its own start; leave out {', '.join(set_)}"
+                f"variant=vera has one rank, no alpha and its own initialisation; leave out {', '.join(set_)}"
             )
     if lora.layer_ranks is not None and (lora.rank_pattern or lora.alpha_pattern):
         faults.append("layer_ranks sets ranks and alphas: leave out rank_pattern and alpha_pattern")
@@ -139,12 +139,12 @@ class TrainSettings(Group):
         if self.batch_size == AUTO:
             lines["batch size"] = (
                 f"the largest power of two up to {LARGEST_BATCH} that the free memory holds, decided once "
-                "when the run begins"
+                f"when the run starts"
             )
         if self.accumulate > 1:
             lines["accumulate"] = f"{self.accumulate} passes of {self.batch_size} examples make a step"
         if self.gradient_checkpointing:
-            lines["checkpointing"] = "layers are computed again for their gradients, to save memory"
+            lines["checkpointing"] = "activations are recomputed in the backward pass, to save memory"
         return lines
 
     def check_deployed(self) -> None:

@@ -109,25 +109,25 @@ class Unlearning(Group):
             return
         name = type(self).__name__
         if not isinstance(run.task, Forgettable):
-            yield f"unlearning: {name} needs a task that says what is to be forgotten; expected task=tofu"
+            yield f"unlearning: {name} needs a task that defines what to forget; expected task=tofu"
         elif {*map(str, run.task.targets)} != self.names:
             holders = ", ".join(map(str, run.task.targets))
             yield f"unlearning.targets={self.targets}: task.targets are {holders}; expected the same clients"
         if type(run.personalisation) is not Personalisation:
             method = type(run.personalisation).__name__
             yield (
-                f"unlearning: {method} keeps or trains a model of which nothing is forgotten; expected "
+                f"unlearning: {method} keeps or trains a second model that would forget nothing; expected "
                 "personalisation=none"
             )
         if run.codec.leaves:
             yield (
-                f"unlearning: what codec {run.codec.name} has not sent yet would be learned after all; "
-                "expected codec=dense or another that leaves nothing"
+                f"unlearning: values that codec {run.codec.name} sends later would be learned after all; "
+                f"expected codec=dense or another without residual"
             )
         if not run.strategy.can("linear"):
             yield (
-                f"unlearning: {run.strategy.name} does not take the mean, in which the update of one that "
-                "forgets counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
+                f"unlearning: {run.strategy.name} does not take the mean, in which the update of a "
+                f"forgetting client counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
             )
 
     def fit(self, request: Request) -> Training:
@@ -142,14 +142,13 @@ class Unlearning(Group):
             return (yield request.without.plain()), {}
         if not len(request.marked):
             raise TrainingError(
-                "there is nothing that this client could forget: correct unlearning.targets, or "
-                "task.forget_split"
+                "this client has nothing to forget: correct unlearning.targets, or task.forget_split"
             )
         return (yield from self.forget(request))
 
     def forget(self, request: Request) -> Training:
         """The trainings of a round of unlearning, as those of ``fit``."""
-        raise TrainingError("this run unlearns nothing, and the server asks for it")
+        raise TrainingError("the server asks for unlearning, but this run has none")
         yield
 
 
@@ -203,7 +202,7 @@ class DropB(Phased):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)
         if not run.split.by_role or run.split.words().get("B") != "local":
-            yield "unlearning: there is no B of the target's own to drop; expected split=share_a"
+            yield "unlearning: the target has no local B to drop; expected split=share_a"
 
     def forget(self, request: Request) -> Training:
         local = request.local

@@ -79,8 +79,8 @@ def _spreads(summary: Row, measure: Measure) -> list[MeasureRow]:
         ("worst", extreme, shown, "The worst client."),
         ("worst_tenth", "Worst tenth", shown, "Mean of the worst tenth of the clients, rounded up."),
         ("deciles", deciles, _deciles, "A tenth of the clients is below the first, nine below the last."),
-        ("jain", "Jain's index", _plain, "1: all clients alike; 1 / clients: one has everything."),
-        ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all alike."),
+        ("jain", "Jain's index", _plain, "1: all clients equal; 1 / clients: one has everything."),
+        ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all equal."),
     ]
     models = [summary.get(model) or {} for model in ("personalised", "local_only", "majority")]
     rows = []
@@ -96,7 +96,7 @@ def _of_gain(name: str, gain: float | None, reference: str, measure: Measure) ->
 
 def _harmed(summary: Row) -> MeasureRow:
     return MeasureRow(
-        "Clients harmed", percent(summary.get("share_harmed")), "Share that is worse off than alone."
+        "Clients harmed", percent(summary.get("share_harmed")), "Share of clients worse off than alone."
     )
 
 
@@ -109,7 +109,7 @@ def _target(target: Row | None) -> MeasureRow:
     return MeasureRow(
         "As good as alone from",
         reached,
-        "When the mean was first that of training alone; both ways, training only.",
+        "When the mean first reached that of training alone; bytes up and down, training only.",
     )
 
 
@@ -119,7 +119,7 @@ def _union(union: Row | None, outcomes: list[ClientOutcome], measure: Measure) -
         return MeasureRow(name, NOT_MEASURED, "In simulation: fedsa-lora evaluate RUN --union")
     gap = mean_known([outcome.union_gap for outcome in outcomes])
     gained = shown_gain(gap, measure)
-    meaning = f"Each model on {union['examples']:,} examples. From there to its own it is {gained}."
+    meaning = f"Each model on {union['examples']:,} examples; on its own test part it gains {gained}."
     return MeasureRow(name, shown(mean_known([outcome.union for outcome in outcomes]), measure), meaning)
 
 
@@ -131,8 +131,9 @@ def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome], measure: Meas
     return MeasureRow(
         f"A newcomer, {newcomer['steps']} steps",
         shown(mean_known([outcome.newcomer for outcome in outcomes]), measure),
-        "Joins at the end and trains for so long, against the same steps from the start. Played by "
-        f"{len(newcomer['took_part'])} clients, of which {known} had a part in what is shared.",
+        "Joins at the end and trains that many steps, compared with the same steps from the initial model. "
+        "Simulated by "
+        f"{len(newcomer['took_part'])} clients, of which {known} contributed to the shared values.",
         shown(mean_known([outcome.newcomer_alone for outcome in outcomes]), measure),
     )
 

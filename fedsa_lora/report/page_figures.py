@@ -90,7 +90,7 @@ def _rounds_words(record: RunRecord) -> tuple[str, str]:
         alt += f" Alone, the clients reach {shown(alone['mean'], primary)}."
         side = "above" if primary.higher_is_better else "below"
         caption += (
-            f" Federation pays where the line is {side} the dashed one, the same clients trained alone."
+            f" Federation helps where the line is {side} the dashed one, the same clients trained alone."
         )
     return alt, caption
 
@@ -122,7 +122,7 @@ def _classes_words(record: RunRecord) -> tuple[str, str]:
     alt = f"Heat map of train examples: {size}; a client holds {spread}."
     if min(held) == classes:
         return alt, f"Every client holds all {counted(classes, 'class', 'es')}, in the numbers shown."
-    caption = f"How unlike the clients are: of {counted(classes, 'class', 'es')} a client holds {spread}."
+    caption = f"Heterogeneity of the clients: of {counted(classes, 'class', 'es')} a client holds {spread}."
     return alt, f"{caption} A blank cell is a class on which it is not trained."
 
 

@@ -128,7 +128,7 @@ def _without_adapters(exporter: Exporter) -> str:
     except FedSAError as error:
         return str(error)
     if exporter.config.personalisation.adapts:
-        return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
+        return "each client fine-tunes its model before use; fedsa-lora export RUN --client NAME does so"
     size = _size(model)
     if model.relative or not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"

@@ -158,7 +158,7 @@ def explained(what: str, path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"the {what} {path!r} needs code of its own (auto_map in its config.json or "
+                f"the {what} {path!r} needs its own code (auto_map in its config.json or "
                 "tokenizer_config.json), which is never run: choose one whose type transformers knows"
             ) from error
         raise ModelError(

@@ -75,7 +75,7 @@ class ModelSettings(Group):
         if odd := no_plain_values(self.config):
             raise ConfigError(
                 f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
-                "mappings of them: what a model is loaded from is for model.path to say"
+                "mappings of them: where a model is loaded from is set by model.path"
             )
         if not self.path and "model_type" not in self.config:
             raise ConfigError(
@@ -159,7 +159,7 @@ class ModelSettings(Group):
         return {"model.adapter": "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()}
 
     def describe(self) -> dict[str, str]:
-        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        words = "that of the model; in half precision the faster one, measured once when the run starts"
         lines = {"attention": words if self.attention == "auto" else self.attention}
         if self.dtype != "fp32":
             lines["frozen weights"] = f"held in {self.quantization or self.dtype}"
@@ -210,8 +210,8 @@ def _in_package(path: str) -> Path:
     folder = Path(root, inner).resolve()
     if not folder.is_relative_to(root):
         raise ModelError(
-            f"{path!r} lies outside of the package {package!r}; correct model.path",
-            sent="the folder of the model lies outside of its package",
+            f"{path!r} is outside the package {package!r}; correct model.path",
+            sent="the folder of the model is outside its package",
             key="model.path",
         )
     if package == "fedsa_lora":  # what runs may be a Flower bundle, which carries no binary files

@@ -116,8 +116,8 @@ class LabelledTask(SourcedTask, ClassificationTask):
         super().__post_init__()
         if self.partition.own and not self.class_names:
             raise ConfigError(
-                "every node has data of its own, so the classes must be agreed: expected class_names=[...]",
-                sent="the classes must be agreed where every node has data of its own",
+                "every node has its own data, so the classes must be fixed: expected class_names=[...]",
+                sent="the classes must be fixed where every node has its own data",
                 key="task.class_names",
             )
         given = [word_of(label) for label in self.class_names or []]

@@ -277,7 +277,8 @@ def measured(task: Task, predictions: NDArray[np.float32], labels: NDArray[Any])
     if missing := [name for name in declared if name not in numbers]:
         raise ConfigError(
             f"task: {type(task).__name__} declares the measures {listing(declared)}, and its evaluate "
-            f"returns no {listing(missing)}, only {listing(sorted(numbers)) or 'nothing'}: correct either",
+            f"returns no {listing(missing)}, only {listing(sorted(numbers)) or 'nothing'}: correct one of "
+            f"the two",
             sent="its evaluate does not return every measure that the task declares",
             key="task",
         )

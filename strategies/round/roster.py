@@ -157,7 +157,7 @@ class Roster:
             return
         found = f"{known} of {self.expected} clients"
         if self.remarks:
-            reason = f"{found} say which they are, {len(self.remarks)} nodes do not"
+            reason = f"{found} reported their client id, {len(self.remarks)} nodes did not"
         elif self.wait_seconds is None:
             reason = (
                 f"{found} are simulated: start the simulation with num-supernodes={self.expected}, or lower "

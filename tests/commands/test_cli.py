@@ -160,7 +160,7 @@ def test_a_used_run_directory_is_refused_before_anything_starts(tmp_path, capsys
 
 @pytest.mark.parametrize("command", [["evaluate", "nowhere"], ["export", "nowhere", "--client", "0"]])
 def test_a_directory_that_is_no_run_is_told(capsys, command):
-    assert "nowhere is no run directory: it has no config.yaml" in fails(capsys, *command)
+    assert "nowhere is not a run directory: it has no config.yaml" in fails(capsys, *command)
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["export", "--client", "0"]])

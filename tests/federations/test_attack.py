@@ -173,7 +173,7 @@ def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_pat
         (["attack.target=7"], "expected 0 to 6"),
         (["attack.trigger=cf"], "attack.trigger"),
         (["+task.attack=null"], "task.attack"),
-        (["task=gsm8k", "model=llama3_8b"], "no classes to aim at"),
+        (["task=gsm8k", "model=llama3_8b"], "no classes to target"),
     ],
 )
 def test_an_attack_that_cannot_be_is_refused_before_anything_runs(words, said):

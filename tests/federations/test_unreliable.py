@@ -215,14 +215,14 @@ def test_a_node_that_does_not_say_who_it_is_is_left_out_and_named_in_every_round
 ):
     words = [*KEPT, *DEPLOYED, "run.report=true"]
     run = run_with(monkeypatch, lambda *asked: None, words, tmp_path / "run", silent="2")
-    told = "node 3 has not said which client it is: it does not answer"
+    told = "node 3 has not reported its client id: it does not answer"
     assert [(row["present"], row["fit_clients"], failures_of(row)) for row in rows(run)] == [
         (3, 3, [told])
     ] * 3
     page = (run / "report.html").read_text()
     assert told in page
-    assert "A client is whoever says its name" in page
-    with pytest.raises(RunError, match=rf"3 of 4 clients say which they are, 1 nodes do not\n{told}"):
+    assert "Client names were not verified" in page
+    with pytest.raises(RunError, match=rf"3 of 4 clients reported their client id, 1 nodes did not\n{told}"):
         run_with(
             monkeypatch, lambda *asked: None, [*words, "federation.min_clients=1"], tmp_path / "x", silent="2"
         )

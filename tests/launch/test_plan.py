@@ -220,7 +220,7 @@ def test_a_gpu_is_ray_s_and_processes_of_this_machine_are_refused_there(monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = torch.device("cuda")
     assert isinstance(fit_simulation(load(), gpu, 10**8), Simulation)
-    with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU alone: add machine"):
+    with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU only: add machine"):
         fit_simulation(load(["machine.engine=inprocess"]), gpu, 10**8)
 
 

@@ -98,7 +98,7 @@ def test_flash_attention_is_refused_where_there_is_no_gpu(monkeypatch, tmp_path)
     assert config.describe()["attention"] == "flash_attention_2"
     with pytest.raises(ConfigError, match=r"needs a CUDA device, .* cpu: set model\.attention=sdpa"):
         make_plan(config)
-    with pytest.raises(ConfigError, match=r"attention: it is a word of the model; set model\.attention"):
+    with pytest.raises(ConfigError, match=r"attention: it is a setting of the model; set model\.attention"):
         load(["machine.attention=eager"])
 
 

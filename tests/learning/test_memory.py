@@ -97,7 +97,7 @@ def test_what_was_decided_is_a_number(tmp_path):
 def test_only_a_simulation_decides(tmp_path):
     words = ["experiment=smoke", "train.batch_size=auto"]
     deployed = ["federation=deployment", "federation.superlink=localhost:9093", "federation.insecure=true"]
-    with pytest.raises(ConfigError, match=r"train\.batch_size=auto: each node has a memory of its own"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=auto: memory differs between nodes"):
         load([*words, *deployed])
     with pytest.raises(ConfigError, match="expected a number"):
         load(words).train.check_deployed()

@@ -57,7 +57,7 @@ def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_p
     assert (failed["1"], failed["0"]) == (2, 0)
     page = render(record)
     assert "<td>lost</td><td>2, 3</td>" in page
-    assert "what is common staying as it was: round 2." in page
+    assert "with shared values unchanged: round 2." in page
     assert "Client 1 was left out of round 4: it kept failing." in page
     assert "In round 3, 9 of 10 clients were there." in page
     assert '<th scope="row">2 (skipped)</th>' in page

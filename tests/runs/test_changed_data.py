@@ -108,7 +108,7 @@ def test_a_server_does_not_resume_on_other_data_and_says_from_which_round_on_the
     assert json.loads((changed / DATA).read_text()) == before
     run_in_process(longer(changed, made[1], "run.allow_changed_data=true"))
     assert "which is allowed" in caplog.text
-    assert "the data of client 0 are not those that it trained round 1 on" in caplog.text
+    assert "the data of client 0 differ from those of round 1" in caplog.text
     (note,) = [n for n in json.loads((changed / "partition.json").read_text())["notes"] if "resumed" in n]
     assert note.startswith("resumed after round 1: ")
     assert check_data(changed, read_config(changed)) == "", "the last rounds were trained on these"
@@ -123,7 +123,7 @@ def test_a_change_of_settings_may_not_bring_a_change_of_data(changed, capsys):
 def test_a_run_without_a_digest_is_gone_on_with_and_one_line_says_so(changed, capsys):
     (changed / DATA).unlink()
     assert main(["evaluate", str(changed)]) == 0
-    assert capsys.readouterr().out.count("kept no digest of the data") == 1
+    assert capsys.readouterr().out.count("recorded no digest of the data") == 1
 
 
 def test_an_export_stops_only_where_the_classes_are_others(changed, made, capsys):
@@ -154,4 +154,4 @@ def test_a_client_says_in_its_own_log_that_its_data_are_not_those_it_was_trained
     trained.save(ClientState(4, {}))
     assert [warnings(data) for data in ("one", "two", "")] == [0, 1, 0]
     assert warnings("two") == 1
-    assert "the data of client 7 are not those that it trained round 4 on" in caplog.text
+    assert "the data of client 7 differ from those of round 4" in caplog.text

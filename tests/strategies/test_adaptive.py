@@ -134,7 +134,7 @@ def test_a_client_that_shares_what_it_was_not_asked_for_is_rejected():
     stale = {"shared": LAYOUT.mask(LAYOUT.names), "payload": np.ones(LAYOUT.size, np.float32)}
     play(server, 2, {}, **{"1": stale})
     (failure,) = failures_of(server.notes.rounds[1])
-    assert failure.startswith("client 1: shares other tensors than it was asked for; the difference is")
+    assert failure.startswith("client 1: shares other tensors than requested; the difference is")
     assert A[0] in failure
     assert A[1] in failure
 

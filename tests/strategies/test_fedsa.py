@@ -85,7 +85,7 @@ REJECTED = {
     "of another round": ({"round": 2}, "answers round 2"),
     "under another name": ({"client": "1"}, "answers as client '1'"),
     "without examples": ({"examples": 0}, "claims 0 examples"),
-    "with a digest of other values": ({"digest": "0" * 32}, "digest does not fit"),
+    "with a digest of other values": ({"digest": "0" * 32}, "digest does not match"),
     "of another layout": ({"layout": "0" * 16}, "tensors of layout 0000"),
     "of fewer tensors than asked": ({"shared": "1"}, r"difference is \['x.lora_A.weight'\]"),
     "of tensors that there are not": ({"shared": "7"}, "does not name tensors"),

@@ -44,7 +44,7 @@ def bert(**config):
 def test_what_a_model_starts_from_is_said(task_of):
     said = inspect_task(task_of(bert(num_labels=7)))
     assert said == (
-        "25 weights of the checkpoint are read",
+        "25 weights of the checkpoint are loaded",
         "the start of the head is the checkpoint's: classifier",
     )
     assert "every weight is drawn from the seed" in inspect_task(load(["experiment=smoke"]).task)

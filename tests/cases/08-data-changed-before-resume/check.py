@@ -47,4 +47,4 @@ assert any("resumed after round 2" in note and "changed" in note for note in not
 Path("run/data.json").unlink()  # as versions before this one left a run
 old = fedsa("evaluate", "run")
 assert old.returncode == 0, "a run without a digest is refused"
-assert "kept no digest" in said(old), "a run without a digest is not remarked on"
+assert "recorded no digest" in said(old), "a run without a digest is not remarked on"

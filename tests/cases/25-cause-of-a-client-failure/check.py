@@ -57,4 +57,4 @@ assert watched.stdout.strip().splitlines()[-1] == line, "watch ends with another
 # Before a client has said who it is: the model of the actors is gone, because their store cannot be written.
 Path("store").write_text("a file where a folder should be")
 refused = fedsa("run", *COMMON, "run.store=store", "run.dir=refused")
-ends_with(refused, r"(client 0: |node \d+ failed before it said which client it is: )\w+: ", "refused")
+ends_with(refused, r"(client 0: |node \d+ failed before it reported its client id: )\w+: ", "refused")
