@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Print each check with what it measured; 1 where one fails."""
+    """Print each check with its measurements; returns 1 where one fails."""
     parser = argparse.ArgumentParser(prog="python -m fedsa_lora.clip", description=__doc__)
     parser.add_argument(
         "--counts",

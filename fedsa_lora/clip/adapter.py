@@ -93,7 +93,7 @@ class Adapter:
         return sorted((adapted - set(self.layers)) | (whole - set(self.whole)))
 
     def set_enabled(self, enabled: bool) -> None:
-        """Compute with LoRA and the parts trained whole, or without them as the base does, to the bit.
+        """Compute with LoRA and the fully trained parts, or without them, bit-identically to the base.
         Raises ModelError where biases of the base were trained, which cannot be taken off."""
         if enabled == self.enabled:
             return

@@ -1,4 +1,4 @@
-"""Five checks of the module on a small random model, each with what it measured."""
+"""Five checks of the module on a small random model, each with its measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = ("get_parameters", "set_parameters", "train_step", "evaluate")
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its title, what it measured, and whether it passed."""
+    """One check: its title, its measurements, and its result."""
 
     title: str
     measured: str
@@ -67,7 +67,7 @@ def presets() -> tuple[bool, str]:
 
 
 def interface() -> tuple[bool, str]:
-    """The class, signatures and methods of a foreign model with LoRA, which its own step trains."""
+    """The class, signatures and methods of a third-party model with LoRA, trained by its own step."""
     before = {name: inspect.signature(getattr(FederatedCLIP(), name)) for name in METHODS}
     federated = _adapted().federated_model
     same = {name: inspect.signature(getattr(federated, name)) for name in METHODS} == before
@@ -77,7 +77,7 @@ def interface() -> tuple[bool, str]:
 
 
 def exchange() -> tuple[bool, str]:
-    """Numbers that travel, and that setting what was read changes no bit."""
+    """The number of values exchanged, and that writing the values read is bit-identical."""
     whole = sum(value.size for value in FederatedCLIP().get_parameters({}))
     wrapper = _adapted()
     federated = wrapper.federated_model
@@ -96,7 +96,7 @@ def exchange() -> tuple[bool, str]:
 
 
 def storage() -> tuple[bool, str]:
-    """A saved adapter gives the same outputs, and one of another rank, targets or base is refused."""
+    """A saved adapter gives the same outputs, and one of another rank, targets or base is rejected."""
     images, _ = batch()
     wrapper = _adapted()
     wrapper.federated_model.train_step(*batch())

@@ -84,9 +84,8 @@ class LoRAModelManager:
     def load_model(self, name: str, model: CLIPLoRAWrapper) -> CLIPLoRAWrapper:
         """Overwrite what a model trains by a saved adapter, and return the model.
 
-        Raises RunError where there is none of that name, and ModelError, which says what differs, where it is
-        of another rank, scale, of other layers or over another base, or is cut off: nothing is overwritten
-        then.
+        Raises RunError where there is none of that name, and ModelError, which names the difference,
+        where its rank, scale, layers or base differ, or it is truncated: nothing is overwritten then.
         """
         info, ours = self.get_model_info(name), model.adapter.state()
         file = self.folder / name / ADAPTER_WEIGHTS

@@ -67,7 +67,7 @@ class _Method:
 
 
 class GetTrainable(_Method):
-    """A ``get_parameters`` that returns the trainable tensors in the form in which the original returns all:
+    """A ``get_parameters`` that returns the trainable tensors in the form of the original:
     a mapping, a list or a tuple, of arrays or of torch's tensors. The original is called once, to see it."""
 
     def __init__(self, original: Any, tensors: TrainableTensors) -> None:
@@ -106,7 +106,7 @@ class GetTrainable(_Method):
 
 
 class SetTrainable(_Method):
-    """A ``set_parameters`` that takes the trainable tensors in the place of all: a mapping by their names, or
+    """A ``set_parameters`` that takes the trainable tensors instead of all: a mapping by their names, or
     a sequence in their order. They are the first argument, as in the original."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:

@@ -23,12 +23,12 @@ from fedsa_lora.learning.checkpointing import keep_layers, recompute_layers
 class CLIPLoRAWrapper:
     """LoRA on a federated model: any object that is a torch module or has one.
 
-    ``apply_lora_to_federated_model`` replaces layers within that module, so the object is used as before, by
-    itself or through the wrapper, which has all of its attributes. ``target_components`` are ``encoder``,
+    ``apply_lora_to_federated_model`` replaces layers within that module, so the object is used as before,
+    directly or through the wrapper, which has all of its attributes. ``target_components`` are ``encoder``,
     ``classifier`` or both, those of ``lora_config`` where they are not given. With ``save_only_trainable``
-    its ``get_parameters`` and ``set_parameters`` exchange the trainable tensors alone, in their order, with
-    the signatures that they have; else they are left as they are. ``attribute`` names the torch module in the
-    object, and ``classifier`` the classifier in the module, where they cannot be told. ``base`` is the path
+    its ``get_parameters`` and ``set_parameters`` exchange only the trainable tensors, in their order, with
+    unchanged signatures; else they are not replaced. ``attribute`` names the torch module in the
+    object, and ``classifier`` the classifier in the module, where they are ambiguous. ``base`` is the path
     of the pretrained model, for what is saved. A is drawn from ``seed``; equal on every client, all start
     alike.
     """
@@ -71,10 +71,9 @@ class CLIPLoRAWrapper:
 
     def apply_lora_to_federated_model(self) -> Any:
         """Put LoRA into the federated model and return it. Optimizers among its attributes step the trainable
-        tensors from then on; one that is made elsewhere must be made anew.
+        tensors from then on; one that is kept elsewhere must be created again.
 
-        Raises ModelError where the model has LoRA already, or lacks a layer that was asked for; it is then as
-        it was.
+        Raises ModelError where the model has LoRA already, or lacks a requested layer; it is then unchanged.
         """
         layers = layers_with_lora(self.module, self.lora_config, self._classifier)
         self._adapter = Adapter(
@@ -123,8 +122,8 @@ class CLIPLoRAWrapper:
         self.adapter.set_enabled(True)
 
     def disable_lora_layers(self) -> None:
-        """Compute as the base does, to the bit, with the classifier that it had. What is trained is kept, and
-        still travels. Raises ModelError where biases are trained."""
+        """Compute bit-identically to the base, with its classifier. Trained tensors are kept, and still
+        exchanged. Raises ModelError where biases are trained."""
         self.adapter.set_enabled(False)
 
     def merge_and_unload(self) -> Any:

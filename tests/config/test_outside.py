@@ -268,7 +268,7 @@ def test_a_run_whose_folder_has_no_plain_name_is_refused_by_its_submitter_and_ev
 @pytest.mark.case(25)
 def test_a_node_without_a_store_of_its_own_answers_nothing(machine):
     reply = asked(machine, SMOKE, node={"store": None})
-    assert refusal(reply).startswith("ConfigError: its node config sets no store; all of it is in the log")
+    assert refusal(reply).startswith("ConfigError: its node config sets no store; the full text is in")
 
 
 @pytest.mark.case(24)

@@ -100,7 +100,7 @@ def test_a_client_that_fails_costs_the_others_of_its_node_nothing(monkeypatch, t
     (row,) = rows(run)
     assert row["fit_clients"] == 3
     (failure,) = failures_of(row)
-    assert failure.startswith("client 1: OSError: an unexpected error; all of it is in the log")
+    assert failure.startswith("client 1: OSError: an unexpected error; the full text is in the log")
 
 
 class Answering(InProcessGrid):
