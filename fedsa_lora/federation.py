@@ -1,4 +1,4 @@
-"""Participants of a run: who takes part with which data, for how long and where."""
+"""Participants of a run: clients, their data, rounds and machines."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ PASSED = "B is passed from client to client: not FedSA"
 
 @dataclass(frozen=True)
 class FederationSettings(PartitionSettings):
-    """Settings of who takes part with which data, and for how long.
+    """Settings of the clients, their data and the rounds.
 
-    ``wait_seconds``: how long to wait for all clients to connect and to say who they are; after that
-    ``min_clients``, a share of them, are enough to start; simulated clients are waited for without a limit.
-    ``round_timeout``: seconds after which a client that was asked is late, and
-    ignored. ``min_results``: share of the clients that a round needs which must answer well for it to count;
-    after ``max_skipped`` rounds in a row that do not, the run ends. ``over_select``: how many times the
-    clients that a round needs are sampled. ``retries``: how often a client that failed for a passing reason
-    is asked again within a round. A client that failed in ``exclude_after`` rounds in a row (0: never) is
-    left out of the next ``exclude_rounds``.
+    ``wait_seconds``: how long to wait for all clients to connect and to report their client ids; after that
+    ``min_clients``, a share of them, are enough to start; there is no limit for simulated clients.
+    ``round_timeout``: seconds after which an answer is too late, and
+    ignored. ``min_results``: share of the clients of a round that must return valid results for it to count;
+    after ``max_skipped`` skipped rounds in a row the run ends. ``over_select``: factor by which
+    more clients are sampled than a round needs. ``retries``: how often a client with a transient failure is
+    asked again within a round. A client that failed in ``exclude_after`` rounds in a row (0: never) is
+    excluded from the next ``exclude_rounds``.
 
     ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
-    each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
-    private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
+    each client's from. ``weights``: p_k by train examples, or equal for all. ``b_passing``: local
+    tensors pass from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
     no longer FedSA. ``clients_per_node``: clients that a node answers for, in one message (node p of a
     simulation has the clients from ``p * clients_per_node``). ``superlink``: HOST:PORT of the SuperLink that
     the nodes of a deployment connect to; its certificate is checked with ``root_certificates`` (null: those
     of the system), unless the connection is ``insecure``; null simulates. ``registry``: a file of the
-    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), by
-    which names are checked; null: a name is a claim.
+    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), to
+    verify names; null: names are not verified.
     """
 
     rounds: Annotated[int, at_least(1), CHANGEABLE] = 12

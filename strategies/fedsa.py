@@ -216,7 +216,7 @@ class FedSA(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """All connected clients that are not excluded, with the new shared values, when an evaluation is due."""
+        """All connected, not excluded clients, with the new shared values, when an evaluation is due."""
         if not self.evaluation.held(server_round, self.attendance.skipped):
             return []
         excluded = self.attendance.excluded(server_round)

@@ -1,4 +1,4 @@
-"""A third-party federated model: its torch module, its methods that exchange parameters and its optimizers."""
+"""A third-party federated model: its torch module, its methods for parameter exchange and its optimizers."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class Turn:
 class SplitPolicy(Group, ABC):
     """Decides which tensors may be shared, and in which round.
 
-    ``allow`` are the factors that a client lets out whatever a server asks for: B is not among them
-    unless a config puts it there. ``head`` is the disposition of the classifier, or the degree to
+    ``allow`` are the only factors that a client ever sends, whatever a server asks for: B is not among
+    them unless a config adds it. ``head`` is the disposition of the classifier, or the degree to
     which it is local (0: shared, 1: local).
     """
 
@@ -172,12 +172,12 @@ class SplitPolicy(Group, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class RoleSplit(SplitPolicy):
-    """A split by role: what becomes of every A, B, head and backbone tensor.
+    """A split by role: how every A, B, head and backbone tensor is treated.
 
     FedSA-LoRA (arXiv:2410.01463) shares A and keeps B; Fed-ALoRA shares B and keeps A;
     FedIT (arXiv:2305.05644) shares both; FFA-LoRA (arXiv:2403.12313) shares B and freezes A;
     ``base="shared"`` is FedAvg of the whole model. A number is the degree to which a role is local:
-    0 is "shared", 1 is "local", and between them each client mixes its own with the common value.
+    0 is "shared", 1 is "local", and between them each client mixes its own with the shared value.
     """
 
     by_role = True
@@ -193,9 +193,9 @@ class RoleSplit(SplitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Alternate(SplitPolicy):
-    """Both factors are common; in a round one of them is trained and sent, the other stands still.
+    """Both factors are shared; in a round one of them is trained and sent, the other is frozen.
 
-    ``order`` names the factor of each round, over and over. RoLoRA (arXiv:2502.01755) is B, A: B first,
+    ``order`` names the factor of each round, in a cycle. RoLoRA (arXiv:2502.01755) is B, A: B first,
     because the gradient of A is zero while B is. FedSVD (arXiv:2505.12805) is B alone, with an A that
     the server chooses. The mean of B_k A is (mean of B_k) A: aggregation is exact.
     """

@@ -1,4 +1,4 @@
-"""A mixture of two LoRA experts, a client's own and that of the rest of the world, with a local gate."""
+"""A mixture of two LoRA experts, a client's own and the mean of the other clients', with a local gate."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Experts(Personalisation):
     h = W0 x + g(x) s B A x + (1 - g(x)) s B_row A_row x in every layer.
 
     A (r, d_in) and B (d_out, r) are the client's own expert, trained and shared, and no broadcast overwrites
-    them. A_row and B_row are the mean of the other clients' experts and stand still. g(x) = sigmoid(w x + b),
-    one number for each token, is trained and stays with the client; it starts at 1/2.
+    them. A_row and B_row are the frozen leave-one-out mean of experts. g(x) = sigmoid(w x + b), one
+    number for each token, is trained and stays with the client; it starts at 1/2.
     """
 
     beside = True

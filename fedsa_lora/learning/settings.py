@@ -27,15 +27,15 @@ class LoraSettings(Group):
     """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
 
     ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
-    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and common to all layers, without
+    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and the same for all layers, without
     alpha (arXiv:2310.11454). ``init``: default, A Kaiming and B zero; pissa, the first r singular
     components of W0, which keeps the rest (arXiv:2404.02948); orthogonal, both random with B A = 0.
 
-    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``), in a dual
-    encoder of the ``towers`` that are named.
+    ``target_modules`` names layers; without it ``targets`` chooses them by kind (see ``choose``), in a dual
+    encoder in the given ``towers``.
     ``rank_pattern`` and ``alpha_pattern`` are PEFT's: by regular expression on the end of a name.
     ``layer_ranks`` gives a rank to each transformer layer in order, and every layer the same scale
-    alpha / r, so that its rank decides what it can hold and not how fast it learns; with rsLoRA,
+    alpha / r, so that its rank changes its capacity and not its step size; with rsLoRA,
     where the scale is to follow the rank, alpha / sqrt(rank).
     Raises ConfigError for values that contradict each other.
     """
@@ -95,13 +95,13 @@ def _pattern_faults(lora: LoraSettings) -> list[str]:
 
 @dataclass(frozen=True)
 class TrainSettings(Group):
-    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
-    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one.
+    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. The update
+    that a client sends is clipped to the L2 norm ``max_update_norm``, if there is one.
 
     ``batch_size`` examples are computed in one pass, and ``accumulate`` passes make a step, as with
     transformers' Trainer: a step is over ``batch_size * accumulate`` examples, and its gradient is that of
-    their mean loss. ``batch_size=auto`` is what the free memory holds, see ``describe``.
-    ``gradient_checkpointing``: a layer keeps its input alone and is computed again for its gradient
+    their mean loss. ``batch_size=auto`` is as many as the free memory holds, see ``describe``.
+    ``gradient_checkpointing``: a layer keeps only its input and is computed again for its gradient
     (arXiv:1604.06174), which takes less memory and more time.
     """
 
@@ -157,7 +157,7 @@ class TrainSettings(Group):
 
     @property
     def at_once(self) -> int:
-        """The examples of one pass. Raises ConfigError where nobody has decided."""
+        """The examples of one pass. Raises ConfigError where it is not decided yet."""
         if isinstance(self.batch_size, str):
             raise ConfigError(f"train.batch_size={self.batch_size} is not decided yet: expected a number")
         return self.batch_size

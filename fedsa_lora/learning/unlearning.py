@@ -1,7 +1,7 @@
 """Unlearning: how a client makes its model forget some of its examples, phase by phase.
 
-A method works with any split. Like a personalisation method it asks for trainings, one job after another, and
-holds no model. What it must remember of a phase is handed to it again in the next round of that phase.
+A method works with any split. Like a personalisation method it yields training jobs, one after another, and
+holds no model. Its memory of a phase is passed to it again in the next round of that phase.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Unlearning(Group):
-    """None: a run learns, and its ``targets`` learn like all others what they could be asked to forget.
+    """No unlearning: the ``targets`` learn the forget set like all other data.
 
-    ``targets`` are the clients that hold what is to be forgotten, by id.
+    ``targets`` are the clients that hold the forget set, by id.
     """
 
     targets: list[str | int] = field(default_factory=lambda: [0])
@@ -154,7 +154,7 @@ class Unlearning(Group):
 
 @dataclass(frozen=True)
 class Retrain(Unlearning):
-    """The reference of every method: a federation whose targets never saw what is to be forgotten."""
+    """The reference of every method: a federation whose targets never saw the forget set."""
 
     @property
     def phases(self) -> Phases:
@@ -163,7 +163,7 @@ class Retrain(Unlearning):
 
 @dataclass(frozen=True)
 class Phased(Unlearning, ABC):
-    """Learn for some rounds, unlearn for some, and recover for some without what was forgotten.
+    """Learn for some rounds, unlearn for some, and recover for some without the forget set.
 
     ``others``: while the targets unlearn, the other clients answer with no change (``still``), so that each
     has its weight in the mean, or train on (``train``).
@@ -196,7 +196,7 @@ class Phased(Unlearning, ABC):
 
 @dataclass(frozen=True)
 class DropB(Phased):
-    """Throw away what the target keeps for itself, B under ``split=share_a``: it starts from the common start
+    """Discard the local tensors of the target, B under ``split=share_a``: it starts from the initial values
     again. Nothing is trained and A stays."""
 
     def clashes(self, run: RunConfig) -> Iterator[str]:

@@ -34,17 +34,17 @@ class ModelSettings(Group):
     """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), ``cache://name`` (a model of
-    ``fedsa-lora import``), a local folder or a hub id; code that lies beside a model is never run. It may
+    ``fedsa-lora import``), a local folder or a hub id; code shipped with a model is never run. It may
     also be one file of weights, a state dict, in a package or a folder: ``config`` then names its
     ``model_type``, and sizes that are not the default.
     With ``pretrained`` false only its config is read and every weight is drawn from the seed; ``path`` may
     then be empty and ``config`` must name a ``model_type``. ``config`` overrides fields that the config has,
     such as sizes and dropouts.
     ``tokenizer`` is a path of the same forms, ``path`` by default.
-    ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
+    ``pooling`` is the input of the head of an encoder: ``model`` keeps that of the architecture,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
-    ``dtype`` is what the frozen matrices are held in, from the moment that they are read: bf16 takes 2 bytes
+    ``dtype`` is the type of the frozen matrices, from the moment that they are read: bf16 takes 2 bytes
     for each value, fp32 takes 4. What is trained stays float32.
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, ``flash_attention_2``
     (a GPU, half precision and the package flash-attn), or with ``auto`` that of the model, but for half

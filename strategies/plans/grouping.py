@@ -27,8 +27,8 @@ class Clusters(Group):
     """Settings of groups: into ``groups``, or as many as are farther apart than ``distance``
     (1 - cosine, averaged over pairs).
 
-    All are one group for the first ``after`` rounds, and are then grouped anew every ``every`` rounds
-    (0: once). ``ema`` is the weight of the past in a client's direction. Raises ConfigError for a
+    All are one group for the first ``after`` rounds, and are then regrouped every ``every`` rounds (0:
+    once). ``ema`` is the weight of earlier rounds in a client's direction. Raises ConfigError for a
     value out of range.
     """
 

@@ -59,10 +59,10 @@ def causes(failures: Iterable[Cause]) -> list[str]:
     alike: dict[str, list[Cause]] = {}
     for failure in failures:
         alike.setdefault(_NUMBER.sub("0", failure.reason), []).append(failure)
-    return [f"{first}{_likewise(more)}" for first, *more in alike.values()]
+    return [f"{first}{_and_more(more)}" for first, *more in alike.values()]
 
 
-def _likewise(more: list[Cause]) -> str:
+def _and_more(more: list[Cause]) -> str:
     if not more:
         return ""
     names = [failure.client for failure in more if failure.client is not None]

@@ -198,7 +198,7 @@ def test_every_client_of_a_finished_run_is_evaluated_as_the_run_did(smoke_run, c
         assert [row[2:] for row in cells if row[:1] == [client]] == [[accuracy, accuracy]]
 
 
-def test_the_doctor_says_yes_or_no(capsys, monkeypatch):
+def test_the_doctor_returns_a_non_zero_code_for_a_failed_check(capsys, monkeypatch):
     well = [doctor.Check("disk", True, "much [free]"), doctor.Check("memory", True, "much")]
     monkeypatch.setattr(doctor, "examine", lambda: well)
     assert main(["doctor"]) == 0

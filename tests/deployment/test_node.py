@@ -162,7 +162,7 @@ def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Node.deployed({"data-path": "x", "data.path": str(tmp_path / "none"), "forbid": "b", "paths": "/::"})
     for fault in (
-        "'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
+        "'data-path' is not one of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
         "did you mean 'B'?", "is not an absolute path",
     ):  # fmt: skip
         assert fault in str(caught.value)

@@ -297,7 +297,7 @@ def test_a_superlink_behind_tls_is_reached_with_its_root_alone(authority, tmp_pa
             check.ok for check in examined(superlink=stub.address, certificates=[authority.path]).values()
         )
         refused = examined(superlink=stub.address, certificates=[other.path])["address"]
-        assert "refused" in refused.found
+        assert "rejected" in refused.found
         assert "the SuperLink of another federation" in refused.found
         plain = examined(superlink=stub.address)["SuperLink"]
         assert "perhaps with TLS" in plain.found

@@ -74,7 +74,7 @@ def test_when_every_client_fails_again_and_again_a_is_unchanged_and_the_run_ends
     with pytest.raises(RunError, match=r"3 rounds in a row .*; 4 of 4 clients failed in round 3") as caught:
         run_with(monkeypatch, never(*"0123"), words, tmp_path / "run")
     last = str(caught.value).splitlines()[-1]
-    assert last == "client 0: OSError: no such device (likewise 3 more: 1, 2, 3)"
+    assert last == "client 0: OSError: no such device (and 3 more: 1, 2, 3)"
     run = tmp_path / "run"
     config = read_config(run)
     start = initial_state(skeleton(config).layout, config.seed)
