@@ -92,7 +92,7 @@ class LeakError(FedSAError):
 class StoreError(FedSAError):
     """A client's state on disk is unreadable, incomplete or of another experiment."""
 
-    meaning = "its stored state cannot be used"
+    meaning = "what it stored between rounds cannot be used"
 
 
 class TrainingError(FedSAError):

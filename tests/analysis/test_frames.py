@@ -157,7 +157,7 @@ def test_what_nobody_trains_is_not_compared_and_vectors_span_no_space(run_smoke,
     vectors = load_run(run_smoke("lora=vera", *brief))
     assert vectors.similarity()["overlap"].isna().all()
     assert vectors.similarity()["cosine"].notna().any()
-    with pytest.raises(RunError, match="other names or shapes"):
+    with pytest.raises(RunError, match="differ in names or shapes"):
         vectors.similarity(kept)
 
 

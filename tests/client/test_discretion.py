@@ -490,7 +490,7 @@ def test_what_is_added_to_a_sentence_is_a_key_and_counts():
     assert error.sendable == "rows have no label (task.label, 3 rows, 1,200 classes)"
     with pytest.raises(TypeError, match="rows is not a whole number"):
         DataError("row 3", sent="rows have no label", rows="patient 7731")
-    with pytest.raises(ValueError, match="is no key"):
+    with pytest.raises(ValueError, match="is not a config key"):
         DataError("row 3", sent="rows have no label", key="patient 7731")
 
 

@@ -239,7 +239,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest_one(capsys):
     ("words", "said"),
     [
         ([], "one for all clients"),
-        (["clusters=updates"], "2, after round 2, anew every round"),
+        (["clusters=updates"], "2, after round 2, regrouped every round"),
         (["clusters.groups=null", "clusters.distance=0.9", "clusters.every=0"], "as many as differ by 0.9"),
     ],
 )

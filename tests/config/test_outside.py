@@ -143,7 +143,7 @@ def test_a_link_within_an_allowed_folder_leads_nowhere_else(machine, key, link, 
     place.symlink_to(machine / target)
     words = [*SMOKE, "task=text", f"{key}={machine}/allowed/set"]
     with pytest.raises(
-        ConfigError, match=r"is not allowed on this machine, as the link '.*' leads out"
+        ConfigError, match=r"is not allowed on this machine, as the link '.*' points outside"
     ) as caught:
         load(words, folders=[machine / "allowed"])
     assert SECRET not in str(caught.value)
@@ -172,7 +172,7 @@ def test_a_link_that_cannot_be_looked_at_does_not_end_the_search_for_others(mach
     (folder / "b").symlink_to(machine / "private")
     (machine / "allowed" / "closed").chmod(0)
     try:
-        with pytest.raises(ConfigError, match=r"the link '[^']*/b' leads out"):
+        with pytest.raises(ConfigError, match=r"the link '[^']*/b' points outside"):
             load([*SMOKE, "task=text", f"task.dataset={folder}"], folders=[machine / "allowed"])
     finally:
         (machine / "allowed" / "closed").chmod(0o700)
@@ -286,7 +286,7 @@ def test_a_node_that_names_its_client_like_a_path_answers_nothing_and_writes_not
     [
         ({"forbid": "B heads"}, "'heads' would keep nothing local"),
         ({"forbid": "B,*.layer.77.*"}, r"'\*.layer.77.\*' matches no tensor of this model"),
-        ({"forbids": "B"}, "'forbids' is none of"),
+        ({"forbids": "B"}, "'forbids' is not one of"),
         ({"paths": "allowed"}, "'allowed' is not an absolute path"),
     ],
 )

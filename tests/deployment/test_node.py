@@ -97,7 +97,7 @@ UNREAD = [
     ({"forbid": " ,\t,"}, "forbid: is empty, so it would keep nothing local"),
     ({"data.path": ""}, "data.path: is empty"),
     ({"data.path": " "}, "data.path: is empty"),
-    ({"forbids": "B"}, "'forbids' is none of"),
+    ({"forbids": "B"}, "'forbids' is not one of"),
     ({"client-id": "../north"}, "client id '../north': expected 1 to 64 letters"),
     ({"client-id": ""}, "client id '': expected"),
     ({"client-id": "n" * 65}, "expected 1 to 64 letters"),
@@ -261,7 +261,7 @@ def test_nodes_may_have_images_of_their_own(tmp_path):
 
 
 def test_a_connection_tells_its_faults_and_is_read_by_flower_as_it_was_meant(tmp_path):
-    with pytest.raises(ConfigError, match=r"'nowhere' is no address.*no root certificates"):
+    with pytest.raises(ConfigError, match=r"'nowhere' is not an address.*no root certificates"):
         Connection("nowhere", tmp_path / "ca.crt")
     certificate = tmp_path / 'a "quoted" name.crt'
     certificate.touch()

@@ -223,5 +223,5 @@ def test_evaluations_are_counted_for_the_newest_rounds(tmp_path):
     assert json.loads((tmp_path / "7" / EVALUATED).read_text()) == {"4": 1}
     for round_ in range(5, 5 + COUNTED):
         store.count_evaluation(round_)
-    with pytest.raises(StoreError, match="round 3 is evaluated too late: round 1004 was since"):
+    with pytest.raises(StoreError, match="round 3 is evaluated too late: round 1004 was evaluated since"):
         store.count_evaluation(3)

@@ -127,7 +127,7 @@ def test_it_stands_in_the_report_and_among_the_measures(attacked):
     assert row.federated == f"{record.summary['attack']['success']:.1%}"
     page = (attacked / "report.html").read_text()
     assert "Attack success" in page
-    assert "25% of the train examples of clients [2] bear a trigger" in page
+    assert "25% of the train examples of clients [2] carry a trigger" in page
 
 
 def test_without_an_attack_nothing_is_asked_and_nothing_told(smoke_run):

@@ -125,6 +125,6 @@ def test_the_plan_shows_what_is_decided(tmp_path):
     assert lines["rounds"].endswith("x batch 4 x auto")
     assert "largest power of two up to 64" in lines["batch size"]
     assert "one at a time: a step is computed in several passes" in lines["machine"]
-    assert "again" in lines["checkpointing"]
+    assert "recomputed" in lines["checkpointing"]
     (tmp_path / "decision.json").write_text('{"batch_size": "16"}')
     assert shown()["rounds"].endswith("x batch 4 x 16")

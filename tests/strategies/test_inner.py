@@ -134,13 +134,13 @@ def test_a_nested_strategy_composes_shows_in_the_plan_and_reads_back_equal():
         (("split=importance",), "split: Importance chooses by what clients send"),
         (
             (f"++strategy.strategy._target_={FLOWER}FedAdam",),
-            "for a mean, and FedAdam makes something",
+            "for a mean, and FedAdam does not take the mean",
         ),
         (("bounds=median",), "one client would move the bound of others"),
         (("head=shared",), "expected head.count_weighted=false"),
         (
             ("clusters=updates",),
-            "clusters: DifferentialPrivacyServerSideFixedClipping(FedAvg) cannot be asked",
+            "clusters: DifferentialPrivacyServerSideFixedClipping(FedAvg) cannot aggregate groups",
         ),
         (
             (f"++strategy.strategy._target_={FLOWER}Krum", "++strategy.strategy.num_malicious_clients=1"),

@@ -126,7 +126,7 @@ def test_a_registry_with_faults_ends_a_run_at_its_start_and_later_leaves_the_one
     clients(who, manager)
     faulty = True
     assert clients(who, manager) == {"north": "1"}
-    assert "stays in force: line 2: no key" in caplog.text
+    assert "remains in use: line 2: no key" in caplog.text
     with pytest.raises(ConfigError, match="line 2"):
         Roster(0, 1, 0, registry=registry).everyone(manager)
 
@@ -157,7 +157,7 @@ def test_without_a_registry_none_of_two_that_say_a_name_at_the_same_time_is_the_
     for cid in (8, 9):
         manager.register(node(cid, "west"))
     assert clients(who, manager) == {"north": "1", "south": "2"}
-    assert [str(remark)[:27] for remark in who.remarks] == [f"node {n} claims to be west" for n in "89"]
+    assert [str(remark)[:24] for remark in who.remarks] == [f"node {n} claims to be west" for n in "89"]
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a" * 65, "a\x1b[2J", "a\n"])
@@ -233,7 +233,7 @@ def test_the_row_of_a_round_names_who_was_refused_and_who_was_silent_and_the_rou
     first, second = server.notes.rounds
     assert remarks(first) == []
     assert [(remark.client, remark.kind, remark.reason[:9]) for remark in remarks(second)] == [
-        (None, "lost", "node 77 h"), (None, "rejected", "node 78 s"),
+        (None, "lost", "node 77 h"), (None, "rejected", "node 78 c"),
     ]  # fmt: skip
     assert (second["fit_clients"], second["skipped"]) == (3, False)
 

@@ -59,7 +59,7 @@ def test_what_pandas_writes_by_columns_is_named_in_one_line_with_the_remedy(tmp_
         (f"[{LINES}", "rows.jsonl, line 2: no JSON"),
         (LINES + '["d", "x"]\n', "rows.jsonl, line 4: .*is not an object with columns"),
         ('["a", "b"]', "rows.jsonl, row 1: 'a' is not an object with columns"),
-        ("5", "line 1: '5' is no object"),
+        ("5", "line 1: '5' is not an object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, content, said):
