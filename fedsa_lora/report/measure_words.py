@@ -41,7 +41,12 @@ def measure_rows(record: RunRecord) -> list[MeasureRow]:
     rows = [
         *_spreads(summary, primary),
         _of_gain("Gain over alone", summary.get("gain_over_local"), alone, primary),
-        _of_gain("Gain over majority class", summary.get("gain_over_majority"), "learning nothing", primary),
+        _of_gain(
+            "Gain over majority class",
+            summary.get("gain_over_majority"),
+            "always predicting the majority class",
+            primary,
+        ),
         _harmed(summary),
         _target(summary.get("target")),
         _union(record.evaluation.get("union"), outcomes, primary),
@@ -73,12 +78,12 @@ def _spreads(summary: Row, measure: Measure) -> list[MeasureRow]:
     deciles = "Deciles (%)" if measure.format == "percent" else "Deciles"
     extreme = "Minimum" if measure.higher_is_better else "Maximum"
     named: list[tuple[str, str, Callable[[Any, Measure], str], str]] = [
-        ("mean", f"Mean {measure.words}", shown, "Each client counts the same."),
-        ("weighted", "Weighted mean", shown, "A client counts by its test examples."),
-        ("std", "Standard deviation", _deviation, "Between clients: smaller is more even."),
+        ("mean", f"Mean {measure.words}", shown, "All clients have equal weight."),
+        ("weighted", "Weighted mean", shown, "Clients are weighted by their test examples."),
+        ("std", "Standard deviation", _deviation, "Over clients; smaller is more even."),
         ("worst", extreme, shown, "The worst client."),
         ("worst_tenth", "Worst tenth", shown, "Mean of the worst tenth of the clients, rounded up."),
-        ("deciles", deciles, _deciles, "A tenth of the clients is below the first, nine below the last."),
+        ("deciles", deciles, _deciles, "10, 20, ... 90% of the clients are below these values."),
         ("jain", "Jain's index", _plain, "1: all clients equal; 1 / clients: one has everything."),
         ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all equal."),
     ]

@@ -100,7 +100,7 @@ PAGE = (
 </div>
 <h2>{{ measure }}</h2>
 <p>Each client is measured on its own test examples, on which it was not trained.
-The weighted mean counts a client by its number of test examples. Before aggregation means
+The weighted mean weights a client by its number of test examples. Before aggregation means
 with the A that the client had just trained.</p>
 {{ table(reached, measure) }}
 {% for line in left_out %}<p>{{ line }}</p>

@@ -55,18 +55,18 @@ def remarks(start: Start, model: Any) -> Iterator[str]:
     """Lines on the weights that were read, those that are drawn, and those of the checkpoint that are not
     used."""
     if start.account is None:
-        yield "every weight is drawn from the seed"
+        yield "all weights are initialised at random from the seed"
         return
     drawn = [name for name in start.head.modules if not _kept(start, model, name)]
     kept = [name for name in start.head.modules if name not in drawn]
     yield f"{len(start.account.held) - len(start.account.unread)} weights of the checkpoint are loaded"
     if drawn:
-        reason = f": {start.reason}" if start.reason else ", which the checkpoint does not have"
-        yield f"drawn from the seed: {', '.join(drawn)}{reason}"
+        reason = f": {start.reason}" if start.reason else ", not in the checkpoint"
+        yield f"initialised at random from the seed: {', '.join(drawn)}{reason}"
     if kept:
-        yield f"the start of the head is the checkpoint's: {', '.join(kept)}"
+        yield f"initialised from the checkpoint: {', '.join(kept)}"
     if start.account.unread:
-        yield f"not used of the checkpoint: {grouped(start.account.unread)}"
+        yield f"unused weights of the checkpoint: {grouped(start.account.unread)}"
     if start.mean:
         yield "the head reads the mean over tokens (model.pooling)"
 

@@ -159,7 +159,7 @@ class ModelSettings(Group):
         return {"model.adapter": "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()}
 
     def describe(self) -> dict[str, str]:
-        words = "that of the model; in half precision the faster one, measured once when the run starts"
+        words = "the model's own; in half precision the faster one, measured once when the run starts"
         lines = {"attention": words if self.attention == "auto" else self.attention}
         if self.dtype != "fp32":
             lines["frozen weights"] = f"held in {self.quantization or self.dtype}"

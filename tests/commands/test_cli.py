@@ -48,8 +48,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         "A shared, B local, head frozen",
         "73,728 / 36,864 parameters",
         "10 with 62 to 98 train examples",
-        "12 of 5 steps x batch 8",
-        "processes on cpu, without Ray",
+        "12, each 5 steps x batch 8",
+        "processes on CPU, without Ray",
         "runs/quickstart-",
     ):
         assert fact in said, fact

@@ -80,12 +80,12 @@ def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
     [
         (
             ["model=tiny_vit"],
-            "of 8 layers; A is 50.0% of both, so sending A alone saves 50.0%",
+            "in 8 layers; A has 50.0% of their values, so sending only A saves 50.0%",
             "5 in one pass",
         ),
         (
             ["model=resnet_small", "++model.config.num_channels=1"],
-            "of 14 layers; A is 87.0% of both, so sending A alone saves 13.0%",
+            "in 14 layers; A has 87.0% of their values, so sending only A saves 13.0%",
             "one at a time: models of type resnet are not computed over flat tokens",
         ),
         (["model=tiny_vit", "lora=none", "split=full"], None, "one at a time: the whole model is trained"),
@@ -98,7 +98,7 @@ def test_the_share_of_a_and_what_is_trained_in_one_pass(monkeypatch, words, shar
     (table,) = plan_tables(config, plan, {})
     rows = dict(zip(*(column.cells for column in table.columns), strict=True))
     assert rows.get("A and B") == share
-    assert rows["machine"] == f"2 processes on cpu, without Ray: about 5 clients for each, {passes}"
+    assert rows["machine"] == f"2 processes on CPU, without Ray: about 5 clients each, {passes}"
     assert isinstance(plan.place, Processes)
     assert plan.place.cohort == (5 if "pass" in passes else 1)
 

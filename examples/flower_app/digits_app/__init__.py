@@ -1,1 +1,1 @@
-"""A Flower app that fine-tunes a torch model of its own with FedSA-LoRA."""
+"""A Flower app that fine-tunes your own torch model with FedSA-LoRA."""

@@ -10,7 +10,7 @@ from flwr.server.strategy import FedAvg
 
 
 class RootWeighted(FedAvg):
-    """FedAvg that weighs a client by the square root of its number of examples."""
+    """FedAvg that weights a client by the square root of its number of examples."""
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: list[Any]

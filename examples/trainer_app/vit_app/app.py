@@ -1,4 +1,4 @@
-"""A function that makes a Trainer, as for any other use, and the two apps that Flower runs."""
+"""A function that returns a Trainer, as for any other use, and the two apps that Flower runs."""
 
 from sklearn.datasets import load_digits
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
@@ -20,7 +20,7 @@ def trainer(partition: int, partitions: int) -> Trainer:
     )
 
 
-# What makes a federation of it:
+# Makes it a federation:
 from peft import LoraConfig  # noqa: E402
 
 from fedsa_lora.flower import trainer_apps  # noqa: E402
