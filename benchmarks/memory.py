@@ -1,10 +1,11 @@
-"""Memory and time of local training by setting: ``python benchmarks/memory.py [presets] [OVERRIDE ...]``.
+"""Memory and time of local training: ``python benchmarks/memory.py [presets | types] [OVERRIDE ...]``.
 
 Each case is computed in a process of its own that is forked from one which has everything loaded: the memory
 is the most that it held above what it held before, as the kernel counts it (Linux alone), and the time is CPU
 time on one thread. Without ``presets``: a step of eight examples by batch size, accumulation,
 checkpoints and precision, on texts of ``--tokens`` random tokens. With ``presets``: the presets of LoRA on
-client 0 of the experiment, after ``--steps`` steps, with the primary measure on its test part.
+client 0 of the experiment, after ``--steps`` steps, with the primary measure on its test part. With
+``types``: the types of the frozen weights, from the file on: CPU seconds and memory of loading and of a step.
 """
 
 from __future__ import annotations
@@ -51,15 +52,23 @@ CASES: Mapping[str, list[str]] = {
         "train.gradient_checkpointing=true",
     ],
 }
+TYPES = (
+    "model.dtype=fp32",
+    "model.dtype=fp32 train.precision=bf16",
+    "model.dtype=bf16 train.precision=bf16",
+)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes above what the process held before, CPU seconds of a step, and what it computed."""
+    """Bytes above what the process held before: at most, and at the end what is its own and what is mapped
+    from files; CPU seconds of a step, or of all where there is none; and what it computed."""
 
     bytes: int
+    own: int
+    mapped: int
     seconds: float
-    outcome: Outcome
+    outcome: Outcome | None
 
 
 def made(config: RunConfig) -> AdapterModel:
@@ -83,7 +92,7 @@ def job_of(config: RunConfig, model: AdapterModel, examples: Examples) -> Job:
     )
 
 
-def cost(work: Callable[[], Outcome]) -> Cost:
+def cost(work: Callable[[], Outcome | None]) -> Cost:
     """The cost of some work in a process that is forked for it."""
     ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_measure, args=(work, theirs))
@@ -94,13 +103,15 @@ def cost(work: Callable[[], Outcome]) -> Cost:
     return found
 
 
-def _measure(work: Callable[[], Outcome], told: Connection) -> None:
+def _measure(work: Callable[[], Outcome | None], told: Connection) -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the steps before left to the allocator
     RESET.write_text("5")  # the peak is counted from here
-    before, began = _kilobytes("VmRSS"), time.process_time()
+    before = {name: _kilobytes(name) for name in ("VmRSS", "RssAnon", "RssFile")}
+    began = time.process_time()
     outcome = work()
-    seconds = (time.process_time() - began) / max(1, outcome.report.steps)
-    told.send(Cost(1024 * (_kilobytes("VmHWM") - before), seconds, outcome))
+    seconds = (time.process_time() - began) / (outcome.report.steps if outcome else 1)
+    own, mapped = (1024 * (_kilobytes(name) - before[name]) for name in ("RssAnon", "RssFile"))
+    told.send(Cost(1024 * (_kilobytes("VmHWM") - before["VmRSS"]), own, mapped, seconds, outcome))
 
 
 def _kilobytes(name: str) -> int:
@@ -131,6 +142,29 @@ def settings_table(words: list[str], tokens: int) -> None:
         first = first or found
         shares = f"{found.bytes / first.bytes:.2f} | {found.seconds / first.seconds:.2f}"
         print(f"| `{name}` | {found.bytes / 1e6:,.0f} | {found.seconds:.2f} | {shares} |", flush=True)
+
+
+def types_table(words: list[str], tokens: int) -> None:
+    """Print a line for each type of the frozen weights: seconds and memory of loading them, and of a step."""
+    print(f"{EXAMPLES} texts of {tokens} tokens a step")
+    print("| setting | load, CPU s | MB of its own | MB mapped | peak with a step, MB | CPU s a step |")
+    print("|---|---|---|---|---|---|")
+    task = load(words).task
+    examples = random_texts(task.load_client("0").train, tokens)
+    for case in TYPES:
+        config = load([*words, *case.split(), "train.batch_size=8", "train.steps=1", "train.epochs=null"])
+
+        def step(config: RunConfig = config) -> Outcome:
+            model = made(config)
+            return settled(*OneByOne(model, task)([job_of(config, model, examples)]))
+
+        loaded = cost(lambda config=config: made(config) and None)
+        whole, model = cost(step), made(config)
+        alone, job = OneByOne(model, task), job_of(config, model, examples)
+        seconds = cost(lambda alone=alone, job=job: settled(*alone([job]))).seconds
+        numbers = (found / 1e6 for found in (loaded.own, loaded.mapped, whole.bytes))
+        columns = " | ".join(f"{number:,.0f}" for number in numbers)
+        print(f"| `{case}` | {loaded.seconds:.1f} | {columns} | {seconds:.1f} |", flush=True)
 
 
 def presets_table(words: list[str], steps: int) -> None:
@@ -167,9 +201,11 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    words = [word for word in options.overrides if word != "presets"]
+    words = [word for word in options.overrides if word not in ("presets", "types")]
     if "presets" in options.overrides:
         presets_table(words or ["experiment=lm/shakespeare"], options.steps)
+    elif "types" in options.overrides:
+        types_table(words or ["experiment=lm/shakespeare", "model=smollm2_135m"], options.tokens)
     else:
         settings_table(words or ["experiment=quickstart"], options.tokens)
 

@@ -1,10 +1,10 @@
-"""A federation on this machine, from certificates to the report: what `make deploy-local` does.
+"""Runs a federation on this machine, from certificates to the report; called by `make deploy-local`.
 
     python deploy/local.py
 
-starts a SuperLink with TLS and node authentication on loopback, registers two SuperNodes, has the doctor look
-at it and the nodes, whose names are checked by their keys, train three rounds on shipped data, and stops all
-of it, whatever happens. It writes to build/deploy-local.
+It starts a SuperLink with TLS and node authentication on loopback, registers two SuperNodes, checks them with
+`fedsa-lora doctor`, trains three rounds on shipped data with names verified by keys, and stops everything,
+also after an error. It writes to build/deploy-local.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEW = [
 
 
 def main() -> int:
-    """Three rounds with two nodes. Returns a non-zero exit code where a step failed."""
+    """Runs three rounds with two nodes. Returns exit code 0 only if every step succeeded."""
     run_dir = Path("build/deploy-local").resolve()
     shutil.rmtree(run_dir, ignore_errors=True)
     with Loopback(run_dir.with_name(f"{run_dir.name}-logs")) as federation:
@@ -36,7 +36,7 @@ def main() -> int:
         there = federation.connection
         trusted = ["--certificate", str(there.root_certificates)]
         if federation.submit("doctor", "--superlink", there.address, *trusted).wait():
-            print(f"the doctor found faults: see {federation.logs / 'submit.log'}", file=sys.stderr)
+            print(f"fedsa-lora doctor found errors: see {federation.logs / 'submit.log'}", file=sys.stderr)
             return 1
         run = federation.submit("run", *FEW, *federation.words, f"run.dir={run_dir}")
         if code := run.wait():

@@ -18,10 +18,11 @@ MATRIX, PAGE = ROOT / "docs" / "reliability.yaml", ROOT / "docs" / "reliability.
 AS_EXPECTED, LATER = "as expected", "later"
 HEAD = """# Reliability
 
-What can go wrong in a federation, what must come of it, and whether it does. Made by `make test-faults`
-alone, on {date}, in {minutes:.0f} minutes; the cases are those of [reliability.yaml](reliability.yaml). The
-tests are marked `case(N)` and go through the real client, strategy and store. A row whose outcome is
-neither "as expected" nor "later" is a defect, and fails the command.
+This page lists the tested faults of a federation, with the required result and the outcome. Made by
+`make test-faults` alone, on {date}, in {minutes:.0f} minutes, from the cases of
+[reliability.yaml](reliability.yaml). The tests are marked `case(N)` and use the real client, strategy and
+store. A row whose outcome is neither "as expected" nor "later" (not implemented yet) is a defect, and the
+command fails.
 
 | # | case | expected | tests | trials | outcome | date | command |
 |---|---|---|---|---|---|---|---|
@@ -30,7 +31,7 @@ neither "as expected" nor "later" is a defect, and fails the command.
 
 @dataclass
 class Found:
-    """What became of the tests of one case."""
+    """Outcomes of the tests of one case."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     trials: int = 0
@@ -41,7 +42,7 @@ class Found:
 
 
 class Recorder:
-    """A pytest plugin: the outcome of each test by case. A test that tries a thing many times says so by
+    """A pytest plugin: the outcome of each test by case. A test with several trials reports them by
     ``record_property("trials", n)``."""
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Recorder:
 
 
 def outcome(row: dict[str, object], found: Found | None) -> str:
-    """What a row of the matrix says of its tests: never more than they do."""
+    """The outcome in a row of the matrix: "as expected" only if all tests of the case passed."""
     if found is None or not found.tests:
         return LATER if row.get("later") else "**no test**"
     bad = [f"{count} {what}" for what, count in sorted(found.outcomes.items()) if what != "passed"]

@@ -32,8 +32,9 @@ class QFedAvg(FlowerQFedAvg):
     """q-FedAvg (arXiv:1905.10497, algorithm 2): clients with a larger loss F_k weigh more.
 
     Flower's own takes one loss, of a central evaluation, for all clients, which an adapter's server
-    cannot make; here each client's mean training loss of the round stands for F_k. q = 0 weighs all
-    clients alike. ``qffl_learning_rate`` is 1 / L, the clients' step size.
+    cannot make; here each client's mean training loss of the round stands for F_k, in the paper its loss
+    before it trained. q = 0 weighs all clients alike. ``qffl_learning_rate`` is 1 / L, the clients' step
+    size.
 
     No single loss decides a step. Beyond ``SOUND`` medians of the round F_k counts for so many. Steps are
     divided by the sum of h_k = q F_k^(q-1) |g_k|^2 + L F_k^q, which for F_k -> 0 and q < 1 would be without

@@ -135,7 +135,7 @@ class FedEx(FactorRule):
 
     W0 + s (B_mean A_mean + residual) is exactly W0 + s sum p_k B_k A_k. The residual of the weighted
     mean is sum p_k (B_k - B_mean)(A_k - A_mean) of rank (K - 1) r, so recompressing makes it smaller
-    than the (K + 1) r of its definition.
+    than the (K + 1) r of its definition. Clients weigh p_k, and not all alike as in the paper.
     """
 
     merges = True
@@ -219,6 +219,9 @@ class FedRot(FactorRule):
     sum. Both factors are aligned by one rotation, on the server. In the first round B is 0 at the
     start, its distance does not depend on the rotation, and so A alone decides: it is what the clients
     have in common then.
+
+    The paper aligns to A in one round and to B in the next, by a part of the rotation (its lambda), and not
+    in the first round. Here there is one rotation or reflection for both, taken whole, in every round.
     """
 
     def layer(

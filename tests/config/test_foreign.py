@@ -121,7 +121,7 @@ def test_the_table_of_the_documentation_has_these_words():
     expected = []
     for origin, words in ORIGINS.items():
         expected += [f"### {origin}", "", "| theirs | here | |", "|---|---|---|", *map(row, words), ""]
-    section = re.search(r"\n## Words of other programs\n.*?(?=\n## |\Z)", DOCS.read_text(), re.DOTALL)
+    section = re.search(r"\n## Option names of other programs\n.*?(?=\n## |\Z)", DOCS.read_text(), re.DOTALL)
     assert section is not None
     tables = section[0][section[0].index("### ") :]
     assert tables.strip() == "\n".join(expected).strip()

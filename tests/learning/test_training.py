@@ -208,6 +208,22 @@ def test_the_proximal_term_pulls_towards_its_reference(bench):
     assert distance(pulled) < distance(free)
 
 
+def test_the_proximal_term_adds_mu_times_the_distance_to_the_gradient(bench):
+    """w - lr (g + mu (w - reference)) of FedProx (arXiv:1812.06127), where the reference is not the start."""
+    rng, mu, lr = np.random.default_rng(0), 0.3, 0.1
+    reference = {
+        spec.name: bench.start[spec.name] + rng.normal(size=spec.shape).astype(np.float32)
+        for spec in bench.model.layout
+        if spec.role in ("A", "B")
+    }
+    options = replace(SETTINGS, optimizer="sgd", lr=lr, steps=1, clip_norm=None)
+    free, pulled = (trained(bench, options, proximal=term)[0] for term in (None, (mu, reference)))
+    for name, values in free.items():
+        anchor = reference.get(name, bench.start[name])
+        expected = values - lr * mu * (bench.start[name] - anchor)
+        np.testing.assert_allclose(pulled[name], expected, rtol=0, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do(bench):
     with pytest.raises(TrainingError, match=r"the loss became .* at step \d of 4: lower train.lr"):
         trained(bench, replace(SETTINGS, lr=1e30, head_lr=1e30))

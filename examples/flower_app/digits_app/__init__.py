@@ -1,1 +1,1 @@
-"""A Flower app that fine-tunes your own torch model with FedSA-LoRA."""
+"""A Flower app that fine-tunes a custom torch model with FedSA-LoRA."""

@@ -1,4 +1,4 @@
-"""A codec: an update as bytes, and back."""
+"""A codec: encodes an update as bytes, and decodes it."""
 
 from dataclasses import dataclass
 from typing import Any

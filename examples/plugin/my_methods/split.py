@@ -8,7 +8,7 @@ from fedsa_lora.exchange.split import RoleSplit
 
 @dataclass(frozen=True, kw_only=True)
 class HeadLater(RoleSplit):
-    """Shares the head from round ``after`` + 1 on, and A as FedSA-LoRA does; needs head=shared."""
+    """Shares A in every round, as FedSA-LoRA, and the head after round ``after``; needs head=shared."""
 
     by_role = False  # the head is local in the first rounds
     after: int = 1

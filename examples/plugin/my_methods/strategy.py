@@ -1,4 +1,4 @@
-"""A strategy of Flower, which FedSA wraps: the common values of a round from those of the clients."""
+"""A Flower strategy, wrapped by FedSA: computes the common values of a round from those of the clients."""
 
 from dataclasses import replace
 from math import sqrt

@@ -1,4 +1,4 @@
-"""A task: data, a model that transformers lacks, its loss, and its own measure."""
+"""A task: data, a model that is not in transformers, its loss, and its measure."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ from fedsa_lora.tasks.task import Batch, Examples
 
 
 class Network(nn.Module):
-    """Two hidden layers; the module classifier is the head and fully trained."""
+    """Two hidden layers; the layer called classifier is the head, which is trained whole."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(ClassificationTask):
-    """Handwritten digits, measured by whether the true class is among the two most likely ones."""
+    """Handwritten digits, measured by top-2 accuracy."""
 
     measures: ClassVar[tuple[Measure, ...]] = (Measure("top_two", (0.0, 1.0), format="percent"),)
     width: int = 32

@@ -1,4 +1,4 @@
-"""A function that returns a Trainer, as for any other use, and the two apps that Flower runs."""
+"""An ordinary function that makes a Trainer, and the two apps that Flower runs."""
 
 from sklearn.datasets import load_digits
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
@@ -20,7 +20,7 @@ def trainer(partition: int, partitions: int) -> Trainer:
     )
 
 
-# Makes it a federation:
+# Turns the function into a federation:
 from peft import LoraConfig  # noqa: E402
 
 from fedsa_lora.flower import trainer_apps  # noqa: E402
