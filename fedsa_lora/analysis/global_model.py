@@ -44,7 +44,7 @@ def export_mean(exporter: Exporter, folder: Path, merge: bool = False) -> str:
     if not _local(exporter):
         raise RunError(f"{run} has a global model without local parts: leave out --mean-b")
     mean = mean_model(exporter)
-    averaged = listed([ROLE_NAMES[role] for role in mean.roles]) or "what is local"
+    averaged = listed([ROLE_NAMES[role] for role in mean.roles]) or "the local part"
     reach = _words(measured_reach(exporter, mean.tensors))
     exporter.write(mean.tensors, of_mean(exporter.config, averaged, mean.clients, reach), folder, merge)
     return reach

@@ -143,7 +143,7 @@ class FedSAClient(NumPyClient):
         a task that does not know what is to be forgotten."""
         task = self.bench.task
         if word not in list(Asked) or not isinstance(task, Forgettable):
-            raise WireError(f"is asked to {word[:20]!r}, which this run's task does not know")
+            raise WireError(f"was asked to {word[:20]!r}, which this run's task does not support")
         initial = padded(cut(self.bench.initial, self.rounds.layout), self.bench.model.layout)
         return Request(Asked(word), local, task, initial, of_phase(state))
 

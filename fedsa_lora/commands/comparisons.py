@@ -111,7 +111,7 @@ def _advise(options: argparse.Namespace) -> Answer:
     words = overrides_of(options.overrides, without=("split", "head", "train.lr"))
     grid = probe_grid(words, options.rounds)
     folder = probe_folder(grid)
-    console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
+    console.print(two_columns("candidates and data", regime(grid) | {"recorded in": str(folder)}))
     with stoppable(lambda: f"stopped; the same command resumes with the runs in {folder}"):
         evidence = probe(grid, folder, options.processes or at_once(), console)
     advice = advise(evidence)

@@ -84,7 +84,7 @@ def regime(grid: Grid) -> dict[str, str]:
         "run": config.title,
         "clients": f"{federation.clients} with {min(sizes)} to {max(sizes)} train examples" if sizes else "",
         "partition": f"{divided} ({settings})" if settings else divided,
-        "label meanings": federation.label_meaning,
+        "labels": "permuted by client" if federation.label_meaning == "per_client" else "the same for all",
         "head": heads,
         "rounds": f"{looked.federation.rounds} of {federation.rounds}",
         "candidates": ", ".join(dict.fromkeys(entry.method for entry in grid.entries())),

@@ -89,7 +89,7 @@ def _pattern_faults(lora: LoraSettings) -> list[str]:
         try:
             re.compile(key)
         except re.error as error:
-            faults.append(f"pattern {key!r} is no regular expression: {error}")
+            faults.append(f"pattern {key!r} is not a regular expression: {error}")
     return faults
 
 

@@ -116,7 +116,7 @@ def _has_global(exporter: Exporter) -> bool:
         return False
     if exporter.config.federation.superlink is None and _size(exporter.model) <= LARGE:
         return True
-    log.info("no global/: it goes with the pretrained weights; fedsa-lora export RUN --global writes both")
+    log.info("no global/: it needs the pretrained weights; fedsa-lora export RUN --global writes both")
     return False
 
 

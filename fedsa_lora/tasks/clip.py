@@ -104,7 +104,7 @@ class ClipTask(ImageTask):
                 f"the prompts of {' and '.join(map(repr, alike))} are the same tokens: the tokenizer "
                 f"{self.model.tokenizer or self.model.path!r} does not know these words, or its files are "
                 "missing there; copy them, or set model.tokenizer",
-                sent="the tokenizer does not tell the classes apart",
+                sent="the tokenizer does not distinguish the classes",
                 key="model.tokenizer",
             )
         length, most = tokens["input_ids"].shape[1], self.tokenizer.model_max_length

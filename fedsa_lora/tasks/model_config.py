@@ -117,7 +117,7 @@ def _bare_config(settings: ModelSettings) -> Any:
     overrides = dict(settings.config)
     if "model_type" not in overrides:
         raise ModelError(
-            f"{settings.path} holds weights alone: name the type of the model that they are of, such as "
+            f"{settings.path} holds weights only: name the type of the model that they are of, such as "
             "+model.config.model_type=resnet, and its sizes where they are not the usual ones",
             sent="the model is a file of weights, and model.config names no model_type",
             key="model.config",

@@ -121,7 +121,7 @@ class ModelSettings(Group):
                 "one of them"
             )
         if self.attention == FLASH and run.train.precision == "fp32":
-            yield f"model.attention={FLASH} computes in half precision alone; expected train.precision=bf16"
+            yield f"model.attention={FLASH} computes in half precision only; expected train.precision=bf16"
 
         if self.adapter:
             yield from self._adapter_clashes(run)

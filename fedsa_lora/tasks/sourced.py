@@ -178,7 +178,7 @@ def positions(wanted: Sequence[str | int], classes: Sequence[str]) -> list[int]:
     if len(set(found)) < max(2, len(found)):
         raise DataError(
             f"task.classes is {list(wanted)}: expected at least two classes, each of them once",
-            sent="the run asks for a class twice, or for one alone",
+            sent="the run asks for a class twice, or for a single one",
             key="task.classes",
         )
     return found

@@ -55,8 +55,8 @@ class Bounds(Group):
         sampled = run.strategy.sampled(run.federation.clients)
         if self.median_factor is not None and sampled < 3:
             yield (
-                f"bounds.median_factor: a median of {sampled} clients a round cannot tell who is out of the "
-                "ordinary; expected at least 3, or bounds.norm"
+                f"bounds.median_factor: a median of {sampled} clients a round cannot identify outliers; "
+                f"expected at least 3, or bounds.norm"
             )
         if self.median_factor is not None and run.codec.may_send_nothing:
             yield (

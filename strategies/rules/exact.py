@@ -206,7 +206,7 @@ class FedSVD(FactorRule):
     ) -> tuple[Factors, Factors | None]:
         if not all(np.array_equal(client.A, start.A) for client in clients):
             raise ConfigError(
-                f"FedSVD needs a common A, but clients changed {pair.A.name}: let them train B alone"
+                f"FedSVD needs a shared A, but clients changed {pair.A.name}: let them train only B"
             )
         mean = Factors(start.A, _mean([client.B for client in clients], weights))
         return _fill(truncate(mean, start.rank), start), None

@@ -239,7 +239,7 @@ def test_what_does_not_fit_the_model_is_named(kind, settings, message):
         ({"layer_ranks": [4, 0]}, r"layer_ranks\[1\]=0; expected a rank of at least 1"),
         ({"rank_pattern": {"query": -1}}, r"rank_pattern\.query=-1; expected"),
         ({"alpha_pattern": {"query": 0.0}}, r"alpha_pattern\.query=0\.0; expected more than 0"),
-        ({"rank_pattern": {"(": 1}}, "no regular expression"),
+        ({"rank_pattern": {"(": 1}}, "not a regular expression"),
         ({"target_modules": ["query"], "targets": "attention"}, "both choose the layers"),
     ],
 )  # fmt: skip

@@ -67,7 +67,7 @@ def test_what_a_file_of_weights_lacks_is_told(tmp_path):
     torch.save(random(ResNetConfig(**RESNET)).state_dict(), file)
     cut.write_bytes(file.read_bytes()[:1000])
     other.write_bytes(b"")
-    with pytest.raises(ModelError, match=r"weights\.pth holds weights alone: name the type of the model"):
+    with pytest.raises(ModelError, match=r"weights\.pth holds weights only: name the type of the model"):
         built(file)
     with pytest.raises(ModelError, match=r"the checkpoint's .* is 8 x 8 x 3 x 3, that of the model is"):
         built(file, model_type="resnet", **RESNET | {"hidden_sizes": [4, 8]})
