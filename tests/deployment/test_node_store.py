@@ -199,9 +199,9 @@ def test_messages_are_kept_only_where_the_node_says_so(machine):
     [
         ({"store-limit": 0}, "store-limit: 0 is not a number of GB"),
         ({"store-limit": "20GB"}, "store-limit: '20GB' is not a number of GB"),
-        ({"store-limit": float("nan")}, "store-limit: nan is no number"),
+        ({"store-limit": float("nan")}, "store-limit: nan is not a number"),
         ({"evaluations": 0}, "evaluations: 0 is not a number of answers"),
-        ({"evaluations": True}, "evaluations: True is no number"),
+        ({"evaluations": True}, "evaluations: True is not a number"),
         ({"keep-messages": "yes"}, "keep-messages: 'yes' is neither true nor false"),
         ({"store-limits": 1}, "did you mean 'store-limit'"),
     ],

@@ -200,8 +200,8 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     assert [row["fit_clients"] for row in told] == [3, 2, 2]
     assert failures_of(told[1]) == ["client 0: its node is gone"]
     page = (run / "report.html").read_text()
-    assert "In rounds 1 to 2, 3 of 4 clients were there." in page
-    assert "In round 3, 2 of 4 clients were there." in page
+    assert "In rounds 1 to 2, 3 of 4 clients were connected." in page
+    assert "In round 3, 2 of 4 clients were connected." in page
     config = read_config(run)
     assert Exporter(config, RunDirectory(run, config), skeleton(config)).tensors("3")
     words = [*DEPLOYED, "federation.min_clients=1"]

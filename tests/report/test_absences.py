@@ -59,5 +59,5 @@ def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_p
     assert "<td>lost</td><td>2, 3</td>" in page
     assert "with shared values unchanged: round 2." in page
     assert "Client 1 was excluded from round 4: it kept failing." in page
-    assert "In round 3, 9 of 10 clients were there." in page
+    assert "In round 3, 9 of 10 clients were connected." in page
     assert '<th scope="row">2 (skipped)</th>' in page

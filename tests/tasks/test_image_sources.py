@@ -173,7 +173,7 @@ def test_a_folder_names_the_file_and_the_plan_looks_at_every_header(tmp_path):
     source = write_folder(tmp_path, [encoded(each) for each in pixels], labels)
     assert inspect_task(task(source))
     (tmp_path / "owl" / "005.png").write_bytes(b"a page of an album")
-    with pytest.raises(DataError, match=r"owl/005.png, column 'image': row 6 is no image"):
+    with pytest.raises(DataError, match=r"owl/005.png, column 'image': row 6 is not a readable image"):
         inspect_task(task(source))
 
 

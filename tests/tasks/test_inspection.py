@@ -52,7 +52,7 @@ def test_what_a_model_starts_from_is_said(task_of):
     )
     found = " / ".join(inspect_task(load(["experiment=quickstart"]).task))
     assert "initialised at random from the seed: classifier, not in the checkpoint" in found
-    assert "reads the mean of the tokens" in found
+    assert "reads the mean over tokens" in found
 
 
 def test_a_drawn_head_has_its_reason(task_of):

@@ -201,7 +201,7 @@ CHANGES = {
     "a list": ([Measure("bleu", (0.0, 1.0))], "a list; expected a tuple of Measure"),
     "a family of metrics": ((Measure("round_loss", (0.0, 1.0)),), "'round_loss' would have two meanings"),
     "a name alone": (("perplexity",), "'perplexity' is not a Measure; expected Measure"),
-    "no name": ((Measure("A measure", (0.0, 1.0)),), "'A measure' is no name"),
+    "no name": ((Measure("A measure", (0.0, 1.0)),), "'A measure' is not a valid name"),
     "an empty range": (
         (Measure("bleu", (1.0, 1.0)),),
         "the range of 'bleu' is (1.0, 1.0); expected (low, high)",

@@ -11,7 +11,7 @@ from case import fedsa, said
 def stops(*words: str) -> None:
     done = fedsa(*words)
     assert done.returncode == 1, f"{words[0]} goes on with changed data"
-    for part in ("data.csv is not what run was made on", "train rows", "clients", "--allow-changed-data"):
+    for part in ("data.csv differs from the data of run", "train rows", "clients", "--allow-changed-data"):
         assert part in said(done), f"{words[0]} does not say {part!r}"
 
 
