@@ -54,7 +54,7 @@ def test_no_word_stands_twice():
 
 ANSWERS = {
     "trainer=NPO": "trainer=NPO: no such key; use unlearning=npo",
-    "model.model_args.pretrained_model_name_or_path=x": "pretrained_model_name_or_path=x: no such key; here",
+    "model.model_args.pretrained_model_name_or_path=x": "pretrained_model_name_or_path=x: no such key; use",
     "model.model_args.torch_dtype=bfloat16": "use model.dtype=bf16",
     "model.model_args.attn_implementation=sdpa": "use model.attention",
     "lora_model_path=adapter": "use model.adapter",
