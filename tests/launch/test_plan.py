@@ -86,7 +86,7 @@ def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
         (
             ["model=resnet_small", "++model.config.num_channels=1"],
             "in 14 layers; A has 87.0% of their values, so sending only A saves 13.0%",
-            "one at a time: models of type resnet are not computed over flat tokens",
+            "one at a time: models of type resnet have no fused pass over several clients",
         ),
         (["model=tiny_vit", "lora=none", "split=full"], None, "one at a time: the whole model is trained"),
     ],

@@ -66,18 +66,18 @@ def why_not_job(job: Job, task: Task) -> str | None:
     if reason := why_not_settings(job.settings):
         return reason
     if job.asked and isinstance(task, CausalLMTask):
-        return "a language model is measured by its tokens"
+        return "a language model is evaluated by token"
     return None
 
 
 def why_not_settings(settings: TrainSettings) -> str | None:
     """The reason that every job with these settings is, if there is one."""
     if settings.precision == "fp16":
-        return "fp16 scales losses"
+        return "fp16 uses loss scaling"
     if settings.accumulate > 1:
         return "a step is computed in several passes (train.accumulate)"
     if settings.gradient_checkpointing:
-        return "layers are computed twice (train.gradient_checkpointing)"
+        return "activations are recomputed (train.gradient_checkpointing)"
     return None
 
 
@@ -97,7 +97,7 @@ def _why_not_model(model: AdapterModel) -> str | None:
     base = unwrapped(model.module)
     kind = getattr(getattr(base, "config", None), "model_type", None)
     if kind not in READINGS:
-        return f"models of type {kind} are not computed over flat tokens"
+        return f"models of type {kind} have no fused pass over several clients"
     if not model.has_adapters:
         return "the whole model is trained"
     try:
@@ -108,7 +108,7 @@ def _why_not_model(model: AdapterModel) -> str | None:
     if drops and model.device.type not in ("cpu", "meta"):  # a plan, whose model is on meta, asks for a CPU
         return "a GPU draws dropout differently"
     if READINGS[kind].images and getattr(base.config, "attention_probs_dropout_prob", 0) > 0:
-        return "attention drops out over images"
+        return "attention dropout is used on images"
     found = {id(factor.weight) for pair in factors.values() for factor in pair}
     for module in base.modules():
         if isinstance(module, nn.Linear):
