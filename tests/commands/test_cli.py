@@ -61,7 +61,7 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
     assert main(["run", "--dry-run", *words, "run.dir=here"]) == 0
     said = capsys.readouterr().out
     assert "A local, B shared" in said
-    assert "of 3 epochs" in said
+    assert "each 3 epochs" in said
     assert "[red]mine[/" in said
     assert f"{tmp_path}/here" in said
 

@@ -138,7 +138,7 @@ def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypat
     path.write_bytes(bytes(content))
     run_in_process([*asked, "run.resume=true"])
     assert_same_run(tmp_path / "run", whole(()))
-    assert "round 3 is made again" in caplog.text
+    assert "round 3 is repeated" in caplog.text
 
 
 @pytest.mark.case(22)

@@ -139,7 +139,7 @@ def test_who_keeps_failing_is_left_out_for_a_while_returns_and_the_report_tells_
     assert evaluated == [1, 5, 6]
     page = (run / "report.html").read_text()
     assert '<td>error</td><td>1, 2</td><td class="words">OSError: no such device</td>' in page
-    assert "Client 2 was left out of rounds 3 to 4: it kept failing." in page
+    assert "Client 2 was excluded from rounds 3 to 4: it kept failing." in page
     summary = json.loads((run / "summary.json").read_text())
     counts = [summary[key] for key in ("failures", "excluded_clients", "skipped_rounds")]
     assert counts == [2, ["2"], 0]

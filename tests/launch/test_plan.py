@@ -65,8 +65,8 @@ def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "codec").glob("*.yaml")))
-def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
-    said = re.search(r"([\d.]+) bytes a value", (CONF / "codec" / f"{name}.yaml").read_text())
+def test_a_codec_sends_the_bytes_per_value_that_its_file_states(name):
+    said = re.search(r"([\d.]+) bytes per value", (CONF / "codec" / f"{name}.yaml").read_text())
     plan = make_plan(load(["model=minilm", f"codec={name}"]))
     if said is None:
         assert name == "threshold", "how many values are sent depends on the training"
