@@ -41,7 +41,7 @@ NEEDS |= {
 }
 FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
 OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
-COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
+COMPANIONS = re.compile(r"^#.*?(?:use with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
 HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
 PLUGIN = """
 from dataclasses import dataclass
