@@ -23,7 +23,7 @@ class FederationSettings(PartitionSettings):
     """Settings of the clients, their data and the rounds.
 
     ``wait_seconds``: how long to wait for all clients to connect and to report their client ids; after that
-    ``min_clients``, a share of them, are enough to start; there is no limit for simulated clients.
+    ``min_clients``, a share of them, are enough to start; in a simulation all must connect.
     ``round_timeout``: seconds after which an answer is too late, and
     ignored. ``min_results``: share of the clients of a round that must return valid results for it to count;
     after ``max_skipped`` skipped rounds in a row the run ends. ``over_select``: factor by which

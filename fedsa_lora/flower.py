@@ -19,11 +19,13 @@ report and exports.
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
@@ -38,15 +40,17 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
 from fedsa_lora.learning.lora import settings_of
-from fedsa_lora.learning.trainer_arguments import settings_of_trainer
 from fedsa_lora.server_app import server_fn
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.named_functions import name_of
 
 ROUNDS = "num-server-rounds"  # as Flower's own templates call it
+Given = ParamSpec("Given")
+App = TypeVar("App")
+log = logging.getLogger("flwr")
 
 
-def client_app(
+def _functions(
     model: Callable[[], Any],
     data: Callable[[Any, int], Any],
     lora: Any,
@@ -58,7 +62,25 @@ def client_app(
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
     measures: Sequence[Measure] = (),
     settings: Sequence[str] = (),
-) -> ClientApp:
+) -> _Federation:
+    """A federation of a user's functions: the arguments of ``client_app`` and ``server_app``."""
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings)
+
+
+def _with_arguments(of: Callable[Given, Any]) -> Callable[[Callable[..., App]], Callable[Given, App]]:
+    """Has a function, for its callers and for ``help``, the arguments of another, to which it hands them."""
+
+    def dressed(function: Callable[..., App]) -> Callable[Given, App]:
+        returned = signature(function).return_annotation
+        function.__signature__ = signature(of).replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return function
+
+    return dressed
+
+
+@_with_arguments(_functions)
+def client_app(*given: Any, **named: Any) -> ClientApp:
     """The ClientApp of a federation; ``server_app`` takes the same arguments.
 
     Parameters
@@ -87,30 +109,20 @@ def client_app(
         Any others, as ``fedsa-lora run`` takes them: ``"train.lr=0.01"``, ``"codec=int8"``. Keys of
         ``context.run_config`` that are called so come last: ``flwr run . -c "train.lr=0.02"``.
 
-    Raises ConfigError for a function without a name. Other faults of the arguments are raised when the app
-    runs, by the server first.
+    Raises
+    ------
+    ConfigError
+        For a function without a name. Other faults of the arguments are raised when the app runs, by the
+        server first.
     """
-    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
-    return _federation("functions", functions, lora, split, clients, classes, measures, settings).client()
+    return _functions(*given, **named).client()
 
 
-def server_app(
-    model: Callable[[], Any],
-    data: Callable[[Any, int], Any],
-    lora: Any,
-    split: str | SplitPolicy = "share_a",
-    *,
-    clients: int,
-    classes: Sequence[str] = (),
-    loss: Callable[[Any, dict[str, Any]], Any] | None = None,
-    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
-    measures: Sequence[Measure] = (),
-    settings: Sequence[str] = (),
-) -> ServerApp:
+@_with_arguments(_functions)
+def server_app(*given: Any, **named: Any) -> ServerApp:
     """The ServerApp of a federation, for the same arguments as ``client_app``. It calls ``model`` for names
     and shapes, and in a simulation ``data`` to count examples."""
-    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
-    return _federation("functions", functions, lora, split, clients, classes, measures, settings).server()
+    return _functions(*given, **named).server()
 
 
 class Apps(NamedTuple):
@@ -133,8 +145,10 @@ def trainer_apps(
     settings: Sequence[str] = (),
 ) -> Apps:
     """The apps of a federation of Trainers of transformers: ``trainer(partition, partitions)`` returns that
-    of a client. Its model, data sets, collator, loss and TrainingArguments are used; the loop is ours, and a
-    round trains for the steps or epochs of the arguments. The others are arguments of ``client_app``."""
+    of a client. Its model, data sets, collator, loss, ``compute_metrics`` and TrainingArguments are used; the
+    loop is ours, and a round trains for the steps or epochs of the arguments. What is not called, such as
+    callbacks, is logged by the server at its start. The others are arguments of ``client_app``; ``measures``
+    without ``evaluate`` declares what ``compute_metrics`` returns."""
     functions = {"trainer": trainer, "evaluate": evaluate}
     federation = _federation("trainer", functions, lora, split, clients, classes, measures, settings)
     return Apps(federation.client(), federation.server())
@@ -181,6 +195,9 @@ class _Federation:
 
     def server(self) -> ServerApp:
         def configured(context: Context) -> ServerAppComponents:
+            if (lent := self._lent()) is not None:
+                for line in lent.left_out:
+                    log.warning("the Trainer: %s", line)
             return server_fn(self._configured(context))
 
         return ServerApp(server_fn=configured)
@@ -192,21 +209,43 @@ class _Federation:
 
     def _words(self) -> Iterator[str]:
         """The overrides that say what a run is."""
+        lent = self._lent()
         adapters, head = settings_of(self.lora)
         named = {key: name_of(function) for key, function in self.functions.items()}
         yield from (f"task={self.task}", "model=own", f"federation.clients={self.clients}")
-        measured = [asdict(measure) for measure in self.measures]
+        measured = [asdict(measure) for measure in (self.measures if lent is None else lent.measures)]
         yield from _assigned("task", {**named, "head": head, "classes": self.classes, "measured": measured})
         yield from _assigned("lora", adapters)
         yield from _of_split(self.split)
-        if "trainer_function" in self.functions:
-            yield from _assigned("train", _arguments(self.functions["trainer_function"], self.clients))
+        if lent is not None:
+            yield from _assigned("train", lent.settings)
+
+    def _lent(self) -> _Lent | None:
+        """Returns what a Trainer has for the run, where there is one."""
+        if (trainer := self.functions.get("trainer_function")) is None:
+            return None
+        return _lent(trainer, self.clients, self.measures, "evaluate_function" in self.functions)
+
+
+class _Lent(NamedTuple):
+    """Settings and measures that a Trainer has for a run, and what it has that no run uses, a line each."""
+
+    settings: dict[str, Any]
+    measures: tuple[Measure, ...]
+    left_out: list[str]
 
 
 @cache
-def _arguments(trainer: Callable[..., Any], clients: int) -> dict[str, Any]:
-    """The settings of a Trainer's arguments, for which one has to be made."""
-    return settings_of_trainer(trainer(0, clients))
+def _lent(trainer: Callable[..., Any], clients: int, measures: tuple[Measure, ...], evaluates: bool) -> _Lent:
+    """Makes a Trainer, once in a process, and returns what it has for the run."""
+    # loads the Trainer of transformers, which an app of functions has no use for
+    from fedsa_lora.learning.trainer_arguments import left_out, settings_of_trainer
+    from fedsa_lora.tasks.trainers import measures_of
+
+    made = trainer(0, clients)
+    found, reason = measures_of(made, measures, evaluates)
+    uncalled = [f"its compute_metrics is not called: {reason}"] if reason else []
+    return _Lent(settings_of_trainer(made), found, [*left_out(made), *uncalled])
 
 
 def _of_split(split: str | SplitPolicy) -> Iterator[str]:

@@ -37,6 +37,7 @@ from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.settings import LoraSettings, TrainSettings
 from fedsa_lora.learning.unlearning import Unlearning
+from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backdoor import Backdoor
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.task import Task
@@ -82,6 +83,21 @@ class HeadSettings(Group):
     def counted(self) -> bool:
         """True where clients report their class counts, by which a shared head is averaged."""
         return self.policy in ("shared", "soft") and self.count_weighted
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        modules = getattr(run.task, "head", None)
+        if not isinstance(modules, list):
+            return  # a task that finds the head of its model itself
+        named = "modules_to_save of LoraConfig (task.head)"
+        if modules and self.policy == "frozen":
+            yield (
+                f"head=frozen: {named} has {listing(modules)} trained, which nobody then trains; expected "
+                "head=local or head=shared, or no modules to save"
+            )
+        elif modules and self.row_norm is not None:
+            yield "head.row_norm: the head starts as the user's model has it; expected head.row_norm=null"
+        elif not modules and self.policy in ("shared", "soft"):
+            yield f"head={self.policy}: the model has no head; name its modules by {named}, or set head=local"
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class Exporter:
 
     def _save_adapter(self, tensors: NamedArrays, subject: Subject, folder: Path, base: str) -> None:
         # what is relative to the pretrained weights is saved with them
-        model = self._with_weights() if self.model.relative else self.model
+        model = self._started if self.model.relative else self.model
         model.save_adapter(folder, tensors, base)
         self._save_card(subject, folder, base)
 
@@ -181,6 +181,11 @@ class Exporter:
         model.save_merged(folder)
         self._save_tokenizer(folder)
         self._save_card(subject, folder, None)
+
+    @cached_property
+    def _started(self) -> AdapterModel:
+        """The model as it was at the start of the run, once for all clients. Not to be written to."""
+        return self._with_weights()
 
     def _with_weights(self) -> AdapterModel:
         """The model with its backbone, on the CPU: nothing is trained."""

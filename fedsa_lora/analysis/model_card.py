@@ -13,6 +13,7 @@ from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.digits import DIGITS
 from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.images import MODES
+from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.task import Task
 from fedsa_lora.tasks.text import TextData
@@ -134,11 +135,16 @@ def _loader(task: Task, model: Any) -> type[Any]:
 
 
 def _own_code(config: RunConfig, base: str | None, model: Any) -> list[str]:
-    """The code that loads a model of the task's own, which this card cannot make itself."""
+    """The code that loads a model of a user's own: the function that makes it is called, or where the task
+    makes it, left to the reader."""
     imports = ["from safetensors.torch import load_model"]
     weights = "model.safetensors" if base is None else f"{base}/model.safetensors"
-    lines = ["", 'folder = Path(".")  # the folder of this file']
-    lines.append(f"model = ...  # a {_named(model)}, as build_model of {_named(config.task)} makes it")
+    if isinstance(config.task, OwnModelTask):
+        of_user, made = config.task.model_code()
+        imports.append(of_user)
+    else:
+        made = f"...  # a {_named(model)}, as build_model of {_named(config.task)} makes it"
+    lines = ["", 'folder = Path(".")  # the folder of this file', f"model = {made}"]
     lines.append(f'load_model(model, folder / "{weights}")')
     if base is not None:
         imports.insert(0, "from peft import PeftModel")

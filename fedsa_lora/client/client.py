@@ -47,7 +47,10 @@ class FedSAClient(NumPyClient):
     forbid : sequence of str
         Roles and patterns of tensor names that never leave this machine.
 
-    Raises ConfigError for a pattern of ``forbid`` that matches no tensor of the model.
+    Raises
+    ------
+    ConfigError
+        For a pattern of ``forbid`` that matches no tensor of the model.
     """
 
     def __init__(self, client: str, bench: Workbench, store: ClientStore, forbid: Sequence[str] = ()) -> None:

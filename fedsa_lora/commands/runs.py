@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
         "--allow-changes", action="store_true", help="allow changes of rounds, evaluation, machine or logging"
     )
     add_changed_data(resume)
+    add_json(resume)
     resume.set_defaults(call=_resume)
 
 
@@ -84,18 +85,23 @@ def _planned(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 def _federate(config: RunConfig, overrides: Sequence[str], plan: Plan) -> Answer:
     from fedsa_lora.launch.federate import federate
+
+    if federate(config, overrides, plan.place, console):
+        return _completed(config.run_dir)
+    console.print(f"the report is on the SuperLink's machine: {escape(str(config.run_dir))}")
+    found = {"run_dir": config.run_dir, "state": "completed", "report": None, "summary": None}
+    return Answer(0, found)
+
+
+def _completed(run_dir: Path) -> Answer:
+    """Print the summary of a run that is complete here, and answer with it."""
     from fedsa_lora.report.table import print_summary
     from fedsa_lora.runs.reading import REPORT, read_run
 
-    found = {"run_dir": config.run_dir, "state": "completed", "report": None, "summary": None}
-    if not federate(config, overrides, plan.place, console):
-        console.print(f"the report is on the SuperLink's machine: {escape(str(config.run_dir))}")
-        return Answer(0, found)
-    print_summary(config.run_dir, console)
-    report = config.run_dir / REPORT
-    found["report"] = report if report.is_file() else None
-    found["summary"] = read_run(config.run_dir).summary
-    return Answer(0, found)
+    print_summary(run_dir, console)
+    report = run_dir / REPORT if (run_dir / REPORT).is_file() else None
+    summary = read_run(run_dir).summary
+    return Answer(0, {"run_dir": run_dir, "state": "completed", "report": report, "summary": summary})
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -119,7 +125,7 @@ def _watch(options: argparse.Namespace) -> int:
     return codes.get(progress.state, 0)
 
 
-def _resume(options: argparse.Namespace) -> int | Answer:
+def _resume(options: argparse.Namespace) -> Answer:
     from fedsa_lora.launch.resuming import to_resume
 
     config, words = to_resume(
@@ -130,7 +136,6 @@ def _resume(options: argparse.Namespace) -> int | Answer:
     from fedsa_lora.files import Held
     from fedsa_lora.launch.federate import stopped
     from fedsa_lora.launch.plan import make_plan
-    from fedsa_lora.report.table import print_summary
     from fedsa_lora.runs.changed_data import check_data
     from fedsa_lora.server.finish import finish_interrupted
 
@@ -138,6 +143,5 @@ def _resume(options: argparse.Namespace) -> int | Answer:
     report = config.run.report
     with closing(Held(config.run_dir)) as begun, stoppable(lambda: stopped(begun, words, report)):
         if finish_interrupted(config, words):  # without Flower: no client is asked
-            print_summary(config.run_dir, console)
-            return 0
+            return _completed(config.run_dir)
     return _federate(config, words, make_plan(config))

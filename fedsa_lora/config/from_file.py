@@ -102,9 +102,7 @@ class _FromFile:
 
     def _of_experiment(self) -> list[str]:
         """Overrides upon the experiment that the config is called after; none where there is no such."""
-        for name, path in self.options.of("experiment").items():
-            if content_of(path).get("name") != self.node["name"]:
-                continue
+        for name in self.options.experiments_called(self.node["name"]):
             faults: list[str] = []
             made = composed([f"experiment={name}"], self.options, faults)
             if not faults:

@@ -54,6 +54,12 @@ class Options:
                 found.setdefault(str(path.relative_to(folder / group).with_suffix("")), path)
         return found
 
+    def experiments_called(self, name: str) -> Iterator[str]:
+        """The experiments whose runs have this name."""
+        for option, path in self.of("experiment").items():
+            if content_of(path).get("name") == name:
+                yield option
+
     def taken(self) -> list[str]:
         """A fault for each file of the user's that has the name of a shipped one with other content: one of
         the two would be taken in silence."""

@@ -139,17 +139,17 @@ class Loopback:
             words.append(f"federation.registry={self.keys / REGISTRY}")
         return words
 
-    def submit(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start ``fedsa-lora`` with these words."""
-        return self.start("submit", [*CLI, *words])
+    def submit(self, *words: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start ``fedsa-lora`` with these words, in a folder that may have configs of the user's own."""
+        return self.start("submit", [*CLI, *words], folder)
 
-    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: Sequence[str], folder: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process of the federation; what it prints is added to ``logs/NAME.log``."""
         with (self.logs / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command,
                 env=self.env,
-                cwd=self.private,
+                cwd=folder or self.private,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

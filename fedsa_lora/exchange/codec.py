@@ -48,8 +48,9 @@ class Sparse:
 class Codec(Group, ABC):
     """A choice of values and a number format.
 
-    ``block`` values of int8 and int4 share a scale. With ``error_feedback`` the client keeps what was not
-    sent and adds it to its next update, see ``stages.Coded``. Raises ConfigError for settings out of range.
+    ``values`` is the number format on the wire: fp32, fp16, bf16, int8 or int4. ``block`` values of int8
+    and int4 share a scale. With ``error_feedback`` the client keeps what was not sent and adds it to its
+    next update, see ``stages.Coded``. Raises ConfigError for settings out of range.
     """
 
     values: NumberFormat

@@ -22,7 +22,7 @@ HEAD = 8  # bytes of a seed or of a count, little-endian
 
 @dataclass(frozen=True)
 class _Share(Codec):
-    """A codec that sends k = max(1, ceil(ratio n)) of n values."""
+    """A codec that sends a ``ratio`` of n values: k = max(1, ceil(ratio n))."""
 
     ratio: float
     values: NumberFormat = "fp32"

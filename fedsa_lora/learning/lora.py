@@ -75,9 +75,11 @@ def settings_of(config: LoraConfig) -> tuple[dict[str, Any], list[str]]:
     """
     usual, start = vars(LoraConfig()), config.init_lora_weights
     other = [key for key, value in vars(config).items() if key not in _TAKEN and value != usual[key]]
-    named = config.target_modules
+    named, saved = config.target_modules, sorted(config.modules_to_save or [])
     if not isinstance(named, list | set | tuple) or not named:
         other.append("target_modules (expected a list of names)")
+    elif twice := sorted(set(named) & set(saved)):
+        other.append(f"target_modules and modules_to_save that both name {', '.join(twice)} (expected one)")
     if start not in _STARTS:
         other.append(f"init_lora_weights={start}")
     if other:
@@ -93,7 +95,7 @@ def settings_of(config: LoraConfig) -> tuple[dict[str, Any], list[str]]:
         "rank_pattern": dict(config.rank_pattern) or None,
         "alpha_pattern": dict(config.alpha_pattern) or None,
     }
-    return settings, sorted(config.modules_to_save or [])
+    return settings, saved
 
 
 def _check_head(adapted: Any) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
+
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from fedsa_lora.errors import ConfigError
 
+_OF_EVERY_TRAINER = (DefaultFlowCallback, PrinterCallback, ProgressCallback)
+_NOT_CALLED = ("train", "training_step", "evaluate", "evaluation_loop", "prediction_step", "log")
+_OF_OPTIMIZERS = ("create_optimizer", "create_scheduler", "create_optimizer_and_scheduler")
+_NOT_USED = (  # arguments by which a training would be another
+    "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "neftune_noise_alpha",
+)  # fmt: skip
 _SCHEDULES = ("constant", "linear", "cosine")
 _OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}  # by the first word of TrainingArguments.optim
 
@@ -17,7 +27,8 @@ def settings_of_trainer(trainer: Any) -> dict[str, Any]:
     optimizer = str(getattr(args.optim, "value", args.optim)).partition("_")[0]
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     schedule = "constant" if schedule == "constant_with_warmup" else schedule
-    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
+    given = (trainer.optimizer, trainer.lr_scheduler, trainer.optimizer_cls_and_kwargs)
+    if any(part is not None for part in given) or _overridden(trainer, _OF_OPTIMIZERS):
         faults.append("an optimizer or a scheduler of its own: expected those of the arguments")
     if optimizer not in _OPTIMIZERS:
         faults.append(f"optim={optimizer}: expected adamw or sgd")
@@ -46,3 +57,24 @@ def settings_of_trainer(trainer: Any) -> dict[str, Any]:
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "gradient_checkpointing": args.gradient_checkpointing,
     }
+
+
+def left_out(trainer: Any) -> list[str]:
+    """Lists what a run does not call or use of a Trainer, a line each."""
+    own = [entry for entry in trainer.callback_handler.callbacks if type(entry) not in _OF_EVERY_TRAINER]
+    callbacks = sorted({type(entry).__name__ for entry in own} - {"NotebookProgressCallback"})
+    usual = {known.name: known.default for known in fields(TrainingArguments)}
+    arguments = [name for name in _NOT_USED if getattr(trainer.args, name) != usual[name]]
+    found = []
+    if callbacks:
+        found.append(f"its callbacks are not called: {', '.join(callbacks)}")
+    if methods := _overridden(trainer, _NOT_CALLED):
+        found.append(f"these methods are not called, as the loop is that of the run: {', '.join(methods)}")
+    if arguments:
+        found.append(f"these arguments are not used: {', '.join(arguments)}")
+    return found
+
+
+def _overridden(trainer: Any, names: tuple[str, ...]) -> list[str]:
+    """Those of a Trainer's methods that are not transformers' own."""
+    return [name for name in names if getattr(type(trainer), name) is not getattr(Trainer, name)]

@@ -1,5 +1,6 @@
 """Turn a run directory into `report.html`: one file that needs nothing else to be read."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "config": record.config,
         "environment": {name: value for name, value in record.environment.items() if name != "command"},
         "command": record.environment.get("command"),
+        "again": shlex.join(["fedsa-lora", "run", f"{record.directory.resolve().name}/config.yaml"]),
         "files": [name for name in FILES if (record.directory / name).is_file()],
         "directory": record.directory.resolve().name,
     }

@@ -176,9 +176,11 @@ with the A that the client had just trained.</p>
 {% if command %}
 <p>With the versions listed under Environment:</p>
 <pre tabindex="0">{{ command }}</pre>
+<p>Or from every setting as it was, in the folder that this run directory is in:</p>
 {% else %}
-<p>The command was not recorded; the configuration above holds every setting of this run.</p>
+<p>The command was not recorded. In the folder that this run directory is in:</p>
 {% endif %}
+<pre tabindex="0">{{ again }}</pre>
 <footer>
 {% if files %}
 <p>In the run directory, beside this page:

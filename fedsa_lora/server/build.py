@@ -181,6 +181,7 @@ def _roster(config: RunConfig) -> Roster:
         least=federation.min_clients,
         registry=registry,
         over_select=federation.over_select,
+        per_node=federation.clients_per_node,
     )
 
 

@@ -11,6 +11,7 @@ from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.analysis.global_model import has_global, keep_global
 from fedsa_lora.config.changes import changes, changes_of, named, with_experiment
 from fedsa_lora.config.compose import load, to_yaml
+from fedsa_lora.config.options import Options
 from fedsa_lora.errors import FedSAError
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.learning.adapters import AdapterModel
@@ -32,9 +33,9 @@ LARGE = 2e9  # bytes of a backbone in float32 that is not copied into each run
 def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:
     """Write everything that a reader opens first, in place of what an interrupted finish left: the same run
     gives the same files. The ``skeleton`` of the model suffices, but the backbone that the adapters go with
-    is read once. There are no adapter folders where that backbone is large, where what was trained is
-    relative to its weights (``fedsa-lora export`` makes those), or where no stock model computes what the
-    run did; and a ``global/`` where all clients hold one model."""
+    is read once, and again where what was trained is relative to its weights. There are no adapter folders
+    where that backbone is large (``fedsa-lora export`` makes those), or where no stock model computes what
+    the run did; and a ``global/`` where all clients hold one model."""
     directory.finishing()
     command = read_json(directory.path / "environment.json").get("command", "")
     summary = summarise(config, directory.path, model)
@@ -91,14 +92,22 @@ def finish_interrupted(config: RunConfig, words: Sequence[str]) -> bool:
 
 def against_experiment(config: RunConfig, command: str) -> list[tuple[str, str, str]]:
     """The settings in which a run differs from its experiment: key, value there, value here. Empty where its
-    command changes nothing or names no experiment, or the experiment cannot be composed as it stands."""
+    command changes nothing, where there is no experiment, or where that cannot be composed as it stands.
+
+    Where the command names none, as of a run from a config file that is nearer to plain groups, it is the
+    experiment that the run is called after.
+    """
     words = with_experiment(shlex.split(command)[2:])
     changed = changes(words)
     kept = [word for word in words if named(word) not in changed]
-    if not changed or "experiment" not in map(named, kept):
+    chosen = [word for word in kept if named(word) == "experiment" and word != "experiment=null"]
+    if not chosen:
+        chosen = [f"experiment={name}" for name in Options.here().experiments_called(config.name)]
+    if not changed or not chosen:
         return []
+    others = [word for word in kept if named(word) != "experiment"]
     try:
-        experiment = load(kept, default_dir=str(config.run_dir))
+        experiment = load([chosen[-1], *others], default_dir=str(config.run_dir))
     except FedSAError:  # one that needs a word of the command
         return []
     return differences(to_yaml(experiment), to_yaml(config))
@@ -130,7 +139,7 @@ def _without_adapters(exporter: Exporter) -> str:
     if exporter.config.personalisation.adapts:
         return "each client fine-tunes its model before use; fedsa-lora export RUN --client NAME does so"
     size = _size(model)
-    if model.relative or not model.has_adapters or size > LARGE:
+    if not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"
     return ""
 

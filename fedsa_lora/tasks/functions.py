@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsa_lora.tasks.datasets_of_torch import outputs_of
-from fedsa_lora.tasks.named_functions import function_of
+from fedsa_lora.tasks.named_functions import function_of, imported
 from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.task import Batch
 
@@ -30,6 +30,9 @@ class FunctionTask(OwnModelTask):
     def own_model(self) -> torch.nn.Module:
         model: torch.nn.Module = function_of(self.model_function)()
         return model
+
+    def model_code(self) -> tuple[str, str]:
+        return imported(self.model_function, "()")
 
     def own_data(self, client: int | str) -> Any:
         return function_of(self.data_function)(client, self.partition.clients)

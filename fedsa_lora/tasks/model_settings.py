@@ -40,6 +40,7 @@ class ModelSettings(Group):
     With ``pretrained`` false only its config is read and every weight is drawn from the seed; ``path`` may
     then be empty and ``config`` must name a ``model_type``. ``config`` overrides fields that the config has,
     such as sizes and dropouts.
+    ``revision`` is the branch, tag or commit of a hub id.
     ``tokenizer`` is a path of the same forms, ``path`` by default.
     ``pooling`` is the input of the head of an encoder: ``model`` keeps that of the architecture,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a

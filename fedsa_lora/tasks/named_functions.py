@@ -25,6 +25,13 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
+def imported(name: str, called: str) -> tuple[str, str]:
+    """A line of Python that imports the function of a name, and an expression: the function, and how it is
+    ``called``."""
+    module, _, function = name.partition(":")
+    return f"from {module} import {function.partition('.')[0]}", f"{function}{called}"
+
+
 def is_name(text: str) -> bool:
     """True for ``MODULE:FUNCTION``."""
     module, _, name = text.partition(":")

@@ -47,9 +47,11 @@ class OwnModelTask(ABC):
     evaluate_function: str = ""
 
     by_client: ClassVar[bool] = True  # each machine is asked for the data of its own clients
+    measures_itself: ClassVar[bool] = False  # its user's objects may return what is measured
 
     def __post_init__(self) -> None:
-        if bool(self.measured) != bool(self.evaluate_function):
+        needed = bool(self.measured) and not self.measures_itself
+        if needed != bool(self.evaluate_function):
             raise ConfigError("measured declares what evaluate_function returns: give both, or neither")
         for known in fields(self):
             name = getattr(self, known.name)
@@ -60,6 +62,10 @@ class OwnModelTask(ABC):
     @abstractmethod
     def own_model(self) -> torch.nn.Module:
         """The model as its user makes it."""
+
+    @abstractmethod
+    def model_code(self) -> tuple[str, str]:
+        """A line of Python that imports what the user's model is made by, and an expression that makes it."""
 
     @abstractmethod
     def own_data(self, client: int | str) -> Any:
@@ -99,6 +105,8 @@ class OwnModelTask(ABC):
                 f"head: {type(model).__name__} has no module {listing(lost)}; expected some of "
                 f"{listing(names)}"
             )
+        if inner := [name for name in modules if any(name.startswith(f"{other}.") for other in modules)]:
+            raise ModelError(f"head: {listing(inner)} is within another module of the head; name that alone")
         head = Head(tuple(modules))
         kept = frozenset(name for name, _ in model.named_parameters() if head.holds(name))
         assign_head(model, Head(head.modules, kept))
@@ -140,7 +148,7 @@ class OwnModelTask(ABC):
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Outputs (batch, ...) where they are judged, else the loss of each example (batch,)."""
-        if self.classes or self.evaluate_function:
+        if self.classes or self.measured:
             return outputs_of(model, batch)
         count = len(next(iter(batch.values())))
         each = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]

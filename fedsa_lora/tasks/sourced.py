@@ -28,6 +28,7 @@ class SourcedTask(DividedTask):
     ``files`` may name one file per split instead; neither is needed where every node has data of its own.
     ``group`` (the natural column) is a column's name; ``where`` keeps the rows whose column equals a value
     or one of a list. Without a ``test_split`` every client sets part of its rows aside.
+    ``train_split`` and ``test_split`` are names of splits, as the data set has them.
     """
 
     dataset: str = ""

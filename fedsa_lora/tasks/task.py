@@ -158,7 +158,7 @@ class Task(Protocol):
 
     ``measures`` declare the numbers of ``evaluate``, each with its range, which way is better and how it is
     shown. The first is the primary one: rows, summary, figures, report and comparisons carry its name, and
-    clients are compared by it. A client may report these numbers to the server, and no others::
+    clients are compared by it. A client may report these numbers to the server, and no others:
 
         measures = (
             Measure("perplexity", (1.0, 1e9), higher_is_better=False),

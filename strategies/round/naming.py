@@ -38,6 +38,10 @@ class Present:
     pending: dict[str, Remark]
     twice: list[str]
 
+    @property
+    def nodes(self) -> int:
+        return len(self.clients) + len(self.refused) + len(self.failed) + len(self.pending)
+
 
 class Naming:
     """Asks each node once which client it is, and decides in every phase of every round whose names hold.

@@ -30,13 +30,14 @@ class Roster:
     they are, and goes on with fewer, down to the share ``least`` of them; later it waits, as long, only where
     fewer than that are there. So a node that does not answer costs a run one wait: it is left out, and
     its answer is looked for in every phase, without waiting. ``wait_seconds`` None is a simulation: its
-    clients are waited for as long as the process lives that simulates them.
+    clients are waited for as long as the process lives that simulates them, and there must be a node, which
+    has ``per_node`` of them, for each and no more.
 
     ``registry`` reads the clients by public key, see ``Naming``. ``over_select``: how many times the clients
     that a round needs are sampled. ``remarks`` are on the nodes that were left out of the last phase.
 
-    Raises RunError when too few are there at the start, or when two nodes are the same client then;
-    ConfigError for a registry that cannot be read.
+    Raises RunError when too few are there at the start, or in a simulation too many, or when two nodes are
+    the same client then; ConfigError for a registry that cannot be read.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Roster:
         least: float = 1.0,
         registry: Registry | None = None,
         over_select: float = 1.0,
+        per_node: int = 1,
     ) -> None:
         self.seed, self.expected, self.wait_seconds = seed, expected, wait_seconds
-        self.over_select = over_select
+        self.over_select, self.per_node = over_select, per_node
         self.least = at_least(least, expected)
         self.remarks: list[Remark] = []
         valid = None if wait_seconds is None else max(wait_seconds, QUERY_SECONDS)
@@ -152,23 +154,32 @@ class Roster:
                 f"two nodes have the same client id {there.twice}: give each its own client-id, or bind "
                 "names to keys with federation.registry"
             )
+        if self.wait_seconds is None:
+            self._check_simulation(there.nodes)
         known = len(there.clients)
         if known >= self.least:
             return
         found = f"{known} of {self.expected} clients"
         if self.remarks:
             reason = f"{found} reported their client id, {len(self.remarks)} nodes did not"
-        elif self.wait_seconds is None:
-            reason = (
-                f"{found} are simulated: start the simulation with num-supernodes={self.expected}, or lower "
-                "federation.clients"
-            )
         else:
             reason = (
                 f"{found} are connected after {self.wait_seconds:g} s: start the missing nodes, or lower "
                 "federation.clients or federation.min_clients"
             )
         raise RunError("\n".join([reason, *causes(self.remarks)]))
+
+    def _check_simulation(self, simulated: int) -> None:
+        """Raise RunError where the simulation was started with another number of nodes than the run has: some
+        clients' data would not be used, or be used twice."""
+        if simulated == self.expected:
+            return
+        nodes = self.expected // self.per_node
+        raise RunError(
+            f"{simulated} of {self.expected} clients are simulated: start the simulation with num-supernodes="
+            f"{nodes} (flwr run --federation-config num-supernodes={nodes}), or set federation.clients="
+            f"{simulated} (in an app of your own its argument `clients`)"
+        )
 
 
 def at_least(share: float, of: int) -> int:

@@ -248,10 +248,10 @@ FILES = {
         [],
         "Git LFS",
     ),
-    "no JSON": ("d.jsonl", lambda c: as_jsonl(c) + f'{{"text": "{c()}"\n', [], "no JSON"),
-    "no JSON at all": ("d.json", lambda c: f"{c()} {c()}", [], "no JSON"),
+    "not JSON": ("d.jsonl", lambda c: as_jsonl(c) + f'{{"text": "{c()}"\n', [], "not JSON"),
+    "not JSON at all": ("d.json", lambda c: f"{c()} {c()}", [], "not JSON"),
     "whole columns": ("d.json", lambda c: f'{{"{c()}": [1, 2]}}', [], "whole columns"),
-    "lists": ("d.jsonl", lambda c: f'["{c()}"]', [], "no JSON object"),
+    "lists": ("d.jsonl", lambda c: f'["{c()}"]', [], "not a JSON object"),
     "half a character": (
         "d.jsonl",
         lambda c: as_jsonl(c) + f'{{"text": "{c()} \\ud83d", "label": "yes"}}\n',

@@ -11,6 +11,7 @@ from fedsa_lora.cli import main
 from fedsa_lora.commands.screen import EXIT_FAILED, Answer, all_on_stderr
 from fedsa_lora.config.compose import load, read_config, to_yaml
 from fedsa_lora.doctor import machine as doctor
+from fedsa_lora.runs.inprocess import run_in_process
 
 BRIEF = ["federation.clients=2", "federation.rounds=2", "evaluation.local_only=false", "run.report=false"]
 
@@ -38,6 +39,16 @@ def test_a_run_from_a_file_answers_with_its_summary_and_logs_a_line_for_each_rou
     command = json.loads((tmp_path / "run" / "environment.json").read_text())["command"]
     assert str(file) not in command
     assert "train.lr=0.02" in command
+
+
+def test_a_run_that_is_resumed_answers_as_the_run_itself(tmp_path, capfd):
+    run = run_in_process(["experiment=smoke", "train.steps=1", *BRIEF, f"run.dir={tmp_path}/run"])
+    summary = json.loads((run / "summary.json").read_text())
+    found, _ = answered(capfd, "resume", str(run), code=EXIT_FAILED)
+    assert "is complete" in found["reason"]
+    (run / "summary.json").unlink()
+    found, _ = answered(capfd, "resume", str(run))
+    assert found == {"run_dir": str(run), "state": "completed", "report": None, "summary": summary}
 
 
 def test_a_dry_run_answers_with_the_plan_and_the_config(tmp_path, capfd):

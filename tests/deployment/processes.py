@@ -26,9 +26,9 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes]) -> No
         time.sleep(0.2)
 
 
-def finish(federation: Loopback, *words: str) -> None:
-    """Run a command of the command line to its good end."""
-    code = federation.submit(*words).wait(WAIT_SECONDS)
+def finish(federation: Loopback, *words: str, folder: Path | None = None) -> None:
+    """Run a command of the command line to its good end, in a folder."""
+    code = federation.submit(*words, folder=folder).wait(WAIT_SECONDS)
     assert code == 0, said(federation, "submit")
 
 

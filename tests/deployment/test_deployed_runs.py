@@ -17,6 +17,7 @@ from remarks import failures_of
 from safetensors.numpy import load_file
 from test_methods import checkpoint
 
+from fedsa_lora.config.compose import read_config
 from fedsa_lora.deployment.certificates import make_certificates
 from fedsa_lora.deployment.loopback import Loopback
 from fedsa_lora.launch.connection import Connection
@@ -131,6 +132,45 @@ def test_nodes_of_two_clients_give_the_bits_of_one_client_to_a_node(plain_federa
             assert all(kept[key].tobytes() == expected[key].tobytes() for key in kept), client
     shared, expected = (load_file(run / "checkpoints/round-000002.safetensors") for run in (run_dir, plain))
     assert all(shared[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
+OWN_CONFIGS = {
+    "experiment/ward/base.yaml": """# @package _global_
+defaults: [/experiment/smoke, override /lora: wide, override /federation: ward]
+name: ward
+""",
+    "experiment/ward/first.yaml": """# @package _global_
+defaults: [/experiment/ward/base]
+train: {lr: 0.02}
+""",
+    "lora/wide.yaml": "defaults: [default]\nr: 3\n",
+    "federation/ward.yaml": "defaults: [deployment]\nmin_clients: 1.0\n",
+}
+
+
+def test_nodes_run_the_config_files_of_whoever_submits_and_resumes_from_any_folder(
+    plain_federation, tmp_path
+):
+    federation, run_dir, elsewhere = plain_federation, tmp_path / "run", tmp_path / "elsewhere"
+    for name, text in OWN_CONFIGS.items():
+        file = tmp_path / "user" / "conf" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    elsewhere.mkdir()
+    federation.superlink()
+    for name in ("0", "1"):
+        federation.node(name)
+    connection = [word for word in federation.words if word != "federation=deployment"]
+    words = ["experiment=ward/first", *connection, "federation.clients=2", "federation.rounds=1"]
+    finish(federation, "run", *words, f"run.dir={run_dir}", folder=tmp_path / "user")
+    more = ["federation.rounds=2", "--allow-changes"]
+    finish(federation, "resume", str(run_dir), *more, folder=elsewhere)
+    config = read_config(run_dir)
+    assert (config.lora.r, config.train.lr, config.federation.min_clients) == (3, 0.02, 1.0)
+    assert [row["fit_clients"] for row in rows(run_dir)] == [2, 2]
+    page = (run_dir / "report.html").read_text()
+    assert "In the experiment" in page
+    assert all((federation.store(name) / "run" / name).is_dir() for name in "01")
 
 
 def test_split_learning_over_nodes_gives_the_bits_of_one_process(plain_federation, tmp_path):

@@ -15,14 +15,17 @@ from flwr.app import Context, RecordDict
 from flwr.cli.config_utils import load_and_validate
 from played import deploy, play
 
+from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.cli import main
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import read_config
-from fedsa_lora.errors import ConfigError
+from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.flower import _Federation
-from fedsa_lora.launch.flower_run import FlowerRun
+from fedsa_lora.launch.flower_run import FlowerRun, Outcome
 from fedsa_lora.launch.size import Simulation
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.reading import read_jsonl, read_run
+from fedsa_lora.server.build import skeleton
 from fedsa_lora.tasks import named_functions
 
 PROJECT = Path(__file__).parents[2] / "examples" / "flower_app"
@@ -80,6 +83,22 @@ def test_b_and_the_head_stay_and_a_is_common(run):
         assert all((value != states[client][name]).any() for client in "123"), name
 
 
+@pytest.mark.parametrize("client", "03")
+def test_stock_peft_on_a_model_of_the_users_function_has_the_outputs_of_the_client(run, client, monkeypatch):
+    folder = run / "adapters" / client
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    loaded: dict[str, torch.nn.Module] = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], loaded)
+    config = read_config(run)
+    expected = build.model(config)
+    expected.write(Exporter(config, RunDirectory(run, config), skeleton(config)).tensors(client))
+    pixels = torch.stack([pixels for pixels, _ in app.data(int(client), 4)[1]])
+    with torch.no_grad():
+        assert torch.allclose(loaded["model"].eval()(pixels), expected.module(pixels), atol=1e-5)
+    assert not torch.equal(app.Network().classifier.weight, loaded["model"].classifier.weight)
+
+
 def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monkeypatch, elsewhere, capsys):
     assert main(["watch", str(run), "--once"]) == 0
     export = ["export", str(run), "--client", "1", "--to", str(tmp_path / "1")]
@@ -90,10 +109,9 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
     assert main(export) == 0
     card = (tmp_path / "1" / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]
-    assert "model = ...  # a digits_app.app.Network" in code
     monkeypatch.chdir(tmp_path / "1")
-    loaded = {"Network": app.Network}
-    exec(code.replace("...  #", "Network()  #", 1), loaded)
+    loaded: dict[str, torch.nn.Module] = {}
+    exec(code, loaded)
     rows = [
         row for row in read_jsonl(run / "clients.jsonl") if (row["client"], row["phase"]) == ("1", "evaluate")
     ]
@@ -101,6 +119,15 @@ def test_commands_know_the_run_where_its_package_is_allowed(run, tmp_path, monke
     pixels, labels = (torch.stack(part) for part in zip(*test, strict=True))
     right = (loaded["model"].eval()(pixels).argmax(1) == labels).float().mean()
     assert rows[-1]["accuracy"] == pytest.approx(right.item())
+
+
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_with_another_number_of_supernodes_the_app_ends_and_the_number_to_set_is_named(
+    nodes, tmp_path, monkeypatch
+):
+    said = {"run.dir": str(tmp_path / "run")}
+    with pytest.raises(RunError, match=f"{nodes} of 4 clients .* num-supernodes=4"):
+        play(app.client, app.server, nodes, said, monkeypatch)
 
 
 def of_hospital(name: str, clients: int):
@@ -139,20 +166,32 @@ def test_a_function_without_a_name_is_refused_at_once():
         app.client_app(**{**app.app, "model": lambda: app.Network()})
 
 
-@pytest.mark.slow
-def test_flwr_run_runs_the_project(tmp_path):
-    project = shutil.copytree(PROJECT, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))
+def flown(folder: Path, nodes: int) -> Outcome:
+    """The end of a real `flwr run` of the project, whose run directory is ``run`` in the folder."""
+    project = shutil.copytree(PROJECT, folder / "project", ignore=shutil.ignore_patterns("__pycache__"))
     file = project / "pyproject.toml"
     assert "num-server-rounds" in tomllib.loads(file.read_text())["tool"]["flwr"]["app"]["config"]
     file.write_text(
-        f"{file.read_text()}\n[tool.flwr.app.config.run]\ndir = {json.dumps(str(tmp_path / 'run'))}\n"
+        f"{file.read_text()}\n[tool.flwr.app.config.run]\ndir = {json.dumps(str(folder / 'run'))}\n"
     )
-    flower = FlowerRun(project, "", Simulation(4, cpus=2), tmp_path / "logs")
+    flower = FlowerRun(project, "", Simulation(nodes, cpus=2), folder / "logs")
     flower.run_config = {}
     with flower as running:
-        outcome = running.follow()
+        return running.follow()
+
+
+@pytest.mark.slow
+def test_flwr_run_runs_the_project(tmp_path):
+    outcome = flown(tmp_path, 4)
     assert outcome.state == "completed", outcome.details
     found = read_run(tmp_path / "run")
     assert (found.status["state"], len(found.rounds)) == ("completed", 3)
     assert found.summary["proof"]["matches"] == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_flwr_run_with_too_few_supernodes_ends(tmp_path):
+    outcome = flown(tmp_path, 2)
+    assert outcome.state == "failed"
+    assert "flwr run --federation-config num-supernodes=4" in outcome.details

@@ -100,7 +100,7 @@ def test_the_share_of_a_and_what_is_trained_in_one_pass(monkeypatch, words, shar
     assert rows.get("A and B") == share
     assert rows["machine"] == f"2 processes on CPU, without Ray: about 5 clients each, {passes}"
     assert isinstance(plan.place, Processes)
-    assert plan.place.cohort == (5 if "pass" in passes else 1)
+    assert plan.place.cohort == (5 if "in one pass" in passes else 1)
 
 
 def test_of_some_layers_their_share_is_sent():

@@ -356,10 +356,11 @@ def test_a_run_whose_answers_were_all_taken_has_no_such_list(tmp_path: Path) -> 
     assert "Answers that failed" not in report_of(tmp_path).text
 
 
-def test_config_environment_and_command_are_shown(page: Page) -> None:
+def test_config_environment_and_commands_are_shown(page: Page, run_dir: Path) -> None:
     assert "experiment: quickstart" in page.text
     assert "1.41.0" in page.text
     assert "fedsa-lora run seed=0" in page.text
+    assert f"fedsa-lora run {run_dir.name}/config.yaml" in page.text
 
 
 def test_what_a_run_changed_is_shown_with_the_value_of_the_experiment(tmp_path: Path) -> None:

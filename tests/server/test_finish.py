@@ -301,6 +301,18 @@ def test_what_a_run_changed_of_its_experiment_has_both_values():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", ["experiment=smoke seed=3", "task=snips train.lr=0.02"])
+def test_a_run_of_no_experiment_by_its_words_is_compared_with_the_one_that_it_is_called_after():
+    words = (
+        "task=snips model=tiny_bert name=smoke federation.clients=4 federation.train_examples=[16,32] "
+        "federation.validation_examples=8 federation.test_examples=16 federation.rounds=3 train.lr=0.02 "
+        "train.steps=3 train.batch_size=4"
+    )
+    assert against_experiment(load(words), f"fedsa-lora run {words}") == [("train.lr", "0.01", "0.02")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["experiment=smoke seed=3", "task=snips train.lr=0.02", "experiment=null task=snips train.lr=0.02"],
+)
 def test_a_run_that_changes_nothing_or_has_no_experiment_is_compared_with_none(words):
     assert against_experiment(load(words, default_dir="here"), f"fedsa-lora run {words}") == []

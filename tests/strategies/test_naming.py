@@ -289,9 +289,19 @@ def test_a_simulation_that_ended_is_not_waited_for(clock, monkeypatch):
         Roster(0, 2, None).everyone(managed())
 
 
-def test_a_simulation_of_fewer_clients_is_told_at_once_how_to_be_started(clock):
+@pytest.mark.parametrize(("nodes", "per_node", "wanted"), [(2, 1, 10), (9, 1, 10), (12, 1, 10), (4, 2, 5)])
+def test_a_simulation_with_another_number_of_clients_ends_at_once_with_the_number_to_set(
+    clock, nodes, per_node, wanted
+):
     begin = clock.now
-    with pytest.raises(RunError, match=r"2 of 10 clients are simulated: start .* with num-supernodes=10"):
-        Roster(0, 10, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))
+    manager = managed(*(node(cid, str(cid)) for cid in range(nodes)))
+    with pytest.raises(RunError) as caught:
+        Roster(0, 10, None, least=0.1, per_node=per_node).everyone(manager)
+    for told in (f"{nodes} of 10 clients are", f"num-supernodes={wanted} ", f"federation.clients={nodes} "):
+        assert told in str(caught.value)
     assert clock.now == begin
-    assert len(Roster(0, 3, None, least=0.5).everyone(managed(node(1, "0"), node(2, "1")))) == 2
+
+
+def test_a_simulation_may_begin_without_a_client_whose_node_fails(clock):
+    manager = managed(node(1, "0"), node(2, "1"), Named("3", RAISED))
+    assert len(Roster(0, 3, None, least=0.5).everyone(manager)) == 2

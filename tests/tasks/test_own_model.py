@@ -172,6 +172,36 @@ def test_a_head_and_a_model_that_are_not_there_are_named():
         task(f"task.model_function={name_of(dict_of_nothing)}").build_model(seed=0)
 
 
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.net = nn.Linear(2, 4), Net()
+
+
+def test_modules_of_the_head_that_lie_in_one_another_are_named():
+    words = [f"task.model_function={name_of(Deep)}", "task.head=[net, last]"]
+    with pytest.raises(ModelError, match=r"net\.last is within another module of the head"):
+        task(*words).build_model(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["head=frozen"], r"head=frozen: .*modules_to_save.* has last trained"),
+        (["head.row_norm=2"], r"head\.row_norm: the head starts as the user's model has it"),
+        (["task.head=[]", "head=shared"], r"head=shared: the model has no head; .*modules_to_save"),
+        (["task.head=[]", "head=soft"], r"head=soft: the model has no head"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_modules_that_are_trained_whole_is_a_clash(words, told):
+    with pytest.raises(ConfigError, match=told):
+        task(*words)
+
+
+def test_without_modules_to_train_whole_the_head_is_nobodys():
+    assert task("task.head=[]", "head=frozen").head == []
+
+
 def dict_of_nothing() -> dict[str, int]:
     return {}
 
@@ -203,6 +233,8 @@ def test_a_lora_config_is_ours_or_refused():
     assert (LoraSettings(**settings), head) == (expected, ["out"])
     with pytest.raises(ModelError, match=r"bias, target_modules \(expected a list of names\), init_lora"):
         settings_of(LoraConfig(target_modules="all-linear", bias="all", init_lora_weights="gaussian"))
+    with pytest.raises(ModelError, match=r"both name out \(expected one\)"):
+        settings_of(LoraConfig(target_modules=["body", "out"], modules_to_save=["out"]))
 
 
 def test_the_measures_of_an_app_are_those_of_its_task():
