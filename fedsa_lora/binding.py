@@ -67,7 +67,7 @@ def bind_target(base: type[T], node: Any, path: str, allowed: tuple[str, ...], f
     if (cls := resolve_target(node, path, allowed, faults)) is None:
         return None
     if not issubclass(cls, base):
-        faults.append(f"{path}._target_: {cls.__name__} is no {base.__name__}")
+        faults.append(f"{path}._target_: {cls.__name__} is not a {base.__name__}")
         return None
     return bind(cls, node, path, faults)
 
@@ -87,7 +87,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not target.startswith(allowed + extra):
         faults.append(
             f"{path}._target_: {target!r} is not allowed; expected {' or '.join(p + '*' for p in allowed)} "
-            f"(add packages of your own with the environment variable {PLUGINS})"
+            f"(add your own packages with the environment variable {PLUGINS})"
         )
         return None
     module, _, name = target.rpartition(".")
@@ -96,7 +96,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     except Exception as error:  # also what a plug-in raises where it is imported
         faults.append(
             f"{path}._target_={target}: no such class, as {module} cannot be imported "
-            f"({type(error).__name__}: {error}); install it, or have its folder on PYTHONPATH"
+            f"({type(error).__name__}: {error}); install it, or add its folder to PYTHONPATH"
         )
         return None
     if (found := getattr(place, name, None)) is None:
@@ -108,7 +108,7 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not f"{found.__module__}.".startswith(allowed + extra) or inspect.isabstract(found):
         faults.append(
             f"{path}._target_: {target!r} cannot be used; expected a concrete class that is defined there, "
-            f"this is {'abstract' if inspect.isabstract(found) else f'one of {found.__module__}'}"
+            f"got {'abstract' if inspect.isabstract(found) else f'one of {found.__module__}'}"
         )
         return None
     return found

@@ -34,14 +34,14 @@ def unpack(whole: RecordDict, size: int) -> dict[int, Part]:
     """Takes a bundle apart, by the place of each client on a node that has ``size``. Raises ValueError for
     what ``pack`` never makes."""
     if size_of(whole) != size:
-        raise ValueError(f"it is no bundle of the messages of {size} clients")
+        raise ValueError(f"it is not a bundle of the messages of {size} clients")
     contents: dict[int, RecordDict] = {}
     for key, record in whole.items():
         if key == SIZE:
             continue
         place, mark, name = str(key).partition("/")
         if not mark or not place.isdecimal() or str(int(place)) != place or int(place) >= size:
-            raise ValueError(f"{str(key)[:40]!r} is of no client of a node with {size}")
+            raise ValueError(f"{str(key)[:40]!r} belongs to no client of a node with {size}")
         contents.setdefault(int(place), RecordDict())[name] = record
     return {place: _part(content) for place, content in contents.items()}
 

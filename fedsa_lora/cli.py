@@ -21,7 +21,7 @@ from fedsa_lora.foreign import ours_of_flags
 from fedsa_lora.stopping import INTERRUPTED
 from fedsa_lora.suggest import nearest
 
-DESCRIPTION = "Federated LoRA fine-tuning with Flower. Begin with: fedsa-lora run --dry-run"
+DESCRIPTION = "Federated LoRA fine-tuning with Flower. Start with: fedsa-lora run --dry-run"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def answer(options: argparse.Namespace) -> Answer:
         print(error, file=sys.stderr)
         return _failed(EXIT_FAILED, error)
     except KeyboardInterrupt as error:
-        print("interrupted; everything that was started has been stopped", file=sys.stderr)
+        print("interrupted; all processes that were started have been stopped", file=sys.stderr)
         return _failed(INTERRUPTED, error)
     return found if isinstance(found, Answer) else Answer(found, {})
 

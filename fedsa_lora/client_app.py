@@ -52,8 +52,8 @@ def _serve(context: Context) -> tuple[Node, RunConfig, Workbench, DirectoryStore
     local = simulated()
     if node.store is None and not local:
         raise ConfigError(
-            "this node names no store for what is its client's own: start it with store=FOLDER",
-            sent="its node config names no store",
+            "this node has no store for the local state of its client: start it with store=FOLDER",
+            sent="its node config sets no store",
         )
     overrides, folders = str(context.run_config["overrides"]), None if local else node.paths
     resolved = composed(context.run_config)
@@ -71,8 +71,8 @@ def _make_folder(store: DirectoryStore, run_dir: Path, run: str) -> None:
     inside = root.is_relative_to(run_dir)
     if inside and not holds_run(run_dir, run):
         raise RunError(
-            f"{run_dir} is gone: it was deleted, moved or replaced while its run was under way",
-            sent="the run directory was deleted, moved or replaced while its run was under way",
+            f"{run_dir} no longer exists: it was deleted, moved or replaced while its run was in progress",
+            sent="the run directory was deleted, moved or replaced while its run was in progress",
         )
     with writing(root):
         root.mkdir(parents=not inside, exist_ok=True)

@@ -57,7 +57,7 @@ def number(folder: Path, what: str, found: str) -> int:
     if not found.isdigit() or int(found) < 1:
         raise RunError(
             f"{folder / DECISION}: {what} is {found!r}, expected a number of at least 1",
-            sent="the decisions of the run are damaged on its machine",
+            sent="the recorded decisions of the run are corrupted on its machine",
         )
     return int(found)
 
@@ -69,8 +69,8 @@ def _read(path: Path, text: str) -> dict[str, str]:
         found = None
     if not isinstance(found, dict):
         raise RunError(
-            f'{path} is damaged: expected an object of JSON, such as {{"attention": "eager"}}; remove it, '
-            "and what it held is measured again",
-            sent="the decisions of the run are damaged on its machine",
+            f'{path} is corrupted: expected a JSON object, such as {{"attention": "eager"}}; remove it, '
+            "and its values are measured again",
+            sent="the recorded decisions of the run are corrupted on its machine",
         )
     return {str(name): str(value) for name, value in found.items()}

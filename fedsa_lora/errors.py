@@ -22,8 +22,8 @@ class FedSAError(Exception):
     The message is for the machine where it is raised, and may quote a client's data there; it is made
     ``printable``, as it may also quote what a stranger wrote. A client sends ``sendable`` in its place, which
     is made of nothing but ``sent``, a sentence that stands in the source, ``key``, the key of the config at
-    fault, and ``counts``, numbers by what they count. Raises TypeError for a count that is no whole number,
-    and ValueError for what is no key.
+    fault, and ``counts``, numbers by what they count. Raises TypeError for a count that is not a whole
+    number, and ValueError for an unknown key.
     """
 
     meaning: ClassVar[str] = "it failed"  # what is sent of an error without a sentence of its own
@@ -32,9 +32,9 @@ class FedSAError(Exception):
     def __init__(self, message: str, *, sent: str = "", key: str = "", **counts: int) -> None:
         super().__init__(printable(message, "\n"))
         if key and not _KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a config")
+            raise ValueError(f"{key!r} is not a config key")
         if wrong := [name for name, count in counts.items() if type(count) is not int]:
-            raise TypeError(f"{wrong[0]} is no whole number")
+            raise TypeError(f"{wrong[0]} is not a whole number")
         self.sent, self.key, self.counts = sent, key, counts
 
     @property
@@ -56,13 +56,13 @@ class ConfigError(FedSAError):
 class DataError(FedSAError):
     """A data set, a column, a label or a client's share of the data is unusable."""
 
-    meaning = "its data cannot be used as the run asks for"
+    meaning = "its data cannot be used as the run requires"
 
 
 class ModelError(FedSAError):
     """A backbone cannot be loaded or does not have the layers that the config names."""
 
-    meaning = "the model cannot be loaded, or does not have what the run asks for"
+    meaning = "the model cannot be loaded, or lacks what the run requires"
 
 
 class LayoutError(FedSAError):
@@ -92,7 +92,7 @@ class LeakError(FedSAError):
 class StoreError(FedSAError):
     """A client's state on disk is unreadable, incomplete or of another experiment."""
 
-    meaning = "what it keeps between rounds cannot be used"
+    meaning = "what it stored between rounds cannot be used"
 
 
 class TrainingError(FedSAError):

@@ -1,4 +1,4 @@
-"""Participants of a run: who takes part with which data, for how long and where."""
+"""Participants of a run: clients, their data, rounds and machines."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ PASSED = "B is passed from client to client: not FedSA"
 
 @dataclass(frozen=True)
 class FederationSettings(PartitionSettings):
-    """Settings of who takes part with which data, and for how long.
+    """Settings of the clients, their data and the rounds.
 
-    ``wait_seconds``: how long to wait for all clients to connect and to say who they are; after that
-    ``min_clients``, a share of them, are enough to start; in a simulation there are all, or it is refused.
-    ``round_timeout``: seconds after which a client that was asked is late, and
-    ignored. ``min_results``: share of the clients that a round needs which must answer well for it to count;
-    after ``max_skipped`` rounds in a row that do not, the run ends. ``over_select``: how many times the
-    clients that a round needs are sampled. ``retries``: how often a client that failed for a passing reason
-    is asked again within a round. A client that failed in ``exclude_after`` rounds in a row (0: never) is
-    left out of the next ``exclude_rounds``.
+    ``wait_seconds``: how long to wait for all clients to connect and to report their client ids; after that
+    ``min_clients``, a share of them, are enough to start; in a simulation all must connect.
+    ``round_timeout``: seconds after which an answer is too late, and
+    ignored. ``min_results``: share of the clients of a round that must return valid results for it to count;
+    after ``max_skipped`` skipped rounds in a row the run ends. ``over_select``: factor by which
+    more clients are sampled than a round needs. ``retries``: how often a client with a transient failure is
+    asked again within a round. A client that failed in ``exclude_after`` rounds in a row (0: never) is
+    excluded from the next ``exclude_rounds``.
 
     ``ranks``: those of clients with an adapter of a lower rank than ``lora.r``, by client, or a list to draw
-    each client's from. ``weights``: p_k by train examples, or the same for all. ``b_passing``: what is
-    private passes from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
+    each client's from. ``weights``: p_k by train examples, or equal for all. ``b_passing``: local
+    tensors pass from client to client in turn, as in the code of arXiv:2410.01463; in simulation only, and
     no longer FedSA. ``clients_per_node``: clients that a node answers for, in one message (node p of a
     simulation has the clients from ``p * clients_per_node``). ``superlink``: HOST:PORT of the SuperLink that
     the nodes of a deployment connect to; its certificate is checked with ``root_certificates`` (null: those
     of the system), unless the connection is ``insecure``; null simulates. ``registry``: a file of the
-    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), by
-    which names are checked; null: a name is a claim.
+    SuperLink's machine with the public key of each client's node (``fedsa_lora.deployment.registry``), to
+    verify names; null: names are not verified.
     """
 
     rounds: Annotated[int, at_least(1), CHANGEABLE] = 12
@@ -92,9 +92,9 @@ class FederationSettings(PartitionSettings):
     def check_deployed(self) -> None:
         if self.b_passing:
             raise ConfigError(
-                f"federation.b_passing: {PASSED}, and done in simulation only; start it with `fedsa-lora "
+                f"federation.b_passing: {PASSED}, and possible in simulation only; start it with `fedsa-lora "
                 "run`, or set it to false",
-                sent="clients pass B on in simulation only",
+                sent="clients can pass B on in simulation only",
                 key="federation.b_passing",
             )
 
@@ -110,10 +110,10 @@ class FederationSettings(PartitionSettings):
 
     def _of_passing(self, run: RunConfig) -> Iterator[str]:
         if self.ranks is not None:
-            yield "federation.b_passing: a client cannot take over a B of another rank; expected ranks=null"
+            yield "federation.b_passing: a client cannot use a B of another rank; expected ranks=null"
         if not run.split.by_role or "local" not in run.split.words().values():
             yield (
-                "federation.b_passing: nothing is always a client's own to be passed on; expected "
+                "federation.b_passing: no tensor is always local, so none can be passed on; expected "
                 "split=share_a"
             )
 
@@ -121,7 +121,7 @@ class FederationSettings(PartitionSettings):
         if self.own:
             yield "partition=own: simulated clients have no data of their own; choose federation=deployment"
         if self.insecure or self.root_certificates:
-            yield "federation.insecure, root_certificates: of a connection to federation.superlink, not set"
+            yield "federation.insecure, root_certificates: they belong to federation.superlink; set it"
         if self.registry:
             yield "federation.registry: simulated nodes have no keys; expected registry=null"
 
@@ -130,8 +130,9 @@ class FederationSettings(PartitionSettings):
             yield fault
         if self.registry and self.insecure:
             yield (
-                "federation.registry: without TLS a SuperLink does not authenticate nodes, so their keys are "
-                "claims like their names; expected federation.insecure=false, or registry=null"
+                "federation.registry: without TLS a SuperLink does not authenticate nodes, so neither "
+                "their keys nor their names are verified; expected federation.insecure=false, or "
+                "registry=null"
             )
         if not self.own:
             return
@@ -139,7 +140,7 @@ class FederationSettings(PartitionSettings):
             kind = type(run.task).__name__
             yield f"partition=own: {kind} reads no files; expected a task of texts or of images"
         if self.label_meaning != "common":
-            yield "partition=own: classes are agreed by name; expected federation.label_meaning=common"
+            yield "partition=own: classes are matched by name; expected federation.label_meaning=common"
         if self.ranks is not None:
             yield "partition=own: ranks are given by client number; expected federation.ranks=null"
 
@@ -150,7 +151,7 @@ class FederationSettings(PartitionSettings):
                 "strategy=flora, flexlora or another that combines products"
             )
         if run.downlink is not None:
-            yield "federation.ranks: broadcasts differ by rank, so they cannot be coded: set downlink=whole"
+            yield "federation.ranks: broadcasts differ by rank, so they cannot be encoded: set downlink=whole"
         if run.lora is None or run.lora.variant == "vera":
             yield "federation.ranks: this model has no A and B of a rank to limit"
             return

@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
         with suppress(OSError):
             temporary.unlink()
         raise RunError(
-            f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged, so "
+            f"{path} cannot be written: {error.strerror or error}; its previous content is unchanged, so "
             f"{REMEDY}",
             sent="a file cannot be written: check space and permissions on its machine",
         ) from error
@@ -127,7 +127,7 @@ def replaced(folder: Path) -> Iterator[Path]:
     """
     recover(folder)
     with (
-        writing(folder, "what was there before is unchanged, so check space and permissions and try again"),
+        writing(folder, "its previous content is unchanged, so check space and permissions and try again"),
         tempfile.TemporaryDirectory(
             prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent, ignore_cleanup_errors=True
         ) as place,
@@ -177,7 +177,7 @@ def append(path: Path, text: str) -> None:
         append_whole(path, text)
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror}; the rows before are kept, so check space and "
+            f"{path} cannot be written: {error.strerror}; earlier rows are kept, so check space and "
             "permissions"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Words of other programs for what has another name here: for errors, and the table of the documentation."""
+"""Keys of other programs and their names here: for errors, and the table of the documentation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Word(NamedTuple):
 
     def __str__(self) -> str:
         if not self.ours:
-            return f"there is none here: {self.note}"
-        return f"here it is {self.ours}" + (f" ({self.note})" if self.note else "")
+            return f"no equivalent: {self.note}"
+        return f"use {self.ours}" + (f" ({self.note})" if self.note else "")
 
 
 TRAINER = (

@@ -66,5 +66,6 @@ def read(folder: Path) -> Predictions | None:
 
 def _unreadable(path: Path, reason: str) -> StoreError:
     return StoreError(
-        f"{path} is unreadable ({reason}): it was cut off or altered; `fedsa-lora evaluate` makes it anew"
+        f"{path} is unreadable ({reason}): it was truncated or corrupted; `fedsa-lora evaluate` writes it "
+        f"again"
     )

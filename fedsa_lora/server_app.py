@@ -101,7 +101,7 @@ def server_fn(context: Context) -> ServerAppComponents:
     command = to_run_again(shlex.split(overrides))
     if config.run.resume:
         directory = RunDirectory.resume(config, command)
-        log.info("going on after round %d of %s", directory.done, directory.path)
+        log.info("continuing after round %d of %s", directory.done, directory.path)
     else:
         directory = RunDirectory.create(config, command)
         log.info("writing to %s", directory.path)

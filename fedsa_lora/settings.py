@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, and the configuration that they make up."""
+"""Settings as frozen dataclasses, and the run configuration that holds them."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ LATER = {  # groups that runs recorded before them have not: what these were
 class HeadSettings(Group):
     """Settings of the classifier; ``row_norm`` sets the norm of its random rows at the start.
 
-    A ``soft`` head is local by ``degree``: 0 shared, 1 local. ``count_weighted``: a head that is shared
-    is averaged row by row with the clients' class counts, which tells the server how many examples
-    of each class a client has.
+    A ``soft`` head is local by ``degree``: 0 shared, 1 local. ``count_weighted``: a shared head is averaged
+    row by row with the clients' class counts, which reveals to the server how many examples of each
+    class a client has.
     """
 
     policy: Literal["shared", "local", "frozen", "soft"]
@@ -107,7 +107,7 @@ class EvaluationSettings(Group):
     ``before``: at the end also measure each client before aggregation, with ``before_each`` whenever it is
     evaluated. ``local_only``: at the end, train
     each client alone for comparison, with its own learning rate where one is given. ``part``:
-    "validation" measures on held-out train examples, to choose hyperparameters with.
+    "validation" measures on held-out train examples, to select hyperparameters.
     """
 
     part: Literal["test", "validation"] = "test"
@@ -129,15 +129,15 @@ class EvaluationSettings(Group):
 class MachineSettings(Group):
     """Resources of one simulated client; ``gpus_per_client`` null shares one GPU when there is one.
 
-    ``device``: "cpu", "cuda" (all GPUs), one of them as "cuda:0", or "auto": CUDA where it is there. It is
-    the number of a GPU among those that CUDA shows to the command, also where Ray has actors use it.
+    ``device``: "cpu", "cuda" (all GPUs), one of them as "cuda:0", or "auto": CUDA if available. It is the
+    number of a GPU among those that CUDA shows to the command, also where Ray has actors use it.
 
-    ``engine``: "inprocess" plays a simulation on CPU in one process for each core, "ray" in Flower's
-    simulation runtime; "auto" takes the former on CPU and the latter on a GPU. The bits are the same.
+    ``engine``: "inprocess" runs a simulation on CPU in one process for each core, "ray" in Flower's
+    simulation runtime; "auto" takes the former on CPU and the latter on a GPU. Results are bit-identical.
 
-    ``cohort``: clients, neighbours by id, whose jobs are done in one pass over their tokens; null: as many as
+    ``cohort``: clients, adjacent by id, that are trained in one pass over their tokens; null: as many as
     leave work for every process, at most sixteen, where the engine is "inprocess", decided once for a run,
-    and one elsewhere. The size changes results by rounding alone.
+    and one elsewhere. The size changes results by rounding only.
     """
 
     engine: Literal["auto", "inprocess", "ray"] = "auto"
@@ -153,21 +153,21 @@ class MachineSettings(Group):
         if isinstance(device, str) and not _DEVICE.fullmatch(device):
             yield f"device={device}: expected auto, cpu, cuda, or one GPU such as cuda:0"
         if "attention" in node:
-            yield "attention: it is a word of the model; set model.attention"
+            yield "attention: it is a setting of the model; set model.attention"
 
 
 @dataclass(frozen=True)
 class RunSettings(Group):
     """Settings of what a run writes, and where. ``store`` null keeps the clients' state in the run directory.
 
-    ``keep_messages`` writes every serialised reply of every client beside its state, for audits; a node does
-    where its node config allows it.
+    ``keep_messages`` stores every serialised reply of every client with its state, for audits; on a node
+    only where its node config allows it.
     ``keep_trained``: clients also keep, in their own folders, what they trained in each round before it
     was aggregated, for the analysis of A and B (``fedsa_lora.runs.load_run``).
-    ``report``: write adapters, figures and the report at the end; without, as sweeps want it, only
-    the summary and the rows.
-    ``resume``: go on with the run that ``dir`` holds, after its last whole round; ``allow_changed_data``:
-    also when the data are not those that it was made on.
+    ``report``: write adapters, figures and the report at the end; without, as for sweeps, only the
+    summary and the rows.
+    ``resume``: resume the run in ``dir`` after its last complete round; ``allow_changed_data``: also when the
+    data have changed since.
     """
 
     dir: Annotated[str | None, WRITTEN] = None
@@ -182,10 +182,10 @@ class RunSettings(Group):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run; the same values give the same bits on one CPU thread.
+    """All settings of a run; equal settings give bit-identical results on one CPU thread.
 
-    Each field is a key of ``conf/run.yaml``. A new group is one more field here; what it is to the files that
-    loop over them stands in its marks and in the methods of its class, see ``Group``.
+    Each field is a key of ``conf/run.yaml``. A new group is one more field here; code that loops over groups
+    uses its marks and the methods of its class, see ``Group``.
     """
 
     name: str

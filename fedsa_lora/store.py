@@ -109,7 +109,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:
         if fault := client_fault(client):
-            raise StoreError(fault, sent="its client id is no plain name")
+            raise StoreError(fault, sent="its client id is not a plain name")
         self.folder = root / client
         self._metadata = {"client": client, "experiment": experiment}
         self._keep, self._resumed, self._data = keep, FIRST, ""
@@ -123,8 +123,8 @@ class DirectoryStore:
             trained_on = metadata.get(DATA, "")
             if trained_on and data and trained_on != data:
                 log.warning(
-                    "the data of client %s are not those that it trained round %d on: its test part may "
-                    "hold examples that it was trained on",
+                    "the data of client %s differ from those of round %d: its test part may hold examples "
+                    "that it was trained on",
                     self._metadata["client"],
                     newest,
                 )
@@ -139,8 +139,8 @@ class DirectoryStore:
         return locked(
             self.folder,
             lambda holder: StoreError(
-                f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run "
-                "a store of its own (run.store, or store in the node config)",
+                f"{self.folder} is in use by {holder}: wait until its run has ended, or give each run its "
+                f"own store (run.store, or store in the node config)",
                 sent="its store is in use by another process: wait until that run has ended",
             ),
         )
@@ -174,9 +174,9 @@ class DirectoryStore:
                 written_in = (file.metadata() or {}).get(RESUMED, FIRST)
             if written_in == self._resumed:
                 raise StoreError(
-                    f"round {round_} was asked for too late: this client has trained round {newest} since, "
-                    "and goes on from that",
-                    sent="the round was asked for too late: it has trained a later one since",
+                    f"round {round_} was requested too late: this client has trained round {newest} since, "
+                    f"and continues from that",
+                    sent="the round was requested too late: it has trained a later one since",
                 )
         return self.load(round_ - 1)
 
@@ -222,9 +222,9 @@ class DirectoryStore:
         self._check_owner(path, metadata, round_)
         if metadata.get("digest") != digest(tensors):
             raise StoreError(
-                f"{path} does not fit its digest: its values were altered; restore it from a copy, or "
-                "delete it to go on from the generation before",
-                sent="a state that it kept was altered: restore or delete it on its machine",
+                f"{path} does not match its digest: its values were modified; restore it from a copy, or "
+                f"delete it to continue from the previous generation",
+                sent="a stored state was modified: restore or delete it on its machine",
             )
         memory = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_MEMORY)}
         return ClientState(round_, tensors, {n.removeprefix(_MEMORY): array for n, array in memory.items()})
@@ -246,9 +246,9 @@ def _opened(path: Path) -> AbstractContextManager[Any]:
 
 def _unreadable(path: Path, reason: str) -> StoreError:
     return StoreError(
-        f"{path} is unreadable ({reason}): it was cut off or altered; restore it from a copy, or "
-        "delete it to go on from the generation before",
-        sent="a state that it kept is unreadable: restore or delete it on its machine",
+        f"{path} is unreadable ({reason}): it was truncated or corrupted; restore it from a copy, or "
+        f"delete it to continue from the previous generation",
+        sent="a stored state is unreadable: restore or delete it on its machine",
     )
 
 

@@ -17,8 +17,7 @@ class AdaptiveFedSA(FedSA):
 
     Takes the arguments of FedSA, with ``split`` an ``Importance``, a ``LeastVariance`` or another for which
     ``strategies.plans.plan`` knows a plan. The split of a round is announced in its broadcast and recorded in
-    its row. Raises ConfigError for a split that is known beforehand; ``FedSA`` serves those, and these as
-    well.
+    its row. Raises ConfigError for a fixed split; use ``FedSA`` for those (it takes adaptive ones too).
     """
 
     def __init__(

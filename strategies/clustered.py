@@ -1,4 +1,4 @@
-"""ClusteredFedSA: clients whose updates are alike share among themselves."""
+"""ClusteredFedSA: clients with similar updates share within their group."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from strategies.rules.abilities import can
 class ClusteredFedSA(FedSA):
     """FedSA for the audience of ``Groups``: one common vector for each group of clients.
 
-    Takes the arguments of FedSA and how to group. A round is aggregated group by group, each update to
-    the vector that it was made from, and then clients are grouped anew. ``common`` is the vector of the
-    largest group. Clients need not know. Raises ConfigError for what does not go together with groups.
+    Takes the arguments of FedSA and those of the grouping. A round is aggregated group by group, each update
+    to the vector that it started from, and then clients are regrouped. ``common`` is the vector of the
+    largest group. Clients need no change. Raises ConfigError for settings that groups do not support.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""SplitFedSA: FedSA for a model that is cut, whose middle the server computes and trains."""
+"""SplitFedSA: FedSA for split learning: the server computes and trains the middle of the model."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Middle(Protocol):
 
 
 class SplitFedSA(FedSA):
-    """FedSA over what clients hold of a model that is cut; ``middle`` is what the server holds of it.
+    """FedSA over the clients' parts of a split model; ``middle`` is the server's part.
 
-    A round is an exchange with each client, step by step, at whose end the client's part is shared as FedSA
-    has it. The rest is that of FedSA.
+    A round is an exchange with each client, step by step, at whose end the client's part is shared as in
+    FedSA.
     """
 
     def __init__(self, *args: Any, middle: Middle, **kwargs: Any) -> None:

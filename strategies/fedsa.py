@@ -1,8 +1,8 @@
 """FedSA: a Flower strategy around a Flower strategy, for messages that carry part of an adapter.
 
 The inner strategy samples the clients and does the arithmetic, on plain float32 vectors of
-values. ``FedSA`` says what is shared and sends it, admits or rejects what comes back, orders it by
-client, and keeps the record of the round.
+values. ``FedSA`` decides what is shared and sends it, admits or rejects answers, orders them by client,
+and keeps the record of the round.
 """
 
 from __future__ import annotations
@@ -54,44 +54,44 @@ class FedSA(Strategy):
     layout : Layout
         The tensors that may be shared; the server holds no other.
     initial : Vector
-        Their common start, (layout.size,) float32.
+        Their initial values, (layout.size,) float32.
     split : SplitPolicy
-        Which of them are shared in which round; the plan that carries it out is ``plan_of`` it.
+        Policy for the tensors shared in each round; its plan is ``plan_of`` it.
     codec, downlink : Codec
-        How uploads are coded, and broadcasts to clients that saw the one before (None: always whole).
+        Compression of uploads, and of broadcasts to clients that have the previous one (None: always full).
     audience : Audience
-        Who is sent which common vector; None: all clients one, by ``downlink``.
+        The common vector that each client is sent; None: one for all, by ``downlink``.
     ranks : mapping
         The ranks of clients whose adapter is smaller than the layout's.
     tell_total : bool
-        Tell the clients of a mean how many examples all of them had, so that each can take its own part off.
+        Send clients the number of examples in a mean, so that each can compute its leave-one-out mean.
     classes : int
-        How many classes clients tell the counts of, by which a shared head is averaged; 0: they tell none.
+        Classes whose counts clients report, to average a shared head by them; 0: none are reported.
     frozen : Frozen
-        The factors that all clients hold at the same value and nobody trains, to measure the aggregation
-        error with; None where the server does not know them.
+        Factors that are frozen at the same value on all clients, to measure the aggregation error; None
+        where the server does not know them.
     roster : Roster
-        Who the clients are, and who takes part in a round.
+        The clients, and the sampling of a round.
     evaluation : Evaluation
-        When all clients are evaluated, also those that were not sampled.
+        The rounds in which all clients are evaluated, also those that were not sampled.
     recorder : Recorder
         Receives one row per client and phase, one per round, and the common vector.
     uniform : bool
-        Whether every client counts the same, whatever its number of train examples.
+        Weight all clients equally, whatever their numbers of train examples.
     bounds : Bounds
-        How large an upload and its number of examples may be, and how many may be rejected; None: no bounds.
+        Limits of the norm of an upload, of its examples and of the share rejected; None: no bounds.
     measures : sequence of Measure
-        The numbers that the task measures, the one that clients are compared by first: clients may report
-        these, each in its range, and no others. By default those of classification.
+        The measures of the task, the primary one first: clients may report only these, each in its range.
+        By default those of classification.
     min_results : float
-        Share of the clients that a round needs which must answer well for it to count. With fewer the
-        round is skipped: what is common stays as it was.
+        Share of the clients of a round that must return valid results. With fewer the round is skipped
+        and shared values stay unchanged.
     attendance : Attendance
-        Leaves out clients that keep failing, and says how many rounds in a row may be skipped before the
-        run ends with RunError, which names who failed and why.
+        Excludes clients that keep failing, and limits the rounds skipped in a row: then the run ends with
+        RunError, which names the clients that failed and why.
     run, resumed : str, int
-        What clients know this run by, and how often it was resumed: their stores serve no other beside it,
-        and go back to an earlier round only when it was.
+        Name of the run for its clients, and how often it was resumed: a client's store serves one run, and
+        returns to an earlier round only after a resume.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FedSA(Strategy):
         resumed: int = 0,
     ) -> None:
         if audience is not None and downlink is not None:
-            raise ConfigError("downlink: it codes for the audience that FedSA makes; give one of the two")
+            raise ConfigError("downlink: it encodes for the audience that FedSA creates; give one of the two")
         self.inner, self.layout, self.split = inner, layout, split
         self.codec = codec or Dense()
         self.roster, self.evaluation, self.min_results = roster, evaluation, min_results
@@ -144,17 +144,17 @@ class FedSA(Strategy):
 
     @property
     def common(self) -> Vector:
-        """The vector that is common to all clients, (layout.size,) float32; of groups, to the largest."""
+        """The vector shared by all clients, (layout.size,) float32; with groups, that of the largest."""
         return self.audience.common
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
-        """The common start: no client is asked, and no backbone is loaded."""
+        """The initial shared values: no client is asked, and no backbone is loaded."""
         return ndarrays_to_parameters([self.common])
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """The inner strategy's choice of clients, each sent what it lacks and is asked for its turn."""
+        """The clients sampled by the inner strategy, each with its broadcast and its part of the round."""
         self.ledger.begin()
         excluded = self.attendance.excluded(server_round)
         there = self.roster.at(server_round, client_manager, excluded, self.min_results)
@@ -181,7 +181,7 @@ class FedSA(Strategy):
         return list(zip((proxy for proxy, _ in chosen), messages, strict=True))
 
     def further(self, client: str, result: FitRes | EvaluateRes) -> dict[str, Scalar] | None:
-        """The config of a further message to a client after its answer: none, one answer is all of it."""
+        """The config of a further message to a client after its answer: none, a round has one answer."""
         return None
 
     def aggregate_fit(
@@ -197,7 +197,7 @@ class FedSA(Strategy):
         answered = {answer.header.client for answer in admission.answers}
         self.attendance.note(server_round, self.round.asked, answered)
         if missing := sorted(needed_clients(self.inner, server_round) - answered):
-            told = f"round {server_round} is none without the answer of {missing}: resume the run"
+            told = f"round {server_round} is incomplete without the answer of {missing}: resume the run"
             raise RunError("\n".join([told, *causes(admission.failures)]))
         enough = len(answered) >= max(self.fewest, at_least(self.min_results, self.round.needed))
         seen = admission.with_remarks(admission.answers, self.round.absent)
@@ -216,7 +216,7 @@ class FedSA(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Every client that is there and not left out, with what was just aggregated, when a round is due."""
+        """All connected, not excluded clients, with the new shared values, when an evaluation is due."""
         if not self.evaluation.held(server_round, self.attendance.skipped):
             return []
         excluded = self.attendance.excluded(server_round)
@@ -236,8 +236,8 @@ class FedSA(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[Failure[EvaluateRes]],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """The primary measure of personalised models over the clients that were measured: mean, weighted by
-        test examples, and the worst. Raises RunError where none answers in the last round: the run has no
+        """The primary measure of personalised models over the evaluated clients: mean weighted by test
+        examples, and the worst. Raises RunError where none answers in the last round: the run has no
         result."""
         if not self.evaluation.held(server_round, self.attendance.skipped):
             return None, {}
@@ -259,9 +259,9 @@ class FedSA(Strategy):
         return
 
     def memory(self) -> dict[str, NDArray[Any]]:
-        """The state that ``restore`` goes on from, beside the common vector: that of plan, audience and rule,
-        who is in the mean with how many examples, and who failed and was rejected how often. Where the split
-        adapts, also what each client is asked to share."""
+        """The state for ``restore``, besides the common vector: that of plan, audience and rule, the clients
+        and examples in the mean, and counts of failures and rejections. Where the split adapts, also the
+        tensors that each client is asked to share."""
         counts = self.totals.state() | self.attendance.state() | self.rejections.state()
         memory = self.audience.state() | counts | self.rule.state() | self.plan.state()
         if self.split.adaptive:
@@ -269,7 +269,7 @@ class FedSA(Strategy):
         return memory
 
     def restore(self, round_: int, common: Vector, memory: NamedArrays) -> None:
-        """Go on after a round from its checkpoint, to the same bits as without the break."""
+        """Resume after a round from its checkpoint, bit-identical to an uninterrupted run."""
         self.plan.restore(memory)
         self.audience.restore(round_, common, memory)
         self.rule.restore(common, memory)
@@ -277,7 +277,7 @@ class FedSA(Strategy):
             part.restore(memory)
 
     def _take(self, round_: int, updates: Sequence[Update]) -> None:
-        """A round that counts: each mean into its vector, and what there is to learn from it."""
+        """Take a valid round: each mean into its vector, and the plan's update from it."""
         together = self.audience.together(updates)
         errors = [self.combine(round_, downlink, members) for downlink, members in together.items()]
         largest = max((error for error in errors if error is not None), default=None)
@@ -288,12 +288,12 @@ class FedSA(Strategy):
         self.attendance.count(outlier(updates))
 
     def _skip(self, round_: int, admission: Admission[FitRes]) -> None:
-        """A round with too few results: nothing that is common changes, but clients went on from it. So
-        none is sent a change to what it held before, or told of its part in a mean."""
+        """Skip a round with too few results: shared values stay unchanged, but clients have trained on from
+        them. So none is sent a difference to its earlier values, or its part in a mean."""
         least = at_least(self.min_results, self.round.needed)
         told = f"federation.min_results={self.min_results:g} asks for {least} results"
         if self.fewest > least:
-            told = f"{type(self.inner).__name__} holds with {self.fewest} results or more"
+            told = f"{type(self.inner).__name__} needs {self.fewest} results or more"
         self.attendance.skip(round_, len(self.round.asked), admission, told)
         self.audience.forget()
         self.totals.forget()

@@ -13,11 +13,11 @@ from strategies.rules.flower import OfMean
 
 
 class TopKFedSA(FedSA):
-    """FedSA for a sparse codec: no update is made dense by itself.
+    """FedSA for a sparse codec: no single update becomes dense.
 
-    The values that arrive are added up where they belong, and the inner strategy is given the mean.
+    Received values are summed by position, and the inner strategy gets the mean.
     Takes the arguments of FedSA. Raises ConfigError for a codec that is not sparse, and for a strategy
-    that must see each client's whole vector; ``FedSA`` serves those, at the cost of dense updates.
+    that needs each client's whole vector; use ``FedSA`` for those, at the cost of dense updates.
     """
 
     def __init__(self, inner: Strategy, layout: Layout, initial: Vector, **arguments: Any) -> None:

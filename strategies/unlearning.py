@@ -1,4 +1,4 @@
-"""A strategy around any strategy of Flower: it asks targets to forget, and others for their part, phase by
+"""A wrapper of any Flower strategy: it asks target clients to forget, and other clients for their part, by
 phase."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from strategies.rules.flower import forget_rounds
 
 
 class Unlearning(Strategy):
-    """Asks clients for what the phase of a round wants of them; all else is the strategy's within.
+    """Asks clients for their part in the phase of a round; all else is done by the inner strategy.
 
-    Every target that is there takes part in each round of unlearning, sampled or not. A server optimizer
+    Every connected target takes part in each round of unlearning, sampled or not. A server optimizer
     begins each phase without what it remembers of the one before: its momentum would go on learning what is
     to be forgotten.
 
@@ -39,7 +39,7 @@ class Unlearning(Strategy):
         self.strategy, self.phases, self.name = strategy, phases, name
 
     def needs(self, server_round: int) -> frozenset[str]:
-        """The clients without whose answer a round is none: the targets, in a round of unlearning."""
+        """The clients whose answers a round requires: the targets, in a round of unlearning."""
         return self.phases.targets if self.phases.of(server_round) == "unlearn" else frozenset()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:

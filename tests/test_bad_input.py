@@ -73,7 +73,7 @@ METHODS = {
     "strategy=bulyan": ["Bulyan needs 4 f + 3 = 7", "4 are sampled"],
     "strategy=krum federation.clients=9 strategy.fraction_fit=0.5": ["Krum needs", "4 are sampled"],
     "strategy=fedtrimmedavg strategy.beta=0.7": ["beta", "0.5"],
-    "strategy._target_=strategies.FedSA": ["FedSA is no strategy that FedSA can wrap"],
+    "strategy._target_=strategies.FedSA": ["FedSA is not a strategy that FedSA can wrap"],
     "federation.ranks={0: 4}": ["FedAvg cannot mix", "strategy=flora"],
     f"{FLORA} federation.ranks=[4,9]": ["[9]", "lora.r=8"],
     f"{FLORA} federation.ranks={{0: 0}}": ["[0]", "from 1"],

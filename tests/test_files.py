@@ -90,7 +90,7 @@ def test_a_row_for_which_there_is_no_room_leaves_no_half_of_it(tmp_path, monkeyp
     append(path, "first\n")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
-    with pytest.raises(RunError, match=r"rows.jsonl cannot be written: .*rows before are kept"):
+    with pytest.raises(RunError, match=r"rows.jsonl cannot be written: .*earlier rows are kept"):
         append(path, "second\n")
     assert path.read_text() == "first\n"
 

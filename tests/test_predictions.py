@@ -49,7 +49,7 @@ def test_predictions_come_back_to_the_bit(tmp_path):
 def test_a_file_cut_off_is_refused_with_a_remedy(tmp_path):
     path = write(tmp_path, some())
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(StoreError, match="evaluate` makes it anew"):
+    with pytest.raises(StoreError, match="evaluate` writes it again"):
         read(tmp_path)
 
 

@@ -140,7 +140,7 @@ def test_a_client_goes_back_only_in_a_run_that_was_resumed(tmp_path):
     for round_ in (1, 2, 3):
         kept.claim("run")
         kept.save(state(round_, seed=round_))
-    with pytest.raises(StoreError, match="round 2 was asked for too late: this client has trained round 3"):
+    with pytest.raises(StoreError, match="round 2 was requested too late: this client has trained round 3"):
         kept.before(2)
     assert same(kept.before(3), state(2, seed=2)), "asked once more"
     assert same(kept.before(4), state(3, seed=3))
@@ -177,7 +177,7 @@ def test_a_file_cut_off_anywhere_is_refused_with_its_name_and_a_remedy(tmp_path_
     path = generation(folder)
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(StoreError, match=f"^{path}.*delete it to go on from the generation before"):
+    with pytest.raises(StoreError, match=f"^{path}.*delete it to continue from the previous generation"):
         store(folder).load()
 
 
@@ -204,7 +204,7 @@ def test_a_flipped_bit_in_a_value_is_refused(tmp_path, name):
     begin = 8 + int.from_bytes(content[:8], "little")
     content[begin + json.loads(content[8:begin])[name]["data_offsets"][0]] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=f"^{path} does not fit its digest.*restore it from a copy"):
+    with pytest.raises(StoreError, match=f"^{path} does not match its digest.*restore it from a copy"):
         store(tmp_path).load()
 
 
@@ -263,8 +263,8 @@ def test_a_pickle_under_the_name_of_a_state_is_refused_and_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("name", "read", "remedy"),
     [
-        ("session.safetensors", Session.last, "remove it, and the client begins its round anew"),
-        ("predictions.safetensors", predictions.read, "`fedsa-lora evaluate` makes it anew"),
+        ("session.safetensors", Session.last, "remove it, and the client starts its round again"),
+        ("predictions.safetensors", predictions.read, "`fedsa-lora evaluate` writes it again"),
     ],
 )
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def compare(ours: Factors, theirs: Factors | None = None) -> list[Row]:
     """
     if theirs is not None and theirs.layout != ours.layout:
         raise RunError(
-            "the two runs have adapters of other names or shapes: their clients cannot be compared"
+            "the adapters of the two runs differ in names or shapes: their clients cannot be compared"
         )
     return [
         {"round": round_, "layer": spec.layer, "factor": spec.role, "name": spec.name}
@@ -70,7 +70,8 @@ def _trained(state: ClientState, layout: Layout, client: str) -> NamedArrays:
     kept |= state.tensors
     if lacking := sorted(set(layout.names) - kept.keys()):
         raise RunError(
-            f"client {client} did not keep {lacking[0]} as it trained it in round {state.round}, because it "
+            f"client {client} has no record of its locally trained {lacking[0]} of round {state.round}, "
+            f"because it "
             "is shared: run again with run.keep_trained=true"
         )
     return padded(kept, layout)

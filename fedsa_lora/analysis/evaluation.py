@@ -64,8 +64,8 @@ def on_union(config: RunConfig, bench: Workbench, exporter: Exporter) -> dict[st
     task, clients = config.task, exporter.clients()
     if not clients:
         raise RunError(
-            f"{config.store_dir} holds no client's state: the union of their examples can be measured where "
-            "a simulation ran, not on the server of a deployment"
+            f"{config.store_dir} holds no client states: models can be measured on the union of all "
+            f"examples where a simulation ran, not on the server of a deployment"
         )
     parts = {client: bench.data(client).held_out(config.evaluation.part) for client in clients}
     if not any(map(len, parts.values())):
@@ -108,8 +108,8 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
         found["took_part"][client] = served.store.load() is not None
     if not found[primary]:
         raise RunError(
-            f"no client's {config.evaluation.part} examples are known here: newcomers can be measured where "
-            "a simulation ran"
+            f"no client's {config.evaluation.part} examples are known here: newcomers can be measured only "
+            f"where a simulation ran"
         )
     return found
 
@@ -143,6 +143,6 @@ def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64
     if len(set(ours)) < len(ours) or set(ours) != set(theirs):
         raise RunError(
             f"classes {sorted(theirs)} of one client cannot be found among {sorted(ours)} of another: "
-            "what a model reaches on the union of their examples is not defined"
+            "the result of a model on the union of their examples is not defined"
         )
     return np.array([ours.index(name) for name in theirs], dtype=np.int64)

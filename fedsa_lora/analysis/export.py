@@ -151,7 +151,7 @@ class Exporter:
             )
         if adapter and self.merged:
             raise RunError(
-                "this run merged updates into the frozen weights, which an adapter does not carry: export "
+                "this run merged updates into the frozen weights, which an adapter does not contain: export "
                 "the whole model with --merge"
             )
         refuse_unstocked(self.model.module)
@@ -214,7 +214,9 @@ def _replaced(folder: Path, known: frozenset[str] | set[str] = frozenset()) -> I
     recover(folder)
     ours = not folder.exists() or not any(folder.iterdir()) or is_card(folder / CARD)
     if not ours and not any((folder / name).is_file() for name in known):
-        raise RunError(f"{folder} holds files that are no export: choose another folder, or move them away")
+        raise RunError(
+            f"{folder} holds files that are not an export: choose another folder, or move them away"
+        )
     with replaced(folder) as new:
         yield new
 

@@ -89,7 +89,7 @@ class Run:
             rows = rows[rows["client"] == client]
             if rows.empty:
                 known = self.predictions["client"].unique().tolist()
-                raise RunError(f"no predictions of client {client!r}; there are those of {known}")
+                raise RunError(f"no predictions of client {client!r}; available: {known}")
         labels, predicted = (pd.Categorical(rows[what], names).codes for what in ("label", "predicted"))
         counts = measures.confusion(labels.astype(np.int64), predicted.astype(np.int64), len(names))
         return pd.DataFrame(counts, index=names, columns=names)

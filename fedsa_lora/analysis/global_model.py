@@ -42,9 +42,9 @@ def export_mean(exporter: Exporter, folder: Path, merge: bool = False) -> str:
             f"{run} has no mean of its clients' models: {'; '.join(apart)}. {_of_client(exporter)}"
         )
     if not _local(exporter):
-        raise RunError(f"{run} has a global model, nothing of it is local: leave out --mean-b")
+        raise RunError(f"{run} has a global model without local parts: leave out --mean-b")
     mean = mean_model(exporter)
-    averaged = listed([ROLE_NAMES[role] for role in mean.roles]) or "what is local"
+    averaged = listed([ROLE_NAMES[role] for role in mean.roles]) or "the local part"
     reach = _words(measured_reach(exporter, mean.tensors))
     exporter.write(mean.tensors, of_mean(exporter.config, averaged, mean.clients, reach), folder, merge)
     return reach
@@ -71,8 +71,8 @@ def has_global(exporter: Exporter) -> bool:
 
 
 def refuse_global(exporter: Exporter) -> None:
-    """Raise RunError where clients do not all hold the same model, with the reasons and what can be had
-    instead; and where no stock model computes it."""
+    """Raise RunError where clients do not all hold the same model, with the reasons and the possible
+    alternatives; and where no stock model computes it."""
     exporter.refuse(adapter=False)
     run, local, apart = exporter.directory.path, _local(exporter), _apart(exporter)
     if not local and not apart:
@@ -80,14 +80,14 @@ def refuse_global(exporter: Exporter) -> None:
     ways = _of_client(exporter)
     if not apart and not _of_ranks(exporter):
         ways += (
-            f", fedsa-lora export {run} --global --mean-b an approximation of one model for all: the mean of "
-            "what is local, beside what is common"
+            f", fedsa-lora export {run} --global --mean-b an approximation of it: the mean of local parts "
+            "over clients, with the shared parts"
         )
     raise RunError(f"{run} has no global model: {'; '.join([*local, *apart])}. {ways}")
 
 
 def _local(exporter: Exporter) -> list[str]:
-    """The reasons why each client has tensors of its own; none where it has not."""
+    """The reasons why clients have their own tensors; empty where all tensors are shared or frozen."""
     split, layout = exporter.config.split, exporter.model.layout
     parts = turn_split(split, layout, Turn(split.in_round(layout, exporter.round)))
     local = parts.local | split.degrees(layout).keys()
@@ -105,10 +105,12 @@ def _apart(exporter: Exporter) -> list[str]:
     found, task = [], exporter.config.task
     if exporter.checkpoint.groups > 1:
         found.append(
-            f"its clients are in {exporter.checkpoint.groups} groups, each with its own common values"
+            f"its clients are in {exporter.checkpoint.groups} groups, each with its own shared values"
         )
     if other := [c for c in sorted(task.describe().clients) if task.client_labels(c) != task.labels()]:
-        found.append(f"label meanings differ by client: an output is another class for client {other[0]}")
+        found.append(
+            f"labels are permuted by client: an output stands for another class for client {other[0]}"
+        )
     return found
 
 
@@ -117,14 +119,14 @@ def _of_ranks(exporter: Exporter) -> list[str]:
     ranks = exporter.config.federation.client_ranks(exporter.config.seed)
     if not ranks:
         return []
-    return [f"adapters have ranks of their own ({listed([str(r) for r in sorted({*ranks.values()})])})"]
+    return [f"adapters have different ranks ({listed([str(r) for r in sorted({*ranks.values()})])})"]
 
 
 def _words(reach: Reach | None) -> str:
     if reach is None:
-        return "It was not measured; fedsa-lora export RUN --global does so where the clients' data are."
+        return "It was not measured; fedsa-lora export RUN --global measures it where the clients' data are."
     return reach.words()
 
 
 def _of_client(exporter: Exporter) -> str:
-    return f"fedsa-lora export {exporter.directory.path} --client NAME writes the model of a client"
+    return f"fedsa-lora export {exporter.directory.path} --client NAME writes a client's model"

@@ -57,8 +57,8 @@ def _weights(exporter: Exporter) -> dict[str, float]:
     if missing := sorted(examples.keys() - set(exporter.clients())):
         raise RunError(
             f"{exporter.config.store_dir} lacks the state of {len(missing)} of {len(examples)} clients that "
-            f"trained, for example {missing[0]!r}: their mean can be taken where all of them are, as after a "
-            "simulation (--store FOLDER says where)"
+            f"trained, for example {missing[0]!r}: their mean can be computed where all states are, as "
+            f"after a simulation (give the folder with --store)"
         )
     if exporter.config.federation.weights == "uniform":
         return dict.fromkeys(sorted(examples), 1.0)
@@ -73,12 +73,12 @@ def _refuse_products(exporter: Exporter, differing: Layout) -> None:
     run = exporter.directory.path
     if differing.count("base"):
         raise RunError(
-            f"{run}: each client has its own weights of the whole model, whose mean is no model that any of "
-            f"them comes near; fedsa-lora export {run} --client NAME writes the model of a client"
+            f"{run}: each client has its own weights of the whole model, and their mean is close to none "
+            f"of them; fedsa-lora export {run} --client NAME writes a client's model"
         )
     if both := sorted(layer for layer, found in roles.items() if {"A", "B"} <= found):
         raise RunError(
             f"{run}: A and B both differ between clients in {len(both)} layers, for example {both[0]}, and "
-            "the product of their means is not the mean of the products B A: --mean-b needs one of them in "
-            f"common (split=share_a); fedsa-lora export {run} --client NAME writes the model of a client"
+            "the product of their means is not the mean of the products B A: --mean-b needs one of them to "
+            f"be shared (split=share_a); fedsa-lora export {run} --client NAME writes a client's model"
         )

@@ -51,13 +51,13 @@ def of_client(config: RunConfig, client: str) -> Subject:
 
 def of_everyone(config: RunConfig, round_: int, reach: str) -> Subject:
     """The model that all clients held after a round; ``reach`` is a sentence on how good it is."""
-    about = [f"The model that every client held after round {round_}: no part of it is a client's own."]
+    about = [f"The global model after round {round_}, the same for every client: no part of it is local."]
     if config.personalisation.adapts:
-        about.append("A client trains it on, with its own data, before it is used; this is the model before.")
+        about.append("Each client fine-tunes it on its own data before use; this is the model before that.")
     elif config.personalisation.beside:
-        about.append("Each client uses a personal model that it trains beside this one.")
+        about.append("Each client uses a personal model that it trains in addition to this one.")
     if config.federation.ranks is not None:
-        about.append("Clients whose adapters are of a lower rank hold it cut to their rank.")
+        about.append("Clients with adapters of a lower rank hold it truncated to their rank.")
     return Subject("Global model", config.task.labels(), _LABELS, (*about, reach), _CAUTION)
 
 
@@ -144,7 +144,7 @@ def _own_code(config: RunConfig, base: str | None, model: Any) -> list[str]:
         imports.append(of_user)
     else:
         made = f"...  # a {_named(model)}, as build_model of {_named(config.task)} makes it"
-    lines = ["", 'folder = Path(".")  # where this file lies', f"model = {made}"]
+    lines = ["", 'folder = Path(".")  # the folder of this file', f"model = {made}"]
     lines.append(f'load_model(model, folder / "{weights}")')
     if base is not None:
         imports.insert(0, "from peft import PeftModel")
@@ -167,8 +167,8 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None, model: A
         imports = [f"from transformers import AutoImageProcessor, {auto}"]
     folder = "folder" if base is None else f'folder / "{base}"'
     if ours := sorted(OWN & _types(model.config)):
-        imports.append(f"import fedsa_lora.models  # transformers is to know {listing(ours)}")
-    lines = ["", 'folder = Path(".")  # where this file lies']
+        imports.append(f"import fedsa_lora.models  # registers {listing(ours)} with transformers")
+    lines = ["", 'folder = Path(".")  # the folder of this file']
     if base is None:
         lines.append(f"model = {auto}.from_pretrained(folder)")
     else:
@@ -180,7 +180,9 @@ def _code(config: RunConfig, labels: tuple[str, ...], base: str | None, model: A
     if isinstance(config.task, TextData | ClipTask):
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({folder})")
     if isinstance(config.task, TextData):
-        lines.append(f"max_length = {config.task.max_length}  # tokens: longer texts were cut in the run")
+        lines.append(
+            f"max_length = {config.task.max_length}  # tokens: longer texts were truncated in the run"
+        )
     elif isinstance(config.task, ImageTask):
         lines.append(f"processor = AutoImageProcessor.from_pretrained({folder})")
     return ["from pathlib import Path", "", *imports, *lines]
@@ -198,7 +200,7 @@ _USE = """    inputs = tokenizer(
     classes = model(**inputs).logits.argmax(1)
 
 """
-_IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # of PIL
+_IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
     inputs = processor(pictures, return_tensors="pt")
     classes = model(**inputs).logits.argmax(1)
 
@@ -210,7 +212,7 @@ _CLIP_USE = """    from torch.nn.functional import normalize
     texts = tokenizer(prompts, padding=True, return_tensors="pt")
     texts = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
     texts = normalize(texts.unflatten(0, (-1, len(names))).mean(0), dim=-1)
-    pictures = [picture.convert("{mode}") for picture in pictures]  # of PIL
+    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
     inputs = processor(pictures, return_tensors="pt")
     images = normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
     classes = (images @ texts.T).argmax(1)
@@ -219,25 +221,25 @@ _CLIP_USE = """    from torch.nn.functional import normalize
 _DIGITS_USE = """In the run the digits' pixels are from 0 to 16: scale them to 0 to 255 for the processor.
 
 """
-_SHIFTED = """In the run every image of this client, those that it was measured on among them, was shifted:
-{shift} (a kind, and a level from -1 to 1). The model is for images like these."""
-_CLIENT_LABELS = """Labels of this client, by the number that the model puts out (client-specific where label
-meanings are):"""
-_LABELS = "Labels, by the number that the model puts out:"
-_MEAN_MODEL = """This is an approximation. Each client has its own version of {averaged}; here their mean
-over {clients} clients stands beside what all have in common. No client trained this model or used
-it, and no round of the run measured it."""
-_CAUTION = """Sharing what was trained in place of the data is data minimisation, not a privacy
-guarantee: it still carries signal about the data it was trained on."""
-_MEAN_CAUTION = """This model holds a mean of what the clients kept to themselves in the run, and with few
-clients a mean says much about each: pass it on only where all of them agree."""
+_SHIFTED = """In the run every image of this client, for training and for testing, was shifted:
+{shift} (kind, and level from -1 to 1). The model is for images like these."""
+_CLIENT_LABELS = """Labels of this client, by the index of the model's output (client-specific where labels
+are permuted by client):"""
+_LABELS = "Labels, by the index of the model's output:"
+_MEAN_MODEL = """This is an approximation. Each client has its own version of {averaged}; this model has their
+mean over {clients} clients, and the shared part. No client trained or used this model, and no round of the
+run measured it."""
+_CAUTION = """Sharing trained parameters instead of data is data minimisation, not a privacy
+guarantee: they still carry information about the training data."""
+_MEAN_CAUTION = """This model holds the mean of parameters that the clients kept local in the run, and with
+few clients a mean reveals much about each: distribute it only where all of them agree."""
 _CLIENT_CAUTION = """\
 Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
-carries signal about the data it was trained on."""
+carries information about the training data."""
 _MEAN = """The head reads the mean of the tokens, which the last layer of this model computes with values that
 float16 cannot hold: load it in float32 or bfloat16. In float16 every output is NaN."""
-_FOREIGN = """Inputs are made, and outputs are read, by the task `{task}` of the run, which is no part of
-fedsa-lora: see its `encode`, `collate` and `predict`."""
+_FOREIGN = """Inputs are prepared, and outputs interpreted, by the task `{task}` of the run, which is not part
+of fedsa-lora: see its `encode`, `collate` and `predict`."""
 _CARD = """---
 library_name: peft
 {tag}

@@ -48,8 +48,8 @@ def reevaluate(
     exporter = Exporter(config, RunDirectory(run_dir.resolve(), config), bench.model)
     if not exporter.clients():
         raise RunError(
-            f"{config.store_dir} holds no client's state: clients can be evaluated where they trained, which "
-            "for a deployment is on the nodes"
+            f"{config.store_dir} holds no client states: clients can be evaluated only where they trained, "
+            f"which in a deployment is on the nodes"
         )
     primary = bench.primary.name
     rows = read_jsonl(run_dir / "clients.jsonl")

@@ -77,7 +77,8 @@ def _reference(views: Views, retrained: Path) -> Views:
     config = read_config(retrained)
     if config.experiment != views.config.experiment or not isinstance(config.unlearning, Retrain):
         raise RunError(
-            f"{retrained} is no reference for {views.run_dir}: expected a run of the same model, split, data "
+            f"{retrained} is not a reference for {views.run_dir}: expected a run of the same model, split, "
+            f"data "
             "and seed with unlearning=retrain, of as many rounds as this one learned and recovered"
         )
     return Views(retrained, config, views.bench)
@@ -96,7 +97,7 @@ class Views:
         task = self.config.task
         if not isinstance(task, TofuTask):
             raise RunError(
-                f"{self.run_dir}: its task knows no facts to forget; expected a run of task=tofu or authors"
+                f"{self.run_dir}: its task has no facts to forget; expected a run of task=tofu or authors"
             )
         return task
 
@@ -109,8 +110,8 @@ class Views:
         exporter = Exporter(self.config, RunDirectory(self.run_dir.resolve(), self.config), self.bench.model)
         if missing := sorted(set(self.task.describe().clients) - set(exporter.clients())):
             raise RunError(
-                f"{self.config.store_dir} lacks the state of client {missing[0]}: what was forgotten can be "
-                "measured where a simulation ran"
+                f"{self.config.store_dir} lacks the state of client {missing[0]}: unlearning can be "
+                f"measured only where a simulation ran"
             )
         return exporter
 

@@ -88,23 +88,23 @@ def task(config: RunConfig, data: Path | None) -> Task:
     """The run's task, on the data of a node that has some of its own."""
     if data is not None and not config.federation.own:
         raise ConfigError(
-            f"this node has data of its own, {data}, and the run divides another data set: start the run "
+            f"this node has its own data, {data}, but the run partitions another data set: start the run "
             "with partition=own, or the node without data.path",
-            sent="this node has data of its own, and the run divides another data set",
+            sent="this node has its own data, but the run partitions another data set",
             key="partition",
         )
     if isinstance(config.task, OwnModelTask) and data is not None:
         raise ConfigError(
-            f"this node has data of its own, {data}, and the run asks a function for them: start the node "
+            f"this node has its own data, {data}, but the run gets its data from a function: start the node "
             "without data.path",
-            sent="this node has data of its own, and the run asks a function for them",
+            sent="this node has its own data, but the run gets its data from a function",
         )
     if not config.federation.own or isinstance(config.task, OwnModelTask):
         return config.task
     if data is None or not isinstance(config.task, SourcedTask):
         raise ConfigError(
-            "every node of this run has data of its own (partition=own): start this one with data.path=FILE",
-            sent="this node has no data of its own, or the task reads none",
+            "every node of this run uses its own data (partition=own): start this one with data.path=FILE",
+            sent="this node has no data.path, or the task reads no files",
             key="partition",
         )
     return config.task.at(data)

@@ -32,20 +32,20 @@ from fedsa_lora.tasks.task import Forgettable
 class FedSAClient(NumPyClient):
     """One client of FedSA-LoRA (arXiv:2410.01463, algorithm 1) for any split and codec.
 
-    ``fedsa_lora.flower.client_app`` makes clients from a model, data, a LoraConfig and a split. What is made
-    here by hand lets nothing out that the split keeps, but only such an app searches each reply for it.
+    ``fedsa_lora.flower.client_app`` makes clients from a model, data, a LoraConfig and a split. A client made
+    by hand sends nothing that the split keeps local, but only such an app searches each reply.
 
     Parameters
     ----------
     client : str
-        The name of the client for good, such as its partition.
+        The permanent name of the client, such as its partition.
     bench : Workbench
-        What the clients of a process have in common: the task, the model with its adapters, the split, the
+        Shared by the clients of a process: the task, the model with its adapters, the split, the
         settings of training. ``fedsa_lora.client.build.workbench`` makes it from the config of a run.
     store : ClientStore
-        What is the client's own between rounds: B, the head, and what its codec left out.
+        The client's local state between rounds: B, the head, and the residual of its codec.
     forbid : sequence of str
-        Roles and patterns of tensor names that this machine does not let out.
+        Roles and patterns of tensor names that never leave this machine.
 
     Raises
     ------
@@ -60,14 +60,14 @@ class FedSAClient(NumPyClient):
         self.rounds = ClientRounds(client, bench, store.salted, forbid)
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
-        """The id under which this client is known for good: not Flower's node id."""
+        """The permanent id of this client: not Flower's node id."""
         return {"client": self.client}
 
     def fit(
         self, parameters: list[FlowerArray], config: dict[str, Scalar]
     ) -> tuple[list[FlowerArray], int, dict[str, Scalar]]:
-        """One local round. A fault of this client's own is answered by a header that says so, so that
-        the server can name it; its stored state is then still that of the round before."""
+        """One local round. A fault of this client is returned in a header, so that the server can
+        report it; its stored state is then still that of the previous round."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
             self.store.claim(header.run, header.resumed, self.bench.data_digest)
@@ -81,8 +81,8 @@ class FedSAClient(NumPyClient):
     def evaluate(
         self, parameters: list[FlowerArray], config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Metrics of the personalised model (what is shared, own B, own head) on its own held-out part. A
-        client without one says that nothing was measured."""
+        """Metrics of the personalised model (shared values, local B and head) on the client's held-out part.
+        A client without one reports that nothing was measured."""
         header = wire.read_header(config, wire.BroadcastHeader)
         try:
             self.store.claim(header.run, header.resumed, self.bench.data_digest)
@@ -146,7 +146,7 @@ class FedSAClient(NumPyClient):
         a task that does not know what is to be forgotten."""
         task = self.bench.task
         if word not in list(Asked) or not isinstance(task, Forgettable):
-            raise WireError(f"is asked to {word[:20]!r}, which this run's task does not know")
+            raise WireError(f"was asked to {word[:20]!r}, which this run's task does not support")
         initial = padded(cut(self.bench.initial, self.rounds.layout), self.bench.model.layout)
         return Request(Asked(word), local, task, initial, of_phase(state))
 

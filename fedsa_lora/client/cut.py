@@ -130,13 +130,13 @@ class CutClient(FedSAClient):
         """The exchange that is under way, as this process or another one of this client left it."""
         kept = Session.last(self.folder)
         if kept is None:
-            raise WireError("is asked for a step, and no exchange is open here: the round begins anew")
+            raise WireError("received a step without an open exchange: the round starts again")
         self.store.claim(kept.header.run, kept.header.resumed, self.bench.data_digest)
         return kept
 
     def _resumed(self, kind: type[Session], kept: Kept) -> Session:
         if kept.words["kind"] != kind.__name__:
-            raise WireError("is asked for a step of another exchange than the one that is open")
+            raise WireError("received a step of another exchange than the open one")
         session = self.bench.sessions.get(self.client)
         if session is None or not session.is_at(kept):
             session = self._session(kind, kept.header, kept.parameters)
@@ -182,4 +182,4 @@ class CutClient(FedSAClient):
             learned = ids[ids != IGNORED][:WITNESSED]
             patterns = [learned.astype(form).tobytes() for form in INTEGERS if len(learned) == WITNESSED]
             if any(pattern in content for pattern in patterns for content in contents):
-                raise LeakError("a step holds ids of this client's texts and was not sent")
+                raise LeakError("a step contains token ids of this client's texts and was not sent")

@@ -57,7 +57,7 @@ def _chosen(config: RunConfig) -> torch.device:
         raise ConfigError(
             f"machine.device={wanted}, but torch sees {len(there)} CUDA device(s): {', '.join(there)}; name "
             f"one of them, or look at {VISIBLE}, which may hide others",
-            sent="there is no CUDA device of that number here",
+            sent="there is no CUDA device with that number here",
             key="machine.device",
         )
     return torch.device(wanted)

@@ -34,12 +34,12 @@ def told(error: BaseException) -> str:
     record_error("error", text)
     log.error("%s", text)
     if not isinstance(error, FedSAError):
-        sent = "an error that was not expected"
+        sent = "an unexpected error"
     elif error.is_open:
         return text
     else:
         sent = error.sendable
-    return f"{type(error).__name__}: {sent}; all of it is in {_where()}"
+    return f"{type(error).__name__}: {sent}; the full text is in {_where()}"
 
 
 def _where() -> str:
@@ -98,14 +98,14 @@ class Egress:
                 _keep(folder / "messages", kind, content)
         except OSError as error:
             raise StoreError(
-                f"{folder}: what is sent cannot be written down ({error.strerror}), so it is not sent: make "
-                "space, or give this user the right to write there",
-                sent="what it sends cannot be written down, so it is not sent: check space and permissions",
+                f"{folder}: the message cannot be recorded ({error.strerror}), so it is not sent: free "
+                f"some space, or give this user write permission there",
+                sent="its message cannot be recorded, so it is not sent: check space and permissions",
             ) from error
         if found:
             raise LeakError(
                 f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
-                "the split or a mod of yours lets B or the head out"
+                "the split or one of your mods leaks B or the head"
             )
 
     def _tensors(self, round_: int) -> NamedArrays:

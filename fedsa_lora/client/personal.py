@@ -61,7 +61,7 @@ def receive(
     if refused := sorted(turn.shared - allowed):
         raise SplitError(
             f"the server asks for {refused}, which this client does not share: its split.allow, its head "
-            "policy or its node's forbid keeps them in"
+            f"policy or its node's forbid keeps them local"
         )
     factors = bool(header.merge)
     if len(arrays) != 1 + factors:
@@ -82,8 +82,8 @@ def _remembered(header: wire.BroadcastHeader, state: ClientState | None) -> Arra
     if state is None or state.round != header.base:
         seen = "nothing" if state is None else f"round {state.round}"
         raise WireError(
-            f"the broadcast is a change from that of round {header.base}, this client last kept {seen}: it "
-            "needs a whole one"
+            f"the broadcast is a difference to that of round {header.base}, this client last kept {seen}: "
+            f"it needs a full broadcast"
         )
     return state.memory
 
@@ -98,13 +98,15 @@ def _common(
     carried = pool.select(wire.names_of(header.carried, pool))
     if not header.codec:
         if len(carried.specs) != len(pool.specs):
-            raise WireError("a whole broadcast must carry every tensor that may be shared")
+            raise WireError("a full broadcast must contain every tensor that may be shared")
         return check_vector(payload, pool.size)
     if downlink is None or downlink.name != header.codec:
         expected = "none" if downlink is None else downlink.name
-        raise WireError(f"the broadcast is coded by {header.codec!r}, this client reads {expected}")
+        raise WireError(f"the broadcast is encoded by {header.codec!r}, this client reads {expected}")
     if HELD not in memory:
-        raise WireError("the broadcast is a change of values that this client lacks: it needs a whole one")
+        raise WireError(
+            "the broadcast is a difference to values that this client lacks: it needs a full broadcast"
+        )
     return changed(memory[HELD], pool, carried, payload, downlink)
 
 

@@ -59,9 +59,9 @@ class ClientRecord:
         metrics = [
             _gauge("round", "Last round that this client answered.", answer.round),
             _gauge("failed", "1 when its last answer was an error.", answer.error != ""),
-            _gauge("examples", "Examples of its last answer, trained or measured on.", examples, phases),
-            _gauge("answer_seconds", "Time that its last answer took.", seconds, phases),
-            _gauge("last_answer_timestamp_seconds", "When its last answer was given.", time.time()),
+            _gauge("examples", "Examples of its last answer, for training or evaluation.", examples, phases),
+            _gauge("answer_seconds", "Duration of its last answer.", seconds, phases),
+            _gauge("last_answer_timestamp_seconds", "Time of its last answer.", time.time()),
         ]
         publish(self.folder / METRICS, metrics, {"client": self.client})
 

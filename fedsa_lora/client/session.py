@@ -161,7 +161,7 @@ class Session(ABC):
         """Take the number of a message. Raises WireError unless it is the next one."""
         if step.number != self.number + 1 or step.number > self.end:
             raise WireError(
-                f"is asked for message {step.number} of an exchange, expected {self.number + 1} of 0 to "
+                f"received message {step.number} of an exchange, expected {self.number + 1} of 0 to "
                 f"{self.end}"
             )
         self.number += 1
@@ -207,8 +207,8 @@ def _opened(path: Path) -> AbstractContextManager[Any]:
     return tensors_in(
         path,
         lambda reason: StoreError(
-            f"{path} is unreadable ({reason}): remove it, and the client begins its round anew",
-            sent="the exchange that it kept is unreadable: it begins its round anew",
+            f"{path} is unreadable ({reason}): remove it, and the client starts its round again",
+            sent="its stored exchange is unreadable: it starts its round again",
         ),
     )
 

@@ -7,10 +7,12 @@ import sys
 
 
 def main() -> int:
-    """Print each check with what it measured; 1 where one fails."""
+    """Print each check with its measurements; returns 1 where one fails."""
     parser = argparse.ArgumentParser(prog="python -m fedsa_lora.clip", description=__doc__)
     parser.add_argument(
-        "--counts", action="store_true", help="the trainable parameters of CLIP ViT-B/32 instead"
+        "--counts",
+        action="store_true",
+        help="print the numbers of trainable parameters of CLIP ViT-B/32 instead",
     )
     if parser.parse_args().counts:
         from fedsa_lora.clip.counts import table

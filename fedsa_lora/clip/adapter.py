@@ -63,8 +63,8 @@ class Adapter:
         if other := self._not_meant():
             self.unload()
             raise ModelError(
-                f"{type(module).__name__} has layers whose names end as those that were asked for, such as "
-                f"{other[0]}, and PEFT cannot tell them apart: choose other target_modules, or rename that "
+                f"{type(module).__name__} has other layers whose names end like those requested, such as "
+                f"{other[0]}, and PEFT cannot distinguish them: choose other target_modules, or rename that "
                 "part"
             )
         self.names = tuple(name for name, value in module.named_parameters() if value.requires_grad)
@@ -93,7 +93,7 @@ class Adapter:
         return sorted((adapted - set(self.layers)) | (whole - set(self.whole)))
 
     def set_enabled(self, enabled: bool) -> None:
-        """Compute with LoRA and the parts trained whole, or without them as the base does, to the bit.
+        """Compute with LoRA and the fully trained parts, or without them, bit-identically to the base.
         Raises ModelError where biases of the base were trained, which cannot be taken off."""
         if enabled == self.enabled:
             return
@@ -147,7 +147,7 @@ class Adapter:
         ours = self.state().keys()
         if other := sorted(ours ^ state.keys()):
             raise ModelError(
-                f"the tensors are not those of this adapter: {listing(other, 3)} on one side alone"
+                f"the tensors are not those of this adapter: {listing(other, 3)} on one side only"
             )
         set_peft_model_state_dict(self._peft, dict(state))
 

@@ -1,4 +1,4 @@
-"""Five checks of the module on a small random model, each with what it measured."""
+"""Five checks of the module on a small random model, each with its measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = ("get_parameters", "set_parameters", "train_step", "evaluate")
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its title, what it measured, and whether it passed."""
+    """One check: its title, its measurements, and its result."""
 
     title: str
     measured: str
@@ -38,9 +38,9 @@ def checks() -> Iterator[Check]:
     """The five checks, one by one."""
     runs: dict[str, Callable[[], tuple[bool, str]]] = {
         "config and presets": presets,
-        "a foreign model keeps its interface": interface,
-        "only trainable tensors travel": exchange,
-        "save, load and refuse": storage,
+        "a third-party model keeps its interface": interface,
+        "only trainable tensors are sent": exchange,
+        "save, load and reject": storage,
         "merge, disable, checkpointing": layers,
     }
     for title, run in runs.items():
@@ -67,7 +67,7 @@ def presets() -> tuple[bool, str]:
 
 
 def interface() -> tuple[bool, str]:
-    """The class, signatures and methods of a foreign model with LoRA, which its own step trains."""
+    """The class, signatures and methods of a third-party model with LoRA, trained by its own step."""
     before = {name: inspect.signature(getattr(FederatedCLIP(), name)) for name in METHODS}
     federated = _adapted().federated_model
     same = {name: inspect.signature(getattr(federated, name)) for name in METHODS} == before
@@ -77,7 +77,7 @@ def interface() -> tuple[bool, str]:
 
 
 def exchange() -> tuple[bool, str]:
-    """Numbers that travel, and that setting what was read changes no bit."""
+    """The number of values exchanged, and that writing the values read is bit-identical."""
     whole = sum(value.size for value in FederatedCLIP().get_parameters({}))
     wrapper = _adapted()
     federated = wrapper.federated_model
@@ -92,11 +92,11 @@ def exchange() -> tuple[bool, str]:
     )
     count = sum(value.size for value in sent)
     passed = identity and moved and count == wrapper.adapter.trainable_parameters < whole
-    return passed, f"{count:,} of {whole:,} values travel; set(get()) changes no bit: {identity}"
+    return passed, f"{count:,} of {whole:,} values are sent; set(get()) is bit-identical: {identity}"
 
 
 def storage() -> tuple[bool, str]:
-    """A saved adapter gives the same outputs, and one of another rank, targets or base is refused."""
+    """A saved adapter gives the same outputs, and one of another rank, targets or base is rejected."""
     images, _ = batch()
     wrapper = _adapted()
     wrapper.federated_model.train_step(*batch())
@@ -114,7 +114,7 @@ def storage() -> tuple[bool, str]:
         refused = [what for what, other in others.items() if what in _refusal(stored, other)]
         size = sum(file.stat().st_size for file in Path(folder, "first").iterdir())
     passed = apart == 0 and refused == list(others)
-    return passed, f"{size / 1e3:.0f} kB; outputs differ by {apart:g}; refused: {', '.join(refused)}"
+    return passed, f"{size / 1e3:.0f} kB; outputs differ by {apart:g}; rejected: {', '.join(refused)}"
 
 
 def layers() -> tuple[bool, str]:
@@ -138,7 +138,7 @@ def layers() -> tuple[bool, str]:
         merged = _apart(wrapper.merge_and_unload().model(images), adapted)
     passed = disabled and enabled and merged < CLOSE and again < kept
     return passed, (
-        f"merged differs by {merged:.1g}; disabled is the base to the bit: {disabled}; peak "
+        f"merged differs by {merged:.1g}; disabled is bit-identical to the base: {disabled}; peak "
         f"{kept / 1e6:.1f} MB, with checkpoints {again / 1e6:.1f} MB"
     )
 

@@ -1,5 +1,4 @@
-"""A federated model of another's: the torch module in it, its methods that exchange parameters and its
-optimizers."""
+"""A third-party federated model: its torch module, its methods for parameter exchange and its optimizers."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ _EXCHANGED = {"get_parameters": GetTrainable, "set_parameters": SetTrainable}
 
 def module_of(federated: Any, attribute: str | None) -> nn.Module:
     """The torch module of a federated model: the object itself, its ``attribute``, or the one attribute that
-    is a module, of several the one called model. Raises ModelError where there is none, or no telling
-    which."""
+    is a module, of several the one called model. Raises ModelError where there is none, or several."""
     kind = type(federated).__name__
     if attribute is not None:
         found = getattr(federated, attribute, None)
@@ -35,7 +33,8 @@ def module_of(federated: Any, attribute: str | None) -> nn.Module:
     modules = {name: value for name, value in _attributes(federated) if isinstance(value, nn.Module)}
     if not modules:
         raise ModelError(
-            f"{kind} is no torch module and has none among its attributes: give the object that holds it, or "
+            f"{kind} is not a torch module and has none among its attributes: give the object that holds "
+            f"it, or "
             "name a property that returns it with attribute="
         )
     if len(modules) == 1:

@@ -42,7 +42,7 @@ def layers_with_lora(module: nn.Module, config: LoRAConfig, classifier: str | No
         if not any(_is_named(name, [target]) for name in found):
             known = _ends(module)
             raise ModelError(
-                f"target_modules: {target!r} is no layer of {' or '.join(config.components)} in "
+                f"target_modules: {target!r} is not a layer of {' or '.join(config.components)} in "
                 f"{type(module).__name__}{nearest(target, known)}; expected some of {listing(known)}"
             )
     return found
@@ -85,7 +85,7 @@ def _of_classifier(module: nn.Module, classifier: str | None) -> list[str]:
     if classifier is None:
         raise ModelError(
             f"{type(module).__name__} has no classifier; expected a part called {' or '.join(CLASSIFIERS)}: "
-            "name it with classifier=, or set the components to encoder alone"
+            "name it with classifier=, or set the components to encoder only"
         )
     names = [_joined(classifier, name) for name, _ in module.get_submodule(classifier).named_modules()]
     layers = [name for name in names if isinstance(module.get_submodule(name), LINEAR)]

@@ -16,7 +16,7 @@ def checked(name: object) -> str:
     """A name that stays within its folder. Raises ConfigError for any other."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name to store something under: expected letters, digits, '.', '_' and '-', with "
+            f"{name!r} is not a valid name: expected letters, digits, '.', '_' and '-', with "
             "a letter or a digit first"
         )
     return name

@@ -66,7 +66,7 @@ class LoRAModelManager:
         folder, state = self.folder / checked(name), model.adapter.state()
         made(self.folder)
         if folder.exists() and not (folder / INFO).is_file():
-            raise RunError(f"{folder} holds something else than a saved model: choose another name")
+            raise RunError(f"{folder} holds something other than a saved model: choose another name")
         info = ModelInfo(
             name=name,
             config=model.lora_config,
@@ -84,9 +84,8 @@ class LoRAModelManager:
     def load_model(self, name: str, model: CLIPLoRAWrapper) -> CLIPLoRAWrapper:
         """Overwrite what a model trains by a saved adapter, and return the model.
 
-        Raises RunError where there is none of that name, and ModelError, which says what differs, where it is
-        of another rank, scale, of other layers or over another base, or is cut off: nothing is overwritten
-        then.
+        Raises RunError where there is none of that name, and ModelError, which names the difference,
+        where its rank, scale, layers or base differ, or it is truncated: nothing is overwritten then.
         """
         info, ours = self.get_model_info(name), model.adapter.state()
         file = self.folder / name / ADAPTER_WEIGHTS
@@ -94,7 +93,7 @@ class LoRAModelManager:
             theirs = load_file(file)
         except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"{file} cannot be read ({error}): it is cut off or altered; save it anew"
+                f"{file} cannot be read ({error}): it is truncated or corrupted; save it again"
             ) from None
         fault = (
             _rank_fault(ours, theirs)
@@ -117,12 +116,12 @@ class LoRAModelManager:
         except FileNotFoundError:
             raise absent("model", name, self.folder, self.list_models()) from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read ({error}): save the model anew") from None
+            raise ModelError(f"{path} cannot be read ({error}): save the model again") from None
         faults: list[str] = []
         info = bind(ModelInfo, node, INFO, faults)
         if info is None:
             raise ModelError(
-                f"{path} is no description of a model ({'; '.join(faults)}): save the model anew"
+                f"{path} is not a description of a model ({'; '.join(faults)}): save the model again"
             )
         return info
 

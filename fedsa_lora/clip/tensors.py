@@ -35,7 +35,7 @@ class TrainableTensors:
         if other := sorted(parameters.keys() ^ {str(name) for name in values}):
             raise LayoutError(
                 f"expected the {len(parameters)} trainable tensors by their names; {listing(other, 3)} "
-                "on one side alone"
+                "on one side only"
             )
         # NumPy's arrays are copied, as those that come off a wire may not be writable, which torch warns of
         copied = {n: np.array(v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
@@ -67,7 +67,7 @@ class _Method:
 
 
 class GetTrainable(_Method):
-    """A ``get_parameters`` that returns the trainable tensors in the form in which the original returns all:
+    """A ``get_parameters`` that returns the trainable tensors in the form of the original:
     a mapping, a list or a tuple, of arrays or of torch's tensors. The original is called once, to see it."""
 
     def __init__(self, original: Any, tensors: TrainableTensors) -> None:
@@ -96,7 +96,7 @@ class GetTrainable(_Method):
         found = list(example.values()) if isinstance(example, Mapping) else list(example)
         if not all(isinstance(value, torch.Tensor | np.ndarray) for value in found):
             raise LayoutError(
-                "get_parameters returns values that are neither arrays nor tensors: have it return such, or "
+                "get_parameters returns values that are neither arrays nor tensors: have it return those, or "
                 "set save_only_trainable=False"
             )
         self.holds_tensors = bool(found) and isinstance(found[0], torch.Tensor)
@@ -106,7 +106,7 @@ class GetTrainable(_Method):
 
 
 class SetTrainable(_Method):
-    """A ``set_parameters`` that takes the trainable tensors in the place of all: a mapping by their names, or
+    """A ``set_parameters`` that takes the trainable tensors instead of all: a mapping by their names, or
     a sequence in their order. They are the first argument, as in the original."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:

@@ -23,12 +23,12 @@ from fedsa_lora.learning.checkpointing import keep_layers, recompute_layers
 class CLIPLoRAWrapper:
     """LoRA on a federated model: any object that is a torch module or has one.
 
-    ``apply_lora_to_federated_model`` replaces layers within that module, so the object is used as before, by
-    itself or through the wrapper, which has all of its attributes. ``target_components`` are ``encoder``,
+    ``apply_lora_to_federated_model`` replaces layers within that module, so the object is used as before,
+    directly or through the wrapper, which has all of its attributes. ``target_components`` are ``encoder``,
     ``classifier`` or both, those of ``lora_config`` where they are not given. With ``save_only_trainable``
-    its ``get_parameters`` and ``set_parameters`` exchange the trainable tensors alone, in their order, with
-    the signatures that they have; else they are left as they are. ``attribute`` names the torch module in the
-    object, and ``classifier`` the classifier in the module, where they cannot be told. ``base`` is the path
+    its ``get_parameters`` and ``set_parameters`` exchange only the trainable tensors, in their order, with
+    unchanged signatures; else they are not replaced. ``attribute`` names the torch module in the
+    object, and ``classifier`` the classifier in the module, where they are ambiguous. ``base`` is the path
     of the pretrained model, for what is saved. A is drawn from ``seed``; equal on every client, all start
     alike.
     """
@@ -71,10 +71,9 @@ class CLIPLoRAWrapper:
 
     def apply_lora_to_federated_model(self) -> Any:
         """Put LoRA into the federated model and return it. Optimizers among its attributes step the trainable
-        tensors from then on; one that is made elsewhere must be made anew.
+        tensors from then on; one that is kept elsewhere must be created again.
 
-        Raises ModelError where the model has LoRA already, or lacks a layer that was asked for; it is then as
-        it was.
+        Raises ModelError where the model has LoRA already, or lacks a requested layer; it is then unchanged.
         """
         layers = layers_with_lora(self.module, self.lora_config, self._classifier)
         self._adapter = Adapter(
@@ -108,8 +107,8 @@ class CLIPLoRAWrapper:
         """LoRA in the module. Raises ModelError where there is none: not yet, or merged."""
         if self._adapter is None:
             raise ModelError(
-                "the federated model has no LoRA: call apply_lora_to_federated_model() first; LoRA that was "
-                "merged is gone"
+                "the federated model has no LoRA: call apply_lora_to_federated_model() first; merged LoRA "
+                "can no longer be used"
             )
         return self._adapter
 
@@ -123,8 +122,8 @@ class CLIPLoRAWrapper:
         self.adapter.set_enabled(True)
 
     def disable_lora_layers(self) -> None:
-        """Compute as the base does, to the bit, with the classifier that it had. What is trained is kept, and
-        still travels. Raises ModelError where biases are trained."""
+        """Compute bit-identically to the base, with its classifier. Trained tensors are kept, and still
+        exchanged. Raises ModelError where biases are trained."""
         self.adapter.set_enabled(False)
 
     def merge_and_unload(self) -> Any:
@@ -147,12 +146,12 @@ class CLIPLoRAWrapper:
         for name, tower in towers.items():
             if not tower.supports_gradient_checkpointing:
                 raise ModelError(
-                    f"{name or 'the module'} ({type(tower).__name__}) has no layers that can be computed "
-                    "again for their gradients: leave gradient checkpointing off, and take smaller batches"
+                    f"{name or 'the module'} ({type(tower).__name__}) has no layers that support gradient "
+                    f"checkpointing: leave it off, and use smaller batches"
                 )
         if not towers:
             raise ModelError(
-                f"{type(self.module).__name__} has no tower of transformers that is trained, so gradient "
+                f"{type(self.module).__name__} has no trained transformers tower, so gradient "
                 "checkpointing would save nothing: leave it off"
             )
         self.disable_gradient_checkpointing()
@@ -182,7 +181,7 @@ class CLIPLoRAWrapper:
 def _warn_in_evaluation(tower: nn.Module, _: Any) -> None:
     if torch.is_grad_enabled() and not tower.training:
         warnings.warn(
-            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing changes nothing: "
+            f"{type(tower).__name__} is in evaluation mode, where gradient checkpointing has no effect: "
             "call train() before the forward pass",
             stacklevel=2,
         )

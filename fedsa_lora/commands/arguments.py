@@ -19,7 +19,7 @@ def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argume
 
 def add_changed_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--allow-changed-data", action="store_true", help="although the data are not those of the run"
+        "--allow-changed-data", action="store_true", help="although the data have changed since the run"
     )
 
 

@@ -19,30 +19,38 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
-    _add_compare(commands.add_parser("compare", help="compare methods in regimes, as a grid says"))
-    _add_advise(commands.add_parser("advise", help="which split and head to use, by runs on your data"))
+    _add_compare(commands.add_parser("compare", help="compare methods over regimes, as defined by a grid"))
+    _add_advise(commands.add_parser("advise", help="recommend a split and head, from runs on your data"))
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("grid", help="a name in conf/compare, or a YAML file (docs/compare.md)")
-    add_overrides(compare, "yours, in the place of the grid's regimes, less what its methods set")
-    compare.add_argument("--quick", action="store_true", help="the part of the grid that is for a first look")
+    add_overrides(compare, "your settings instead of the grid's regimes, without those that its methods set")
+    compare.add_argument(
+        "--quick", action="store_true", help="only the quick part of the grid, for a first look"
+    )
     begin = compare.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="go on where it stopped; try again what failed")
-    begin.add_argument("--restart", action="store_true", help="throw away what is recorded")
-    begin.add_argument("--recorded", action="store_true", help="run nothing, show what is recorded")
+    begin.add_argument("--resume", action="store_true", help="resume where it stopped, and retry failed runs")
+    begin.add_argument("--restart", action="store_true", help="discard the recorded runs and start over")
+    begin.add_argument("--recorded", action="store_true", help="run nothing, show the recorded runs")
     _add_processes(compare)
     add_json(compare)
-    compare.add_argument("--to", type=Path, help="folder to write (default: runs/compare-GRID)")
+    compare.add_argument("--to", type=Path, help="output folder (default: runs/compare-GRID)")
     compare.add_argument(
-        "--record", type=Path, help="file of the runs, which grids may share (default: runs.jsonl there)"
+        "--record",
+        type=Path,
+        help="file of recorded runs, which several grids may share (default: runs.jsonl there)",
     )
     compare.set_defaults(call=_compare)
 
 
 def _add_advise(advise: argparse.ArgumentParser) -> None:
     add_overrides(advise, "as for run: your task and partition, but no split")
-    advise.add_argument("--rounds", type=positive, help="of each run, to be quicker (default: all of yours)")
+    advise.add_argument(
+        "--rounds",
+        type=positive,
+        help="rounds of each run; fewer are quicker (default: those of your settings)",
+    )
     _add_processes(advise)
     add_json(advise)
     advise.set_defaults(call=_advise)
@@ -50,7 +58,7 @@ def _add_advise(advise: argparse.ArgumentParser) -> None:
 
 def _add_processes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--processes", type=positive, help="runs at the same time (default: as cores and memory allow)"
+        "--processes", type=positive, help="parallel runs (default: as cores and memory allow)"
     )
 
 
@@ -103,8 +111,8 @@ def _advise(options: argparse.Namespace) -> Answer:
     words = overrides_of(options.overrides, without=("split", "head", "train.lr"))
     grid = probe_grid(words, options.rounds)
     folder = probe_folder(grid)
-    console.print(two_columns("what is tried", regime(grid) | {"recorded in": str(folder)}))
-    with stoppable(lambda: f"stopped; the same command goes on with the runs in {folder}"):
+    console.print(two_columns("candidates and data", regime(grid) | {"recorded in": str(folder)}))
+    with stoppable(lambda: f"stopped; the same command resumes with the runs in {folder}"):
         evidence = probe(grid, folder, options.processes or at_once(), console)
     advice = advise(evidence)
     console.print(evidence_table(evidence, advice))

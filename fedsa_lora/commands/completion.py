@@ -73,7 +73,7 @@ def _completion(options: argparse.Namespace) -> int:
         from argcomplete import shellcode
     except ImportError:
         raise ConfigError(
-            "completion takes the package argcomplete: pip install 'fedsa-lora[completion]'"
+            "completion needs the package argcomplete: pip install 'fedsa-lora[completion]'"
         ) from None
     print(shellcode(["fedsa-lora"], shell=options.shell))
     return 0

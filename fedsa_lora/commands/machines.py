@@ -16,40 +16,53 @@ from fedsa_lora.commands.screen import EXIT_FAILED, Answer, console
 if TYPE_CHECKING:
     from fedsa_lora.commands.arguments import Commands
 
+STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+
 
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
     certificates = commands.add_parser("certificates", help="make a federation's certificates and keys")
     certificates.add_argument("folder", type=Path)
-    certificates.add_argument("--host", nargs="+", default=[], help="names and addresses of the SuperLink")
     certificates.add_argument(
-        "--node", nargs="+", default=[], help="nodes, for a key and a line of the registry each"
+        "--host", nargs="+", default=[], help="host names and addresses of the SuperLink"
     )
     certificates.add_argument(
-        "--renew", action="store_true", help="the SuperLink's certificate now, by the same root"
+        "--node", nargs="+", default=[], help="names of nodes: a key and a registry line for each"
+    )
+    certificates.add_argument(
+        "--renew", action="store_true", help="renew the SuperLink's certificate now, signed by the same root"
     )
     certificates.set_defaults(call=_certificates)
     node = commands.add_parser("node", help="run a SuperNode; takes the arguments of flower-supernode")
     node.set_defaults(call=_node)
-    _add_doctor(commands.add_parser("doctor", help="check this machine, and its part in a deployment"))
+    _add_doctor(commands.add_parser("doctor", help="check this machine, and its role in a deployment"))
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument("--superlink", metavar="HOST:PORT", help="can it be reached, and is it ours?")
-    doctor.add_argument("--port", type=positive, help="is it free here, or who listens?")
+    doctor.add_argument(
+        "--superlink", metavar="HOST:PORT", help="check that it can be reached and serves this app"
+    )
+    doctor.add_argument(
+        "--port", type=positive, help="check that it is free here; if not, report who listens"
+    )
     doctor.add_argument(
         "--certificate",
         type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="the root's, the server's or (given twice) both: names, dates, signature",
+        help="root or server certificate, or (given twice) both: check names, dates, signature",
     )
     doctor.add_argument(
-        "--key", type=Path, metavar="FILE", help="of the server: does it fit its certificate?"
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="private key of the server: check that it matches the certificate",
     )
-    doctor.add_argument("--data", type=Path, metavar="PATH", help="can a client's rows be read?")
-    doctor.add_argument("--store", type=Path, metavar="PATH", help="can a client's state be written?")
+    doctor.add_argument("--data", type=Path, metavar="PATH", help="check that a client's rows can be read")
+    doctor.add_argument(
+        "--store", type=Path, metavar="PATH", help="check that a client's state can be written"
+    )
     add_json(doctor)
     doctor.set_defaults(call=_doctor)
 
@@ -76,7 +89,7 @@ def _doctor(options: argparse.Namespace) -> Answer:
     from fedsa_lora.doctor.machine import examine
 
     table = Table(title="fedsa-lora doctor")
-    for column in ("", "check", "found", "what to do"):
+    for column in ("", "check", "result", "what to do"):
         table.add_column(column)
     asked = Deployment(
         superlink=options.superlink,
@@ -88,10 +101,9 @@ def _doctor(options: argparse.Namespace) -> Answer:
     )
     checks = [*examine(), *examine_deployment(asked)]
     for check in checks:
-        mark = "[bold red]no[/]"
-        if check.ok:
-            mark = "[yellow]soon[/]" if check.remedy else "[green]ok[/]"
+        mark = f"[{STYLES[check.status]}]{check.status}[/]"
         table.add_row(mark, escape(check.name), escape(check.found), escape(check.remedy))
     console.print(table)
     well = all(check.ok for check in checks)
-    return Answer(0 if well else EXIT_FAILED, {"ok": well, "checks": [asdict(check) for check in checks]})
+    found = [asdict(check) | {"status": check.status} for check in checks]
+    return Answer(0 if well else EXIT_FAILED, {"ok": well, "checks": found})

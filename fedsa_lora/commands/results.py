@@ -34,57 +34,65 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument(
         "--union",
         action="store_true",
-        help="each model also on all clients' test parts together (simulation)",
+        help="also evaluate each model on the union of all clients' test parts (simulation)",
     )
     evaluate.add_argument(
-        "--newcomer-steps", type=int, metavar="N", help="each client also as one that joins now, for N steps"
+        "--newcomer-steps",
+        type=int,
+        metavar="N",
+        help="also evaluate each client as a newcomer that joins now and trains N steps",
     )
     evaluate.add_argument(
-        "--unlearning", action="store_true", help="what was forgotten, and where it is left (simulation)"
+        "--unlearning",
+        action="store_true",
+        help="measure what was forgotten, and where it remains (simulation)",
     )
     evaluate.add_argument(
-        "--retrained", type=Path, metavar="RUN", help="with --unlearning: the run that never saw the facts"
+        "--retrained",
+        type=Path,
+        metavar="RUN",
+        help="with --unlearning: the reference run, which never saw the facts",
     )
     add_json(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
 
 def _add_export(commands: Commands) -> None:
-    export = commands.add_parser(
-        "export", help="write a client's model, or the global one, as stock PEFT loads it"
-    )
+    export = commands.add_parser("export", help="export a client's model, or the global one, for stock PEFT")
     export.add_argument("run_dir", type=Path)
     whose = export.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--client", metavar="NAME", help="the model of this client")
+    whose.add_argument("--client", metavar="NAME", help="export the model of this client")
     whose.add_argument(
         "--global",
         dest="of_all",
         action="store_true",
-        help="the model that all clients hold, and its measure",
+        help="export the global model, and evaluate it",
     )
     export.add_argument(
         "--mean-b",
         action="store_true",
-        help="with --global where B or the head is local: their mean over clients, an approximation",
+        help="with --global, where B or the head is local: use their mean over clients, an approximation",
     )
     export.add_argument("--merge", action="store_true", help="merge the adapter into the backbone")
-    export.add_argument("--store", type=Path, help="where the client's own part is (default: in the run)")
     export.add_argument(
-        "--to", type=Path, help="folder to write (default: RUN/export/CLIENT, RUN/global, RUN/global-mean-b)"
+        "--store", type=Path, help="folder with the clients' local state (default: in the run)"
+    )
+    export.add_argument(
+        "--to", type=Path, help="output folder (default: RUN/export/CLIENT, RUN/global, RUN/global-mean-b)"
     )
     add_changed_data(export)
     export.set_defaults(call=_export)
 
 
 def _add_report(commands: Commands) -> None:
-    report = commands.add_parser("report", help="write the report of a run, or one of two runs side by side")
+    report = commands.add_parser("report", help="write the report of a run, or of two runs side by side")
     report.add_argument("run_dir", type=Path)
-    report.add_argument("other", type=Path, nargs="?", help="a second run, to be set against the first")
+    report.add_argument("other", type=Path, nargs="?", help="a second run, to compare with the first")
     report.add_argument(
         "--to",
         type=Path,
         metavar="FILE",
-        help="page of two runs (default: RUN-and-OTHER.html in this folder)",
+        help="output file for two runs (default: RUN-and-OTHER.html in this folder)",
     )
     report.set_defaults(call=_report)
 
@@ -95,9 +103,11 @@ def _evaluate(options: argparse.Namespace) -> Answer:
 
     config = read_config(options.run_dir)
     if options.unlearning and (options.union or options.newcomer_steps is not None):
-        raise ConfigError("--unlearning is measured by itself: leave out --union and --newcomer-steps")
+        raise ConfigError(
+            "--unlearning cannot be combined with --union and --newcomer-steps: leave these out"
+        )
     if options.retrained is not None and not options.unlearning:
-        raise ConfigError("--retrained is what --unlearning compares with: give both, or neither")
+        raise ConfigError("--retrained is the reference of --unlearning: give both, or neither")
     remark(check_data(options.run_dir, config, options.allow_changed_data))
     if options.unlearning:
         return _evaluate_unlearning(options)
@@ -201,7 +211,9 @@ def _report(options: argparse.Namespace) -> int:
         from fedsa_lora.report.page import write_report
 
         if options.to is not None:
-            raise ConfigError("--to is for a page of two runs: leave it out, or give a second run directory")
+            raise ConfigError(
+                "--to is the output file for two runs: leave it out, or give a second run directory"
+            )
         page = write_report(options.run_dir)
     else:
         from fedsa_lora.report.side_by_side import write_side_by_side

@@ -25,21 +25,23 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the commands of this family."""
     run = commands.add_parser(
-        "run", help="run a federation: a simulation here, or deployed through `flwr run`"
+        "run", help="run a federation: a simulation here, or a deployment through `flwr run`"
     )
     add_overrides(run, "e.g. split=share_b train.lr=2e-3")
-    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and exit")
     add_json(run)
     run.set_defaults(call=_run)
     watch = commands.add_parser("watch", help="follow a run: rounds, clients, warnings, time left")
     watch.add_argument("run_dir", type=Path)
-    watch.add_argument("--once", action="store_true", help="print how it stands now, and stop")
+    watch.add_argument("--once", action="store_true", help="print the current state and exit")
     watch.set_defaults(call=_watch)
-    resume = commands.add_parser("resume", help="go on with a run that was broken off, to the same bits")
+    resume = commands.add_parser(
+        "resume", help="resume an interrupted run, bit-identical to an uninterrupted one"
+    )
     resume.add_argument("run_dir", type=Path)
-    resume.add_argument("overrides", nargs="*", help="what changes, e.g. federation.rounds=24")
+    resume.add_argument("overrides", nargs="*", help="settings to change, e.g. federation.rounds=24")
     resume.add_argument(
-        "--allow-changes", action="store_true", help="of rounds, evaluation, machine or logging"
+        "--allow-changes", action="store_true", help="allow changes of rounds, evaluation, machine or logging"
     )
     add_changed_data(resume)
     add_json(resume)
@@ -117,7 +119,7 @@ def _watch(options: argparse.Namespace) -> int:
     try:
         follow(progress, console)
     except KeyboardInterrupt:
-        print("no longer watched; the run goes on", file=sys.stderr)
+        print("no longer watched; the run continues", file=sys.stderr)
         return INTERRUPTED
     print_summary(options.run_dir, console)
     return codes.get(progress.state, 0)

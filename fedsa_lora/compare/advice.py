@@ -125,8 +125,8 @@ def _of_rounds(evidence: Evidence) -> list[str]:
     if not evidence.partial:
         return []
     return [
-        f"This looked at {evidence.looked} of {evidence.rounds} rounds: too few to conclude {ALONE}, as what "
-        "is shared can catch up late. To be sure, leave out --rounds."
+        f"This probe ran {evidence.looked} of {evidence.rounds} rounds: too few to recommend {ALONE}, as "
+        f"sharing can catch up in later rounds. To be sure, leave out --rounds."
     ]
 
 
@@ -148,15 +148,15 @@ def _against_alone(evidence: Evidence, chosen: str) -> str:
         best = max((name for name in evidence.probes if name != ALONE), key=evidence.merit)
         lead, noise = evidence.lead(best, ALONE)
         return (
-            f"Nothing that was tried is clearly better than training alone: {best} is at "
+            f"No candidate is clearly better than training alone: {best} gains "
             f"{shown_gain(lead, measure)}, with a noise of {difference(noise, measure)}."
         )
     lead, noise = evidence.lead(chosen, ALONE)
     worse = evidence.harmed(chosen) or 0.0
     side = "below" if measure.higher_is_better else "above"
     return (
-        f"{chosen} is at {shown_gain(lead, measure)} against training alone, with a noise of "
-        f"{difference(noise, measure)}; {worse:.0%} of the clients are {side} it."
+        f"{chosen} gains {shown_gain(lead, measure)} over training alone, with a noise of "
+        f"{difference(noise, measure)}; {worse:.0%} of the clients are {side} what they reach alone."
     )
 
 
@@ -166,7 +166,8 @@ def _of_agreement(evidence: Evidence) -> list[str]:
     a, b = evidence.agreement["A"], evidence.agreement["B"]
     common = "A" if a > b else "B"
     return [
-        f"Alone, clients change A with a mean cosine of {a:.2f}, B with {b:.2f}: they agree more on {common}."
+        f"Trained alone, clients change A with a mean pairwise cosine of {a:.2f}, B with {b:.2f}: they "
+        f"agree more on {common}."
     ]
 
 
@@ -175,4 +176,4 @@ def _within_noise(evidence: Evidence, chosen: str) -> list[str]:
         name for name in evidence.probes
         if name != chosen and not evidence.ahead(chosen, name)
     ]  # fmt: skip
-    return [f"Not to be told from it by this probe: {listed(close)}."] if close else []
+    return [f"Not better than these by more than the noise: {listed(close)}."] if close else []

@@ -51,8 +51,8 @@ class Comparison:
         record = Record(file or folder / "runs.jsonl")
         if not len(record):
             raise RunError(
-                f"{record.path} holds no runs: leave out --recorded, or say with --to or --record where "
-                "they are"
+                f"{record.path} holds no runs: leave out --recorded, or give their place with --to or "
+                f"--record"
             )
         searches = _searches(grid, grid.entries())
         optional = [s for s in searches if s.entry.method in grid.where_it_fits and not s.settled(record)]
@@ -73,8 +73,8 @@ class Comparison:
             self.record.forget()
         elif len(self.record) and not resume:
             raise RunError(
-                f"{self.record.path} holds {len(self.record)} runs: --resume goes on with them, --restart "
-                "throws them away, --recorded shows them, --to writes elsewhere"
+                f"{self.record.path} holds {len(self.record)} runs: --resume continues with them, "
+                f"--restart discards them, --recorded shows them, --to writes elsewhere"
             )
         self._check_data()
         self.record.open()
@@ -126,8 +126,8 @@ class Comparison:
         """Words for a comparison that was stopped: what remains, and the command to go on."""
         done = sum(search.settled(self.record) for search in self.searches)
         return (
-            f"stopped; {done} of {done + self.missing()} runs are recorded in {self.record.path}: go on with "
-            "the same command and --resume"
+            f"stopped; {done} of {done + self.missing()} runs are recorded in {self.record.path}: continue "
+            f"with the same command and --resume"
         )
 
     def missing(self) -> int:
@@ -144,9 +144,10 @@ class Comparison:
             now = fingerprint_of(load(self.grid.overrides(known)).task)
             if now is not None and now.digest != self._data(known):
                 raise DataError(
-                    f"regime {regime}: {now.source} is not what its runs in {self.record.path} were made on "
-                    f"(digest {self._data(known)}, now {now.digest}), so they cannot be compared with new "
-                    "ones; restore the data, begin anew with --restart, or write elsewhere with --to"
+                    f"regime {regime}: {now.source} differs from the data of its runs in "
+                    f"{self.record.path} (digest {self._data(known)}, now {now.digest}), so they cannot be "
+                    f"compared with new "
+                    "ones; restore the data, start over with --restart, or write elsewhere with --to"
                 )
 
     def _data(self, run: Run) -> str | None:

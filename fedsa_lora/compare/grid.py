@@ -115,7 +115,7 @@ class Grid:
     def quickly(self) -> Grid:
         """The grid of a first look. Raises ConfigError when it has none."""
         if self.quick is None:
-            raise ConfigError(f"the grid {self.title!r} says nothing about --quick: give it a block quick")
+            raise ConfigError(f"the grid {self.title!r} has no block quick for --quick: add one")
         methods = {name: f"{self.methods[name]} {self.quick.words}" for name in self.quick.methods}
         regimes = {name: self.regimes[name] for name in self.quick.regimes}
         fixed = {name: words for name, words in self.fixed.items() if name in regimes}
@@ -245,8 +245,8 @@ def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
             continue
         if config.train.batch_size == AUTO:
             faults.append(
-                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the memory that is free, "
-                "which differs between the runs of a comparison: expected a number"
+                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the free memory, which "
+                f"differs between the runs of a comparison: expected a number"
             )
         if entry.regime not in described:
             described.add(entry.regime)

@@ -101,8 +101,8 @@ def _outcome(future: Future[Row], path: Path) -> Row:
         return future.result()
     except BrokenProcessPool as error:
         raise RunError(
-            f"a worker process died, perhaps for want of memory: what was finished is in {path}; go on with "
-            "--resume and fewer --processes"
+            f"a worker process died, perhaps out of memory: finished runs are in {path}; continue with "
+            f"--resume and fewer --processes"
         ) from error
 
 

@@ -13,33 +13,33 @@ from fedsa_lora.report.wording import difference, percent
 from fedsa_lora.runs.measures import LEVEL, mean_known
 
 HEADS = (
-    "method", "lr", "mean", "worst client", "harmed", "gain", "behind the best", "kB up / down",
+    "method", "lr", "mean", "worst client", "harmed", "gain", "gap to the best", "kB up / down",
     "MB up / down", "MB to target", "seconds", "error",
 )  # fmt: skip
 NOTE = f"""\
 {{measure}} is that of each client's own model on its own test part.{{turned}}
 - **mean** over clients and seeds, ± the standard deviation over seeds; **worst client** of all seeds.
 - **harmed**: share of clients {{below}} {{reference}} of the same seed; **gain**: mean difference, {{unit}}.
-- **kB** of the training messages of a client and round; **MB** of all of a run, and **to target**: both ways,
-  until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training and
-  transfer in the fastest run, others beside it: good for orders of magnitude alone. **error**: relative
-  aggregation error.
-- **behind the best**: mean difference {{unit}} over (client, seed) pairs of the same partition, with its
-  95 % t interval, and p of Wilcoxon's two-sided signed-rank test, by Holm over the methods of a regime.
-  Names in bold: the best, and what cannot be told from it (p of at least {LEVEL:g}).
+- **kB** of the training messages per client and round; **MB** of all messages of a run, and **to target**: up
+  and down, until the mean over clients first reached that of {{reference}}, by seed. **seconds** of training
+  and transfer in the fastest run, with other runs on the same machine: orders of magnitude only.
+  **error**: relative aggregation error.
+- **gap to the best**: mean difference {{unit}} over (client, seed) pairs of the same partition, with its
+  95 % t interval, and p of Wilcoxon's two-sided signed-rank test, Holm-adjusted over the methods of a regime.
+  In bold: the best, and methods not significantly different from it (p of at least {LEVEL:g}).
 
 Clients of one federation share a model and are not independent, so intervals are too narrow and p too
-small; and the best was picked by these same figures."""
+small; and the best was selected by the same figures."""
 OVERVIEW = """\
-Means as in the tables of the regimes below; in bold the best of a regime, and what cannot be told from it.
-**behind**: the best method of the regime minus this one, {unit}, on the mean over regimes and where it
-is most; **harmed**: the mean over regimes."""
+Means as in the tables of the regimes below; in bold the best of a regime, and methods not significantly
+different from it. **gap**: the best method of the regime minus this one, {unit}, mean and maximum over the
+regimes; **harmed**: the mean over regimes."""
 
 
 def page(
     grid: Grid, by_regime: dict[str, list[Score]], notes: Sequence[str], failures: Sequence[str], missing: int
 ) -> str:
-    """The whole comparison; what failed and what is missing is said first."""
+    """The whole comparison; failed and missing runs come first."""
     parts = [f"# {grid.title}", *([grid.description.strip()] if grid.description else [])]
     if missing:
         parts.append(f"**Not complete: {missing} runs are missing. Methods without all runs are not shown.**")
@@ -52,8 +52,8 @@ def page(
 
 
 def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
-    """Every method that is complete in all regimes, side by side, those that are least behind the best on
-    the mean first; nothing of one regime alone, or of regimes in different measures."""
+    """Every method that is complete in all regimes, side by side, in the order of their mean gap to the
+    best; empty for a single regime, or for regimes in different measures."""
     shown = {regime: {score.method: score for score in found} for regime, found in by_regime.items() if found}
     run_as = {regime: grid.shown_as(regime) for regime in shown}
     across = {
@@ -71,15 +71,15 @@ def overview(grid: Grid, by_regime: Mapping[str, Sequence[Score]]) -> list[str]:
     ]
     floors = [by_regime[regime][0].majority for regime in shown]
     floor = ["most frequent class", *("" if m is None else f"{m:.3f}" for m in floors), "", "", ""]
-    heads = ["method", *shown, "mean behind", "most behind", "harmed"]
+    heads = ["method", *shown, "mean gap", "maximum gap", "harmed"]
     return ["## All regimes", OVERVIEW.format(unit=_unit(measures)), _markdown([heads, *lines, floor])]
 
 
 def verdict(found: Sequence[Score]) -> str:
-    """The best of a regime, and what cannot be told from it, in a line."""
+    """The best of a regime, and methods not significantly different from it, in a line."""
     best, *others = found
     level = [score.method for score in others if score.level]
-    told = f"; not to be told from it: {', '.join(level)}" if level else ""
+    told = f"; not significantly different: {', '.join(level)}" if level else ""
     return f"{best.regime}: {best.method} {best.mean:.3f}{told}"
 
 

@@ -77,14 +77,14 @@ def regime(grid: Grid) -> dict[str, str]:
     federation = config.federation
     sizes = [share.train for share in config.task.describe().clients.values()]
     partitioner = dict(federation.partitioner)
-    divided = str(partitioner.pop("_target_", "own data of each node")).rsplit(".", 1)[-1]
+    divided = str(partitioner.pop("_target_", "each node's own data")).rsplit(".", 1)[-1]
     settings = ", ".join(f"{key}={value}" for key, value in partitioner.items())
-    heads = "as each candidate has it" if not grid.fixed[YOURS] else config.head.policy
+    heads = "set by each candidate" if not grid.fixed[YOURS] else config.head.policy
     return {
         "run": config.title,
         "clients": f"{federation.clients} with {min(sizes)} to {max(sizes)} train examples" if sizes else "",
         "partition": f"{divided} ({settings})" if settings else divided,
-        "label meanings": federation.label_meaning,
+        "labels": "permuted by client" if federation.label_meaning == "per_client" else "the same for all",
         "head": heads,
         "rounds": f"{looked.federation.rounds} of {federation.rounds}",
         "candidates": ", ".join(dict.fromkeys(entry.method for entry in grid.entries())),
@@ -106,10 +106,10 @@ def _refuse_failed(comparison: Comparison) -> None:
             failed.setdefault(why, []).append(run)
     lines = []
     for why, runs in failed.items():
-        more = f" (likewise {len(runs) - 1} more)" if len(runs) > 1 else ""
+        more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
         lines.append(f"{runs[0].entry.method}, lr {runs[0].lr:g}: {why}{more}")
     if lines:
-        raise RunError("\n".join(["a probe failed, so there is nothing to go by", *lines]))
+        raise RunError("\n".join(["a run of the probe failed, so there is no advice", *lines]))
 
 
 def evidence(searches: Sequence[Search], record: Record) -> Evidence:

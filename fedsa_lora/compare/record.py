@@ -91,7 +91,7 @@ class Record:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(
-                f"{self.path} cannot be written: {error.strerror}; make room, then --resume"
+                f"{self.path} cannot be written: {error.strerror}; free some space, then --resume"
             ) from error
         self._take(run.key, outcome)
 

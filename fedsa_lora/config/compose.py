@@ -54,7 +54,7 @@ def load(
     faults = options.taken()
     if folders is not None:
         foreign = list(foreign_words(words))
-        raise_faults(foreign, sent="its config asks for values of the node's environment, or steers Hydra")
+        raise_faults(foreign, sent="its config reads environment variables of the node, or configures Hydra")
     node = composed(words, options, faults)
     if default_dir is not None and isinstance(node.get("run"), dict) and not node["run"].get("dir"):
         node["run"]["dir"] = default_dir
@@ -230,7 +230,7 @@ def read_config(run_dir: Path) -> RunConfig:
     """The config of a run directory, wherever it was moved to. Raises ConfigError when there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{run_dir} is no run directory: it has no config.yaml")
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
     node = read_settings(path)
     if isinstance(node.get("run"), dict):
         node["run"]["dir"] = str(run_dir.resolve())
@@ -259,7 +259,7 @@ def read_settings(path: Path, resolve: bool = False) -> dict[str, Any]:
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
-        raise ConfigError(f"{path} holds no settings: it was cut off or altered")
+        raise ConfigError(f"{path} holds no settings: it was truncated or corrupted")
     return node
 
 

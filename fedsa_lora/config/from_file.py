@@ -45,7 +45,7 @@ def overrides_of(
         raise ConfigError(f"{files[-1]}: expected one config file, and overrides after it")
     path, changes = Path(files[0]).expanduser(), words[1:]
     if named_too := [word for word in changes if named(word) in NONE_CHOSEN]:
-        raise ConfigError(f"{named_too[0]} sets what {path} has set: leave out one of the two")
+        raise ConfigError(f"{named_too[0]} sets what {path} sets as well: leave out one of the two")
     return _FromFile(path, Options.here()).words(changes, without, {*without, *reset})
 
 
@@ -69,7 +69,10 @@ class _FromFile:
         words = min([w for w in (self._of_experiment(), self._of_groups()) if w], key=len)
         made = composed(words, self.options, [])
         if fault := next(_differences(made, self.node), None):
-            raise ConfigError(f"{self.path}: no override makes {fault[0]} what it is there; change it there")
+            raise ConfigError(
+                f"{self.path}: no override can set {fault[0]} to its value in this file; "
+                f"change it in the file"
+            )
         kept = [word for word in words if named(word) not in without]
         return [*kept, *(word for word in changes if word not in chosen)]
 
@@ -144,8 +147,9 @@ def _settings(path: Path) -> dict[str, Any]:
     if "defaults" in node or missing:
         lacks = "chooses from other files" if "defaults" in node else f"lacks {listing(missing)}"
         raise ConfigError(
-            f"{path} {lacks}: expected every setting, as in the config.yaml of a run directory; what changes "
-            "some of them is an experiment: conf/experiment/NAME.yaml here, and experiment=NAME"
+            f"{path} {lacks}: expected every setting, as in the config.yaml of a run directory; a file "
+            f"that changes some of them is an experiment: save it as conf/experiment/NAME.yaml here, and "
+            f"use experiment=NAME"
         )
     run = composed([], Options(), [])["run"]
     if isinstance(node["run"], dict):

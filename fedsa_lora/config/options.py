@@ -67,7 +67,7 @@ class Options:
             return []
         files = [("run.yaml", self.own / "run.yaml"), *self.added()]
         return [
-            f"{path}: a file of this name is shipped, and that one is taken; give yours another name"
+            f"{path}: a file of this name is shipped and takes precedence; give yours another name"
             for name, path in files
             if path.is_file() and _differs(path, CONF / name)
         ]

@@ -25,7 +25,7 @@ def foreign_words(words: Iterable[str]) -> Iterator[str]:
     steers Hydra."""
     for word in words:
         if "${" in _REFERENCE.sub("", word) or word.strip().lstrip("+~").startswith("hydra"):
-            yield f"{word!r}: is not allowed in a run from outside; expected plain values and ${{keys}}"
+            yield f"{word!r}: is not allowed in a submitted run; expected plain values and ${{keys}}"
 
 
 def foreign_paths(paths: Iterable[tuple[str, str, str]], folders: Sequence[Path]) -> Iterator[str]:
@@ -37,12 +37,13 @@ def foreign_paths(paths: Iterable[tuple[str, str, str]], folders: Sequence[Path]
         if not _is_allowed(value, folders):
             yield (
                 f"{section}.{key}: {value!r} is not allowed on this machine; expected a hub id (NAME or "
-                "OWNER/NAME), or what lies in a folder that its node config allows (paths=FOLDER:FOLDER)"
+                "OWNER/NAME), or a path in a folder that its node config allows (paths=FOLDER:FOLDER)"
             )
         elif path.is_absolute() and (link := _link_out(path, folders)):
             yield (
                 f"{section}.{key}: {value!r} is not allowed on this machine, as the link {str(link)!r} "
-                "leads out of the folders that its node config allows; remove the link, or allow its target"
+                f"points outside the folders that its node config allows; remove the link, or allow its "
+                f"target"
             )
 
 
@@ -95,6 +96,7 @@ def run_name_fault(name: str) -> str:
     if _RUN.fullmatch(name):
         return ""
     return (
-        f"run.dir: nodes keep a run's state in a folder of the same name, and {name!r} is none: expected its "
-        "last part to be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        f"run.dir: nodes keep a run's state in a folder of the same name, and {name!r} is not a valid "
+        f"name: expected its last part to be 1 to 128 letters, digits, '.', '_' or '-', beginning with a "
+        f"letter or digit"
     )

@@ -57,8 +57,7 @@ def make_absolute(node: dict[str, Any]) -> None:
             path = Path(value).expanduser()
         except RuntimeError:
             raise ConfigError(
-                f"{section}.{key}: {value!r} is in the home folder of no user of this machine; write the "
-                "folder out"
+                f"{section}.{key}: {value!r} is in the home folder of an unknown user; write the full path"
             ) from None
         if value not in SHIPPED and (section in written or path.exists()):
             first, *rest = section.split(".")

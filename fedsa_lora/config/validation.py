@@ -75,7 +75,7 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     needed = [name for name, what in vars(Task).items() if inspect.isfunction(what) and name[0] != "_"]
     if not is_dataclass(cls) or any(not hasattr(cls, name) for name in needed):
         expected = f"expected a dataclass with {listing(needed)}"
-        faults.append(f"task._target_: {cls.__name__} is no task; {expected}")
+        faults.append(f"task._target_: {cls.__name__} is not a task; {expected}")
         return None
     federation = node["federation"] if isinstance(node["federation"], dict) else {}
     partition = {f.name: federation[f.name] for f in fields(PartitionSettings) if f.name in federation}
@@ -86,7 +86,7 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
         own = [f.name for f in fields(cls) if f.name not in shared]
         faults.append(unknown(f"task.{key}", "key", own))
     if not hasattr(cls, "attack") and shared.pop("attack") is not None:
-        faults.append(f"attack: {cls.__name__} has no classes to aim at; expected attack=none")
+        faults.append(f"attack: {cls.__name__} has no classes to target; expected attack=none")
         return None
     found: list[str] = []
     task = bind(cls, {**node["task"], **shared}, "task", found)

@@ -113,14 +113,12 @@ def _make_authority(folder: Path) -> list[Path]:
 def _make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
     if not (folder / "ca.key").exists():
         raise ConfigError(
-            f"{folder} has no ca.key, with which the SuperLink's certificate is signed: put it there from "
-            "where it is kept, for the time of this command"
+            f"{folder} has no ca.key, with which the SuperLink's certificate is signed: copy it there for "
+            f"the time of this command"
         )
     authority, signer = _certificate_in(folder / "ca.crt"), _private_key_in(folder / "ca.key")
     if authority.public_key() != signer.public_key():
-        raise ConfigError(
-            f"{folder / 'ca.key'} is not the key of ca.crt beside it: put the one there that is"
-        )
+        raise ConfigError(f"{folder / 'ca.key'} does not match ca.crt beside it: put the matching key there")
     until = min(_after(SERVER_DAYS), authority.not_valid_after_utc)
     key = ec.generate_private_key(ec.SECP384R1())
     names = x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)])
@@ -179,16 +177,16 @@ def _certificate_in(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError as error:
-        raise ConfigError(f"{path} is no certificate in PEM format: put the right one there") from error
+        raise ConfigError(f"{path} is not a certificate in PEM format: put the right one there") from error
 
 
 def _private_key_in(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no private key in PEM format: put the right one there") from error
+        raise ConfigError(f"{path} is not a private key in PEM format: put the right one there") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is no EC key, as `fedsa-lora certificates` makes them")
+        raise ConfigError(f"{path} is not an EC key, as `fedsa-lora certificates` makes them")
     return key
 
 
@@ -196,9 +194,11 @@ def _node_key_in(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no private key in OpenSSH's format: put the right one there") from error
+        raise ConfigError(
+            f"{path} is not a private key in OpenSSH's format: put the right one there"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is no EC key, as `fedsa-lora certificates` makes them")
+        raise ConfigError(f"{path} is not an EC key, as `fedsa-lora certificates` makes them")
     return key
 
 

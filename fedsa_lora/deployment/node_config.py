@@ -72,7 +72,7 @@ class Node:
         if len(set(clients)) < len(clients):
             words.append(f"client-id: names a client twice: {','.join(clients)}")
         if len(clients) > 1 and node.data is not None:
-            words.append(f"data.path: is the data of one client, and there are {len(clients)}")
+            words.append(f"data.path: holds the data of one client, but this node is {len(clients)} clients")
         words += _limit_faults(config)
         _refuse([*words, *_store_faults(node.store), *_path_faults(node), *_data_faults(node.data)])
         return node
@@ -90,9 +90,9 @@ def of_clients(config: Mapping[str, Any], each: int) -> list[dict[str, Any]]:
         names = [str(first + place) for place in range(each)]
     if len(names) != each:
         raise ConfigError(
-            f"this node is {len(names)} clients, {','.join(names)}, and the run has {each} on each node: "
+            f"this node is {len(names)} clients, {','.join(names)}, but the run has {each} on each node: "
             f"expected federation.clients_per_node={len(names)}",
-            sent="its node has another number of clients than federation.clients_per_node",
+            sent="its node has a number of clients that differs from federation.clients_per_node",
             key="federation.clients_per_node",
         )
     return [{**config, "client-id": name} for name in names]
@@ -128,7 +128,7 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     """Faults that hold on any machine."""
     for key in config:
         if key not in KEYS:
-            yield f"{key!r} is none of {listing(KEYS)}{nearest(key, KEYS)}"
+            yield f"{key!r} is not one of {listing(KEYS)}{nearest(key, KEYS)}"
     if not {"client-id", "partition-id"} & set(config):
         yield "it names no client: start the node with client-id=NAME"
     elif len(clients := _named(config)) > 1:
@@ -139,16 +139,17 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield "data.path: is empty; expected a file or a folder, or leave data.path out"
     if "forbid" in config and not _forbidden(config):
         yield (
-            "forbid: is empty, so it would keep nothing in; expected roles and patterns of tensor names, or "
+            "forbid: is empty, so it would keep nothing local; expected roles and patterns of tensor "
+            "names, or "
             "leave forbid out"
         )
     for folder in _folders(config):
         if not os.path.isabs(os.path.expanduser(folder)):
-            yield f"paths: {folder!r} is no absolute path; expected paths=FOLDER{os.pathsep}FOLDER"
+            yield f"paths: {folder!r} is not an absolute path; expected paths=FOLDER{os.pathsep}FOLDER"
     for word in _forbidden(config):
         if word not in ROLES and not _OF_A_PATTERN.search(word):
             yield (
-                f"forbid: {word!r} would keep nothing in{nearest(word, ROLES)}; expected roles ("
+                f"forbid: {word!r} would keep nothing local{nearest(word, ROLES)}; expected roles ("
                 f"{listing(ROLES)}) and patterns of tensor names, such as *.layer.5.*"
             )
 
@@ -156,9 +157,9 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
 def _limit_faults(config: Mapping[str, Any]) -> Iterator[str]:
     limit, times = config.get("store-limit", Node.store_limit), config.get("evaluations", Node.evaluations)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
-        yield f"store-limit: {limit!r} is no number of GB; expected for example store-limit=20"
+        yield f"store-limit: {limit!r} is not a number of GB; expected for example store-limit=20"
     if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-        yield f"evaluations: {times!r} is no number of answers; expected for example evaluations=10"
+        yield f"evaluations: {times!r} is not a number of answers; expected for example evaluations=10"
     for key in ("keep-messages", "share-tokens"):
         if not isinstance(given := config.get(key, False), bool):
             yield f"{key}: {given!r} is neither true nor false"
@@ -170,9 +171,9 @@ def _store_faults(store: Path | None) -> Iterator[str]:
         return
     there = next(place for place in (store, *store.parents) if os.path.exists(place))
     if not there.is_dir():
-        yield f"store: {there} is no folder"
+        yield f"store: {there} is not a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"store: {there} cannot be written; give this user the right to"
+        yield f"store: {there} cannot be written; give this user write permission"
 
 
 def _path_faults(node: Node) -> Iterator[str]:
@@ -188,10 +189,10 @@ def _data_faults(data: Path | None) -> Iterator[str]:
     from fedsa_lora.tasks.sources import holds_data
 
     if not os.path.exists(data):
-        yield f"data.path: nothing at {data}"
+        yield f"data.path: there is nothing at {data}"
         return
     if not os.access(data, os.R_OK | os.X_OK if data.is_dir() else os.R_OK):
-        yield f"data.path: {data} cannot be read; give this user the right to"
+        yield f"data.path: {data} cannot be read; give this user read permission"
         return
     if not holds_data(data):
         yield (

@@ -57,8 +57,8 @@ class NodeStore(DirectoryStore):
         newest = sorted(answers)[-COUNTED:]
         if round_ not in newest:
             raise StoreError(
-                f"round {round_} is evaluated too late: round {newest[-1]} was since",
-                sent="the round is evaluated too late: a later one was since",
+                f"round {round_} is evaluated too late: round {newest[-1]} was evaluated since",
+                sent="the round is evaluated too late: a later one was evaluated since",
             )
         self.make()
         content = json.dumps({known: answers[known] for known in newest})
@@ -84,9 +84,9 @@ class NodeStore(DirectoryStore):
         secret = path.read_bytes()
         if len(secret) != SECRET_BYTES:
             raise StoreError(
-                f"{path} does not hold {SECRET_BYTES} bytes: it was cut off or altered; restore it from a "
-                "copy, or delete it, and the server will once take this client's B for another",
-                sent="the secret in its store was cut off or altered",
+                f"{path} does not hold {SECRET_BYTES} bytes: it was truncated or modified; restore it from "
+                f"a copy, or delete it, and the server will once report that this client's B is another",
+                sent="the secret in its store was truncated or modified",
             )
         return secret
 
@@ -97,7 +97,7 @@ def node_store(config: RunConfig, node: Node, root: Path) -> NodeStore:
     Raises ConfigError where the node does not do what the run asks of its store.
     """
     if fault := run_name_fault(config.run_dir.name):
-        raise ConfigError(fault, sent="a node cannot name a folder by this directory", key="run.dir")
+        raise ConfigError(fault, sent="a node cannot name a folder after this run directory", key="run.dir")
     if config.run.keep_messages and not node.keep_messages:
         raise ConfigError(
             "run.keep_messages: this node keeps no messages; start it with keep-messages=true, or the run "
@@ -125,9 +125,9 @@ def check_room(root: Path, limit: float) -> None:
     held = sum(_size(Path(folder, name)) for folder, _, names in os.walk(root) for name in names)
     if held >= limit * GB:
         raise StoreError(
-            f"{root} holds {held / GB:.2f} GB, and this node allows {limit:g} (store-limit in its node "
-            "config): delete the folders of runs that are over, or raise the limit",
-            sent="its store holds as much as its node config allows",
+            f"{root} holds {held / GB:.2f} GB, but this node allows {limit:g} (store-limit in its node "
+            "config): delete the folders of finished runs, or raise the limit",
+            sent="its store has reached the limit of its node config",
         )
 
 

@@ -64,7 +64,7 @@ def _parsed(path: Path) -> tuple[list[tuple[int, bytes, str]], list[str]]:
             f"{reason}; expected a file of the SuperLink's machine, as `fedsa-lora certificates` writes"
         ]
     except UnicodeDecodeError:
-        return [], [f"it is no text; {EXPECTED} in each line"]
+        return [], [f"it is not a text file; {EXPECTED} in each line"]
     entries, faults = [], []
     for number, line in enumerate(lines, 1):
         if not _is_entry(line):
@@ -103,6 +103,6 @@ def _repeated(entries: list[tuple[int, bytes, str]]) -> Iterator[str]:
         if name in names:
             yield f"line {number}: {name} has a key in line {names[name]} already; remove one of them"
         if key in keys:
-            yield f"line {number}: {name} has the key of line {keys[key]}; give each node a key of its own"
+            yield f"line {number}: {name} has the key of line {keys[key]}; give each node its own key"
         names.setdefault(name, number)
         keys.setdefault(key, number)

@@ -92,7 +92,9 @@ def main() -> None:
         loop = importlib.import_module(LOOP)
     sys.argv[:2] = [COMMAND]
     if not shorten(loop, Pauses(), arrived):
-        log.warning("this version of Flower pauses in another way: a message takes seconds to be taken")
+        log.warning(
+            "this version of Flower polls in another way: it takes seconds until a message is received"
+        )
         os.close(descriptor)
     command = next(iter(entry_points(group="console_scripts", name=COMMAND)))
     sys.exit(command.load()())

@@ -1,4 +1,4 @@
-"""Are certificates and keys in order before a SuperLink or a SuperNode is started with them?"""
+"""Checks of certificates and keys before a SuperLink or a SuperNode is started with them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAKE_ANEW = "make a new one"
 
 
 def certificate_checks(paths: Sequence[Path], key: Path | None, host: str | None) -> list[Check]:
-    """Of each certificate, of which a file may have several: is it valid, does a server's name the ``host``
-    and is it signed by a root among them; and does the ``key`` fit the server's?"""
+    """Checks that each certificate (a file may have several) is valid, that a server's names the ``host`` and
+    is signed by a root among them, and that the ``key`` matches the server's."""
     known: dict[str, x509.Certificate] = {}
     checks = []
     for path in paths:
@@ -29,7 +29,7 @@ def certificate_checks(paths: Sequence[Path], key: Path | None, host: str | None
             for number, certificate in enumerate(x509.load_pem_x509_certificates(path.read_bytes()), 1):
                 known[_name(path) if number == 1 else f"{_name(path)}, number {number}"] = certificate
         except (OSError, ValueError) as error:
-            said = f"{path} is no certificate that can be read: {_reason(error)}"
+            said = f"{path} cannot be read as a certificate: {_reason(error)}"
             checks.append(Check(_name(path), False, said, "give a certificate in PEM format"))
     roots = [certificate for certificate in known.values() if is_root(certificate)]
     checks += [_certificate(name, certificate, roots, host) for name, certificate in known.items()]
@@ -103,9 +103,9 @@ def _certificate(
             f"it is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: check the clocks"
         )
     if not root and host is not None and not covers(certificate, host):
-        faults.append(f"{host} is none of its names: {MAKE_ANEW} that has it")
+        faults.append(f"{host} is not among its names: {MAKE_ANEW} that includes it")
     if not root and roots and not any(_signed(certificate, other) for other in roots):
-        faults.append("no root certificate that was given has signed it: give the one that did")
+        faults.append("none of the given root certificates signed it: give the one that did")
     return Check(name, not faults, age.found, "; ".join(faults) or age.remedy)
 
 
@@ -129,8 +129,8 @@ def _key(path: Path, certificates: Sequence[x509.Certificate]) -> Check:
     fits = [c for c in certificates if c.public_key().public_bytes(*format_) == public.public_bytes(*format_)]
     if not certificates:
         return Check(name, False, "no certificate to compare it with", "give --certificate as well")
-    found = "fits the certificate" if fits else "belongs to another certificate"
-    return Check(name, bool(fits), found, "" if fits else "give the key that the certificate was made with")
+    found = "matches the certificate" if fits else "belongs to another certificate"
+    return Check(name, bool(fits), found, "" if fits else "give the key of this certificate")
 
 
 def _reason(error: Exception) -> str:

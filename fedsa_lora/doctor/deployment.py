@@ -1,4 +1,4 @@
-"""Is this machine fit for its part in a deployment: the SuperLink's, or that of a SuperNode?"""
+"""Checks of this machine for its role in a deployment: SuperLink or SuperNode."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Deployment:
 
 
 def examine_deployment(asked: Deployment) -> list[Check]:
-    """The checks that were asked for, in the order in which a user would mend them."""
+    """The checks that were asked for, in the order in which a user would fix them."""
     parsed = parse_address(asked.superlink) if asked.superlink else None
     checks = certificate_checks(asked.certificates, asked.key, parsed[0] if parsed else None)
     if asked.port is not None:
@@ -63,7 +63,7 @@ def _port(port: int) -> Check:
         what = answers.found if isinstance(answers, Check) else f"a SuperLink of Flower {answers} answers"
         return Check(name, False, f"taken by {_listener(port)}: {what}", "end it, or choose another port")
     except OverflowError:
-        return Check(name, False, "is no port", "choose one from 1024 to 65535")
+        return Check(name, False, "is not a port", "choose one from 1024 to 65535")
     return Check(name, True, "free")
 
 
@@ -82,7 +82,7 @@ def _data(path: Path) -> Check:
     from fedsa_lora.tasks.sources import read_split
 
     kinds = "parquet, CSV, TSV, JSON Lines or npz, or images in folders of their classes"
-    remedy = f"correct the path, or mend the file: {kinds}"
+    remedy = f"correct the path, or fix the file: {kinds}"
     if not path.exists():
         return Check("data", False, f"nothing at {path.absolute()}", remedy)
     try:
@@ -90,9 +90,9 @@ def _data(path: Path) -> Check:
     except FedSAError as error:
         return Check("data", False, str(error), remedy)
     except OSError as error:
-        return Check("data", False, f"{path}: {error.strerror}", "give this user the right to read it")
+        return Check("data", False, f"{path}: {error.strerror}", "give this user read permission")
     found = "; ".join([f"{len(rows):,} rows of {', '.join(rows.column_names)}", *rows.notes])
-    return Check("data", len(rows) > 0, found, "" if len(rows) else "put rows into it")
+    return Check("data", len(rows) > 0, found, "" if len(rows) else "add rows to it")
 
 
 def _store(path: Path) -> Check:
@@ -102,7 +102,7 @@ def _store(path: Path) -> Check:
             file.write(b"written")
     except OSError as error:
         return Check(
-            "store", False, f"{folder}: {error.strerror}", "give this user a folder that it may write to"
+            "store", False, f"{folder}: {error.strerror}", "give a folder that this user can write to"
         )
     free = shutil.disk_usage(folder).free / GIGABYTE
     enough = free >= STORE_GIGABYTES

@@ -1,4 +1,4 @@
-"""Is this machine fit to run a federation? Each check says what it found and what to do."""
+"""Checks of this machine before it runs a federation: each reports its result and a remedy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; ``remedy`` is empty when all is well. One that is ``ok`` with a remedy is a warning: what
-    will soon be none."""
+    """One finding; ``remedy`` is empty where nothing is to be done. ``ok`` with a remedy is a warning: it
+    will become a fault, or weakens the deployment."""
 
     name: str
     ok: bool
     found: str
     remedy: str = ""
 
+    @property
+    def status(self) -> str:
+        """OK, WARN or FAIL."""
+        if not self.ok:
+            return "FAIL"
+        return "WARN" if self.remedy else "OK"
+
 
 def examine() -> list[Check]:
-    """All checks, in the order in which a user would mend them."""
+    """All checks, in the order in which a user would fix them."""
     checks = (_python, _strategies, _flower, _loopback, _memory, _disk, _gpu, _data, _backbone)
     return [check() for check in checks]
 

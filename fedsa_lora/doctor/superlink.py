@@ -1,4 +1,4 @@
-"""Finds out what listens at the address of a SuperLink: ours, another's, or something else."""
+"""Finds what listens at the address of a SuperLink: one with our runs, another one, or something else."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ ELSEWHERE = "choose another port for the SuperLink, or end what listens there"
 
 
 def superlink_checks(address: str, authority: Path | None) -> list[Check]:
-    """Can the address be reached, is its certificate signed by the ``authority`` (None: no TLS), does a
-    SuperLink of our version answer, and whose runs has it? The first that fails is the last."""
+    """Checks that the address can be reached, that its certificate is signed by the ``authority`` (None: no
+    TLS), that a SuperLink of our version answers, and whose runs it has; ends at the first failure."""
     parsed = parse_address(address)
     if parsed is None or not parsed[0]:
         return [Check("address", False, address, "give it as HOST:PORT, without http://")]
     try:
         tls = ssl.create_default_context(cafile=authority) if authority else None
     except OSError:
-        said = f"{authority} cannot be read, so nothing can be verified by it"
+        said = f"{authority} cannot be read, so no certificate can be verified"
         return [Check("address", False, said, "give the root certificate as --certificate")]
     reached = _reach(parsed[0], parsed[1], tls)
     if not reached[0].ok:
         return reached
     if _passes_nodes_alone(address, tls):
-        found = "behind a proxy that passes what nodes ask, and asks for their keys"
-        return [*reached, Check(NAME, True, f"{found}; its version and runs are seen on its own machine")]
+        found = "behind a proxy that forwards only requests of nodes, and requires their keys"
+        return [
+            *reached,
+            Check(NAME, True, f"{found}; its version and runs can be checked on its own machine"),
+        ]
     there = version_at(address, tls)
     if isinstance(there, Check):
         return [*reached, there]
@@ -53,16 +56,16 @@ def superlink_checks(address: str, authority: Path | None) -> list[Check]:
     if tls is not None:
         checks.append(_node_keys(address, tls))
     if not _is_loopback(parsed[0]):
-        found = "from here runs can be started, and a run brings code that all nodes execute"
-        checks.append(Check(SUBMITTING, True, found, f"where nodes come from here: {PROXY}"))
+        found = "runs can be started from here, and a run brings code that all nodes execute"
+        checks.append(Check(SUBMITTING, True, found, f"where nodes connect from here: {PROXY}"))
     return checks
 
 
 def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
     """The version of Flower of the SuperLink there; a failed check where there is none.
 
-    A SuperLink describes its API to everyone, with its version. Flower's own client tells only its own
-    version, and ends the process when that does not fit."""
+    A SuperLink describes its API to everyone, with its version. Flower's own client reports only its own
+    version, and ends the process when the two do not match."""
     try:
         answer = httpx.get(f"{_base(address, tls)}/openapi.json", verify=tls or False, timeout=SECONDS)
         described = answer.json()["info"]
@@ -71,11 +74,11 @@ def version_at(address: str, tls: ssl.SSLContext | None) -> str | Check:
         found = f"{described['title']!r} answers"
     except (httpx.RemoteProtocolError, httpx.ReadError):
         remedy = f"give --certificate with its root certificate if it has one, else {ELSEWHERE}"
-        return Check(NAME, False, "something listens, but speaks no HTTP; perhaps TLS", remedy)
+        return Check(NAME, False, "something listens, but not with HTTP; perhaps with TLS", remedy)
     except httpx.HTTPError as error:
-        return Check(NAME, False, f"no answer: {error}", "look into its log; start it again")
+        return Check(NAME, False, f"no answer: {error}", "check its log; start it again")
     except (ValueError, KeyError, TypeError):
-        found = f"a web server that is no SuperLink answers ({answer.status_code})"
+        found = f"a web server other than a SuperLink answers ({answer.status_code})"
     return Check(NAME, False, found, ELSEWHERE)
 
 
@@ -100,8 +103,8 @@ def _node_keys(address: str, tls: ssl.SSLContext) -> Check:
         if _wants_keys(address, tls):
             return Check(NODE_KEYS, True, "a node without a registered key is refused")
     except httpx.HTTPError as error:
-        return Check(NODE_KEYS, False, f"no answer: {error}", "look into the SuperLink's log; start it again")
-    found = "every node is let in, so client names are claims"
+        return Check(NODE_KEYS, False, f"no answer: {error}", "check the SuperLink's log; start it again")
+    found = "every node is admitted, so client names are not verified"
     return Check(NODE_KEYS, True, found, "start the SuperLink with --enable-supernode-auth")
 
 
@@ -134,8 +137,8 @@ def _not_reached(place: str, error: OSError) -> Check:
     name = "address"
     if isinstance(error, ssl.SSLCertVerificationError):
         remedy = "give the root certificate of this SuperLink, and a name that its certificate has"
-        said = f"{place} shows a certificate that is refused: {error.verify_message}"
-        return Check(name, False, f"{said}; perhaps it is another's SuperLink", remedy)
+        said = f"{place} presents a certificate that is rejected: {error.verify_message}"
+        return Check(name, False, f"{said}; perhaps it is the SuperLink of another federation", remedy)
     if isinstance(error, ssl.SSLError):
         remedy = "start the SuperLink with its certificate, or leave --certificate out"
         return Check(name, False, f"{place} listens, but without TLS ({error.reason})", remedy)
@@ -152,15 +155,15 @@ def _same_version(there: str) -> Check:
 
 
 def _whose(address: str, tls: ssl.SSLContext | None) -> Check:
-    """Says whose runs a SuperLink has: one with another app's alone was probably not started for ours."""
+    """Reports whose runs a SuperLink has: one with other apps only was probably not started for ours."""
     client = ControlHttpClient(_base(address, tls), verify=tls or False, timeout=SECONDS)
     try:
         runs = client.ListRuns(ListRunsRequest()).run_dict.values()
         nodes = client.ListNodes(ListNodesRequest()).nodes_info
     except httpx.HTTPStatusError as error:
-        return Check(NAME, True, f"tells its runs to its accounts only ({error.response.status_code})")
+        return Check(NAME, True, f"lists its runs to its accounts only ({error.response.status_code})")
     except httpx.HTTPError as error:
-        return Check(NAME, False, f"does not answer: {error}", "look into its log; start it again")
+        return Check(NAME, False, f"does not answer: {error}", "check its log; start it again")
     finally:
         client.close()
     apps = Counter(run.fab_id for run in runs)
@@ -168,5 +171,5 @@ def _whose(address: str, tls: ssl.SSLContext | None) -> Check:
     told = ", ".join(f"{count} of {app}" for app, count in sorted(apps.items())) or "none"
     found = f"runs: {told}; {online} of {len(nodes)} SuperNodes online"
     foreign = bool(apps) and not any(app.startswith(OUR_APP) for app in apps)
-    remedy = f"it serves other apps alone: if it is not yours, {ELSEWHERE}" if foreign else ""
+    remedy = f"it serves other apps only: if it is not yours, {ELSEWHERE}" if foreign else ""
     return Check(NAME, not foreign, found, remedy)

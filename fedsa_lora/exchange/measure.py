@@ -99,7 +99,8 @@ def faults(measures: object) -> list[str]:
         return [f"measures: {given}; expected a tuple of Measure, the one that clients are compared by first"]
     if strange := [entry for entry in measures if not isinstance(entry, Measure)]:
         return [
-            f"measures: {strange[0]!r} is no Measure; expected Measure(name, range, higher_is_better, format)"
+            f"measures: {strange[0]!r} is not a Measure; expected Measure(name, range, higher_is_better, "
+            f"format)"
         ]
     found = [line for measure in measures for line in _faults_of(measure)]
     return found or _collisions(measures)
@@ -109,7 +110,8 @@ def _faults_of(measure: Measure) -> list[str]:
     found = []
     if not _NAME.fullmatch(str(measure.name)):
         found.append(
-            f"measures: {measure.name!r} is no name; expected up to 40 of a-z, 0-9 and _, such as 'f1'"
+            f"measures: {measure.name!r} is not a valid name; expected up to 40 of a-z, 0-9 and _, such as "
+            f"'f1'"
         )
     if not _is_range(measure.range):
         found.append(
@@ -142,6 +144,4 @@ def _collisions(measures: Sequence[Measure]) -> list[str]:
     twice = sorted({key for key in keys if keys.count(key) > 1 or key in taken})
     if not twice:
         return []
-    return [
-        f"measures: {', '.join(map(repr, twice))} would stand for two things in a row; expected other names"
-    ]
+    return [f"measures: {', '.join(map(repr, twice))} would have two meanings in a row; expected other names"]

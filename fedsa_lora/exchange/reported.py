@@ -45,8 +45,8 @@ class Numbers:
             if name not in allowed:
                 known = ", ".join(sorted(allowed)) or "none"
                 raise WireError(
-                    f"reports {name[:40]!r}, and there are: {known}; a task of your own declares its numbers "
-                    "in its measures"
+                    f"reports {name[:40]!r}, expected one of: {known}; a custom task declares its numbers "
+                    f"in its measures"
                 )
             low, high = allowed[name]
             if not low <= value <= high:

@@ -63,8 +63,8 @@ class Turn:
 class SplitPolicy(Group, ABC):
     """Decides which tensors may be shared, and in which round.
 
-    ``allow`` are the factors that a client lets out whatever a server asks for: B is not among them
-    unless a config puts it there. ``head`` is the disposition of the classifier, or the degree to
+    ``allow`` are the only factors that a client ever sends, whatever a server asks for: B is not among
+    them unless a config adds it. ``head`` is the disposition of the classifier, or the degree to
     which it is local (0: shared, 1: local).
     """
 
@@ -84,7 +84,7 @@ class SplitPolicy(Group, ABC):
         for role in ROLES:
             value = self.of(role)
             if not isinstance(value, str) and not 0 <= value <= 1:
-                raise ConfigError(f"{role}={value:g}: a degree of being local is from 0 to 1")
+                raise ConfigError(f"{role}={value:g}: expected a degree from 0 (shared) to 1 (local)")
             if role in ("A", "B") and _travels(value) and role not in self.allow:
                 raise ConfigError(
                     f"{role} is to be shared, which split.allow={list(self.allow)} forbids: add {role} to "
@@ -114,7 +114,7 @@ class SplitPolicy(Group, ABC):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         whole = self.of("base") != "frozen"
         if whole and run.lora is not None:
-            yield "split.base is trained, so there must be no adapters beside it: set lora=none"
+            yield "split.base is trained, so there must be no adapters: set lora=none"
         if not whole and run.lora is None:
             yield "lora=none leaves only the head to train: choose split=full, or lora=default"
         if all(self.of(role) == "frozen" for role in ROLES):
@@ -172,12 +172,12 @@ class SplitPolicy(Group, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class RoleSplit(SplitPolicy):
-    """A split by role: what becomes of every A, B, head and backbone tensor.
+    """A split by role: how every A, B, head and backbone tensor is treated.
 
     FedSA-LoRA (arXiv:2410.01463) shares A and keeps B; Fed-ALoRA shares B and keeps A;
     FedIT (arXiv:2305.05644) shares both; FFA-LoRA (arXiv:2403.12313) shares B and freezes A;
     ``base="shared"`` is FedAvg of the whole model. A number is the degree to which a role is local:
-    0 is "shared", 1 is "local", and between them each client mixes its own with the common value.
+    0 is "shared", 1 is "local", and between them each client mixes its own with the shared value.
     """
 
     by_role = True
@@ -193,9 +193,9 @@ class RoleSplit(SplitPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class Alternate(SplitPolicy):
-    """Both factors are common; in a round one of them is trained and sent, the other stands still.
+    """Both factors are shared; in a round one of them is trained and sent, the other is frozen.
 
-    ``order`` names the factor of each round, over and over. RoLoRA (arXiv:2502.01755) is B, A: B first,
+    ``order`` names the factor of each round, in a cycle. RoLoRA (arXiv:2502.01755) is B, A: B first,
     because the gradient of A is zero while B is. FedSVD (arXiv:2505.12805) is B alone, with an A that
     the server chooses. The mean of B_k A is (mean of B_k) A: aggregation is exact.
     """
@@ -207,7 +207,7 @@ class Alternate(SplitPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.order:
-            raise ConfigError("order is empty: expected the factors in turn, such as [B, A]")
+            raise ConfigError("order is empty: expected the factors in order, such as [B, A]")
 
     @property
     def turns(self) -> tuple[Factor, ...]:

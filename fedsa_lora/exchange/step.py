@@ -118,7 +118,7 @@ def is_step(entries: Mapping[str, Any]) -> bool:
 def _header(text: Any) -> dict[str, Any]:
     """The checked header. Raises WireError."""
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
-        raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
+        raise WireError(f"no usable header under {KEY!r}: not sent by this app, or modified in transit")
     try:
         found = json.loads(text)
         header = {key: found[key] for key in ("number", "shapes", "last", "stepped", "loss")}

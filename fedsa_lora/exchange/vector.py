@@ -39,9 +39,9 @@ def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]
         raise WireError(f"expected a vector of {wanted}, got {found} {shape}")
     size, prefix = int(shape[0]), _array_prefix(wanted, int(shape[0]))
     if not content.startswith(prefix):
-        raise WireError("values do not begin as NumPy lets them: altered on the way")
+        raise WireError("values do not begin as NumPy writes them: modified in transit")
     if len(content) - len(prefix) != size * wanted.itemsize or size * wanted.itemsize > max_bytes:
-        raise WireError(f"announces {size} values and brings {len(content) - len(prefix)} bytes")
+        raise WireError(f"announces {size} values but contains {len(content) - len(prefix)} bytes")
     return np.frombuffer(content, dtype=wanted, offset=len(prefix))
 
 

@@ -160,7 +160,7 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     if kind is UploadHeader:
         text = inflated(text) if isinstance(text, bytes) and len(text) <= MAX_HEADER_BYTES else None
     if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
-        raise WireError(f"no usable header under {KEY!r}: not sent by this app, or altered on the way")
+        raise WireError(f"no usable header under {KEY!r}: not sent by this app, or modified in transit")
     try:
         content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
         values = {name: _plain(value) for name, value in content.items()}
@@ -182,7 +182,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError for a key that stands in it twice: readers differ in which counts."""
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a key stands in it twice")
+        raise ValueError("it has a key twice")
     return content
 
 
@@ -234,7 +234,7 @@ def check_layout(header: BroadcastHeader | UploadHeader, layout: Layout) -> None
 def check_digest(header: BroadcastHeader | UploadHeader, *vectors: NDArray[Any]) -> None:
     """Raise WireError unless the header names these values."""
     if header.digest != vector_digest(*vectors):
-        raise WireError("digest does not fit the values: altered or cut off on the way")
+        raise WireError("digest does not match the values: modified or truncated in transit")
 
 
 def names_of(mask: str, layout: Layout) -> frozenset[str]:

@@ -33,9 +33,9 @@ class Connection:
     def __post_init__(self) -> None:
         faults = []
         if not _ADDRESS.fullmatch(self.address):
-            faults.append(f"{self.address!r} is no address of a SuperLink: expected HOST:PORT")
+            faults.append(f"{self.address!r} is not an address of a SuperLink: expected HOST:PORT")
         if self.insecure and self.root_certificates is not None:
-            faults.append("root certificates are given to a connection without TLS: drop one of them")
+            faults.append("root certificates are given for a connection without TLS: remove one of the two")
         if self.root_certificates is not None and not self.root_certificates.is_file():
             faults.append(f"no root certificates at {self.root_certificates}: correct the path")
         if faults:

@@ -33,14 +33,14 @@ class RunningSuperLink:
         except HTTPError as error:
             raise RunError(
                 f"no SuperLink answers at {self.connection.address}: {error}; check federation.superlink, "
-                "and federation.root_certificates if it has a certificate of your own"
+                "and federation.root_certificates if its certificate is signed by your own authority"
             ) from error
         finally:
             client.close()
         if not authenticated:
             raise RunError(
-                f"the SuperLink at {self.connection.address} lets in nodes without a registered key, so "
-                "federation.registry would bind no name: start it with --enable-supernode-auth"
+                f"the SuperLink at {self.connection.address} admits nodes without a registered key, so "
+                f"federation.registry could not verify names: start it with --enable-supernode-auth"
             )
         with writing(Path(tempfile.gettempdir())):
             self.private = Path(tempfile.mkdtemp(prefix="fsl-")).resolve()

@@ -129,10 +129,10 @@ def _shown(run: LocalRun | FlowerRun, view: RunView) -> Outcome:
 def _lost(run_dir: Path, here: bool) -> str:
     """The last words on a run whose directory is not in its place: nothing there is of that run."""
     if here:
-        return f"the run failed, and its logs are gone from there\n{gone(run_dir)}"
+        return f"the run failed, and its logs no longer exist\n{gone(run_dir)}"
     return (
-        f"{run_dir} was deleted, moved or replaced, and with it the log of the run: its run directory on the "
-        "SuperLink's machine tells how it ended"
+        f"{run_dir} was deleted, moved or replaced, and with it the log of the run: see its run directory "
+        f"on the SuperLink's machine"
     )
 
 
@@ -142,7 +142,8 @@ def _failed(config: RunConfig, reason: str) -> str:
     lines = [f"the run failed; its logs are in {run_dir / 'logs'}", reason]
     if last_whole_round(run_dir) >= config.federation.rounds:
         lines.append(
-            f"every round is whole; once that is mended: fedsa-lora resume {shlex.quote(str(run_dir))}"
+            f"all completed rounds are saved; after fixing the cause: fedsa-lora resume "
+            f"{shlex.quote(str(run_dir))}"
         )
     return "\n".join(lines)
 
@@ -156,14 +157,14 @@ def stopped(begun: Held, overrides: Sequence[str], report: bool) -> str:
     if is_complete(run_dir):
         return f"stopped, but the run in {run_dir} was complete already"
     if not (run_dir / "status.json").is_file():
-        return "stopped; if it had begun, its run directory is on the SuperLink's machine"
+        return "stopped; if it had started, its run directory is on the SuperLink's machine"
     reason = stopped_after(run_dir)
     end(begun, "stopped", reason, report)
     if last_whole_round(run_dir):
-        return f"{reason}; go on with: fedsa-lora resume {shlex.quote(str(run_dir))}"
+        return f"{reason}; resume with: fedsa-lora resume {shlex.quote(str(run_dir))}"
     if not holds_run(run_dir):
         return f"{reason}; start it again with: {shlex.join(['fedsa-lora', 'run', *overrides])}"
-    return f"{reason}: start it anew, with another run.dir than {run_dir}"
+    return f"{reason}: start it again, with another run.dir than {run_dir}"
 
 
 def end(begun: Held, state: Literal["failed", "stopped"], reason: str, report: bool) -> None:
@@ -185,13 +186,15 @@ def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, roun
             return ""
         state = read_json(status, ["state"])
         return (
-            state.get("reason") or outcome.details or f"flwr says {outcome.state}, the run {state['state']}"
+            state.get("reason")
+            or outcome.details
+            or f"flwr reports {outcome.state}, the run {state['state']}"
         )
     if here:
         return outcome.details or gone(run_dir)
     if outcome.state == "completed" and said_complete(run_dir / FLOWER_LOG, outcome.log_begin):
         return ""
-    return outcome.details or f"flwr says {outcome.state}, the run not begun"
+    return outcome.details or f"flwr reports {outcome.state}, the run has not started"
 
 
 class RunView:
@@ -226,7 +229,7 @@ class RunView:
                 self.progress.update(self.bar, completed=round_ - 1, description=f"round {round_}")
                 if not self.run.status and round_ > self._told:  # its rows are on another machine
                     self._told = round_
-                    self._line(f"round {round_} of {self.rounds} has begun")
+                    self._line(f"round {round_} of {self.rounds} has started")
 
     def _newest(self) -> int:
         return int(self.run.rounds[-1]["round"]) if self.run.rounds else 0

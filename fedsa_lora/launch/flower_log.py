@@ -57,7 +57,7 @@ def failure_reason(log: str, details: str) -> str:
     message = details.removeprefix(_RAISED).strip()
     last = next((text for text in reversed(_exceptions(log)) if text not in _FLOWERS_WRAPPERS), "")
     if message and not details.startswith(_RAISED):
-        hint = " (it was killed, perhaps for lack of memory)" if "heartbeat" in message else ""
+        hint = " (it was killed, perhaps out of memory)" if "heartbeat" in message else ""
         return f"{message}{hint}" + (f"; the last exception in the log is {last}" if last else "")
     kind, _, first = last.partition(": ")
     if first and message.startswith(first):

@@ -150,7 +150,7 @@ class FlowerRun:
                 except RunError as error:
                     silence.note()
                     if isinstance(self.place, Connection) and silence.seconds > SILENCE_SECONDS:
-                        return Outcome("failed", f"{error}; the run may go on there")
+                        return Outcome("failed", f"{error}; the run may continue there")
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class FlowerRun:
                 for text in parts:
                     log.write(text.encode(errors="replace"))
         except OSError as error:
-            logger.warning("%s cannot be written: %s; the run goes on", self.log, error.strerror)
+            logger.warning("%s cannot be written: %s; the run continues", self.log, error.strerror)
             for _ in parts:  # the end of what is printed is the end of the run
                 pass
 

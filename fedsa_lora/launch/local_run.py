@@ -90,9 +90,7 @@ class LocalRun:
         if code == TERMINATED:
             return Outcome("stopped", "", self._log_begin)
         if code < 0:
-            self._reason = (
-                f"the process of the server was killed by signal {-code}, perhaps for lack of memory"
-            )
+            self._reason = f"the process of the server was killed by signal {-code}, perhaps out of memory"
         reason = self._reason or f"the process of the server ended with exit code {code}; see {self.log}"
         return Outcome("failed", reason, self._log_begin)
 

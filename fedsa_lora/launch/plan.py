@@ -164,7 +164,7 @@ def fit_simulation(
     machine = config.machine
     if machine.engine == "inprocess" and trained_on.type != "cpu":
         raise ConfigError(
-            "machine.engine=inprocess simulates on CPU alone: add machine.device=cpu, or take "
+            "machine.engine=inprocess simulates on CPU only: add machine.device=cpu, or take "
             "machine.engine=ray"
         )
     cores = usable_cores()
@@ -178,7 +178,7 @@ def fit_simulation(
         raise ConfigError(
             f"no client fits this machine: {cores} cores for machine.cpus_per_client="
             f"{machine.cpus_per_client}, {free / 1e9:.1f} GB of free memory for the {needed / 1e9:.1f} GB "
-            f"that one may take, with {backbone_bytes / 1e9:.1f} GB of weights{smaller}"
+            f"that one may need, including {backbone_bytes / 1e9:.1f} GB of weights{smaller}"
         )
     if machine.engine == "inprocess" or (machine.engine == "auto" and trained_on.type == "cpu"):
         return Processes(at_once, config.federation.nodes, _cohort(config, at_once))
@@ -223,7 +223,7 @@ def _machine(
         passes = f", {place.cohort} in one pass" if place.cohort > 1 else ""
         if place.alone and each > 1:
             passes = f", one at a time: {place.alone}"
-        return f"{place.workers} processes on cpu, without Ray: about {each} clients for each{passes}"
+        return f"{place.workers} processes on CPU, without Ray: about {each} clients each{passes}"
     name = "cpu"
     if place.gpus_per_client and isinstance(trained_on, torch.device):
         name = torch.cuda.get_device_name(trained_on)

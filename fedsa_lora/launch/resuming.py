@@ -40,12 +40,12 @@ def to_resume(
     fixed = [line for line in lines if not _is_changeable(line.partition(":")[0])]
     if fixed:
         raise ConfigError(
-            f"{run_dir} was run with another config; it cannot go on with\n"
+            f"{run_dir} was run with another config; it cannot be resumed with\n"
             + "\n".join(f"  - {line}" for line in fixed)
         )
     if lines and not allow:
         raise ConfigError(
-            "these can change, if --allow-changes says so:\n" + "\n".join(f"  - {line}" for line in lines)
+            "these can change with --allow-changes:\n" + "\n".join(f"  - {line}" for line in lines)
         )
     if is_complete(run_dir, last_file(config), config.federation.rounds):
         raise RunError(

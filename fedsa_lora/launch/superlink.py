@@ -189,7 +189,7 @@ def flower_command(name: str, env: Mapping[str, str]) -> str:
     """The path of one of Flower's commands. Raises RunError when it is not installed."""
     found = shutil.which(name, path=env["PATH"])
     if found is None:
-        raise RunError(f"`{name}` is not beside {sys.executable}: install `flwr[simulation]` there")
+        raise RunError(f"`{name}` is not next to {sys.executable}: install `flwr[simulation]` there")
     return found
 
 

@@ -35,8 +35,8 @@ def use_attention(model: AdapterModel, name: str) -> None:
         backbone.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
         raise ModelError(
-            f"model.attention={name} is not to be had here: {error}; set model.attention=sdpa",
-            sent="the attention of the run is not to be had here",
+            f"model.attention={name} is not available here: {error}; set model.attention=sdpa",
+            sent="the attention of the run is not available here",
             key="model.attention",
         ) from error
 

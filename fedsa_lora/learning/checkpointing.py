@@ -18,8 +18,8 @@ def checkpoint_layers(model: AdapterModel) -> None:
     backbone = unwrapped(model.module)
     if not isinstance(backbone, PreTrainedModel) or not backbone.supports_gradient_checkpointing:
         raise ModelError(
-            f"train.gradient_checkpointing=true: {type(backbone).__name__} has no layers that can be "
-            "computed again for their gradients: set it to false; a smaller train.batch_size with "
+            f"train.gradient_checkpointing=true: {type(backbone).__name__} has no layers that support it: "
+            f"set it to false; a smaller train.batch_size with "
             "train.accumulate saves memory as well",
             sent="the model has no gradient checkpointing",
             key="train.gradient_checkpointing",

@@ -1,4 +1,4 @@
-"""A mixture of two LoRA experts, a client's own and that of the rest of the world, with a local gate."""
+"""A mixture of two LoRA experts, a client's own and the mean of the other clients', with a local gate."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Experts(Personalisation):
     h = W0 x + g(x) s B A x + (1 - g(x)) s B_row A_row x in every layer.
 
     A (r, d_in) and B (d_out, r) are the client's own expert, trained and shared, and no broadcast overwrites
-    them. A_row and B_row are the mean of the other clients' experts and stand still. g(x) = sigmoid(w x + b),
-    one number for each token, is trained and stays with the client; it starts at 1/2.
+    them. A_row and B_row are the frozen leave-one-out mean of experts. g(x) = sigmoid(w x + b), one
+    number for each token, is trained and stays with the client; it starts at 1/2.
     """
 
     beside = True
@@ -43,13 +43,14 @@ class Experts(Personalisation):
             yield "personalisation: Experts mixes whole adapters, A with B; expected split=share_ab"
         if run.clusters is not None or run.federation.weights != "examples":
             yield (
-                "personalisation: Experts takes a client's own part off the mean by its examples; expected "
+                "personalisation: Experts subtracts a client's own part from the mean by its examples; "
+                "expected "
                 "clusters=none and federation.weights=examples"
             )
         if not run.strategy.can("averages") and not run.strategy.needs_factors:
             yield (
                 f"personalisation: Experts needs the mean of what clients shared, and {run.strategy.name} "
-                "makes something else of it; expected strategy=fedavg or fedprox"
+                f"does not return it; expected strategy=fedavg or fedprox"
             )
         for key, codec, plain in (
             ("codec", run.codec, "dense"),
@@ -57,7 +58,8 @@ class Experts(Personalisation):
         ):
             if codec is not None and not codec.lossless:
                 yield (
-                    f"{key}: Experts takes a client's own part off the mean, which {codec.name!r} alters; "
+                    f"{key}: Experts subtracts a client's own part from the mean, which {codec.name!r} "
+                    f"changes; "
                     f"expected {key}={plain}"
                 )
 

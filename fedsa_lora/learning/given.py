@@ -68,9 +68,9 @@ def read_adapter(path: str) -> GivenAdapter:
     )
     if config is None or weights is None:
         raise ModelError(
-            f"model.adapter: {path} holds no adapter of PEFT; expected {ADAPTER_CONFIG} and "
+            f"model.adapter: {path} holds no PEFT adapter; expected {ADAPTER_CONFIG} and "
             f"{ADAPTER_WEIGHTS} in it, as fedsa-lora export writes them",
-            sent="the folder of the adapter to start from holds none",
+            sent="the folder model.adapter holds no adapter",
             key="model.adapter",
         )
     try:
@@ -78,8 +78,8 @@ def read_adapter(path: str) -> GivenAdapter:
         tensors = load_file(weights)
     except (ValueError, TypeError, SafetensorError) as error:
         raise ModelError(
-            f"model.adapter: {path} cannot be read ({error}): it is cut off or altered; copy it anew",
-            sent="the adapter to start from is cut off or altered",
+            f"model.adapter: {path} cannot be read ({error}): it is truncated or corrupted; copy it again",
+            sent="the adapter to start from is truncated or corrupted",
             key="model.adapter",
         ) from None
     named = {

@@ -61,7 +61,8 @@ class Scores:
         finite = self.sums[np.isfinite(self.sums).all(axis=1)]
         if not len(finite):
             raise TrainingError(
-                f"no importance: gradients were not finite in any of {len(self.sums)} steps: take more "
+                f"importance cannot be computed: gradients were not finite in any of {len(self.sums)} "
+                f"steps: take more "
                 "steps, lower train.lr, or use train.precision=bf16 or fp32"
             )
         means: list[float] = (finite.mean(axis=0) / self.sizes).tolist()

@@ -106,7 +106,7 @@ def _check_head(adapted: Any) -> None:
     if other := sorted(found - wanted):
         raise ModelError(
             f"a part of the head of {type(adapted.get_base_model()).__name__} has a name that {other[0]} "
-            "ends with as well, and PEFT cannot tell them apart: choose a model of another architecture"
+            "ends with as well, and PEFT cannot distinguish them: choose a model of another architecture"
         )
 
 
@@ -125,7 +125,7 @@ def _lora(lora: LoraSettings, common: dict[str, Any], found: dict[str, nn.Module
     for key in [*ranks, *alphas]:
         if not fits(key, found):
             raise ModelError(
-                f"lora pattern {key!r} fits none of the adapted layers, for example {next(iter(found))}"
+                f"lora pattern {key!r} matches none of the adapted layers, for example {next(iter(found))}"
             )
     return LoraConfig(
         **common,

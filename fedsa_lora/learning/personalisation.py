@@ -1,8 +1,8 @@
-"""Personalisation: how a client learns its own model around what is common to all.
+"""Personalisation: how a client learns its own model besides the shared values.
 
-Each method works with any split: the common model is the client's whole model, of which the split shares
-some tensors; the anchor is what a round's broadcast said of those. A method asks for trainings, one job
-after another, and is handed the outcome of each; it holds no model.
+Each method works with any split: the global model is the client's whole model, of which the split shares
+some tensors; the anchor is their values in the round's broadcast. A method yields training jobs, one after
+another, and receives the outcome of each; it holds no model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Training: TypeAlias = "Generator[Job, Outcome, tuple[Outcome, Arrays]]"
 
 @dataclass(frozen=True)
 class Personalisation(Group):
-    """None: a client trains the common model, and that is its own."""
+    """No further personalisation: a client trains and uses the global model with its local tensors."""
 
     beside: ClassVar[bool] = False  # whether a client keeps a personal model beside the common one
     mixes: ClassVar[bool] = False  # whether its own model computes with what the others shared besides
@@ -44,7 +44,7 @@ class Personalisation(Group):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.beside and run.strategy.needs_factors:
             yield (
-                f"personalisation: {type(self).__name__} keeps a model beside the common one, and "
+                f"personalisation: {type(self).__name__} keeps a second model besides the global one, and "
                 f"{run.strategy.name} changes the frozen weights or the factors under it; expected "
                 "personalisation=none or finetune"
             )
@@ -68,7 +68,7 @@ class Personalisation(Group):
 
 @dataclass(frozen=True)
 class FineTune(Personalisation):
-    """``steps`` local steps from the common model before it is used; they are not kept. 0 is none."""
+    """``steps`` local steps from the global model before use; they are not kept. 0 is none."""
 
     steps: int = 5
 
@@ -107,7 +107,7 @@ class Reptile(FineTune):
 @dataclass(frozen=True)
 class PerFedAvg(FineTune):
     """Per-FedAvg of first order (arXiv:2002.07948): each step takes its gradient where a step of ``alpha``
-    on another batch would lead, so that the common model is one from which such steps go far. 0 is FineTune.
+    on another batch would lead, so that the global model is a good start for such steps. 0 is FineTune.
     """
 
     alpha: float = 0.01
@@ -129,7 +129,7 @@ class PerFedAvg(FineTune):
 
 
 class Beside(Personalisation, ABC):
-    """A personal model beside the common one: its own A, B and head, which no broadcast overwrites."""
+    """A personal model besides the global one: its own A, B and head, which no broadcast overwrites."""
 
     beside = True
 
@@ -145,7 +145,7 @@ class Beside(Personalisation, ABC):
 
 @dataclass(frozen=True)
 class Ditto(Beside):
-    """Ditto (arXiv:2012.04221): the personal model is trained with lambda/2 ||v - w||^2 to the common values.
+    """Ditto (arXiv:2012.04221): the personal model is trained with lambda/2 ||v - w||^2 to the global values.
 
     ``weight`` is lambda; 0 is training alone.
     """
@@ -161,11 +161,11 @@ class Ditto(Beside):
 
 @dataclass(frozen=True)
 class Distillation(Beside):
-    """The personal model learns from the labels and from the common model, on the client's own data.
+    """The personal model learns from the labels and from the global model, on the client's own data.
 
     Minimised is (1 - weight) CE + weight T^2 KL(common || personal) at ``temperature`` T, one direction of
     federated mutual learning (arXiv:2006.16765; Hinton et al., arXiv:1503.02531). The teacher is the model
-    that the round began with. A ``weight`` of 0 is training alone.
+    at the start of the round. A ``weight`` of 0 is training alone.
     """
 
     weight: float = 0.5
@@ -194,8 +194,8 @@ class Distillation(Beside):
 @dataclass(frozen=True)
 class PFedMe(Personalisation):
     """pFedMe (arXiv:2006.08848): theta is near the minimiser of f + lambda/2 ||theta - w||^2 after ``inner``
-    steps, and w <- w - eta lambda (w - theta) for what is shared; over and over, for as many steps as a
-    round has. theta is the client's own model, w is shared. With eta = 1 / lambda, w is theta.
+    steps, and w <- w - eta lambda (w - theta) for shared tensors; repeated for the steps of a
+    round. theta is the client's own model, w is shared. With eta = 1 / lambda, w is theta.
     """
 
     weight: float = 15.0
@@ -212,7 +212,7 @@ class PFedMe(Personalisation):
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)
         if run.strategy.proximal:
-            yield "personalisation: PFedMe has a proximal term of its own; expected strategy=fedavg"
+            yield "personalisation: PFedMe has its own proximal term; expected strategy=fedavg"
         if run.split.by_importance and self.inner == 1:
             yield (
                 "personalisation.inner=1: importance is not measured in the first of the inner steps; "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 LARGEST_BATCH = 64  # of those that memory decides: with more, a few local steps see a small client many times
-OWN_MEMORY = "each node has a memory of its own, and all are to take the same steps: expected a number"
+OWN_MEMORY = "memory differs between nodes, but all must take the same steps: expected a number"
 Intent = Literal["default", "attention", "all_linear", "convolutions"]
 Towers = Literal["vision", "text", "both"]
 
@@ -27,15 +27,15 @@ class LoraSettings(Group):
     """LoRA of PEFT: h = W0 x + s B A x with s = alpha / r (rsLoRA: alpha / sqrt(r)).
 
     ``variant``: lora (arXiv:2106.09685); dora, with a trained norm per output (arXiv:2402.09353);
-    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and common to all layers, without
+    vera, h = W0 x + b * B (d * A x) with A and B random, frozen and the same for all layers, without
     alpha (arXiv:2310.11454). ``init``: default, A Kaiming and B zero; pissa, the first r singular
     components of W0, which keeps the rest (arXiv:2404.02948); orthogonal, both random with B A = 0.
 
-    ``target_modules`` names layers; without it ``targets`` says what is meant (see ``choose``), in a dual
-    encoder of the ``towers`` that are named.
+    ``target_modules`` names layers; without it ``targets`` chooses them by kind (see ``choose``), in a dual
+    encoder in the given ``towers``.
     ``rank_pattern`` and ``alpha_pattern`` are PEFT's: by regular expression on the end of a name.
     ``layer_ranks`` gives a rank to each transformer layer in order, and every layer the same scale
-    alpha / r, so that its rank decides what it can hold and not how fast it learns; with rsLoRA,
+    alpha / r, so that its rank changes its capacity and not its step size; with rsLoRA,
     where the scale is to follow the rank, alpha / sqrt(rank).
     Raises ConfigError for values that contradict each other.
     """
@@ -67,7 +67,7 @@ def _contradictions(lora: LoraSettings) -> list[str]:
         set_ += [f"init={lora.init}"] if lora.init != "default" else []
         if set_:
             faults.append(
-                f"variant=vera has one rank, no alpha and its own start; leave out {', '.join(set_)}"
+                f"variant=vera has one rank, no alpha and its own initialisation; leave out {', '.join(set_)}"
             )
     if lora.layer_ranks is not None and (lora.rank_pattern or lora.alpha_pattern):
         faults.append("layer_ranks sets ranks and alphas: leave out rank_pattern and alpha_pattern")
@@ -89,19 +89,19 @@ def _pattern_faults(lora: LoraSettings) -> list[str]:
         try:
             re.compile(key)
         except re.error as error:
-            faults.append(f"pattern {key!r} is no regular expression: {error}")
+            faults.append(f"pattern {key!r} is not a regular expression: {error}")
     return faults
 
 
 @dataclass(frozen=True)
 class TrainSettings(Group):
-    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. What a client
-    sends of it is scaled down to the L2 norm ``max_update_norm``, if there is one.
+    """Local training of one round: ``steps`` optimizer steps, or ``epochs`` over the data. The update
+    that a client sends is clipped to the L2 norm ``max_update_norm``, if there is one.
 
     ``batch_size`` examples are computed in one pass, and ``accumulate`` passes make a step, as with
     transformers' Trainer: a step is over ``batch_size * accumulate`` examples, and its gradient is that of
-    their mean loss. ``batch_size=auto`` is what the free memory holds, see ``describe``.
-    ``gradient_checkpointing``: a layer keeps its input alone and is computed again for its gradient
+    their mean loss. ``batch_size=auto`` is as many as the free memory holds, see ``describe``.
+    ``gradient_checkpointing``: a layer keeps only its input and is computed again for its gradient
     (arXiv:1604.06174), which takes less memory and more time.
     """
 
@@ -139,12 +139,12 @@ class TrainSettings(Group):
         if self.batch_size == AUTO:
             lines["batch size"] = (
                 f"the largest power of two up to {LARGEST_BATCH} that the free memory holds, decided once "
-                "when the run begins"
+                f"when the run starts"
             )
         if self.accumulate > 1:
             lines["accumulate"] = f"{self.accumulate} passes of {self.batch_size} examples make a step"
         if self.gradient_checkpointing:
-            lines["checkpointing"] = "layers are computed again for their gradients, to save memory"
+            lines["checkpointing"] = "activations are recomputed in the backward pass, to save memory"
         return lines
 
     def check_deployed(self) -> None:
@@ -157,7 +157,7 @@ class TrainSettings(Group):
 
     @property
     def at_once(self) -> int:
-        """The examples of one pass. Raises ConfigError where nobody has decided."""
+        """The examples of one pass. Raises ConfigError where it is not decided yet."""
         if isinstance(self.batch_size, str):
             raise ConfigError(f"train.batch_size={self.batch_size} is not decided yet: expected a number")
         return self.batch_size

@@ -93,7 +93,7 @@ def round_batches(
     """The batches of one round, one for each step, epoch after epoch until steps or epochs are reached.
     Raises TrainingError where there are no examples."""
     if not len(lengths):
-        raise TrainingError("there is no example to train on: this client needs rows beside its test part")
+        raise TrainingError("there is no example to train on: this client needs rows besides its test part")
     batches: list[NDArray[np.int64]] = []
     epochs = 0
     size = settings.at_once * settings.accumulate

@@ -1,7 +1,7 @@
 """Unlearning: how a client makes its model forget some of its examples, phase by phase.
 
-A method works with any split. Like a personalisation method it asks for trainings, one job after another, and
-holds no model. What it must remember of a phase is handed to it again in the next round of that phase.
+A method works with any split. Like a personalisation method it yields training jobs, one after another, and
+holds no model. Its memory of a phase is passed to it again in the next round of that phase.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Unlearning(Group):
-    """None: a run learns, and its ``targets`` learn like all others what they could be asked to forget.
+    """No unlearning: the ``targets`` learn the forget set like all other data.
 
-    ``targets`` are the clients that hold what is to be forgotten, by id.
+    ``targets`` are the clients that hold the forget set, by id.
     """
 
     targets: list[str | int] = field(default_factory=lambda: [0])
@@ -109,25 +109,25 @@ class Unlearning(Group):
             return
         name = type(self).__name__
         if not isinstance(run.task, Forgettable):
-            yield f"unlearning: {name} needs a task that says what is to be forgotten; expected task=tofu"
+            yield f"unlearning: {name} needs a task that defines what to forget; expected task=tofu"
         elif {*map(str, run.task.targets)} != self.names:
             holders = ", ".join(map(str, run.task.targets))
             yield f"unlearning.targets={self.targets}: task.targets are {holders}; expected the same clients"
         if type(run.personalisation) is not Personalisation:
             method = type(run.personalisation).__name__
             yield (
-                f"unlearning: {method} keeps or trains a model of which nothing is forgotten; expected "
+                f"unlearning: {method} keeps or trains a second model that would forget nothing; expected "
                 "personalisation=none"
             )
         if run.codec.leaves:
             yield (
-                f"unlearning: what codec {run.codec.name} has not sent yet would be learned after all; "
-                "expected codec=dense or another that leaves nothing"
+                f"unlearning: values that codec {run.codec.name} sends later would be learned after all; "
+                f"expected codec=dense or another without residual"
             )
         if not run.strategy.can("linear"):
             yield (
-                f"unlearning: {run.strategy.name} does not take the mean, in which the update of one that "
-                "forgets counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
+                f"unlearning: {run.strategy.name} does not take the mean, in which the update of a "
+                f"forgetting client counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
             )
 
     def fit(self, request: Request) -> Training:
@@ -142,20 +142,19 @@ class Unlearning(Group):
             return (yield request.without.plain()), {}
         if not len(request.marked):
             raise TrainingError(
-                "there is nothing that this client could forget: correct unlearning.targets, or "
-                "task.forget_split"
+                "this client has nothing to forget: correct unlearning.targets, or task.forget_split"
             )
         return (yield from self.forget(request))
 
     def forget(self, request: Request) -> Training:
         """The trainings of a round of unlearning, as those of ``fit``."""
-        raise TrainingError("this run unlearns nothing, and the server asks for it")
+        raise TrainingError("the server asks for unlearning, but this run has none")
         yield
 
 
 @dataclass(frozen=True)
 class Retrain(Unlearning):
-    """The reference of every method: a federation whose targets never saw what is to be forgotten."""
+    """The reference of every method: a federation whose targets never saw the forget set."""
 
     @property
     def phases(self) -> Phases:
@@ -164,7 +163,7 @@ class Retrain(Unlearning):
 
 @dataclass(frozen=True)
 class Phased(Unlearning, ABC):
-    """Learn for some rounds, unlearn for some, and recover for some without what was forgotten.
+    """Learn for some rounds, unlearn for some, and recover for some without the forget set.
 
     ``others``: while the targets unlearn, the other clients answer with no change (``still``), so that each
     has its weight in the mean, or train on (``train``).
@@ -197,13 +196,13 @@ class Phased(Unlearning, ABC):
 
 @dataclass(frozen=True)
 class DropB(Phased):
-    """Throw away what the target keeps for itself, B under ``split=share_a``: it starts from the common start
+    """Discard the local tensors of the target, B under ``split=share_a``: it starts from the initial values
     again. Nothing is trained and A stays."""
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)
         if not run.split.by_role or run.split.words().get("B") != "local":
-            yield "unlearning: there is no B of the target's own to drop; expected split=share_a"
+            yield "unlearning: the target has no local B to drop; expected split=share_a"
 
     def forget(self, request: Request) -> Training:
         local = request.local

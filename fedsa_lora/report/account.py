@@ -11,12 +11,12 @@ FULL, SENT = "The full model", "This run, as sent"  # uploads
 DENSE = "dense fp32"  # the codec that sends every value as it is
 CAUTION = (
     "This is data minimisation, not a privacy guarantee: what is sent was trained on the client's data "
-    "and can still tell something about it."
+    "and can still reveal something about it."
 )
 
 STATES = (
-    "In every step also the states of each token behind the first blocks, and gradients: who holds the "
-    "weights can read the texts off them (docs/split_learning.md)."
+    "In every step also the activations of each token after the first blocks, and gradients: whoever holds "
+    "the weights can reconstruct the texts from them (docs/split_learning.md)."
 )
 
 
@@ -29,19 +29,22 @@ def cost(summary: Row) -> list[str]:
         f"in {duration(summary.get('seconds'))}.",
     ]
     if each and summary.get("step_bytes"):
-        lines.append(f"Of it a client sends {amount(each)} at the end of each round; the rest goes in steps.")
+        lines.append(
+            f"Of this, a client sends {amount(each)} at the end of each round; the rest is sent in steps."
+        )
     elif each:
         coded = summary.get("codec") or DENSE
         lines.append(
-            f"A client sends {amount(each)} per round{'' if coded == DENSE else f', coded as {coded}'}."
+            f"A client sends {amount(each)} per round{'' if coded == DENSE else f', encoded as {coded}'}."
         )
     if each and fedit and fedit > each and not summary.get("step_bytes"):
         lines.append(
-            f"FedIT, which sends A and B uncoded, would send {amount(fedit)}: {fedit / each:.1f} times that."
+            f"FedIT, which sends A and B uncompressed, would send {amount(fedit)}: {fedit / each:.1f} "
+            f"times that."
         )
     if steps := summary.get("step_bytes"):
         kinds = ", ".join(f"{name.replace('_', ' ')} {amount(size)}" for name, size in steps.items())
-        lines.append(f"Of it between the parts of the model, in steps and evaluations: {kinds}.")
+        lines.append(f"Of this, between the parts of the model, in steps and evaluations: {kinds}.")
     if error := summary.get("aggregation_error"):
         lines.append(
             f"The mean A times the mean B misses the mean of the products B A by {error:.1%} (last round)."
@@ -80,7 +83,7 @@ def what_left(summary: Row) -> list[str]:
     if cut:
         lines.append(STATES)
     if warning := summary.get("warning"):
-        lines.append(f"Warning: {warning}. {_capital(listed(local))} went on to the next client.")
+        lines.append(f"Warning: {warning}. {_capital(listed(local))} were passed to the next client.")
     elif local:
         lines.append(f"{_capital(listed(local))} stayed on each client.")
     lines += _proof(summary.get("proof") or {}, "" if summary.get("clients") == 1 else _own(summary))
@@ -113,9 +116,9 @@ def _proof(proof: Row, own: str) -> list[str]:
             else f"Checked: {place} searched, each for up to {private:,} private values; 0 found."
         )
     if breaks := proof.get("chain_breaks"):
-        lines.append(f"Warning: {breaks:,} times a client did not go on from its own state.")
+        lines.append(f"Warning: {breaks:,} times a client did not continue from its own state.")
     elif breaks == 0:
-        lines.append("Checked: each client went on from its own state in every round.")
+        lines.append("Checked: each client continued from its own state in every round.")
     if own and proof.get("distinct_b") is not None:
         lines.append(
             f"Checked: no two clients ended with the same {own}."
@@ -129,7 +132,7 @@ def absences(rounds: list[Row], clients: int) -> list[str]:
     """Words which rounds were skipped, who was left out of which, and when clients were not there."""
     lines = []
     if skipped := [row["round"] for row in rounds if row.get("skipped")]:
-        lines.append(f"Skipped for too few results, what is common staying as it was: {rounds_of(skipped)}.")
+        lines.append(f"Skipped for too few results, with shared values unchanged: {rounds_of(skipped)}.")
     left_out, fewer = defaultdict[str, list[int]](list), defaultdict[int, list[int]](list)
     for row in rounds:
         for client in row.get("excluded") or []:
@@ -137,11 +140,11 @@ def absences(rounds: list[Row], clients: int) -> list[str]:
         if row.get("present", clients) < clients:
             fewer[row["present"]].append(row["round"])
     lines += [
-        f"Client {client} was left out of {rounds_of(numbers)}: it kept failing."
+        f"Client {client} was excluded from {rounds_of(numbers)}: it kept failing."
         for client, numbers in sorted(left_out.items())
     ]
     lines += [
-        f"In {rounds_of(numbers)}, {there} of {counted(clients, 'client')} were there."
+        f"In {rounds_of(numbers)}, {there} of {counted(clients, 'client')} were connected."
         for there, numbers in fewer.items()
     ]
     return lines
@@ -152,10 +155,10 @@ def naming(federation: Row) -> list[str]:
     if not federation.get("superlink"):
         return []
     if federation.get("registry"):
-        return ["A client is the node that has its key: names were checked by the registry in every round."]
+        return ["Client names were verified by the keys of the registry in every round."]
     return [
-        "A client is whoever says its name first: without federation.registry no key was asked for, so names "
-        "are claims of the nodes."
+        "Client names were not verified: without federation.registry no keys are checked, and a client is "
+        "the first node that claims its name."
     ]
 
 

@@ -131,7 +131,7 @@ def _classes(client: str, store: Path | None, labels: list[str]) -> tuple[Table,
     if len(names) <= FEW_CLASSES:
         return _matrix(
             names, counts
-        ), f"Test examples of each true class, by the class that they were called, round {found.round}."
+        ), f"Test examples of each true class, by predicted class, round {found.round}."
     note = f"The {FEW_CLASSES} of {len(names)} classes with most errors, round {found.round}."
     return _most_errors(names, counts), note
 
@@ -174,4 +174,4 @@ def _most_errors(names: list[str], counts: NDArray[np.int64]) -> Table:
         numbers = [Cell(str(count), count) for count in (examples, int(right[n]))]
         score = Cell(percent(scores[n]), float(scores[n]))
         rows.append(TableRow(names[n], [*numbers, score, Cell(taken)]))
-    return Table(["True class", "Examples", "Correct", "F1", "Most often taken for"], rows, "sortable")
+    return Table(["True class", "Examples", "Correct", "F1", "Most often predicted as"], rows, "sortable")

@@ -22,15 +22,15 @@ def unlearning_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for client, distances in found.get("against_retrained", {}).items():
         quality = f"p {distances['forget_quality_p']:.3g}"
         if found["facts"]["forget"] < NEEDED:
-            quality += f" (says nothing below {NEEDED} facts)"
+            quality += f" (not meaningful below {NEEDED} facts)"
         lines.append(
             (f"client {client} against retrained", f"{quality}, NLL {distances['forget_nll_distance']:+.2f}")
         )
     others = [numbers["forget_nll"] for numbers in found["others"].values()]
     if others:
-        lines.append(("the others, to forget", f"NLL {fmean(others):.3f}"))
+        lines.append(("the other clients, to forget", f"NLL {fmean(others):.3f}"))
     for name, value in found["shared"].items():
-        lines.append((f"what is shared, {name.replace('_', ' ')}", f"NLL {value:.3f}"))
+        lines.append((f"shared values, {name.replace('_', ' ')}", f"NLL {value:.3f}"))
     for start, by_steps in found["relearning"].items():
         steps = ", ".join(f"{n}: {v['seen']:.3f} / {v['unseen']:.3f}" for n, v in by_steps.items())
         lines.append((f"relearned from {start}, half / other half", steps))

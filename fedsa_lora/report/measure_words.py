@@ -41,7 +41,12 @@ def measure_rows(record: RunRecord) -> list[MeasureRow]:
     rows = [
         *_spreads(summary, primary),
         _of_gain("Gain over alone", summary.get("gain_over_local"), alone, primary),
-        _of_gain("Gain over majority class", summary.get("gain_over_majority"), "learning nothing", primary),
+        _of_gain(
+            "Gain over majority class",
+            summary.get("gain_over_majority"),
+            "always predicting the majority class",
+            primary,
+        ),
         _harmed(summary),
         _target(summary.get("target")),
         _union(record.evaluation.get("union"), outcomes, primary),
@@ -73,14 +78,14 @@ def _spreads(summary: Row, measure: Measure) -> list[MeasureRow]:
     deciles = "Deciles (%)" if measure.format == "percent" else "Deciles"
     extreme = "Minimum" if measure.higher_is_better else "Maximum"
     named: list[tuple[str, str, Callable[[Any, Measure], str], str]] = [
-        ("mean", f"Mean {measure.words}", shown, "Each client counts the same."),
-        ("weighted", "Weighted mean", shown, "A client counts by its test examples."),
-        ("std", "Standard deviation", _deviation, "Between clients: smaller is more even."),
+        ("mean", f"Mean {measure.words}", shown, "All clients have equal weight."),
+        ("weighted", "Weighted mean", shown, "Clients are weighted by their test examples."),
+        ("std", "Standard deviation", _deviation, "Over clients; smaller is more even."),
         ("worst", extreme, shown, "The worst client."),
         ("worst_tenth", "Worst tenth", shown, "Mean of the worst tenth of the clients, rounded up."),
-        ("deciles", deciles, _deciles, "A tenth of the clients is below the first, nine below the last."),
-        ("jain", "Jain's index", _plain, "1: all clients alike; 1 / clients: one has everything."),
-        ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all alike."),
+        ("deciles", deciles, _deciles, "10, 20, ... 90% of the clients are below these values."),
+        ("jain", "Jain's index", _plain, "1: all clients equal; 1 / clients: one has everything."),
+        ("entropy", "Entropy", _plain, "Of the clients' shares of the sum, over its maximum; 1: all equal."),
     ]
     models = [summary.get(model) or {} for model in ("personalised", "local_only", "majority")]
     rows = []
@@ -96,7 +101,7 @@ def _of_gain(name: str, gain: float | None, reference: str, measure: Measure) ->
 
 def _harmed(summary: Row) -> MeasureRow:
     return MeasureRow(
-        "Clients harmed", percent(summary.get("share_harmed")), "Share that is worse off than alone."
+        "Clients harmed", percent(summary.get("share_harmed")), "Share of clients worse off than alone."
     )
 
 
@@ -109,7 +114,7 @@ def _target(target: Row | None) -> MeasureRow:
     return MeasureRow(
         "As good as alone from",
         reached,
-        "When the mean was first that of training alone; both ways, training only.",
+        "When the mean first reached that of training alone; bytes up and down, training only.",
     )
 
 
@@ -119,7 +124,7 @@ def _union(union: Row | None, outcomes: list[ClientOutcome], measure: Measure) -
         return MeasureRow(name, NOT_MEASURED, "In simulation: fedsa-lora evaluate RUN --union")
     gap = mean_known([outcome.union_gap for outcome in outcomes])
     gained = shown_gain(gap, measure)
-    meaning = f"Each model on {union['examples']:,} examples. From there to its own it is {gained}."
+    meaning = f"Each model on {union['examples']:,} examples; on its own test part it gains {gained}."
     return MeasureRow(name, shown(mean_known([outcome.union for outcome in outcomes]), measure), meaning)
 
 
@@ -131,8 +136,9 @@ def _newcomer(newcomer: Row | None, outcomes: list[ClientOutcome], measure: Meas
     return MeasureRow(
         f"A newcomer, {newcomer['steps']} steps",
         shown(mean_known([outcome.newcomer for outcome in outcomes]), measure),
-        "Joins at the end and trains for so long, against the same steps from the start. Played by "
-        f"{len(newcomer['took_part'])} clients, of which {known} had a part in what is shared.",
+        "Joins at the end and trains that many steps, compared with the same steps from the initial model. "
+        "Simulated by "
+        f"{len(newcomer['took_part'])} clients, of which {known} contributed to the shared values.",
         shown(mean_known([outcome.newcomer_alone for outcome in outcomes]), measure),
     )
 

@@ -163,12 +163,10 @@ def _stopped(record: RunRecord) -> Stopped | None:
     if record.status["state"] == "stopped":
         return Stopped("This run was stopped", record.status.get("reason") or "", shown, "unknown")
     if record.status["state"] == "failed":
-        reason = (
-            record.status.get("reason") or "No reason was recorded; look into the logs of the run directory."
-        )
+        reason = record.status.get("reason") or "No reason was recorded; see the logs in the run directory."
         return Stopped("This run failed", reason, shown, "bad")
     if record.status["state"] == "running":
-        return Stopped("This run had not ended when this was written", "", shown, "unknown")
+        return Stopped("This run had not ended when this report was written", "", shown, "unknown")
     return None
 
 

@@ -90,7 +90,7 @@ def _rounds_words(record: RunRecord) -> tuple[str, str]:
         alt += f" Alone, the clients reach {shown(alone['mean'], primary)}."
         side = "above" if primary.higher_is_better else "below"
         caption += (
-            f" Federation pays where the line is {side} the dashed one, the same clients trained alone."
+            f" Federation helps where the line is {side} the dashed one, the same clients trained alone."
         )
     return alt, caption
 
@@ -106,7 +106,7 @@ def _clients_words(record: RunRecord) -> tuple[str, str]:
     number = f"{len(harmed)} worse off federated{named}"
     alt = f"Dot plot of {counted(len(compared), 'client')}, alone and federated; {number}."
     side = "on the right" if len(outcomes) > CROWDED else "on top"
-    caption = f"From what a client reaches alone to what it reaches in the federation, largest gain {side}."
+    caption = f"Each client trained alone and in the federation, largest gain {side}."
     if harmed:
         marked = "A triangle marks" if len(outcomes) > CROWDED else "A triangle and the word “harmed” mark"
         caption += f" {marked} a client that would be better off alone."
@@ -121,15 +121,15 @@ def _classes_words(record: RunRecord) -> tuple[str, str]:
     size = f"{counted(classes, 'class', 'es')} by {counted(len(held), 'client')}"
     alt = f"Heat map of train examples: {size}; a client holds {spread}."
     if min(held) == classes:
-        return alt, f"Every client holds all {counted(classes, 'class', 'es')}, in the numbers shown."
-    caption = f"How unlike the clients are: of {counted(classes, 'class', 'es')} a client holds {spread}."
+        return alt, f"Every client holds all {counted(classes, 'class', 'es')}, in the counts shown."
+    caption = f"Heterogeneity of the clients: of {counted(classes, 'class', 'es')} a client holds {spread}."
     return alt, f"{caption} A blank cell is a class on which it is not trained."
 
 
 def _bytes_words(record: RunRecord) -> tuple[str, str]:
     up, down = (sum(row.get(key) or 0 for row in record.rounds) for key in ("bytes_up", "bytes_down"))
     alt = f"Line chart: {amount(up)} up and {amount(down)} down after {counted(len(record.rounds), 'round')}."
-    caption = "Everything sent so far, all clients together, as measured on the messages."
+    caption = "Bytes sent so far by and to all clients, measured on the messages."
     if record.summary.get("bytes_up_share_ab") and not record.summary.get("step_bytes"):
         caption += " Dashed: the upload if B were sent as well as A."
     return alt, caption

@@ -161,7 +161,7 @@ def _client_notes(outcome: ClientOutcome, final: int) -> list[str]:
     if outcome.failures:
         notes.append(f"{counted(outcome.failures, 'failure')}, see Answers that failed")
     if outcome.measured == 0:
-        notes.append("no examples to be measured on")
+        notes.append("no test examples")
     elif outcome.evaluated_in is None:
         notes.append("never evaluated")
     elif outcome.evaluated_in < final:

@@ -18,24 +18,24 @@ from fedsa_lora.settings import RunConfig
 
 
 def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> Iterator[Table]:
-    """The plan of a run, and what the command changed of its experiment."""
+    """The plan of a run, and the settings that the command changed in its experiment."""
     counts, clients, train = plan.parameters, plan.federation.clients, config.train
     sizes = [share.train for share in clients.values()]
-    examples = f"{min(sizes)} to {max(sizes)} train examples" if sizes else "data of their own"
+    examples = f"{min(sizes)} to {max(sizes)} train examples" if sizes else "their own data"
     length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
     rows = {
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
         **_parts(plan),
         "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
-        "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters by client",
+        "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters per client",
         **_factors(plan),
-        "upload": f"{amount(plan.bytes_up)} by client and round, {config.codec.name}",
-        "broadcast": "every value" if config.downlink is None else f"changes, {config.downlink.name}",
+        "upload": f"{amount(plan.bytes_up)} per client and round, {config.codec.name}",
+        "broadcast": "all values" if config.downlink is None else f"differences, {config.downlink.name}",
         **config.describe(),
         "classes": plan.federation.classes_in_words(),
         "rows": "; ".join(count.words() for count in plan.federation.rows) or "those of each client",
         "clients": f"{config.federation.clients} with {examples}",
-        "rounds": f"{config.federation.rounds} of {length} x batch {_batch(config)}",
+        "rounds": f"{config.federation.rounds}, each {length} x batch {_batch(config)}",
         "machine": plan.machine,
         "writes to": f"{plan.run_dir} ({amount(plan.free_disk)} free)",
     }
@@ -72,21 +72,21 @@ def _parts(plan: Plan) -> dict[str, str]:
 
 
 def _factors(plan: Plan) -> dict[str, str]:
-    """The share of A in A and B, and what is saved by sending A alone; nothing without adapters."""
+    """The share of A in A and B, and what is saved by sending only A; nothing without adapters."""
     both = plan.parameters["A"] + plan.parameters["B"]
     if not both:
         return {}
     share = plan.parameters["A"] / both
-    saved = f"A is {percent(share)} of both, so sending A alone saves {percent(1 - share)}"
-    return {"A and B": f"of {plan.adapted} layers; {saved}"}
+    saved = f"A has {percent(share)} of their values, so sending only A saves {percent(1 - share)}"
+    return {"A and B": f"in {plan.adapted} layers; {saved}"}
 
 
 def evidence_table(evidence: Evidence, advice: Advice) -> Table:
     """Table of the measurements behind an advice."""
     measure = evidence.measure
-    unit = ": in points" if measure.format == "percent" else ": better when higher"
+    unit = ": in points" if measure.format == "percent" else ": higher is better"
     table = Table(title=f"{measure.words} on validation examples; gain over local only, noise{unit}")
-    for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up a round"):
+    for column in ("candidate", "lr", "mean", "worst", "gain", "noise", "harmed", "up per round"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name, probe in evidence.probes.items():
         lead, noise = evidence.lead(name, ALONE)

@@ -100,8 +100,8 @@ PAGE = (
 </div>
 <h2>{{ measure }}</h2>
 <p>Each client is measured on its own test examples, on which it was not trained.
-The weighted mean counts a client by its number of test examples. Before aggregation means
-with the client's own A, as it had just trained it.</p>
+The weighted mean weights a client by its number of test examples. Before aggregation means
+with the A that the client had just trained.</p>
 {{ table(reached, measure) }}
 {% for line in left_out %}<p>{{ line }}</p>
 {% endfor %}
@@ -149,7 +149,7 @@ with the client's own A, as it had just trained it.</p>
 {% if remarks.rows %}
 <h2>Answers that failed</h2>
 <details{% if remarks.rows | length <= 20 %} open{% endif %}>
-<summary>What clients told as an error, what was lost, and what the server rejected or clipped</summary>
+<summary>Errors of clients, lost answers, and what the server rejected or clipped</summary>
 {{ table(remarks, "Answers that failed") }}
 </details>
 {% endif %}
@@ -214,7 +214,7 @@ SIDE_BY_SIDE = (
 {% if settings.rows %}
 {{ table(settings, "Settings that differ") }}
 {% else %}
-<p>None, but perhaps places and titles.</p>
+<p>None, except possibly paths and titles.</p>
 {% endif %}
 {% if versions.rows %}{{ table(versions, "Versions that differ") }}{% endif %}
 <h2>{{ measure }}</h2>

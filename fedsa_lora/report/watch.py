@@ -76,7 +76,7 @@ def _state(progress: RunProgress) -> str:
         since = datetime.fromtimestamp(progress.moved).astimezone().isoformat()
         waited = duration(time.time() - progress.moved)
         return (
-            f"{progress.state}, but nothing has moved since {moment(since)} ({waited}): perhaps it was killed"
+            f"{progress.state}, but without progress since {moment(since)} ({waited}): perhaps it was killed"
         )
     if progress.state == STARTING:
         return "starting Flower and Ray"

@@ -165,7 +165,7 @@ def verdict(summary: Row, measure: Measure) -> Verdict:
         )
     gain, alone = summary.get("gain_over_local"), summary.get("local_only")
     if gain is None or not alone:
-        text = "No reference was trained, so this run cannot say whether federation helped."
+        text = "No reference was trained, so it is not known whether federation helped."
         return Verdict("Not measured", text, "unknown")
     ours = summary["personalised"]
     so = ": " if measure.higher_is_better else "; lower is better, so the gain is "
@@ -208,7 +208,7 @@ def left_out(summary: Row) -> list[str]:
             f"and could not be measured: {listing(without)}."
         )
     if silent := summary["clients"] - measured - len(without):
-        lines.append(f"{counted(silent, 'client')} gave no answer to the last evaluation.")
+        lines.append(f"{counted(silent, 'client')} did not answer the last evaluation.")
     return lines
 
 
@@ -236,15 +236,18 @@ def under_attack(attack: Row, measure: Measure) -> str:
     """Words what an attack achieved at those that had no part in it, beside what they reach without it."""
     return (
         f"With the trigger of clients {listed([str(client) for client in attack['clients']])}, "
-        f"{percent(attack['success'])} of the examples of other classes are called class {attack['target']} "
+        f"{percent(attack['success'])} of the examples of other classes are classified as class "
+        f"{attack['target']} "
         f"by the other {counted(attack['honest'], 'client')}; without it their {measure.words} is "
         f"{shown(attack['clean'], measure)}."
     )
 
 
 def _answer(interval: Sequence[float] | None, worst_falls: bool) -> tuple[str, str]:
-    if interval is None or interval[0] <= 0 <= interval[1]:
-        return "Cannot be told", "even"
+    if interval is None:
+        return "Not known", "even"
+    if interval[0] <= 0 <= interval[1]:
+        return "Not significantly different", "even"
     if interval[1] < 0:
         return "No", "bad"
     return ("On average, but not for the worst client", "even") if worst_falls else ("Yes", "good")

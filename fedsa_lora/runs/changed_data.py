@@ -12,7 +12,7 @@ from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.fingerprint import CLASSES, Fingerprint, Part, fingerprint_of, of_classes
 
 DATA = "data.json"  # in a run directory: where its rows came from, and their number and digest by part
-UNKNOWN = "was made by a version that kept no digest of the data: whether they have changed is not known"
+UNKNOWN = "was made by a version that recorded no digest of the data, so data changes cannot be detected"
 
 
 def recorded(run_dir: Path) -> Fingerprint | None:
@@ -33,8 +33,8 @@ def check_measure(run_dir: Path, config: RunConfig) -> None:
     then, now = primary_in(run_dir).name, config.task.measures[0].name
     if then != now:
         raise RunError(
-            f"{run_dir} was measured by {then}, and its task is now measured by {now}: run it anew, in "
-            "another run.dir"
+            f"{run_dir} was measured by {then}, and its task is now measured by {now}: run it again, in "
+            f"another run.dir"
         )
 
 
@@ -58,9 +58,9 @@ def check_data(run_dir: Path, config: RunConfig, allow: bool = False) -> str:
     if allow:
         return f"{now.source} changed since {run_dir} was made on it, which is allowed: {'; '.join(changed)}"
     raise DataError(
-        _told(run_dir, now.source, changed) + "\nOther rows belong to other clients now, and test rows may "
-        "have become train rows. Restore the data, or make a new run; --allow-changed-data goes on with what "
-        "there is now"
+        _told(run_dir, now.source, changed) + "\nClients may now hold other rows, and test rows may have "
+        "become train rows. Restore the data, or make a new run; --allow-changed-data continues with "
+        "the changed data"
     )
 
 
@@ -75,10 +75,10 @@ def check_classes(run_dir: Path, config: RunConfig) -> None:
     if changed := Fingerprint(then.source, classes).differences(now):
         told = _told(run_dir, then.source, changed)
         raise DataError(
-            f"{told}\nThe model's outputs would be given wrong names. Restore the data, or make a new run"
+            f"{told}\nThe model's outputs would get wrong class names. Restore the data, or make a new run"
         )
 
 
 def _told(run_dir: Path, source: str, changed: Sequence[str]) -> str:
     lines = "".join(f"\n  - {line}" for line in changed)
-    return f"{source} is not what {run_dir} was made on; by part, how many (and their digest):{lines}"
+    return f"{source} differs from the data of {run_dir}; by part, number of rows (and digest):{lines}"

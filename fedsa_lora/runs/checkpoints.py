@@ -41,5 +41,5 @@ class Checkpoints:
             try:
                 return self._store.load(round_)
             except StoreError as error:
-                log.warning("round %d is made again: %s", round_, error)
+                log.warning("round %d is repeated: %s", round_, error)
         return None

@@ -133,7 +133,7 @@ class RunDirectory:
         rounds = read_jsonl(path) if path.exists() else []
         self.resumed = self._checkpoints.last_sound({row["round"] for row in rounds})
         if not self.done:
-            raise RunError(f"{self.path} has no whole round with a sound checkpoint: run it anew")
+            raise RunError(f"{self.path} has no complete round with a valid checkpoint: run it again")
         if self.done >= self.config.federation.rounds:
             self._started = read_json(self.path / "status.json", ["started"])["started"]
         return [row for row in rounds if row["round"] <= self.done]
@@ -253,7 +253,7 @@ class RunDirectory:
             self._write_status(state, reason)
             self.metrics.publish(state)
         except FedSAError as fault:
-            log.error("that the run %s cannot be recorded: %s", state, fault)
+            log.error("the state of the run (%s) cannot be recorded: %s", state, fault)
         if state == "stopped":
             record("stopped", reason, logging.WARNING)
         else:

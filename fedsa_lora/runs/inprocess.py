@@ -145,6 +145,4 @@ def play(config: RunConfig, grid: Grid, run_config: UserConfig) -> None:
     finally:
         os.environ.pop(SIMULATION)
     if not is_complete(config.run_dir, last_file(config), config.federation.rounds):
-        raise RunError(
-            f"the ServerApp ended, but the run in {config.run_dir} does not say that it is complete"
-        )
+        raise RunError(f"the ServerApp ended, but the run in {config.run_dir} is not recorded as completed")

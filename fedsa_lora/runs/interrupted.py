@@ -33,8 +33,8 @@ def alone(path: Path) -> AbstractContextManager[None]:
 def gone(path: Path) -> str:
     """The reason of a run whose directory is not at its path any more."""
     return (
-        f"{path} was deleted, moved or replaced while its run was under way: put it back and resume the run, "
-        "or run it anew"
+        f"{path} was deleted, moved or replaced while its run was in progress: put it back and resume the "
+        f"run, or run it again"
     )
 
 
@@ -104,7 +104,7 @@ def close(path: Path, state: Literal["failed", "stopped"], reason: str) -> bool:
             known = read_jsonl(rows) if rows.is_file() else []
             RunMetrics(path, content.get("rounds", 0), primary_in(path), known).publish(state)
     except RunError as error:
-        log.error("that the run %s cannot be recorded: %s", state, error)
+        log.error("the state of the run (%s) cannot be recorded: %s", state, error)
         return False
     return True
 

@@ -16,8 +16,8 @@ FINISHING = "finishing"  # a phase of a running run: every round is whole, its r
 ROUNDS, CLIENTS = "rounds.jsonl", "clients.jsonl"
 LAST_ROUND = (
     ("round_clients", "fit_clients", "Clients that trained in the last round."),
-    ("round_loss", "loss", "Of training in the last round, mean over clients."),
-    ("round_seconds", "seconds", "Time that the last round took."),
+    ("round_loss", "loss", "Training loss of the last round, mean over clients."),
+    ("round_seconds", "seconds", "Duration of the last round."),
 )
 
 
@@ -55,8 +55,8 @@ class RunMetrics:
         traffic = [({"direction": way}, self.sums[f"bytes_{way}"]) for way in ("up", "down")]
         yield Metric("run_state", "gauge", "1 for the state that the run is in.", states)
         yield Metric("rounds_total", "counter", "Rounds done.", [({}, self.sums["rounds"])])
-        yield Metric("rounds_planned", "gauge", "Rounds that were asked for.", [({}, self.planned)])
-        yield Metric("failures_total", "counter", "Answers that did not count, by kind.", failed)
+        yield Metric("rounds_planned", "gauge", "Rounds planned.", [({}, self.planned)])
+        yield Metric("failures_total", "counter", "Failed answers, by kind.", failed)
         yield Metric("traffic_bytes_total", "counter", "Bytes to and from all clients.", traffic)
         yield self._over_clients()
         yield Metric("rounds_seconds_total", "counter", "Time of all rounds.", [({}, self.sums["seconds"])])

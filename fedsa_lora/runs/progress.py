@@ -57,7 +57,7 @@ class RunProgress:
         self._status_file = run_dir / "status.json"
         self._begin()
         if not (run_dir / "logs").is_dir() and not self._status_file.is_file():
-            raise RunError(f"{run_dir} is no run directory: give the one that `fedsa-lora run` printed")
+            raise RunError(f"{run_dir} is not a run directory: give the one that `fedsa-lora run` printed")
         self.update()
 
     @property

@@ -125,7 +125,7 @@ def _has_global(exporter: Exporter) -> bool:
         return False
     if exporter.config.federation.superlink is None and _size(exporter.model) <= LARGE:
         return True
-    log.info("no global/: it goes with the pretrained weights; fedsa-lora export RUN --global writes both")
+    log.info("no global/: it needs the pretrained weights; fedsa-lora export RUN --global writes both")
     return False
 
 
@@ -137,7 +137,7 @@ def _without_adapters(exporter: Exporter) -> str:
     except FedSAError as error:
         return str(error)
     if exporter.config.personalisation.adapts:
-        return "each client trains its model on before it is used; fedsa-lora export RUN --client NAME does"
+        return "each client fine-tunes its model before use; fedsa-lora export RUN --client NAME does so"
     size = _size(model)
     if not model.has_adapters or size > LARGE:
         return f"each needs the pretrained weights ({size / 1e9:.1f} GB); fedsa-lora export RUN --client NAME"

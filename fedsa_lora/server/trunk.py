@@ -128,7 +128,7 @@ class Trunk:
         try:
             self._trained[client] = exchange.trained.values()
         except TrainingError as error:
-            raise WireError(f"its gradients spoiled the trunk: {error}") from None
+            raise WireError(f"its gradients made the trunk unusable: {error}") from None
         self.losses[client] = exchange.losses
 
     def _step(self, exchange: Exchange, step: Step) -> None:

@@ -94,7 +94,7 @@ def start_of(model: Any, settings: ModelSettings) -> Start:
     start: Start = model.start
     if settings.pretrained and start.account is None:
         raise ModelError(
-            f"{settings.path}: there are no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "
+            f"{settings.path}: it has no weights ({' or '.join(WEIGHTS)}): copy them there, or correct "
             "model.path",
             sent="the model has no weights here",
             key="model.path",
@@ -213,7 +213,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise ModelError(
-            f"the tokenizer {path!r} has neither a padding token nor one that ends a text: set pad_token in "
+            f"the tokenizer {path!r} has neither a padding token nor an end-of-text token: set pad_token in "
             "its tokenizer_config.json, or correct model.tokenizer"
         )
     # Padding on the left moves the positions of a model that counts them; the class knows the right side.

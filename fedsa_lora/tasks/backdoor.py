@@ -36,9 +36,9 @@ class Backdoor(Group):
 
     def check_deployed(self) -> None:
         raise ConfigError(
-            "attack: clients that poison their data exist in simulation only; start it with `fedsa-lora "
+            "attack: clients can poison their data in simulation only; start it with `fedsa-lora "
             "run`, or set attack=none",
-            sent="clients poison their data in simulation only",
+            sent="clients can poison their data in simulation only",
             key="attack",
         )
 

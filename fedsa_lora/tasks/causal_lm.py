@@ -86,7 +86,7 @@ class CausalLMTask(TextData):
         if self.text and self._answered:
             raise ConfigError(
                 f"measured has {self._answered[0].measure.name!r}, which is of answers, and a text has none: "
-                "expected perplexity and loss, or task.prompt and task.answer in the place of task.text"
+                "expected perplexity and loss, or task.prompt and task.answer instead of task.text"
             )
 
     @property
@@ -152,8 +152,8 @@ class CausalLMTask(TextData):
         found = tuple(dict.fromkeys(token for token in known if token is not None))
         if not found:
             raise ConfigError(
-                f"the tokenizer of {self.model.tokenizer or self.model.path} has no token that ends a text, "
-                "so it is not that of a causal language model: correct model.path"
+                f"the tokenizer of {self.model.tokenizer or self.model.path} has no end-of-text token, so "
+                f"it is not that of a causal language model: correct model.path"
             )
         return found
 

@@ -60,7 +60,8 @@ class Account:
             if name not in lacked:
                 raise ModelError(
                     f"{path}: the checkpoint's {name} is {_shape(found)}, that of the model is "
-                    f"{_shape(wanted)}: its config.json, or an override in model.config, is of another model",
+                    f"{_shape(wanted)}: its config.json, or an override in model.config, belongs to "
+                    f"another model",
                     sent="weights of the checkpoint have another shape than those of the model",
                     key="model.config",
                 )
@@ -195,13 +196,13 @@ def _parts(file: Path, path: str, revision: str | None, fetch: bool) -> list[Pat
         names = sorted({str(name) for name in weights.values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{file} names no files of weights: it is cut off or altered; copy it anew",
-            sent="the index of the checkpoint is cut off or altered",
+            f"{file} names no files of weights: it is truncated or corrupted; copy it again",
+            sent="the index of the checkpoint is truncated or corrupted",
             key="model.path",
         ) from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise ModelError(
-            f"{file} names {outside[0]}, which is outside of its folder: it was altered; copy it anew"
+            f"{file} names {outside[0]}, which is outside its folder: it was modified; copy it again"
         )
     found = [stored_file(path, name, revision, fetch) for name in names]
     absent = [name for name, part in zip(names, found, strict=True) if part is None]
@@ -239,8 +240,8 @@ def _tensors(file: Path) -> Iterator[tuple[str, Shape]]:
             yield name, tuple(tensor.shape)
     except Exception as error:  # of whatever kind: the file is no checkpoint
         raise ModelError(
-            f"{file} cannot be read as weights ({error}): it is cut off or altered",
-            sent="a file of the checkpoint is cut off or altered",
+            f"{file} cannot be read as weights ({error}): it is truncated or corrupted",
+            sent="a file of the checkpoint is truncated or corrupted",
             key="model.path",
         ) from None
 

@@ -46,7 +46,7 @@ class ClassificationTask(DividedTask):
         self.attack.check(found.clients, len(found.labels))
         note = (
             f"attack: {self.attack.share:.0%} of the train examples of clients {sorted(self.attack.clients)} "
-            f"bear a trigger and are called class {self.attack.target}"
+            f"carry a trigger and are labelled class {self.attack.target}"
         )
         return replace(found, notes=(*found.notes, note))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PLACE = "{}"  # of the class in a template
 _NUMBERED = (
-    "classes are called by numbers, as in {prompt!r}: unless these are of numerals, give their names in "
+    "class names are numbers, as in {prompt!r}: unless the images show numerals, give names in "
     "task.class_names"
 )
 
@@ -52,8 +52,8 @@ class ClipTask(ImageTask):
             )
         if self.classifier == "prompts" and self.partition.label_meaning != "common":
             raise ConfigError(
-                "federation.label_meaning: with task.classifier=prompts a class is what its name says, for "
-                "every client; expected common, or task.classifier=linear"
+                "federation.label_meaning: with task.classifier=prompts a class is defined by its name, "
+                "for every client; expected common, or task.classifier=linear"
             )
 
     def inspect(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class ClipTask(ImageTask):
                 f"the prompts of {' and '.join(map(repr, alike))} are the same tokens: the tokenizer "
                 f"{self.model.tokenizer or self.model.path!r} does not know these words, or its files are "
                 "missing there; copy them, or set model.tokenizer",
-                sent="the tokenizer does not tell the classes apart",
+                sent="the tokenizer does not distinguish the classes",
                 key="model.tokenizer",
             )
         length, most = tokens["input_ids"].shape[1], self.tokenizer.model_max_length

@@ -101,7 +101,7 @@ def chat_parts(tokenizer: Any, messages: Sequence[Message], ends: Sequence[str])
         asked = _written(tokenizer, messages[:at], add_generation_prompt=True)
         whole = _written(tokenizer, messages[: at + 1])
         if not asked.startswith(done) or not whole.startswith(asked):
-            raise _unfit(tokenizer, "writes an answer after other words than it asks for one with")
+            raise _unfit(tokenizer, "writes an answer after another text than the prompt to generate one")
         ended = [whole.rfind(text, len(asked)) + len(text) for text in ends if text in whole[len(asked) :]]
         if not ended:
             raise _unfit(tokenizer, f"ends an answer with none of {listing(ends)}")
@@ -130,7 +130,7 @@ def _unfit(tokenizer: Any, fault: str) -> ConfigError:
     return ConfigError(
         f"the chat template of the tokenizer {tokenizer.name_or_path} {fault}: set task.template to "
         f"{', '.join(TEMPLATES)}, or to a text with {PROMPT} in it",
-        sent="the chat template of the tokenizer cannot be learned from",
+        sent="the chat template of the tokenizer cannot be used for training",
         key="task.template",
     )
 
@@ -145,7 +145,7 @@ def read_messages(kept: Kept, column: str) -> Inputs:
     kept.refuse(
         faulty,
         column,
-        "is no conversation",
+        "is not a conversation",
         f"expected a list of {{role, content}} with text as content and the roles {', '.join(ROLES)}: a "
         "user's message in front of each of the assistant's, and one of these at least",
         sent="rows hold no conversation",

@@ -32,9 +32,9 @@ class Source:
             return cls(given.dataset, given.collate_fn or default_collate)
         if not hasattr(given, "__getitem__") or not hasattr(given, "__len__"):
             raise DataError(
-                f"{type(given).__name__} is no data set with a length and items: expected a map-style "
+                f"{type(given).__name__} is not a data set with a length and items: expected a map-style "
                 "Dataset, or a DataLoader of one",
-                sent="the data function returns no data set",
+                sent="the data function does not return a data set",
             )
         return cls(given)
 

@@ -86,7 +86,7 @@ class DividedTask(ABC):
         with data of their own nothing is known here."""
         labels = self.labels()
         if self.partition.own:
-            return FederationData(labels, {}, ("every client has data of its own, of which only it knows",))
+            return FederationData(labels, {}, ("every client has its own data, unknown to the server",))
         shares = {
             client: ClientShare(
                 train=len(rows.train),

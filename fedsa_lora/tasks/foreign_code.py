@@ -58,7 +58,7 @@ def check_versions(path: str, revision: str | None) -> None:
 
     if named := _of_versions(_read(stored_file(path, _CONFIG, revision, fetch=True))):
         raise ModelError(
-            f"{path}: its {_CONFIG} names files outside of its folder ({named[0]}): remove that there, or "
+            f"{path}: its {_CONFIG} names files outside its folder ({named[0]}): remove that there, or "
             "choose another model",
             sent="the model's config names files outside of its folder",
             key="model.path",
@@ -138,8 +138,8 @@ def _read(file: Path | None) -> Mapping[str, Any]:
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ModelError(
-            f"{file} holds no JSON object: it is cut off or altered; copy it anew",
-            sent="a config of the model or its tokenizer is cut off or altered",
+            f"{file} holds no JSON object: it is truncated or corrupted; copy it again",
+            sent="a config of the model or its tokenizer is truncated or corrupted",
             key="model.path",
         )
     return content

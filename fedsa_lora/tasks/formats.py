@@ -41,7 +41,7 @@ def read_file(path: Path) -> Part:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise DataError(
-            f"{path} is not read: {_other_kind(kind)}", sent="a data file is of a kind that is not read"
+            f"{path} is not read: {_other_kind(kind)}", sent="a data file has a format that is not supported"
         )
     with _explained(path):
         with open(path, "rb") as file:
@@ -79,13 +79,14 @@ def decoded(data: bytes, name: str) -> str:
             f"{name}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; save the file "
             "as UTF-8 (in a spreadsheet 'CSV UTF-8'). Were it Windows-1252, it would read "
             f"{around!r}",
-            sent="a data file is no text in UTF-8",
+            sent="a data file is not UTF-8 text",
         ) from None
     if (position := text.find("\0")) >= 0:
         line = text.count("\n", 0, position) + 1
         raise DataError(
-            f"{name}, line {line}: a NUL byte, so it is no text, or UTF-16 without a mark; save it as UTF-8",
-            sent="a data file is no text: it holds NUL bytes",
+            f"{name}, line {line}: a NUL byte, so it is not text, or UTF-16 without a byte order mark; "
+            f"save it as UTF-8",
+            sent="a data file is not text: it holds NUL bytes",
         )
     return text
 
@@ -112,7 +113,7 @@ def _explained(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = cut(error.strerror if isinstance(error, OSError) and error.strerror else error, 300)
         raise DataError(
-            f"cannot read {path} as {path.suffix.lower()[1:]}: {reason}; make or download it anew",
+            f"cannot read {path} as {path.suffix.lower()[1:]}: {reason}; make or download it again",
             sent="a data file cannot be read",
         ) from error
 

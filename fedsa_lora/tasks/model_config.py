@@ -117,7 +117,7 @@ def _bare_config(settings: ModelSettings) -> Any:
     overrides = dict(settings.config)
     if "model_type" not in overrides:
         raise ModelError(
-            f"{settings.path} holds weights alone: name the type of the model that they are of, such as "
+            f"{settings.path} holds weights only: name the type of the model that they are of, such as "
             "+model.config.model_type=resnet, and its sizes where they are not the usual ones",
             sent="the model is a file of weights, and model.config names no model_type",
             key="model.config",
@@ -158,7 +158,7 @@ def explained(what: str, path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"the {what} {path!r} needs code of its own (auto_map in its config.json or "
+                f"the {what} {path!r} needs its own code (auto_map in its config.json or "
                 "tokenizer_config.json), which is never run: choose one whose type transformers knows"
             ) from error
         raise ModelError(

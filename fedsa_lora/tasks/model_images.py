@@ -124,7 +124,7 @@ def _preprocessor(settings: ModelSettings) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(
-            f"{file} is no JSON ({cut(error)}): copy it anew, or remove it and set task.size, mean and std",
+            f"{file} is not JSON ({cut(error)}): copy it again, or remove it and set task.size, mean and std",
             sent="the preprocessor config of the model is damaged",
             key="model.path",
         ) from None

@@ -34,7 +34,7 @@ class ModelSettings(Group):
     """The choice of a backbone.
 
     ``path`` is ``pkg://package/folder`` (a folder inside an installed package), ``cache://name`` (a model of
-    ``fedsa-lora import``), a local folder or a hub id; code that lies beside a model is never run. It may
+    ``fedsa-lora import``), a local folder or a hub id; code shipped with a model is never run. It may
     also be one file of weights, a state dict, in a package or a folder: ``config`` then names its
     ``model_type``, and sizes that are not the default.
     With ``pretrained`` false only its config is read and every weight is drawn from the seed; ``path`` may
@@ -42,10 +42,10 @@ class ModelSettings(Group):
     such as sizes and dropouts.
     ``revision`` is the branch, tag or commit of a hub id.
     ``tokenizer`` is a path of the same forms, ``path`` by default.
-    ``pooling`` is what the head of an encoder reads: ``model`` leaves it as the architecture has it,
+    ``pooling`` is the input of the head of an encoder: ``model`` keeps that of the architecture,
     ``mean`` is ``mean_pooled``; ``auto`` is ``mean`` for a checkpoint that was trained with it, such as a
     sentence encoder, or that was exported from a run with it.
-    ``dtype`` is what the frozen matrices are held in, from the moment that they are read: bf16 takes 2 bytes
+    ``dtype`` is the type of the frozen matrices, from the moment that they are read: bf16 takes 2 bytes
     for each value, fp32 takes 4. What is trained stays float32.
     ``attention`` is computed by an implementation of transformers: ``eager``, ``sdpa``, ``flash_attention_2``
     (a GPU, half precision and the package flash-attn), or with ``auto`` that of the model, but for half
@@ -76,7 +76,7 @@ class ModelSettings(Group):
         if odd := no_plain_values(self.config):
             raise ConfigError(
                 f"model.config.{odd[0]}: expected a number, true, false, null or a word, or lists and "
-                "mappings of them: what a model is loaded from is for model.path to say"
+                "mappings of them: where a model is loaded from is set by model.path"
             )
         if not self.path and "model_type" not in self.config:
             raise ConfigError(
@@ -122,7 +122,7 @@ class ModelSettings(Group):
                 "one of them"
             )
         if self.attention == FLASH and run.train.precision == "fp32":
-            yield f"model.attention={FLASH} computes in half precision alone; expected train.precision=bf16"
+            yield f"model.attention={FLASH} computes in half precision only; expected train.precision=bf16"
 
         if self.adapter:
             yield from self._adapter_clashes(run)
@@ -160,7 +160,7 @@ class ModelSettings(Group):
         return {"model.adapter": "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()}
 
     def describe(self) -> dict[str, str]:
-        words = "that of the model; in half precision the faster one, measured once when the run begins"
+        words = "the model's own; in half precision the faster one, measured once when the run starts"
         lines = {"attention": words if self.attention == "auto" else self.attention}
         if self.dtype != "fp32":
             lines["frozen weights"] = f"held in {self.quantization or self.dtype}"
@@ -211,8 +211,8 @@ def _in_package(path: str) -> Path:
     folder = Path(root, inner).resolve()
     if not folder.is_relative_to(root):
         raise ModelError(
-            f"{path!r} lies outside of the package {package!r}; correct model.path",
-            sent="the folder of the model lies outside of its package",
+            f"{path!r} is outside the package {package!r}; correct model.path",
+            sent="the folder of the model is outside its package",
             key="model.path",
         )
     if package == "fedsa_lora":  # what runs may be a Flower bundle, which carries no binary files

@@ -56,10 +56,12 @@ def function_of(name: str) -> Callable[..., Any]:
             found = getattr(found, part)
     except Exception as error:  # also what the module raises where it is imported
         raise ConfigError(
-            f"the function {name!r} cannot be found ({type(error).__name__}: {error}); install its package, "
-            "or have its folder on PYTHONPATH",
+            f"the function {name!r} cannot be found ({type(error).__name__}: {error}); install its "
+            f"package, or add its folder to PYTHONPATH",
             sent="a function of the run cannot be found here",
         ) from error
     if not callable(found):
-        raise ConfigError(f"{name!r} is no function", sent="the run names a function that is none")
+        raise ConfigError(
+            f"{name!r} is not a function", sent="the run names something that is not a function"
+        )
     return found

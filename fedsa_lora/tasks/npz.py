@@ -33,7 +33,7 @@ def read_npz(path: Path) -> Part:
         objects = isinstance(error, ValueError)  # or no npz at all; of a damaged one zipfile speaks
         remedy = "write it with numpy.savez_compressed, without arrays of objects"
         raise DataError(
-            f"cannot read {path} as npz: {cut(error, 300)}; {remedy if objects else 'copy it anew'}",
+            f"cannot read {path} as npz: {cut(error, 300)}; {remedy if objects else 'copy it again'}",
             sent="a data file cannot be read",
         ) from error
     for name, meant in NAMES.items():

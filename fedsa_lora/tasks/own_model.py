@@ -116,7 +116,7 @@ class OwnModelTask(ABC):
         """Counts each client's examples; nothing is known here of clients whose data only they have."""
         if self.partition.own:
             return FederationData(
-                self.labels(), {}, ("every client has data of its own, of which only it knows",)
+                self.labels(), {}, ("every client has its own data, unknown to the server",)
             )
         names = [str(number) for number in range(self.partition.clients)]
         return FederationData(self.labels(), {name: self._share(self.load_client(name)) for name in names})
@@ -179,7 +179,7 @@ class OwnModelTask(ABC):
             raise
         except Exception as error:  # of whatever kind a user's function raises
             raise DataError(
-                f"the data of client {client!r} cannot be had: {type(error).__name__}: {error}",
+                f"the data of client {client!r} cannot be loaded: {type(error).__name__}: {error}",
                 sent="its data function raises an error",
             ) from error
         train, test = given if isinstance(given, tuple) else (given, None)
@@ -191,7 +191,8 @@ class OwnModelTask(ABC):
         if self.classes and len(wrong):
             raise DataError(
                 f"client {client!r} has the label {wrong[0]}: expected whole numbers from 0 to "
-                f"{len(self.classes) - 1}, for {len(self.classes)} classes (-1 is what is no whole number)",
+                f"{len(self.classes) - 1}, for {len(self.classes)} classes (-1 stands for a value that is "
+                f"not a whole number)",
                 sent="its data have a label that is none of the classes",
             )
         return labels

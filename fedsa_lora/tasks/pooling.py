@@ -61,7 +61,9 @@ def trained_with_mean(path: str, revision: str | None) -> bool:
     try:
         settings = dict(json.loads(found.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{found} holds no settings ({error}): copy it anew, or set model.pooling") from None
+        raise ModelError(
+            f"{found} holds no settings ({error}): copy it again, or set model.pooling"
+        ) from None
     return settings.get("pooling_mode_mean_tokens") is True
 
 
@@ -78,7 +80,7 @@ def refuse_unfoldable(model: Any) -> None:
     if model.config.model_type not in FOLDED_TYPES:
         raise ModelError(
             f"no stock {type(model).__name__} computes the mean of the tokens (model.pooling=mean), so an "
-            f"export would answer otherwise than the run; expected model type {' or '.join(FOLDED_TYPES)}"
+            f"export would give other outputs than the run; expected model type {' or '.join(FOLDED_TYPES)}"
         )
 
 

@@ -17,7 +17,7 @@ from fedsa_lora.tasks.tables import Part, names
 REMEDY = "write one object per row, as pandas does with to_json(path, orient='records', lines=True)"
 _HALF = re.compile("[\ud800-\udfff]")  # of a character that JSON writes as two, such as \\ud83d\\ude00
 _HALVED = (
-    "half of a character (\\ud800 to \\udfff), which is no text; write the character whole, or remove it"
+    "half of a character (\\ud800 to \\udfff), which is not text; write the whole character, or remove it"
 )
 
 
@@ -31,8 +31,8 @@ def read_records(text: str, name: str) -> Part:
         if not isinstance(row, dict):
             place = f"row {number + 1}" if lines is None else f"line {lines[number]}"
             raise DataError(
-                f"{name}, {place}: {cut(row)!r} is no object with columns; {REMEDY}",
-                sent="a row of a data file is no JSON object",
+                f"{name}, {place}: {cut(row)!r} is not an object with columns; {REMEDY}",
+                sent="a row of a data file is not a JSON object",
             )
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if half := next(filter(_HALF.search, columns), None):
@@ -63,9 +63,9 @@ def _by_line(text: str, name: str) -> tuple[list[Any], list[int]]:
             if not rows and (whole := _whole(text, name)):
                 return [whole], [number]
             raise DataError(
-                f"{name}, line {number}: no JSON ({error.msg} at character {error.colno}); {REMEDY}. "
+                f"{name}, line {number}: not JSON ({error.msg} at character {error.colno}); {REMEDY}. "
                 f"The line begins {cut(line.strip())!r}",
-                sent="a line of a data file is no JSON",
+                sent="a line of a data file is not JSON",
             ) from None
         lines.append(number)
     return rows, lines
@@ -84,8 +84,8 @@ def _listed(text: str, name: str) -> list[Any]:
         rows: list[Any] = _loaded(text, name)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{name}, line {error.lineno}: no JSON ({error.msg} at character {error.colno}); {REMEDY}",
-            sent="a data file is no JSON",
+            f"{name}, line {error.lineno}: not JSON ({error.msg} at character {error.colno}); {REMEDY}",
+            sent="a data file is not JSON",
         ) from None
     return rows
 
@@ -101,7 +101,7 @@ def _loaded(text: str, place: str) -> Any:
         raise
     except ValueError:
         fault = f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text"
-    raise DataError(f"{place}: {fault}", sent="a data file holds JSON that is no table")
+    raise DataError(f"{place}: {fault}", sent="a data file holds JSON that is not a table")
 
 
 def _typed(values: list[Any], part: Part, column: str) -> pa.ChunkedArray:

@@ -86,7 +86,7 @@ class Kept:
             raise DataError(
                 f"{self.table.name}, column {name!r}: expected one value per row, found {found}; name a "
                 "column of words or numbers",
-                sent="a column holds lists or objects where one value a row is expected",
+                sent="a column holds lists or objects where one value per row is expected",
             )
         return words_of(values)
 
@@ -167,7 +167,7 @@ def infer_classes(table: Table, columns: Columns) -> tuple[str, ...]:
         place, number = kept.at(int(fractions[0]), columns.label)
         word = found.words[found.codes[fractions[0]]]
         raise DataError(
-            f"{place}: row {number} has the label {cut(word)}, which is no whole number; round it, "
+            f"{place}: row {number} has the label {cut(word)}, which is not a whole number; round it, "
             "or list all classes in task.class_names",
             sent="a label is a fraction",
             key="task.label",

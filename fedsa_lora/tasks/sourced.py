@@ -117,8 +117,8 @@ class LabelledTask(SourcedTask, ClassificationTask):
         super().__post_init__()
         if self.partition.own and not self.class_names:
             raise ConfigError(
-                "every node has data of its own, so the classes must be agreed: expected class_names=[...]",
-                sent="the classes must be agreed where every node has data of its own",
+                "every node has its own data, so the classes must be fixed: expected class_names=[...]",
+                sent="the classes must be fixed where every node has its own data",
                 key="task.class_names",
             )
         given = [word_of(label) for label in self.class_names or []]
@@ -179,7 +179,7 @@ def positions(wanted: Sequence[str | int], classes: Sequence[str]) -> list[int]:
     if len(set(found)) < max(2, len(found)):
         raise DataError(
             f"task.classes is {list(wanted)}: expected at least two classes, each of them once",
-            sent="the run asks for a class twice, or for one alone",
+            sent="the run asks for a class twice, or for a single one",
             key="task.classes",
         )
     return found

@@ -256,7 +256,7 @@ def _check_complete(folder: Path, split: str, shards: Sequence[Sequence[str]], s
         absent = f"{name}-{first:0{len(written)}}-of-{total}{suffix}"
         raise DataError(
             f"{folder} has {len(there)} of the {int(total)} files of split {split!r}: {absent} is missing; "
-            "download it, or name the others without numbers to read them alone",
+            "download it, or name the others without numbers to read only them",
             sent="a file of a split is missing",
         )
 

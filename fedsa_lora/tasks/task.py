@@ -152,7 +152,7 @@ class FederationData:
 
 
 class Task(Protocol):
-    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference one.
+    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference implementation.
 
     Client ids are strings; the simulated ones are "0" to "clients - 1".
 
@@ -166,7 +166,7 @@ class Task(Protocol):
         )
 
     A measure named ``loss`` is the range of the loss of training as well. Names that stand in rows already,
-    such as ``round`` or ``majority``, are refused before anything runs.
+    such as ``round`` or ``majority``, are rejected before anything runs.
     """
 
     @property
@@ -191,7 +191,7 @@ class Task(Protocol):
         ...
 
     def client_labels(self, client: str) -> tuple[str, ...]:
-        """Class names in the order of this client's outputs, where label meanings differ by client."""
+        """Class names in the order of this client's outputs, where labels are permuted by client."""
         ...
 
     def load_client(self, client: str) -> ClientData:
@@ -219,8 +219,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class Forgettable(Protocol):
-    """A task of answers in words that knows which train examples are to be forgotten, by which clients, the
-    ``targets``."""
+    """A task of text answers with a forget set among the train examples of some clients, the ``targets``."""
 
     @property
     def targets(self) -> Sequence[str | int]:
@@ -238,7 +237,7 @@ class Forgettable(Protocol):
 
 @runtime_checkable
 class Referring(Protocol):
-    """A task that compares the model with itself as the run began."""
+    """A task that compares the model with its state at the start of the run."""
 
     def referred(self, examples: Examples, predictions: NDArray[np.float32]) -> Examples:
         """The same examples in the same order, with what is needed of the ``predictions`` (n, ...) that the
@@ -248,8 +247,7 @@ class Referring(Protocol):
 
 @runtime_checkable
 class Augmenting(Protocol):
-    """A task that changes its train examples a little in each round; those that are measured on it never
-    does."""
+    """A task that augments its train examples in each round, and never its test examples."""
 
     def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
         """The same examples in the same order, each changed by what is drawn from ``rng``; the very same
@@ -277,7 +275,8 @@ def measured(task: Task, predictions: NDArray[np.float32], labels: NDArray[Any])
     if missing := [name for name in declared if name not in numbers]:
         raise ConfigError(
             f"task: {type(task).__name__} declares the measures {listing(declared)}, and its evaluate "
-            f"returns no {listing(missing)}, only {listing(sorted(numbers)) or 'nothing'}: correct either",
+            f"returns no {listing(missing)}, only {listing(sorted(numbers)) or 'nothing'}: correct one of "
+            f"the two",
             sent="its evaluate does not return every measure that the task declares",
             key="task",
         )

@@ -27,8 +27,8 @@ class Clusters(Group):
     """Settings of groups: into ``groups``, or as many as are farther apart than ``distance``
     (1 - cosine, averaged over pairs).
 
-    All are one group for the first ``after`` rounds, and are then grouped anew every ``every`` rounds
-    (0: once). ``ema`` is the weight of the past in a client's direction. Raises ConfigError for a
+    All are one group for the first ``after`` rounds, and are then regrouped every ``every`` rounds (0:
+    once). ``ema`` is the weight of earlier rounds in a client's direction. Raises ConfigError for a
     value out of range.
     """
 
@@ -63,7 +63,7 @@ class Clusters(Group):
     def describe(self) -> dict[str, str]:
         number = self.groups if self.distance is None else f"as many as differ by {self.distance:g}"
         often = "every round" if self.every == 1 else f"every {self.every} rounds"
-        again = f"anew {often}" if self.every else "once"
+        again = f"regrouped {often}" if self.every else "once"
         return {"groups": f"{number}, after round {self.after}, {again}"}
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
@@ -83,11 +83,11 @@ def ungroupable(inner: str, one_by_one: bool, downlink: Codec | None) -> Iterato
     called ``inner`` can aggregate one group after the other."""
     if not one_by_one:
         yield (
-            f"clusters: {inner} cannot be asked for one group after the other: it remembers earlier "
+            f"clusters: {inner} cannot aggregate groups separately: it remembers earlier "
             "rounds, compares clients or combines factors; expected strategy=fedavg or fedprox"
         )
     if downlink is not None:
-        yield "clusters: clients change groups, so broadcasts cannot be changes: set downlink=whole"
+        yield "clusters: clients change groups, so broadcasts cannot be differences: set downlink=whole"
 
 
 class Grouping:

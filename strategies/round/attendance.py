@@ -60,9 +60,9 @@ class Attendance:
         failed = asked - len(admission.answers)
         reason = f"{failed} of {asked} clients failed in round {round_}, and {told}"
         if self._odd:
-            reason += f"; in the last round that counted {self._odd}"
+            reason += f"; in the last valid round {self._odd}"
         if self.skipped < self.max_skipped:
-            log.warning("round %d is skipped, what is common stays as it was: %s", round_, reason)
+            log.warning("round %d is skipped, shared values are unchanged: %s", round_, reason)
             return
         before = f"{self.skipped} rounds in a row had too few results; " if self.skipped > 1 else ""
         raise RunError("\n".join([before + reason, *causes(admission.failures)]))

@@ -1,4 +1,4 @@
-"""Bounds on the size of uploads and on the number of rejected ones: what is believed of sound answers."""
+"""Bounds on the size of uploads, on reported examples and on the number of rejected uploads."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ REJECTED, UPLOADS = "rejected/", "uploads"  # in the memory of a checkpoint: by 
 
 @dataclass(frozen=True)
 class Bounds(Group):
-    """Largest upload that is taken.
+    """Largest upload that is accepted.
 
-    ``norm``: the L2 norm of an update; ``median_factor``: the same in medians of the round. Given both,
-    the smaller one counts; None: no bound. What exceeds it is rejected or clipped (``action``), that is,
-    scaled down to it (arXiv:1911.07963). ``max_examples`` may be claimed, to be trained or to be measured
-    on, as they weigh in a mean.
+    ``norm``: the L2 norm of an update; ``median_factor``: the same as a multiple of the round's median.
+    Given both, the smaller one counts; None: no bound. Larger updates are rejected, or clipped to the bound
+    (``action``; arXiv:1911.07963). ``max_examples`` is the most that a client may report for training or
+    evaluation, as they are its weight in a mean.
     With more rejections than ``max_rejections`` of all uploads of the run so far it ends; None: never.
     """
 
@@ -55,8 +55,8 @@ class Bounds(Group):
         sampled = run.strategy.sampled(run.federation.clients)
         if self.median_factor is not None and sampled < 3:
             yield (
-                f"bounds.median_factor: a median of {sampled} clients a round cannot tell who is out of the "
-                "ordinary; expected at least 3, or bounds.norm"
+                f"bounds.median_factor: a median of {sampled} clients a round cannot identify outliers; "
+                f"expected at least 3, or bounds.norm"
             )
         if self.median_factor is not None and run.codec.may_send_nothing:
             yield (

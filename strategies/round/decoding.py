@@ -37,7 +37,7 @@ class Decoder:
         if header.client not in turns:
             raise WireError("was not asked this round")
         if len(header.scores) != self.scores:
-            raise WireError(f"brings {len(header.scores)} importance scores, expected {self.scores}")
+            raise WireError(f"contains {len(header.scores)} importance scores, expected {self.scores}")
         rank = self.ranks.get(header.client)
         whole = self.layout.limited(rank)
         wire.check_layout(header, whole)
@@ -66,10 +66,14 @@ class Decoder:
 
     def _check(self, header: wire.UploadHeader, turn: Turn, shared: frozenset[str]) -> None:
         if header.codec != self.codec.name:
-            raise WireError(f"coded by {header.codec!r}, expected {self.codec.name!r}: both sides must agree")
+            raise WireError(
+                f"encoded by {header.codec!r}, expected {self.codec.name!r}: both sides must agree"
+            )
         if shared != turn.shared:
             asked = sorted(turn.shared ^ shared)
-            raise WireError(f"shares other tensors than it was asked for; the difference is {asked}")
+            raise WireError(f"shares other tensors than requested; the difference is {asked}")
         counts, total = header.counts, header.examples if self.classes else 0
         if len(counts) != self.classes or sum(counts) != total:
-            raise WireError(f"tells {len(counts)} class counts, expected {self.classes} with the sum {total}")
+            raise WireError(
+                f"reports {len(counts)} class counts, expected {self.classes} with the sum {total}"
+            )

@@ -80,7 +80,7 @@ class Naming:
         except ConfigError as error:
             if self._phase == 1:
                 raise
-            log.warning("the registry as it was read before stays in force: %s", error)
+            log.warning("the registry as it was read before remains in use: %s", error)
 
     def look(self, proxies: Mapping[str, ClientProxy]) -> Present:
         """Decide who is who among the nodes that are there, by node id."""
@@ -154,7 +154,7 @@ class Naming:
                 replies = self._replies.take(node.grid, message_id)
             except UnreadableReply as error:
                 del self._open[message_id]
-                self._faults[node.cid] = f"does not say which client it is: {error}"
+                self._faults[node.cid] = f"does not report its client id: {error}"
                 continue
             if replies:
                 del self._open[message_id]
@@ -163,18 +163,18 @@ class Naming:
     def _read(self, cid: str, reply: Message) -> None:
         if reply.has_error():
             told = plain_reason(reply.error.reason or f"error {reply.error.code}")
-            self._faults[cid] = f"failed before it said which client it is: {told}"
+            self._faults[cid] = f"failed before it reported its client id: {told}"
             return
         try:
             answer = compat.recorddict_to_getpropertiesres(reply.content)
         except Exception as error:  # what a foreign app may answer fails in many ways
-            self._faults[cid] = f"does not say which client it is: {type(error).__name__}: {error}"
+            self._faults[cid] = f"does not report its client id: {type(error).__name__}: {error}"
             return
         name = answer.properties.get("client")
         if not isinstance(name, str):
-            self._faults[cid] = f"does not say which client it is: {answer.status.message}"
+            self._faults[cid] = f"does not report its client id: {answer.status.message}"
         elif fault := client_fault(name):
-            self._faults[cid] = f"says a name that cannot be used: {fault}"
+            self._faults[cid] = f"reports an unusable client id: {fault}"
         elif self._said.get(cid) != name:
             self._said[cid], self._since[cid] = name, self._phase
 
@@ -190,7 +190,7 @@ class Naming:
             for cid in nodes:
                 others = ", ".join(other for other in nodes if other != cid)
                 if len(nodes) > 1 and holders != [cid]:
-                    told = f"node {cid} says that it is {name}, as node {others} does: it is not taken for it"
+                    told = f"node {cid} claims to be {name}, as node {others} does: its claim is ignored"
                     refused[cid] = Remark(None, "rejected", told)
         return refused
 
@@ -198,7 +198,7 @@ class Naming:
         return Remark.of(owner, "lost", f"node {cid} {self._faults.get(cid, 'was not asked')}")
 
     def _silent(self, cid: str, owner: str | None) -> Remark:
-        return Remark(owner, "lost", f"node {cid} has not said which client it is: it does not answer")
+        return Remark(owner, "lost", f"node {cid} has not reported its client id: it does not answer")
 
 
 def _of_another_key(said: Mapping[str, str], owners: Mapping[str, str | None]) -> dict[str, Remark]:
@@ -206,6 +206,6 @@ def _of_another_key(said: Mapping[str, str], owners: Mapping[str, str | None]) -
     refused = {}
     for cid, name in said.items():
         if name != owners[cid]:
-            told = f"node {cid} says that it is {name}, and has the key of {owners[cid]}"
+            told = f"node {cid} claims to be {name}, but has the key of {owners[cid]}"
             refused[cid] = Remark(owners[cid], "rejected", told)
     return refused

@@ -8,7 +8,7 @@ from typing import Protocol
 
 NAMED = 5  # clients that a line names; of more it gives the number
 KILLED = (
-    "its process was killed, perhaps for lack of memory: run fewer clients at a time "
+    "its process was killed, perhaps out of memory: run fewer clients at a time "
     "(machine.cpus_per_client=2), or with a smaller train.batch_size"
 )
 _FLOWERS = re.compile(r"<class '(?:[\w.]+\.)?(?P<kind>\w+)(?:\(\w+\))?'>:<'(?P<text>.*)'>", re.DOTALL)
@@ -59,12 +59,12 @@ def causes(failures: Iterable[Cause]) -> list[str]:
     alike: dict[str, list[Cause]] = {}
     for failure in failures:
         alike.setdefault(_NUMBER.sub("0", failure.reason), []).append(failure)
-    return [f"{first}{_likewise(more)}" for first, *more in alike.values()]
+    return [f"{first}{_and_more(more)}" for first, *more in alike.values()]
 
 
-def _likewise(more: list[Cause]) -> str:
+def _and_more(more: list[Cause]) -> str:
     if not more:
         return ""
     names = [failure.client for failure in more if failure.client is not None]
     named = f": {', '.join(names)}" if len(names) == len(more) <= NAMED else ""
-    return f" (likewise {len(more)} more{named})"
+    return f" (and {len(more)} more{named})"

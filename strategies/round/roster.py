@@ -161,7 +161,7 @@ class Roster:
             return
         found = f"{known} of {self.expected} clients"
         if self.remarks:
-            reason = f"{found} say which they are, {len(self.remarks)} nodes do not"
+            reason = f"{found} reported their client id, {len(self.remarks)} nodes did not"
         else:
             reason = (
                 f"{found} are connected after {self.wait_seconds:g} s: start the missing nodes, or lower "

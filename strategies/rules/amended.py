@@ -1,4 +1,4 @@
-"""Flower's strategies where they need a hand."""
+"""Flower's strategies with corrections."""
 
 from __future__ import annotations
 

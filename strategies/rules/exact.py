@@ -1,4 +1,4 @@
-"""Server rules that know that A and B belong together: exact, heterogeneous and aligned means.
+"""Aggregation rules for the product of A and B: exact, heterogeneous and aligned means.
 
 Averaging A and B apart does not average their products: sum p_k B_k A_k differs from B_mean A_mean.
 The rules here look at the pair of a layer instead. ``FedSA`` calls ``combine`` once a round.
@@ -123,7 +123,7 @@ class FactorRule(FedAvg):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Raises RunError: flat arrays do not say which A belongs to which B."""
+        """Raises RunError: in flat arrays the A and B of a layer are not known."""
         raise RunError(
             f"{type(self).__name__} combines A with B and cannot average flat arrays: FedSA has to call "
             "its combine(), so put no other strategy around it"
@@ -148,7 +148,7 @@ class FedEx(FactorRule):
 
 
 class FLoRA(FactorRule):
-    """FLoRA (arXiv:2409.05976): all that was learned is merged into W0, and clients start afresh.
+    """FLoRA (arXiv:2409.05976): all updates are merged into W0, and clients start from fresh factors.
 
     Clients replace their factors, so the merge is the whole sum p_k B_k A_k, of rank sum r_k. The fresh
     A is drawn as LoRA draws it, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from (``seed``, round, name); B is 0.
@@ -206,7 +206,7 @@ class FedSVD(FactorRule):
     ) -> tuple[Factors, Factors | None]:
         if not all(np.array_equal(client.A, start.A) for client in clients):
             raise ConfigError(
-                f"FedSVD needs a common A, but clients changed {pair.A.name}: let them train B alone"
+                f"FedSVD needs a shared A, but clients changed {pair.A.name}: let them train only B"
             )
         mean = Factors(start.A, _mean([client.B for client in clients], weights))
         return _fill(truncate(mean, start.rank), start), None

@@ -134,13 +134,13 @@ class Inner(Group):
             )
         if not all(able(layer.kind, "averages") for layer in self.layers[1:]):
             yield (
-                f"strategy: the noise of {name} is for a mean, and {self.layers[1].name} makes "
-                "something else of the updates; expected FedAvg within it"
+                f"strategy: the noise of {name} is for a mean, and {self.layers[1].name} does not take the "
+                f"mean of the updates; expected FedAvg within it"
             )
         if run.bounds.median_factor is not None:
             yield (
-                f"bounds.median_factor: one client would move what others are held to, to which {name} adds "
-                "no noise; expected bounds=default, as its clipping bounds norms"
+                f"bounds.median_factor: one client would move the bound of others, to which {name} adds no "
+                f"noise; expected bounds=default, as its clipping bounds norms"
             )
         if run.split.adaptive:
             yield (
@@ -152,8 +152,8 @@ class Inner(Group):
         """It compares clients' vectors value by value."""
         if run.split.by_client:
             yield (
-                f"strategy: {self.name} compares whole vectors, with split.scope=client those of clients "
-                "differ"
+                f"strategy: {self.name} compares whole vectors, which differ between clients with "
+                f"split.scope=client"
             )
         if run.head.counted:
             yield (
@@ -181,7 +181,7 @@ def bind_inner(node: Any, path: str, faults: list[str]) -> Inner | None:
     if (kind := resolve_target(node, path, ALLOWED, faults)) is None:
         return None
     if not issubclass(kind, Strategy) or issubclass(kind, FedSA):
-        faults.append(f"{path}._target_: {kind.__name__} is no strategy that FedSA can wrap")
+        faults.append(f"{path}._target_: {kind.__name__} is not a strategy that FedSA can wrap")
         return None
     given = {str(name): value for name, value in node.items() if name != TARGET}
     wraps = [name for name, hint in arguments_of(kind).items() if name in given and _is_strategy(held(hint))]

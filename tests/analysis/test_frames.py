@@ -140,7 +140,9 @@ def test_pairs_of_a_run_with_itself_are_its_own_and_each_client_with_itself(kept
 
 
 def test_what_is_shared_and_was_not_kept_cannot_be_compared(smoke_run):
-    with pytest.raises(RunError, match=r"did not keep .*lora_A.* run\.keep_trained=true"):
+    with pytest.raises(
+        RunError, match=r"has no record of its locally trained .*lora_A.* run\.keep_trained=true"
+    ):
         load_run(smoke_run).similarity()
 
 
@@ -155,7 +157,7 @@ def test_what_nobody_trains_is_not_compared_and_vectors_span_no_space(run_smoke,
     vectors = load_run(run_smoke("lora=vera", *brief))
     assert vectors.similarity()["overlap"].isna().all()
     assert vectors.similarity()["cosine"].notna().any()
-    with pytest.raises(RunError, match="other names or shapes"):
+    with pytest.raises(RunError, match="differ in names or shapes"):
         vectors.similarity(kept)
 
 

@@ -73,7 +73,7 @@ def test_what_the_card_of_a_run_says_is_what_the_export_measures(shared_run, tmp
     assert f"{together:.1%} on all their examples together" in " ".join(again.split())
     for text in (card, again):
         assert "# Global model" in text
-        assert "no part of it is a client's own" in text
+        assert "no part of it is local" in text
         assert "client-specific" not in text
 
 
@@ -103,7 +103,7 @@ def test_whatever_the_method_the_global_model_is_the_one_of_every_client(run_onc
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "said"), [("finetune", "A client trains it on"), ("ditto", "uses a personal model")]
+    ("method", "said"), [("finetune", "Each client fine-tunes it"), ("ditto", "uses a personal model")]
 )
 def test_the_global_model_under_a_personalisation_method_is_the_common_one(
     run_smoke, monkeypatch, method, said
@@ -155,7 +155,7 @@ REFUSED = {
         "Importance decides in each round which tensors are shared",
     ),
     "meanings": (
-        [*ALL_SHARED, "federation.label_meaning=per_client"], "an output is another class for client",
+        [*ALL_SHARED, "federation.label_meaning=per_client"], "an output stands for another class for client",
     ),
     "groups": (
         [*ALL_SHARED, "clusters=updates", "clusters.after=1", "federation.rounds=2"], "are in 2 groups, each",
@@ -197,7 +197,7 @@ def test_its_card_calls_it_an_approximation_with_its_own_measure(smoke_run, tmp_
     assert main(["export", str(smoke_run), "--global", "--mean-b", "--to", str(tmp_path / "mean")]) == 0
     card = " ".join((tmp_path / "mean" / "README.md").read_text().split())
     assert "This is an approximation. Each client has its own version of the B matrices" in card
-    assert "No client trained this model or used it" in card
+    assert "No client trained or used this model" in card
     stock = as_its_card_says(tmp_path / "mean", monkeypatch)
     exporter = exporter_of(smoke_run)
     right = []
@@ -218,7 +218,7 @@ def test_the_mean_of_clients_that_have_the_same_b_is_that_b_to_the_bit(run_smoke
 
 
 def test_a_mean_that_is_none_is_refused(shared_run, smoke_run, run_smoke, tmp_path, capsys):
-    with pytest.raises(RunError, match="has a global model, nothing of it is local: leave out --mean-b"):
+    with pytest.raises(RunError, match="has a global model without local parts: leave out --mean-b"):
         export_mean(exporter_of(shared_run), tmp_path / "to")
     elsewhere = ["export", str(smoke_run), "--global", "--mean-b", "--store", str(tmp_path / "empty")]
     assert main(elsewhere) == EXIT_FAILED

@@ -40,7 +40,7 @@ def test_the_card_of_a_client_names_the_shift_of_its_images():
     model = config.task.build_model(seed=0, empty=True)
     for client in "012":
         card = model_card(config, of_client(config, client), None, model)
-        assert f"shifted:\n{config.task.shift_of(client)} (a kind" in card
+        assert f"shifted:\n{config.task.shift_of(client)} (kind" in card
         assert "from 0 to 16: scale" in card
     plain = load(WORDS)
     assert "shifted" not in model_card(plain, of_client(plain, "0"), None, model)

@@ -184,6 +184,6 @@ def test_an_export_is_replaced_whole_and_other_files_are_left_alone(exported, sm
     other = exported / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(Exception, match="holds files that are no export"):
+    with pytest.raises(Exception, match="holds files that are not an export"):
         exporter.export("1", other)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]

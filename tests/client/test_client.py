@@ -251,15 +251,18 @@ def test_a_message_that_it_comes_to_after_a_later_round_is_refused_and_b_stays(d
         desk.fit("0", round_)
     payload, _, header = desk.fit("0", 2)
     assert not payload.size
-    assert "the round was asked for too late: it has trained a later one since" in header.error
+    assert "the round was requested too late: it has trained a later one since" in header.error
     assert desk.store("0").rounds() == [1, 2, 3]
 
 
 FAULTS = {
     "another layout": ({"layout": "0" * 16}, "both sides must run the same model, lora and split"),
-    "a digest that does not fit": ({"digest": "0" * 32}, "altered or cut off"),
+    "a digest that does not fit": ({"digest": "0" * 32}, "modified or truncated"),
     "a tensor that is not there": ({"carried": "ff"}, "does not name tensors of this layout of 4"),
-    "a change of what it never saw": ({"base": 7}, "this client last kept nothing: it needs a whole one"),
+    "a change of what it never saw": (
+        {"base": 7},
+        "this client last kept nothing: it needs a full broadcast",
+    ),
 }
 
 
@@ -334,7 +337,7 @@ def test_a_truncated_state_stops_the_client_and_is_named(desk, caplog):
     path = desk.store("0").folder / "round-000001.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     _, _, header = desk.fit("0", 2)
-    assert header.error.startswith("StoreError: a state that it kept is unreadable")
+    assert header.error.startswith("StoreError: a stored state is unreadable")
     assert "round-000001.safetensors is unreadable" in caplog.text
     assert not (desk.store("0").folder / "round-000002.safetensors").exists()
 
@@ -452,7 +455,7 @@ def test_changes_are_held_to_the_bit_and_no_other_change_is_taken(tmp_path):
         assert said in wire.read_header(metrics, wire.UploadHeader).error
         assert (payload[0].size, count) == (0, 0)
     desk.store("0").save(ClientState(3, state.tensors, {}))
-    assert "this client lacks: it needs a whole one" in desk.fit("0", 4)[2].error
+    assert "this client lacks: it needs a full broadcast" in desk.fit("0", 4)[2].error
     assert (desk.store("0").rounds()[-1], desk.store("1").load()) == (3, None)
 
 

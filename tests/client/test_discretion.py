@@ -238,7 +238,7 @@ FILES = {
         "d.csv",
         lambda c: as_csv(table(c)).encode() + f"{c()} \xf6,no,a,b\n".encode("cp1252"),
         [],
-        "no text in UTF-8",
+        "not UTF-8 text",
     ),
     "a NUL": ("d.csv", lambda c: as_csv(table(c)) + f"{c()}\0,no,a,b\n", [], "NUL bytes"),
     "an empty file": ("d.csv", lambda c: "", [], "is empty"),
@@ -248,10 +248,10 @@ FILES = {
         [],
         "Git LFS",
     ),
-    "no JSON": ("d.jsonl", lambda c: as_jsonl(c) + f'{{"text": "{c()}"\n', [], "no JSON"),
-    "no JSON at all": ("d.json", lambda c: f"{c()} {c()}", [], "no JSON"),
+    "not JSON": ("d.jsonl", lambda c: as_jsonl(c) + f'{{"text": "{c()}"\n', [], "not JSON"),
+    "not JSON at all": ("d.json", lambda c: f"{c()} {c()}", [], "not JSON"),
     "whole columns": ("d.json", lambda c: f'{{"{c()}": [1, 2]}}', [], "whole columns"),
-    "lists": ("d.jsonl", lambda c: f'["{c()}"]', [], "no JSON object"),
+    "lists": ("d.jsonl", lambda c: f'["{c()}"]', [], "not a JSON object"),
     "half a character": (
         "d.jsonl",
         lambda c: as_jsonl(c) + f'{{"text": "{c()} \\ud83d", "label": "yes"}}\n',
@@ -281,10 +281,10 @@ FILES = {
         "d.jsonl",
         lambda c: f'{{"text": "{c()}", "label": {{"{c()}": "{c()}"}}}}\n',
         [],
-        "one value a row",
+        "one value per row",
     ),
     "no parquet": ("d.parquet", lambda c: c() * 20, [], "cannot be read"),
-    "a packed file": ("d.csv.gz", lambda c: c(), [], "kind that is not read"),
+    "a packed file": ("d.csv.gz", lambda c: c(), [], "format that is not supported"),
     "another split": ("d", lambda c: {f"{c()}.csv": as_csv(table(c))}, [], "no such split"),
     "two files of a split": (
         "d",
@@ -328,7 +328,7 @@ def test_no_part_of_a_cell_or_a_column_leaves_a_client_in_an_error(machine, capl
         assert canaries.found(sent) == []
         assert str(machine.folder).encode() not in sent
         assert said in sent.decode("latin-1").replace("\\", "") or kind == "get_properties"
-    assert reply.has_error() or "all of it is in the log of this client (round 1, evaluate)" in str(reply)
+    assert reply.has_error() or "the full text is in the log of this client (round 1, evaluate)" in str(reply)
     if canaries.words:
         assert str(data) in machine.logs() + caplog.text, "the client's own log names the file"
 
@@ -391,7 +391,7 @@ def test_a_panic_that_is_no_exception_is_an_answer_too_and_the_end_of_the_proces
                     machine.ask("train", words, data)
                 continue
             reason = machine.ask("train", words, data).error.reason
-        assert reason.startswith("PanicException: an error that was not expected; ")
+        assert reason.startswith("PanicException: an unexpected error; ")
 
 
 @pytest.mark.case(31)
@@ -470,10 +470,10 @@ def test_an_error_says_what_it_is_of_and_no_word_of_its_message(name):
     arguments = {"code": 130} if name == "StoppedError" else {}
     error = kind(f"{canaries()} in /srv/{canaries()}: row 3", **arguments)
     assert canaries.found(told(error).encode()) == []
-    assert told(error) == f"{name}: {kind.meaning}; all of it is in the log of its node"
+    assert told(error) == f"{name}: {kind.meaning}; the full text is in the log of its node"
     with about(client="7", round=3, phase="fit"):
         log = "the log of this client (round 3, fit)"
-        assert told(error) == f"{name}: {kind.meaning}; all of it is in {log}"
+        assert told(error) == f"{name}: {kind.meaning}; the full text is in {log}"
 
 
 @pytest.mark.case(37)
@@ -488,9 +488,9 @@ def test_an_error_holds_printable_characters_and_line_breaks_only(name):
 def test_what_is_added_to_a_sentence_is_a_key_and_counts():
     error = DataError("row 3: 'x'", sent="rows have no label", key="task.label", rows=3, classes=1200)
     assert error.sendable == "rows have no label (task.label, 3 rows, 1,200 classes)"
-    with pytest.raises(TypeError, match="rows is no whole number"):
+    with pytest.raises(TypeError, match="rows is not a whole number"):
         DataError("row 3", sent="rows have no label", rows="patient 7731")
-    with pytest.raises(ValueError, match="is no key"):
+    with pytest.raises(ValueError, match="is not a config key"):
         DataError("row 3", sent="rows have no label", key="patient 7731")
 
 
@@ -506,7 +506,7 @@ def test_what_a_client_raises_before_it_has_a_log_is_its_answer_without_its_word
     reply = app(message, Context(1, 7, {}, RecordDict(), {}))
     assert reply.has_error()
     assert reply.error.reason.startswith(f"{error.__name__}: ")
-    assert reply.error.reason.endswith("; all of it is in the log of its node")
+    assert reply.error.reason.endswith("; the full text is in the log of its node")
     assert "no room on /var/lib/clients/7/state.bin" in caplog.text
     assert "state" not in reply.error.reason
 

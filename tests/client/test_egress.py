@@ -153,7 +153,7 @@ def test_a_search_that_cannot_be_written_down_is_a_reply_that_is_not_sent(tmp_pa
 
     monkeypatch.setattr("builtins.open", full)
     with pytest.raises(
-        StoreError, match=r"cannot be written down \(No space left on device\), so it is not sent"
+        StoreError, match=r"cannot be recorded \(No space left on device\), so it is not sent"
     ):
         reply_of(egress(store), [A])
     monkeypatch.undo()
@@ -227,5 +227,5 @@ def test_a_generation_that_was_altered_since_it_was_read_stops_what_is_sent(tmp_
     reply_of(mine, [A])
     path = store.folder / "round-000002.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    with pytest.raises(StoreError, match="does not fit its digest"):
+    with pytest.raises(StoreError, match="does not match its digest"):
         reply_of(mine, [A])

@@ -90,12 +90,12 @@ MERGE = 2 * (4 + 3) + 1 * (3 + 10)  # values of factors of rank 2 for layer 0 an
     ("message", "said"),
     [
         (whole(layout="0" * 16), "tensors of layout"),
-        (whole(digest="0" * 32), "altered or cut off"),
+        (whole(digest="0" * 32), "modified or truncated"),
         (whole(START_[:-1]), "expected float32"),
         (whole(np.full_like(START_, np.nan)), "NaN"),
         (whole(shared="fff"), "does not name tensors"),
         (whole(joining="-1"), "does not name tensors"),
-        (whole(carried="1"), "a whole broadcast must carry every tensor"),
+        (whole(carried="1"), "a full broadcast must contain every tensor"),
         (whole(START_, START_), "expected 1 arrays, got 2"),
         ((whole()[0], []), "expected 1 arrays, got 0"),
         (whole(merge=(1, 1)), "expected 2 arrays, got 1"),
@@ -105,7 +105,7 @@ MERGE = 2 * (4 + 3) + 1 * (3 + 10)  # values of factors of rank 2 for layer 0 an
         (whole(START_, vector(1, MERGE), merge=(10**15, 10**15)), "expected float32"),
         (whole(START_, np.full(MERGE, np.inf, np.float32), merge=(2, 1)), "infinite"),
         ((whole()[0], [START_, START_]), "expected 1 arrays"),
-        (whole(base=2), "is a change from that of round 2"),
+        (whole(base=2), "is a difference to that of round 2"),
         (whole(codec="dense fp32"), "coded by 'dense fp32', this client reads none"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_change_from_another_base_or_coded_otherwise_or_altered_is_refused():
     cases = [
         (message, None, codec, "this client last kept nothing"),
         (message, replace(state, round=1), codec, "this client last kept round 1"),
-        (message, replace(state, memory={}), codec, "a change of values that this client lacks"),
+        (message, replace(state, memory={}), codec, "a difference to values that this client lacks"),
         (message, replace(state, memory={HELD: vector(7)}), codec, "digest"),
         (message, state, None, "this client reads none"),
         (message, state, Dense(values="int4"), "this client reads dense int4/256"),

@@ -110,7 +110,7 @@ def test_whether_it_was_harmed_is_not_known_and_it_has_no_predictions(run):
     loaded = load_run(run)
     assert loaded.outcomes["harmed"].notna().sum() == loaded.summary["clients_compared"] == 3
     assert loaded.outcomes["harmed"].mean() == pytest.approx(loaded.summary["share_harmed"])
-    with pytest.raises(RunError, match=r"no predictions of client '3'; there are those of \['0', '1', '2'\]"):
+    with pytest.raises(RunError, match=r"no predictions of client '3'; available: \['0', '1', '2'\]"):
         loaded.confusion(LONE)
 
 

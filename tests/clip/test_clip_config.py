@@ -64,7 +64,7 @@ def test_a_saved_config_is_loaded_as_it_was(tmp_path, config):
 def test_a_name_stays_in_its_folder(tmp_path, name):
     stored = LoRAConfigManager(tmp_path / "configs")
     for attempt in (lambda: stored.save_config(name, LoRAConfig()), lambda: stored.load_config(name)):
-        with pytest.raises(ConfigError, match="no name"):
+        with pytest.raises(ConfigError, match="not a valid name"):
             attempt()
     assert list(tmp_path.rglob("*.yaml")) == []
 

@@ -80,7 +80,13 @@ def test_the_doctor_answers_with_every_check(capfd, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda: checks)
     found, _ = answered(capfd, "doctor", code=EXIT_FAILED)
     assert not found["ok"]
-    assert found["checks"][1] == {"name": "GPU", "ok": False, "found": "broken", "remedy": "mend it"}
+    assert found["checks"][1] == {
+        "name": "GPU",
+        "ok": False,
+        "found": "broken",
+        "remedy": "mend it",
+        "status": "FAIL",
+    }
 
 
 def test_what_other_code_writes_on_stdout_is_not_in_the_answer(capfd):

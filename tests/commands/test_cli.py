@@ -48,8 +48,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         "A shared, B local, head frozen",
         "73,728 / 36,864 parameters",
         "10 with 62 to 98 train examples",
-        "12 of 5 steps x batch 8",
-        "processes on cpu, without Ray",
+        "12, each 5 steps x batch 8",
+        "processes on CPU, without Ray",
         "runs/quickstart-",
     ):
         assert fact in said, fact
@@ -61,7 +61,7 @@ def test_another_experiment_and_overrides_are_taken(tmp_path, capsys):
     assert main(["run", "--dry-run", *words, "run.dir=here"]) == 0
     said = capsys.readouterr().out
     assert "A local, B shared" in said
-    assert "of 3 epochs" in said
+    assert "each 3 epochs" in said
     assert "[red]mine[/" in said
     assert f"{tmp_path}/here" in said
 
@@ -160,7 +160,7 @@ def test_a_used_run_directory_is_refused_before_anything_starts(tmp_path, capsys
 
 @pytest.mark.parametrize("command", [["evaluate", "nowhere"], ["export", "nowhere", "--client", "0"]])
 def test_a_directory_that_is_no_run_is_told(capsys, command):
-    assert "nowhere is no run directory: it has no config.yaml" in fails(capsys, *command)
+    assert "nowhere is not a run directory: it has no config.yaml" in fails(capsys, *command)
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["export", "--client", "0"]])
@@ -198,7 +198,7 @@ def test_every_client_of_a_finished_run_is_evaluated_as_the_run_did(smoke_run, c
         assert [row[2:] for row in cells if row[:1] == [client]] == [[accuracy, accuracy]]
 
 
-def test_the_doctor_says_yes_or_no(capsys, monkeypatch):
+def test_the_doctor_returns_a_non_zero_code_for_a_failed_check(capsys, monkeypatch):
     well = [doctor.Check("disk", True, "much [free]"), doctor.Check("memory", True, "much")]
     monkeypatch.setattr(doctor, "examine", lambda: well)
     assert main(["doctor"]) == 0
@@ -239,7 +239,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest_one(capsys):
     ("words", "said"),
     [
         ([], "one for all clients"),
-        (["clusters=updates"], "2, after round 2, anew every round"),
+        (["clusters=updates"], "2, after round 2, regrouped every round"),
         (["clusters.groups=null", "clusters.distance=0.9", "clusters.every=0"], "as many as differ by 0.9"),
     ],
 )

@@ -104,11 +104,11 @@ def test_between_a_and_b_the_clients_agreement_decides_within_the_noise_alone():
 
 def test_reasons_tell_lead_noise_harm_agreement_and_what_is_as_good():
     said = " ".join(advise(evidence({"A": 0.25, "B": 0.5}, soft=0.8, both=0.79)).reasons)
-    assert "soft is at +30.0 points against training alone, with a noise of 2.0; 0% of the clients" in said
-    assert "change A with a mean cosine of 0.25, B with 0.50: they agree more on B." in said
-    assert f"Not to be told from it by this probe: {BOTH}." in said
+    assert "soft gains +30.0 points over training alone, with a noise of 2.0; 0% of the clients" in said
+    assert "change A with a mean pairwise cosine of 0.25, B with 0.50: they agree more on B." in said
+    assert f"Not better than these by more than the noise: {BOTH}." in said
     alone = " ".join(advise(evidence(soft=0.51)).reasons)
-    assert "Nothing that was tried is clearly better than training alone: soft is at +1.0 points" in alone
+    assert "No candidate is clearly better than training alone: soft gains +1.0 points" in alone
 
 
 @pytest.mark.parametrize("clients", [1, 2])
@@ -209,7 +209,7 @@ def test_from_fewer_rounds_than_the_runs_local_only_is_not_concluded():
     short = replace(apart, looked=3, rounds=12)
     assert chosen(short) == SOFT
     assert (
-        advise(short).reasons[0].startswith("This looked at 3 of 12 rounds: too few to conclude local only")
+        advise(short).reasons[0].startswith("This probe ran 3 of 12 rounds: too few to recommend local only")
     )
     assert chosen(replace(apart, looked=12, rounds=12)) == ALONE
 

@@ -107,7 +107,7 @@ def test_a_cut_off_comparison_goes_on_where_it_was(compared, tmp_path, capsys):
     (to / "runs.jsonl").write_text("".join(lines[:3]) + lines[3][:40])
     command = ["compare", grid(tmp_path, ALONE, SHARE_A), "--processes", "1", "--to", str(to)]
     assert main(command) == EXIT_FAILED
-    assert "holds 3 runs: --resume goes on" in capsys.readouterr().err
+    assert "holds 3 runs: --resume continues" in capsys.readouterr().err
     assert main([*command, "--recorded"]) == EXIT_FAILED, "not complete"
     assert (to / "runs.jsonl").read_text() != whole
     assert main([*command, "--resume"]) == 0
@@ -132,7 +132,7 @@ def test_runs_on_other_data_are_not_compared_with_those_that_are_recorded(tmp_pa
     data.write_text("text,label\n" + "".join(rows[1:]))
     before = (tmp_path / "to" / "runs.jsonl").read_bytes()
     assert main([*command, "--resume"]) == EXIT_FAILED
-    assert f"regime brief: {data} is not what its runs in" in capsys.readouterr().err
+    assert f"regime brief: {data} differs from the data of its runs in" in capsys.readouterr().err
     assert (tmp_path / "to" / "runs.jsonl").read_bytes() == before
     assert main([*command, "--restart"]) == 0
 
@@ -212,6 +212,8 @@ def test_a_stopped_comparison_leaves_no_worker_and_no_folder_and_says_how_to_go_
         assert time.monotonic() < deadline
         time.sleep(0.1)
     if number != signal.SIGKILL:
-        told = f"stopped; 0 of 4 runs are recorded in {tmp_path}/to/runs.jsonl: go on with the same command"
+        told = (
+            f"stopped; 0 of 4 runs are recorded in {tmp_path}/to/runs.jsonl: continue with the same command"
+        )
         assert said.strip().splitlines()[-1].startswith(told), said
         assert "Traceback" not in said

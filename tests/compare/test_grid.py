@@ -113,7 +113,7 @@ def test_a_quick_look_is_a_part_of_the_grid_with_words_of_its_own():
     quick = whole.quickly()
     assert words(quick) == {("own", "alone"): [*words(whole)["own", "alone"], "federation.clients=2"]}
     assert quick.seeds == [7]
-    with pytest.raises(ConfigError, match="says nothing about --quick"):
+    with pytest.raises(ConfigError, match="has no block quick"):
         grid().quickly()
 
 

@@ -41,7 +41,7 @@ NEEDS |= {
 }
 FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
 OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
-COMPANIONS = re.compile(r"^#.*?(?:goes with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
+COMPANIONS = re.compile(r"^#.*?(?:use with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
 HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
 PLUGIN = """
 from dataclasses import dataclass
@@ -290,7 +290,7 @@ def test_a_value_of_another_type_or_form_is_told(word, said):
         (["task.dataset="], "give exactly one of them"),
         (["head.degree=0.5"], "head: degree is that of a soft head: give it with policy=soft"),
         (["head=soft", "head.degree=null"], "head: degree is that of a soft head"),
-        (["head=soft", "head.degree=1.5"], "head=1.5: a degree of being local is from 0 to 1"),
+        (["head=soft", "head.degree=1.5"], "head=1.5: expected a degree from 0 (shared) to 1 (local)"),
         (["split=layer_wise", "split.first=2"], "exactly one of first, last, every and layers"),
     ],
 )
@@ -497,8 +497,8 @@ def test_a_run_directory_that_was_moved_is_read_where_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no run directory"),
-        (b"", "holds no settings: it was cut off"),
+        (None, "not a run directory"),
+        (b"", "holds no settings: it was truncated"),
         (b"- a\n- b\n", "holds no settings"),
         (b"a: [", "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),

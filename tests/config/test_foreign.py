@@ -53,23 +53,23 @@ def test_no_word_stands_twice():
 
 
 ANSWERS = {
-    "trainer=NPO": "trainer=NPO: no such key; here it is unlearning=npo",
-    "model.model_args.pretrained_model_name_or_path=x": "pretrained_model_name_or_path=x: no such key; here",
-    "model.model_args.torch_dtype=bfloat16": "here it is model.dtype=bf16",
-    "model.model_args.attn_implementation=sdpa": "here it is model.attention",
-    "lora_model_path=adapter": "here it is model.adapter",
-    "model.lora_config.r=16": "model.lora_config.r=16: no such key; here it is lora.r",
-    "model.lora_config.bias=none": "there is none here: biases stay",
-    "lora.lora_alpha=3": "here it is lora.alpha",
-    "train.gradient_accumulation_steps=4": "here it is train.accumulate",
-    "args.dataloader_num_workers=4": "there is none here: examples are in memory",
-    "train.bf16=true": "train.bf16=true: no such key; here it is train.precision=bf16",
-    "task_task_name=mine": "here it is task_name",
-    "data.anything=1": "data: no such key; here it is task",
-    "model=Llama-3.2-3B-Instruct": "here it is model=llama32_3b",
-    "adaptive_split.strategy=importance_based": "here it is split=importance",
-    "model.type=clip_lora": "here it is task=clip, lora=clip_encoder (both)",
-    "lora.target_components=[encoder]": "here it is lora.towers, task.classifier",
+    "trainer=NPO": "trainer=NPO: no such key; use unlearning=npo",
+    "model.model_args.pretrained_model_name_or_path=x": "pretrained_model_name_or_path=x: no such key; use",
+    "model.model_args.torch_dtype=bfloat16": "use model.dtype=bf16",
+    "model.model_args.attn_implementation=sdpa": "use model.attention",
+    "lora_model_path=adapter": "use model.adapter",
+    "model.lora_config.r=16": "model.lora_config.r=16: no such key; use lora.r",
+    "model.lora_config.bias=none": "no equivalent: biases stay",
+    "lora.lora_alpha=3": "use lora.alpha",
+    "train.gradient_accumulation_steps=4": "use train.accumulate",
+    "args.dataloader_num_workers=4": "no equivalent: examples are in memory",
+    "train.bf16=true": "train.bf16=true: no such key; use train.precision=bf16",
+    "task_task_name=mine": "use task_name",
+    "data.anything=1": "data: no such key; use task",
+    "model=Llama-3.2-3B-Instruct": "use model=llama32_3b",
+    "adaptive_split.strategy=importance_based": "use split=importance",
+    "model.type=clip_lora": "use task=clip, lora=clip_encoder (both)",
+    "lora.target_components=[encoder]": "use lora.towers, task.classifier",
 }
 
 
@@ -95,20 +95,20 @@ def test_flags_of_another_program_are_answered_with_ours(capsys):
         main([*words, "--config-name=unlearn-lora.yaml", "--what"])
     lines = capsys.readouterr().err.splitlines()
     for line in (
-        "--alg: here it is experiment=vision/fedlora",
-        "--dataset=fmnist: here it is task=fashion_mnist",
-        "--lora_r: here it is lora.r",
-        "--local-ep: here it is train.epochs (with train.steps=null)",
-        "--gpu: here it is machine.device=cuda:0",
+        "--alg: use experiment=vision/fedlora",
+        "--dataset=fmnist: use task=fashion_mnist",
+        "--lora_r: use lora.r",
+        "--local-ep: use train.epochs (with train.steps=null)",
+        "--gpu: use machine.device=cuda:0",
     ):
         assert f"  {line}" in lines
-    assert any(line.startswith("  --config-name=unlearn-lora.yaml: here it is experiment") for line in lines)
+    assert any(line.startswith("  --config-name=unlearn-lora.yaml: use experiment") for line in lines)
     assert not any(line.startswith("  --what") for line in lines)
 
 
 def test_a_word_stands_for_every_key_that_ends_in_it():
-    assert ours("trainer.args.learning_rate") == ours("learning_rate") == "here it is train.lr"
-    assert ours("trainer", "FederatedUnlearningTrainer").startswith("here it is unlearning (npo")
+    assert ours("trainer.args.learning_rate") == ours("learning_rate") == "use train.lr"
+    assert ours("trainer", "FederatedUnlearningTrainer").startswith("use unlearning (npo")
     assert ours("rate") == ours("learning_rate.x") == ""
 
 

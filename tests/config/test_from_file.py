@@ -67,7 +67,7 @@ def test_a_title_that_was_made_of_the_settings_follows_what_is_changed(tmp_path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{file}", "experiment=smoke"], "experiment=smoke sets what .* has set"),
+        (["{file}", "experiment=smoke"], "experiment=smoke sets what .* sets as well"),
         (["train.lr=1", "{file}"], "expected one config file, and overrides after it"),
         (["{file}", "{file}"], "expected one config file"),
         (["nowhere.yaml"], "no config file at 'nowhere.yaml'"),

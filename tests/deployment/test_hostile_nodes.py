@@ -45,7 +45,7 @@ def test_a_registered_node_that_takes_a_name_is_refused_and_reported_and_the_cli
         if thief.client is None:
             unknown, thief = thief, unknown
         assert thief.client == "thief"
-        assert thief.reason.endswith("says that it is 0, and has the key of thief")
+        assert thief.reason.endswith("claims to be 0, but has the key of thief")
         assert unknown.client is None
         assert unknown.reason.endswith("has a key that is not in the registry")
         assert (row["present"], row["asked"], row["fit_clients"]) == (2, 2, 2)
@@ -58,9 +58,9 @@ def test_a_registered_node_that_takes_a_name_is_refused_and_reported_and_the_cli
     for name in ("thief", "stranger"):
         assert not list(federation.store(name).rglob("round-*.safetensors")), "it trained"
     page = write_report(run_dir).read_text()
-    assert "and has the key of thief" in page
+    assert "but has the key of thief" in page
     assert "has a key that is not in the registry" in page
-    assert "A client is the node that has its key" in page
+    assert "Client names were verified" in page
 
 
 @pytest.mark.case(34)
@@ -85,6 +85,6 @@ def test_a_run_starts_without_a_node_that_answers_nothing_and_its_report_names_i
     for row in rows(run_dir):
         (remark,) = remarks(row)
         assert (remark.client, remark.kind) == ("silent", "lost")
-        assert remark.reason.endswith("has not said which client it is: it does not answer")
+        assert remark.reason.endswith("has not reported its client id: it does not answer")
         assert (row["present"], row["fit_clients"]) == (2, 2)
     assert remark.reason in (run_dir / "report.html").read_text()

@@ -87,22 +87,22 @@ def test_commas_and_blanks_separate_what_a_node_forbids(machine, given, words):
 
 
 UNREAD = [
-    ({"forbid": "b"}, "'b' would keep nothing in (did you mean 'B'?)"),
-    ({"forbid": "B heads"}, "'heads' would keep nothing in (did you mean 'head'?)"),
-    ({"forbid": "B;head"}, "forbid: 'B;head' would keep nothing in"),
+    ({"forbid": "b"}, "'b' would keep nothing local (did you mean 'B'?)"),
+    ({"forbid": "B heads"}, "'heads' would keep nothing local (did you mean 'head'?)"),
+    ({"forbid": "B;head"}, "forbid: 'B;head' would keep nothing local"),
     ({"forbid": "Base"}, "did you mean 'base'?"),
     ({"forbid": "classifier"}, "expected roles (A, B, head, base) and patterns of tensor names"),
-    ({"forbid": ""}, "forbid: is empty, so it would keep nothing in"),
-    ({"forbid": " "}, "forbid: is empty, so it would keep nothing in"),
-    ({"forbid": " ,\t,"}, "forbid: is empty, so it would keep nothing in"),
+    ({"forbid": ""}, "forbid: is empty, so it would keep nothing local"),
+    ({"forbid": " "}, "forbid: is empty, so it would keep nothing local"),
+    ({"forbid": " ,\t,"}, "forbid: is empty, so it would keep nothing local"),
     ({"data.path": ""}, "data.path: is empty"),
     ({"data.path": " "}, "data.path: is empty"),
-    ({"forbids": "B"}, "'forbids' is none of"),
+    ({"forbids": "B"}, "'forbids' is not one of"),
     ({"client-id": "../north"}, "client id '../north': expected 1 to 64 letters"),
     ({"client-id": ""}, "client id '': expected"),
     ({"client-id": "n" * 65}, "expected 1 to 64 letters"),
-    ({"paths": "/::/"}, "paths: '' is no absolute path"),
-    ({"paths": "data"}, "paths: 'data' is no absolute path"),
+    ({"paths": "/::/"}, "paths: '' is not an absolute path"),
+    ({"paths": "data"}, "paths: 'data' is not an absolute path"),
 ]
 
 
@@ -132,10 +132,10 @@ def test_a_folder_that_is_read_is_accepted_as_data_of_a_node(machine, rows, tmp_
 @pytest.mark.parametrize(
     ("key", "place", "fault"),
     [
-        ("store", "", "no store"), ("store", "data/train.csv", "train.csv is no folder"),
-        ("store", "data/train.csv/below", "train.csv is no folder"),
+        ("store", "", "no store"), ("store", "data/train.csv", "train.csv is not a folder"),
+        ("store", "data/train.csv/below", "train.csv is not a folder"),
         ("paths", "data/none", "paths: no folder at"), ("paths", "data/train.csv", "paths: no folder at"),
-        ("data.path", "none", "data.path: nothing at"),
+        ("data.path", "none", "data.path: there is nothing at"),
         ("data.path", "models", "has no file that can be read"),
         ("data.path", "described", "has no file that can be read"),
         ("data.path", "notes.txt", "expected .parquet, .csv, .tsv, .jsonl"),
@@ -162,8 +162,8 @@ def test_every_fault_of_a_node_config_is_told_before_the_node_starts(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Node.deployed({"data-path": "x", "data.path": str(tmp_path / "none"), "forbid": "b", "paths": "/::"})
     for fault in (
-        "'data-path' is none of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
-        "did you mean 'B'?", "is no absolute path",
+        "'data-path' is not one of", "did you mean 'data.path'?", "no store", "nothing at", "names no client",
+        "did you mean 'B'?", "is not an absolute path",
     ):  # fmt: skip
         assert fault in str(caught.value)
     with pytest.raises(ConfigError, match="names no client"):
@@ -218,7 +218,7 @@ def test_a_label_that_was_not_agreed_is_refused(rows, tmp_path):
 def test_run_and_node_must_agree_whose_data_are_trained_on(tmp_path):
     with pytest.raises(ConfigError, match="start this one with data"):
         build.task(load(OWN), None)
-    with pytest.raises(ConfigError, match="the run divides another data set"):
+    with pytest.raises(ConfigError, match="the run partitions another data set"):
         build.task(load(DEPLOYED), tmp_path)
 
 
@@ -236,10 +236,10 @@ def test_the_server_needs_no_data_where_nodes_have_their_own(tmp_path):
             ["experiment=smoke", "task=text", "partition=own", "task.class_names=[a,b]"],
             "choose federation=",
         ),
-        ([*DEPLOYED, "task=text", "partition=own"], "the classes must be agreed"),
-        ([*OWN, "federation.label_meaning=per_client"], "classes are agreed by name"),
-        ([*DEPLOYED, "task=image", "model=tiny_vit", "partition=own"], "the classes must be agreed"),
-        (["experiment=smoke", "federation.insecure=true"], "of a connection to federation.superlink"),
+        ([*DEPLOYED, "task=text", "partition=own"], "the classes must be fixed"),
+        ([*OWN, "federation.label_meaning=per_client"], "classes are matched by name"),
+        ([*DEPLOYED, "task=image", "model=tiny_vit", "partition=own"], "the classes must be fixed"),
+        (["experiment=smoke", "federation.insecure=true"], "they belong to federation.superlink"),
     ],
 )
 def test_what_cannot_be_deployed_so_is_refused(words, fault):
@@ -261,7 +261,7 @@ def test_nodes_may_have_images_of_their_own(tmp_path):
 
 
 def test_a_connection_tells_its_faults_and_is_read_by_flower_as_it_was_meant(tmp_path):
-    with pytest.raises(ConfigError, match=r"'nowhere' is no address.*no root certificates"):
+    with pytest.raises(ConfigError, match=r"'nowhere' is not an address.*no root certificates"):
         Connection("nowhere", tmp_path / "ca.crt")
     certificate = tmp_path / 'a "quoted" name.crt'
     certificate.touch()
@@ -295,7 +295,7 @@ def test_a_run_on_another_machine_is_judged_by_its_log(tmp_path):
     log.write_text("INFO :      [ROUND 1]\nINFO :      [ROUND 2]\n")
     completed = Outcome("completed", "")
     assert rounds_begun(log) == 2
-    assert "the run not begun" in failure(tmp_path, completed, END), (
+    assert "the run has not started" in failure(tmp_path, completed, END), (
         "Flower calls a ServerApp that exits completed"
     )
     log.write_text(f"{log.read_text()}INFO :      {COMPLETE}: /runs/first\n")
@@ -396,7 +396,7 @@ def test_nodes_are_added_where_the_key_of_the_root_is_kept_elsewhere(tmp_path, m
     before = (tmp_path / "server.crt").read_bytes()
     assert len(make_certificates(tmp_path, nodes=["north"])) == 3
     for words in ({"renew": True}, {"hosts": ["hub.example"]}):
-        with pytest.raises(ConfigError, match=r"has no ca\.key.* put it there"):
+        with pytest.raises(ConfigError, match=r"has no ca\.key.* copy it there"):
             make_certificates(tmp_path, **words)
     assert (tmp_path / "server.crt").read_bytes() == before
 
@@ -406,10 +406,10 @@ def test_files_of_another_root_are_not_mixed(tmp_path):
     for folder in (ours, other):
         make_certificates(folder)
     (ours / "ca.key").write_bytes((other / "ca.key").read_bytes())
-    with pytest.raises(ConfigError, match=r"ca\.key is not the key of ca\.crt"):
+    with pytest.raises(ConfigError, match=r"ca\.key does not match ca\.crt"):
         make_certificates(ours, renew=True)
     (ours / "ca.key").write_text("no key")
-    with pytest.raises(ConfigError, match="no private key in PEM"):
+    with pytest.raises(ConfigError, match="not a private key in PEM"):
         make_certificates(ours, renew=True)
     (ours / "ca.crt").unlink()
     with pytest.raises(ConfigError, match=r"has a ca\.key without its ca\.crt"):

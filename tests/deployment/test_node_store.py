@@ -126,7 +126,7 @@ def test_the_secret_outlives_the_process_and_is_made_once(tmp_path):
     assert node_store(tmp_path, client="8").salted("0123456789abcdef") != first
     assert stat.S_IMODE((tmp_path / "7" / SECRET).stat().st_mode) == 0o600
     (tmp_path / "7" / SECRET).write_bytes(b"cut")
-    with pytest.raises(StoreError, match="secret does not hold 32 bytes: it was cut off"):
+    with pytest.raises(StoreError, match="secret does not hold 32 bytes: it was truncated"):
         node_store(tmp_path).salted("0123456789abcdef")
 
 
@@ -170,11 +170,11 @@ def test_a_node_whose_store_is_full_answers_nothing_and_writes_nothing_more(mach
     asked(machine, SMOKE, content=fit_message(desk, "0", 1))
     held = sum(path.stat().st_size for path in (machine / "kept").rglob("*") if path.is_file())
     before = modes(machine / "kept")
-    with pytest.raises(StoreError, match="delete the folders of runs that are over"):
+    with pytest.raises(StoreError, match="delete the folders of finished runs"):
         check_room(machine / "kept", held / 1e9)
     for words in (SMOKE, [*SMOKE, "run.dir=/runs/another"]):
         reply = asked(machine, words, node={"store-limit": held / 1e9})
-        assert "its store holds as much as its node config allows" in refusal(reply)
+        assert "its store has reached the limit of its node config" in refusal(reply)
     assert modes(machine / "kept") == before
     assert asked(machine, SMOKE, node={"store-limit": (held + 9) / 1e9}).has_content()
 
@@ -197,11 +197,11 @@ def test_messages_are_kept_only_where_the_node_says_so(machine):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"store-limit": 0}, "store-limit: 0 is no number of GB"),
-        ({"store-limit": "20GB"}, "store-limit: '20GB' is no number of GB"),
-        ({"store-limit": float("nan")}, "store-limit: nan is no number"),
-        ({"evaluations": 0}, "evaluations: 0 is no number of answers"),
-        ({"evaluations": True}, "evaluations: True is no number"),
+        ({"store-limit": 0}, "store-limit: 0 is not a number of GB"),
+        ({"store-limit": "20GB"}, "store-limit: '20GB' is not a number of GB"),
+        ({"store-limit": float("nan")}, "store-limit: nan is not a number"),
+        ({"evaluations": 0}, "evaluations: 0 is not a number of answers"),
+        ({"evaluations": True}, "evaluations: True is not a number"),
         ({"keep-messages": "yes"}, "keep-messages: 'yes' is neither true nor false"),
         ({"store-limits": 1}, "did you mean 'store-limit'"),
     ],
@@ -223,5 +223,5 @@ def test_evaluations_are_counted_for_the_newest_rounds(tmp_path):
     assert json.loads((tmp_path / "7" / EVALUATED).read_text()) == {"4": 1}
     for round_ in range(5, 5 + COUNTED):
         store.count_evaluation(round_)
-    with pytest.raises(StoreError, match="round 3 is evaluated too late: round 1004 was since"):
+    with pytest.raises(StoreError, match="round 3 is evaluated too late: round 1004 was evaluated since"):
         store.count_evaluation(3)

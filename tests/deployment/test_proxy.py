@@ -150,7 +150,7 @@ def proxy(federation: Loopback) -> Iterator[Proxy]:
 def test_a_run_goes_through_the_proxy_and_submitting_registering_and_the_server_s_own_calls_do_not(
     federation, proxy, tmp_path
 ):
-    assert proxy.ask("POST", "/v1/fleet/get-run") == 401, "no key was asked for"
+    assert proxy.ask("POST", "/v1/fleet/get-run") == 401, "no keys are checked"
     direct = federation.connection
     described = httpx.get(f"https://{direct.address}/openapi.json", verify=proxy.tls).json()["paths"]
     others = [path for path in described if not path.startswith("/v1/fleet/")]

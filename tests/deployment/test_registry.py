@@ -57,7 +57,7 @@ def test_every_fault_of_a_registry_is_told_with_its_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"), [(None, "No such file"), (b"", "holds no key"), (b"\xff\xfe", "is no text")]
+    ("content", "fault"), [(None, "No such file"), (b"", "holds no key"), (b"\xff\xfe", "is not a text")]
 )
 def test_a_registry_that_is_none_is_an_error(tmp_path, content, fault):
     if content is not None:

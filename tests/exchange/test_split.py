@@ -213,7 +213,9 @@ def test_between_its_ends_a_degree_is_of_every_tensor_of_its_role():
 @pytest.mark.parametrize("degree", [-0.1, 1.1, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("role", ["A", "B", "head"])
 def test_a_degree_is_from_0_to_1(role, degree):
-    with pytest.raises(ConfigError, match=rf"{role}={degree:g}: a degree of being local is from 0 to 1"):
+    with pytest.raises(
+        ConfigError, match=rf"{role}={degree:g}: expected a degree from 0 .shared. to 1 .local."
+    ):
         RoleSplit(**{"A": "shared", "B": "local", "allow": BOTH} | {role: degree})
 
 

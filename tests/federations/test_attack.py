@@ -127,7 +127,7 @@ def test_it_stands_in_the_report_and_among_the_measures(attacked):
     assert row.federated == f"{record.summary['attack']['success']:.1%}"
     page = (attacked / "report.html").read_text()
     assert "Attack success" in page
-    assert "25% of the train examples of clients [2] bear a trigger" in page
+    assert "25% of the train examples of clients [2] carry a trigger" in page
 
 
 def test_without_an_attack_nothing_is_asked_and_nothing_told(smoke_run):
@@ -173,7 +173,7 @@ def test_outside_of_a_simulation_it_is_refused_by_server_and_client(app, tmp_pat
         (["attack.target=7"], "expected 0 to 6"),
         (["attack.trigger=cf"], "attack.trigger"),
         (["+task.attack=null"], "task.attack"),
-        (["task=gsm8k", "model=llama3_8b"], "no classes to aim at"),
+        (["task=gsm8k", "model=llama3_8b"], "no classes to target"),
     ],
 )
 def test_an_attack_that_cannot_be_is_refused_before_anything_runs(words, said):

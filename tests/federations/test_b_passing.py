@@ -89,7 +89,7 @@ def test_it_is_told_in_the_title_the_summary_and_the_report(passing, plain):
     assert (passing / "report.html").read_text().count(PASSED) >= 2
     assert not any("stayed" in line for line in what_left(found))
     assert f"Warning: {PASSED}" in " ".join(what_left(found))
-    assert "Warning: 8 times a client did not go on from its own state." in what_left(found)
+    assert "Warning: 8 times a client did not continue from its own state." in what_left(found)
     assert summary(plain)["warning"] is None
 
 

@@ -208,7 +208,7 @@ def test_ranks_by_block_are_those_of_the_whole_model_in_each_part(patterns):
 
 
 def test_ranks_of_a_layer_that_no_part_has_are_refused():
-    with pytest.raises(ModelError, match="fits none of the adapted layers"):
+    with pytest.raises(ModelError, match="matches none of the adapted layers"):
         skeleton(load([*TINY, r"lora.rank_pattern={layers\.9\..*: 4}"]))
 
 
@@ -367,7 +367,7 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
         return Step(step.number, {**step.tensors, "h1": states}, step.mask)
 
     monkeypatch.setattr(Session, "_up", with_ids)
-    with pytest.raises(RunError, match="holds ids of this client's texts and was not sent"):
+    with pytest.raises(RunError, match="contains token ids of this client's texts and was not sent"):
         run_in_process([*TINY, "lora.dropout=0", f"run.dir={tmp_path / 'run'}"])
 
 
@@ -376,7 +376,7 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
     [
         (("cut.bottom=4",), "bottom below top"),
         (("task.packed=true",), "task.packed=false"),
-        (("task.measured=[rouge_l]", "task.text=null"), "no part alone can write an answer"),
+        (("task.measured=[rouge_l]", "task.text=null"), "no single part can write an answer"),
         (("personalisation=ditto",), "personalisation=none"),
         (("evaluation.local_only=true",), "evaluation.local_only=false"),
         (("train.accumulate=2",), "train.accumulate=1"),

@@ -27,7 +27,7 @@ WORDS = (
     "experiment=smoke", "federation.clients=2", "federation.rounds=2", "evaluation.local_only=false",
     "evaluation.before=false",
 )  # fmt: skip
-GONE = "was deleted, moved or replaced while its run was under way"
+GONE = "was deleted, moved or replaced while its run was in progress"
 
 
 def deleted(run: Path) -> None:

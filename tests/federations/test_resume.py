@@ -138,7 +138,7 @@ def test_a_checkpoint_that_was_altered_is_passed_over(whole, tmp_path, monkeypat
     path.write_bytes(bytes(content))
     run_in_process([*asked, "run.resume=true"])
     assert_same_run(tmp_path / "run", whole(()))
-    assert "round 3 is made again" in caplog.text
+    assert "round 3 is repeated" in caplog.text
 
 
 @pytest.mark.case(22)
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_when_a_round_is_kept_ends_the_run_and_the_round_bef
 def test_a_run_without_a_whole_round_cannot_be_resumed(tmp_path, monkeypatch):
     asked = ["experiment=smoke", *WORDS, f"run.dir={tmp_path / 'run'}"]
     broken(monkeypatch, asked, "aggregate_fit", 1)
-    with pytest.raises(RunError, match="run it anew"):
+    with pytest.raises(RunError, match="run it again"):
         run_in_process([*asked, "run.resume=true"])
 
 

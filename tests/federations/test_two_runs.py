@@ -65,7 +65,7 @@ def test_a_client_in_whose_store_another_process_is_at_work_answers_so_and_goes_
     with at_work_in(folder) as process:
         update, count, header = desk.fit("0", 2)
         assert header.error.startswith("StoreError: its store is in use by another process: wait until")
-        assert re.search(rf"\b0 is in use by process {process}: .*store of its own", caplog.text)
+        assert re.search(rf"\b0 is in use by process {process}: .*own store", caplog.text)
         assert (update.size, count, content(folder)) == (0, 0, before)
         assert not desk.fit("1", 1)[2].error, "another client is another folder"
     assert desk.fit("0", 2)[0].tobytes() == alone.fit("0", 2)[0].tobytes()

@@ -151,7 +151,7 @@ def test_what_was_forgotten_is_measured_in_three_views(npo, monkeypatch):
     page = render(read_run(npo))
     assert "<h2>Unlearning</h2>" in page
     assert all(title in page for title, _ in unlearning_lines(found))
-    with pytest.raises(RunError, match="no reference"):
+    with pytest.raises(RunError, match="not a reference"):
         evaluate_unlearning(npo, npo)
 
 
@@ -183,7 +183,7 @@ def test_a_round_of_unlearning_without_its_target_ends_the_run_which_can_be_resu
             yield
 
         patch.setattr(NPO, "forget", fails)
-        with pytest.raises(RunError, match=r"is none without the answer of \['0'\]"):
+        with pytest.raises(RunError, match=r"is incomplete without the answer of \['0'\]"):
             run_in_process(asked)
     run_in_process([*asked, "run.resume=true"])
     assert [row["fit_clients"] for row in rows(tmp_path / "run")] == [3] * 5
@@ -198,10 +198,10 @@ def test_facts_are_counted_once_in_the_mean_of_those_that_are_kept(npo):
     ("words", "told"),
     [
         (("unlearning=npo", "federation.rounds=9"), "federation.rounds=6"),
-        (("unlearning=drop_b", "split=share_ab"), "no B of the target's own"),
+        (("unlearning=drop_b", "split=share_ab"), "the target has no local B"),
         (("unlearning=npo", "personalisation=finetune"), "personalisation=none"),
         (("unlearning=npo", "strategy=krum"), "does not take the mean"),
-        (("unlearning=npo", "codec=topk"), "has not sent yet"),
+        (("unlearning=npo", "codec=topk"), "sends later"),
         (("unlearning=npo", "unlearning.targets=[7]"), "7"),
         (("unlearning=npo", "task.targets=[1]"), "expected the same clients"),
         (("unlearning=npo", "unlearning.targets=[0,0]"), "each client once"),
@@ -219,7 +219,7 @@ def test_a_block_that_the_model_has_not_is_refused_before_anything_runs(tmp_path
 
 
 def test_a_task_that_does_not_know_what_is_to_be_forgotten_is_refused():
-    with pytest.raises(ConfigError, match="says what is to be forgotten"):
+    with pytest.raises(ConfigError, match="defines what to forget"):
         load(["unlearning=npo"])
 
 

@@ -74,7 +74,7 @@ def test_when_every_client_fails_again_and_again_a_is_unchanged_and_the_run_ends
     with pytest.raises(RunError, match=r"3 rounds in a row .*; 4 of 4 clients failed in round 3") as caught:
         run_with(monkeypatch, never(*"0123"), words, tmp_path / "run")
     last = str(caught.value).splitlines()[-1]
-    assert last == "client 0: OSError: no such device (likewise 3 more: 1, 2, 3)"
+    assert last == "client 0: OSError: no such device (and 3 more: 1, 2, 3)"
     run = tmp_path / "run"
     config = read_config(run)
     start = initial_state(skeleton(config).layout, config.seed)
@@ -139,7 +139,7 @@ def test_who_keeps_failing_is_left_out_for_a_while_returns_and_the_report_tells_
     assert evaluated == [1, 5, 6]
     page = (run / "report.html").read_text()
     assert '<td>error</td><td>1, 2</td><td class="words">OSError: no such device</td>' in page
-    assert "Client 2 was left out of rounds 3 to 4: it kept failing." in page
+    assert "Client 2 was excluded from rounds 3 to 4: it kept failing." in page
     summary = json.loads((run / "summary.json").read_text())
     counts = [summary[key] for key in ("failures", "excluded_clients", "skipped_rounds")]
     assert counts == [2, ["2"], 0]
@@ -200,8 +200,8 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
     assert [row["fit_clients"] for row in told] == [3, 2, 2]
     assert failures_of(told[1]) == ["client 0: its node is gone"]
     page = (run / "report.html").read_text()
-    assert "In rounds 1 to 2, 3 of 4 clients were there." in page
-    assert "In round 3, 2 of 4 clients were there." in page
+    assert "In rounds 1 to 2, 3 of 4 clients were connected." in page
+    assert "In round 3, 2 of 4 clients were connected." in page
     config = read_config(run)
     assert Exporter(config, RunDirectory(run, config), skeleton(config)).tensors("3")
     words = [*DEPLOYED, "federation.min_clients=1"]
@@ -215,14 +215,14 @@ def test_a_node_that_does_not_say_who_it_is_is_left_out_and_named_in_every_round
 ):
     words = [*KEPT, *DEPLOYED, "run.report=true"]
     run = run_with(monkeypatch, lambda *asked: None, words, tmp_path / "run", silent="2")
-    told = "node 3 has not said which client it is: it does not answer"
+    told = "node 3 has not reported its client id: it does not answer"
     assert [(row["present"], row["fit_clients"], failures_of(row)) for row in rows(run)] == [
         (3, 3, [told])
     ] * 3
     page = (run / "report.html").read_text()
     assert told in page
-    assert "A client is whoever says its name" in page
-    with pytest.raises(RunError, match=rf"3 of 4 clients say which they are, 1 nodes do not\n{told}"):
+    assert "Client names were not verified" in page
+    with pytest.raises(RunError, match=rf"3 of 4 clients reported their client id, 1 nodes did not\n{told}"):
         run_with(
             monkeypatch, lambda *asked: None, [*words, "federation.min_clients=1"], tmp_path / "x", silent="2"
         )

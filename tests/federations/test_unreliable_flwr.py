@@ -75,4 +75,4 @@ def test_killed_processes_of_clients_are_the_last_line_in_plain_words(tmp_path, 
     words = ["++personalisation._target_=killer.Killer", "federation.rounds=1", "federation.retries=0"]
     ended = command_line("run", *BRIEF, *words, f"run.dir={tmp_path / 'run'}")
     assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1] == f"client 0: {KILLED} (likewise 3 more: 1, 2, 3)"
+    assert ended.stderr.strip().splitlines()[-1] == f"client 0: {KILLED} (and 3 more: 1, 2, 3)"

@@ -155,7 +155,7 @@ def test_kill_9_of_the_command_or_the_server_leaves_no_process_and_a_run_that_is
     status = json.loads((run / "status.json").read_text())
     if victim == "server":
         assert code == cli.EXIT_FAILED
-        assert "the process of the server was killed by signal 9, perhaps for lack of memory" in told
+        assert "the process of the server was killed by signal 9, perhaps out of memory" in told
         assert status["state"] == "failed"
     else:
         assert (code, status["state"]) == (-signal.SIGKILL, "running")

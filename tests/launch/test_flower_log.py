@@ -21,7 +21,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    r
             "Simulation failed with exception: 2 faults\n - x",
             "E: 2 faults\n - x",
         ),
-        ("", "No heartbeat received", "No heartbeat received (it was killed, perhaps for lack of memory)"),
+        ("", "No heartbeat received", "No heartbeat received (it was killed, perhaps out of memory)"),
         (f"{TRACEBACK}E: x", "Stopped", "Stopped; the last exception in the log is E: x"),
         (
             f"{TRACEBACK}E: no room\n{TRACEBACK}RuntimeError: An error was encountered. Ending simulation.",

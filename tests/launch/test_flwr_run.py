@@ -185,7 +185,7 @@ def test_a_run_that_a_signal_ends_is_stopped_and_its_last_line_resumes_it(tmp_pa
         last = process.stderr.read().strip().splitlines()[-1]
     done = last_whole_round(run)
     assert done >= 1
-    assert last == f"stopped after round {done} of 999; go on with: fedsa-lora resume {run}"
+    assert last == f"stopped after round {done} of 999; resume with: fedsa-lora resume {run}"
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("stopped", f"stopped after round {done} of 999")
     assert 'state="stopped"} 1' in (run / "metrics.prom").read_text()

@@ -65,8 +65,8 @@ def test_what_is_sent_and_trained_follows_the_split(split, head, shared, trained
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "codec").glob("*.yaml")))
-def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
-    said = re.search(r"([\d.]+) bytes a value", (CONF / "codec" / f"{name}.yaml").read_text())
+def test_a_codec_sends_the_bytes_per_value_that_its_file_states(name):
+    said = re.search(r"([\d.]+) bytes per value", (CONF / "codec" / f"{name}.yaml").read_text())
     plan = make_plan(load(["model=minilm", f"codec={name}"]))
     if said is None:
         assert name == "threshold", "how many values are sent depends on the training"
@@ -80,13 +80,13 @@ def test_a_codec_sends_the_bytes_a_value_that_its_file_says(name):
     [
         (
             ["model=tiny_vit"],
-            "of 8 layers; A is 50.0% of both, so sending A alone saves 50.0%",
+            "in 8 layers; A has 50.0% of their values, so sending only A saves 50.0%",
             "5 in one pass",
         ),
         (
             ["model=resnet_small", "++model.config.num_channels=1"],
-            "of 14 layers; A is 87.0% of both, so sending A alone saves 13.0%",
-            "one at a time: models of type resnet are not computed over flat tokens",
+            "in 14 layers; A has 87.0% of their values, so sending only A saves 13.0%",
+            "one at a time: models of type resnet have no fused pass over several clients",
         ),
         (["model=tiny_vit", "lora=none", "split=full"], None, "one at a time: the whole model is trained"),
     ],
@@ -98,9 +98,9 @@ def test_the_share_of_a_and_what_is_trained_in_one_pass(monkeypatch, words, shar
     (table,) = plan_tables(config, plan, {})
     rows = dict(zip(*(column.cells for column in table.columns), strict=True))
     assert rows.get("A and B") == share
-    assert rows["machine"] == f"2 processes on cpu, without Ray: about 5 clients for each, {passes}"
+    assert rows["machine"] == f"2 processes on CPU, without Ray: about 5 clients each, {passes}"
     assert isinstance(plan.place, Processes)
-    assert plan.place.cohort == (5 if "pass" in passes else 1)
+    assert plan.place.cohort == (5 if "in one pass" in passes else 1)
 
 
 def test_of_some_layers_their_share_is_sent():
@@ -220,7 +220,7 @@ def test_a_gpu_is_ray_s_and_processes_of_this_machine_are_refused_there(monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     gpu = torch.device("cuda")
     assert isinstance(fit_simulation(load(), gpu, 10**8), Simulation)
-    with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU alone: add machine"):
+    with pytest.raises(ConfigError, match=r"machine\.engine=inprocess simulates on CPU only: add machine"):
         fit_simulation(load(["machine.engine=inprocess"]), gpu, 10**8)
 
 

@@ -141,12 +141,12 @@ def test_tensors_of_a_head_that_are_missing_or_too_many_are_named(adapter, tmp_p
 
 def test_what_is_no_adapter_and_what_it_cannot_start_is_named(adapter, tmp_path):
     folder, _ = adapter
-    with pytest.raises(ModelError, match=r"holds no adapter of PEFT; expected adapter_config\.json"):
+    with pytest.raises(ModelError, match=r"holds no PEFT adapter; expected adapter_config\.json"):
         skeleton(started(folder, f"model.adapter={folder}/backbone"))
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     (cut / "adapter_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ModelError, match="cut off or altered; copy it anew"):
+    with pytest.raises(ModelError, match="truncated or corrupted; copy it again"):
         skeleton(started(folder, f"model.adapter={cut}"))
     for words, message in (
         (["lora=pissa"], "expected lora.variant=lora and lora.init=default"),

@@ -92,13 +92,13 @@ def test_the_plan_counts_the_weights_as_they_are_held(monkeypatch):
 def test_flash_attention_is_refused_where_there_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = [f"run.dir={tmp_path}/run", "experiment=smoke", "model.attention=flash_attention_2"]
-    with pytest.raises(ConfigError, match=r"half precision alone; expected train\.precision=bf16"):
+    with pytest.raises(ConfigError, match=r"half precision only; expected train\.precision=bf16"):
         load(words)
     config = load([*words, "train.precision=bf16"])
     assert config.describe()["attention"] == "flash_attention_2"
     with pytest.raises(ConfigError, match=r"needs a CUDA device, .* cpu: set model\.attention=sdpa"):
         make_plan(config)
-    with pytest.raises(ConfigError, match=r"attention: it is a word of the model; set model\.attention"):
+    with pytest.raises(ConfigError, match=r"attention: it is a setting of the model; set model\.attention"):
         load(["machine.attention=eager"])
 
 

@@ -97,7 +97,7 @@ def test_what_was_decided_is_a_number(tmp_path):
 def test_only_a_simulation_decides(tmp_path):
     words = ["experiment=smoke", "train.batch_size=auto"]
     deployed = ["federation=deployment", "federation.superlink=localhost:9093", "federation.insecure=true"]
-    with pytest.raises(ConfigError, match=r"train\.batch_size=auto: each node has a memory of its own"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=auto: memory differs between nodes"):
         load([*words, *deployed])
     with pytest.raises(ConfigError, match="expected a number"):
         load(words).train.check_deployed()
@@ -125,6 +125,6 @@ def test_the_plan_shows_what_is_decided(tmp_path):
     assert lines["rounds"].endswith("x batch 4 x auto")
     assert "largest power of two up to 64" in lines["batch size"]
     assert "one at a time: a step is computed in several passes" in lines["machine"]
-    assert "again" in lines["checkpointing"]
+    assert "recomputed" in lines["checkpointing"]
     (tmp_path / "decision.json").write_text('{"batch_size": "16"}')
     assert shown()["rounds"].endswith("x batch 4 x 16")

@@ -32,8 +32,8 @@ def test_nothing_is_told_of_a_run_in_which_everybody_was_there():
 def test_how_far_names_can_be_trusted_is_told_of_deployed_runs():
     assert naming({"superlink": None}) == naming({}) == []
     (claimed,), (bound,) = naming({"superlink": "a:1"}), naming({"superlink": "a:1", "registry": "/keys"})
-    assert "names are claims" in claimed
-    assert "the node that has its key" in bound
+    assert "were not verified" in claimed
+    assert "verified by the keys" in bound
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_report_is_written_of_a_config_that_was_cut_off(tmp_path):
     folder = write_run(tmp_path / "run")
     for text in ("federation: [", "federation: 7", "- a", "federation: {superlink: 'hub:1'}"):
         (folder / "config.yaml").write_text(text)
-        assert ("names are claims" in render(read_run(folder))) == ("hub" in text)
+        assert ("were not verified" in render(read_run(folder))) == ("hub" in text)
 
 
 def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_path):
@@ -57,7 +57,7 @@ def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_p
     assert (failed["1"], failed["0"]) == (2, 0)
     page = render(record)
     assert "<td>lost</td><td>2, 3</td>" in page
-    assert "what is common staying as it was: round 2." in page
-    assert "Client 1 was left out of round 4: it kept failing." in page
-    assert "In round 3, 9 of 10 clients were there." in page
+    assert "with shared values unchanged: round 2." in page
+    assert "Client 1 was excluded from round 4: it kept failing." in page
+    assert "In round 3, 9 of 10 clients were connected." in page
     assert '<th scope="row">2 (skipped)</th>' in page

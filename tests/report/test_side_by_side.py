@@ -125,4 +125,4 @@ def test_the_command_writes_either_page(runs, tmp_path, capsys, monkeypatch):
     page = Page((tmp_path / "one-and-other.html").read_text())
     assert "one/report.html" in {tag["href"] for tag in page.all("a")}
     assert main(["report", "one", "--to", "page.html"]) == 1
-    assert "--to is for a page of two runs" in capsys.readouterr().err
+    assert "--to is the output file for two runs" in capsys.readouterr().err

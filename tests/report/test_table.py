@@ -48,7 +48,7 @@ def test_skipped_rounds_and_failed_answers_are_told_with_their_cause(tmp_path: P
     path.write_text(json.dumps(summary | {"failures": 3, "skipped_rounds": 1}))
     expected = (
         "1 round skipped and 3 answers failed, of 3 rounds: "
-        "client 0: TrainingError: not [finite] (likewise 2 more: 1, 2)\n"
+        "client 0: TrainingError: not [finite] (and 2 more: 1, 2)\n"
     )
     assert expected in screen(tmp_path / "run")
 

@@ -96,15 +96,15 @@ def test_a_run_that_goes_on_and_one_that_is_resumed_are_counted_once(tmp_path):
 
 def test_a_killed_run_is_told_with_since_when(tmp_path):
     folder = running(tmp_path / "run")
-    assert "nothing has moved" not in shown(folder)
+    assert "without progress" not in shown(folder)
     age(folder, QUIET_SECONDS + 30)
     text = shown(folder)
-    assert "running, but nothing has moved since" in text
+    assert "running, but without progress since" in text
     assert "(2 min 30 s): perhaps it was killed" in text
     assert "left" not in text
     change(folder / "status.json", state="completed")
     age(folder, QUIET_SECONDS + 30)
-    assert "nothing has moved" not in shown(folder)
+    assert "without progress" not in shown(folder)
 
 
 def test_a_run_with_long_rounds_is_given_more_time(tmp_path):
@@ -171,7 +171,7 @@ def test_the_lowest_clients_are_shown_where_not_all_have_room(tmp_path, width, h
 def test_before_a_run_has_begun_it_is_starting(tmp_path):
     (tmp_path / "logs").mkdir()
     assert "starting Flower and Ray" in shown(tmp_path)
-    with pytest.raises(RunError, match="is no run directory"):
+    with pytest.raises(RunError, match="is not a run directory"):
         RunProgress(tmp_path / "logs")
 
 
@@ -211,7 +211,7 @@ def test_ending_the_view_leaves_the_run_alone(tmp_path, capsys, monkeypatch):
     folder = running(tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     assert main(["watch", str(folder)]) == cli.INTERRUPTED == 130
-    assert "the run goes on" in capsys.readouterr().err
+    assert "the run continues" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
 
 

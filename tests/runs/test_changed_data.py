@@ -18,7 +18,7 @@ from fedsa_lora.store import ClientState, DirectoryStore
 
 ROWS = [f"please look at number {n},{('it', 'billing')[n % 2]}\n" for n in range(40)]
 REFUSED = (
-    r"data\.csv is not what .* was made on(.|\n)*train rows: then 40 .*, now 40 (.|\n)*allow-changed-data"
+    r"data\.csv differs from the data of .*(.|\n)*train rows: then 40 .*, now 40 (.|\n)*allow-changed-data"
 )
 
 
@@ -82,7 +82,7 @@ def everything(run: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("rows", CLASSES.values(), ids=CLASSES)
 def test_other_classes_are_never_allowed_and_nothing_is_written(changed, made, capsys, rows):
     write(made[1], rows)
-    before, words = everything(changed), "outputs would be given wrong names"
+    before, words = everything(changed), "outputs would get wrong class names"
     for allow in (True, False):
         with pytest.raises(DataError, match=words):
             next(reevaluate(changed, allow_changed_data=allow))
@@ -108,7 +108,7 @@ def test_a_server_does_not_resume_on_other_data_and_says_from_which_round_on_the
     assert json.loads((changed / DATA).read_text()) == before
     run_in_process(longer(changed, made[1], "run.allow_changed_data=true"))
     assert "which is allowed" in caplog.text
-    assert "the data of client 0 are not those that it trained round 1 on" in caplog.text
+    assert "the data of client 0 differ from those of round 1" in caplog.text
     (note,) = [n for n in json.loads((changed / "partition.json").read_text())["notes"] if "resumed" in n]
     assert note.startswith("resumed after round 1: ")
     assert check_data(changed, read_config(changed)) == "", "the last rounds were trained on these"
@@ -117,20 +117,20 @@ def test_a_server_does_not_resume_on_other_data_and_says_from_which_round_on_the
 def test_a_change_of_settings_may_not_bring_a_change_of_data(changed, capsys):
     words = ["resume", str(changed), "federation.rounds=2", "--allow-changes"]
     assert main(words) == 1
-    assert "is not what" in capsys.readouterr().err
+    assert "differs from the data of" in capsys.readouterr().err
 
 
 def test_a_run_without_a_digest_is_gone_on_with_and_one_line_says_so(changed, capsys):
     (changed / DATA).unlink()
     assert main(["evaluate", str(changed)]) == 0
-    assert capsys.readouterr().out.count("kept no digest of the data") == 1
+    assert capsys.readouterr().out.count("recorded no digest of the data") == 1
 
 
 def test_an_export_stops_only_where_the_classes_are_others(changed, made, capsys):
     assert main(["export", str(changed), "--client", "0", "--to", str(changed / "one")]) == 0
     write(made[1], [row.replace("billing", "zoo") for row in ROWS])
     assert main(["export", str(changed), "--client", "0", "--to", str(changed / "two")]) == 1
-    assert "outputs would be given wrong names" in capsys.readouterr().err
+    assert "outputs would get wrong class names" in capsys.readouterr().err
     assert not (changed / "two").exists()
 
 
@@ -154,4 +154,4 @@ def test_a_client_says_in_its_own_log_that_its_data_are_not_those_it_was_trained
     trained.save(ClientState(4, {}))
     assert [warnings(data) for data in ("one", "two", "")] == [0, 1, 0]
     assert warnings("two") == 1
-    assert "the data of client 7 are not those that it trained round 4 on" in caplog.text
+    assert "the data of client 7 differ from those of round 4" in caplog.text

@@ -150,7 +150,7 @@ def test_who_could_not_be_measured_is_in_no_mean_and_is_named(tmp_path):
     assert (found["gain_over_local"], found["gain_interval"], found["clients_compared"]) == (0.25, None, 1)
     assert left_out(found) == [
         "1 client without test examples took part like the others and could not be measured: 1.",
-        "1 client gave no answer to the last evaluation.",
+        "1 client did not answer the last evaluation.",
     ]
     assert of_clients(found) == ", 1 of 3 clients"
     assert [row.model for row in reached(found, CLASSES[0])][:2] == [

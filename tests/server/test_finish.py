@@ -190,14 +190,14 @@ def test_a_client_that_quotes_the_last_words_of_a_run_does_not_complete_it(tmp_p
 
 def test_a_server_app_that_comes_back_without_a_complete_run_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(inprocess, "server_app", lambda grid, context: None)
-    with pytest.raises(RunError, match="does not say that it is complete"):
+    with pytest.raises(RunError, match="is not recorded as completed"):
         run_in_process([*WORDS, f"run.dir={tmp_path / 'run'}"])
 
 
 def test_a_run_of_which_no_client_is_here_is_not_evaluated_as_if_that_were_a_result(finished, capsys):
     shutil.rmtree(finished / "clients")
     assert cli.main(["evaluate", str(finished)]) == cli.EXIT_FAILED
-    assert "holds no client's state" in capsys.readouterr().err
+    assert "holds no client states" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_after_its_end_stays_completed(finished):
@@ -223,7 +223,7 @@ def test_a_run_with_missing_rounds_is_not_only_finished(tmp_path, monkeypatch):
 def test_a_last_checkpoint_that_was_altered_is_not_finished_on(finished):
     path = finished / "checkpoints" / "round-000001.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RunError, match="no whole round with a sound checkpoint"):
+    with pytest.raises(RunError, match="no complete round with a valid checkpoint"):
         finish_again(finished)
 
 

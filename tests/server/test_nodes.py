@@ -46,7 +46,7 @@ def test_what_is_joined_comes_apart_as_it_was():
 def test_what_is_of_no_client_of_the_node_is_refused(key):
     whole = pack({0: content("zero")}, 3)
     whole[key] = ConfigRecord()
-    with pytest.raises(ValueError, match=r"is of no client of a node with 3|Exceeds the limit"):
+    with pytest.raises(ValueError, match=r"belongs to no client of a node with 3|Exceeds the limit"):
         unpack(whole, 3)
 
 
@@ -100,7 +100,7 @@ def test_a_client_that_fails_costs_the_others_of_its_node_nothing(monkeypatch, t
     (row,) = rows(run)
     assert row["fit_clients"] == 3
     (failure,) = failures_of(row)
-    assert failure.startswith("client 1: OSError: an error that was not expected; all of it is in the log")
+    assert failure.startswith("client 1: OSError: an unexpected error; the full text is in the log")
 
 
 class Answering(InProcessGrid):
@@ -148,7 +148,7 @@ def test_an_answer_for_one_client_is_none_for_the_other():
 def test_an_answer_that_is_no_bundle_is_unreadable_for_each_client(reply):
     grid, ids = asked(reply)
     for one in ids:
-        with pytest.raises(UnreadableReply, match="it is no bundle of the messages of 2 clients"):
+        with pytest.raises(UnreadableReply, match="it is not a bundle of the messages of 2 clients"):
             grid.pull_messages([one])
 
 
@@ -195,7 +195,10 @@ FAULTS = {
     "client-id: names a client twice: a,a": {"client-id": "a,a"},
     r"client id '\.\./b'": {"client-id": "a,../b"},
     "client id ''": {"client-id": "a,"},
-    r"data\.path: is the data of one client, and there are 2": {"client-id": "a,b", "data.path": "rows.csv"},
+    r"data\.path: holds the data of one client, but this node is 2": {
+        "client-id": "a,b",
+        "data.path": "rows.csv",
+    },
 }
 
 

@@ -118,14 +118,14 @@ def test_another_number_of_scores_than_of_tensors_is_rejected_and_named(scores):
     server = adaptive(min_results=0.5)
     play(server, 1, {"0": scores, "1": RISING, "2": RISING})
     (row,) = server.notes.rounds
-    assert failures_of(row) == [f"client 0: brings {len(scores)} importance scores, expected 4"]
+    assert failures_of(row) == [f"client 0: contains {len(scores)} importance scores, expected 4"]
     assert play(server, 2, {})["0"][0] == {A[2], A[3], HEAD}, "the scores of the others count"
 
 
 def test_scores_that_nobody_asked_for_are_rejected():
     server = adaptive(LeastVariance(), min_results=0.5)
     play(server, 1, **{"0": {"scores": RISING}})
-    assert failures_of(server.notes.rounds[0]) == ["client 0: brings 4 importance scores, expected 0"]
+    assert failures_of(server.notes.rounds[0]) == ["client 0: contains 4 importance scores, expected 0"]
 
 
 def test_a_client_that_shares_what_it_was_not_asked_for_is_rejected():
@@ -134,7 +134,7 @@ def test_a_client_that_shares_what_it_was_not_asked_for_is_rejected():
     stale = {"shared": LAYOUT.mask(LAYOUT.names), "payload": np.ones(LAYOUT.size, np.float32)}
     play(server, 2, {}, **{"1": stale})
     (failure,) = failures_of(server.notes.rounds[1])
-    assert failure.startswith("client 1: shares other tensors than it was asked for; the difference is")
+    assert failure.startswith("client 1: shares other tensors than requested; the difference is")
     assert A[0] in failure
     assert A[1] in failure
 

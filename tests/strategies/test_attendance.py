@@ -58,6 +58,6 @@ def test_so_many_rounds_without_enough_results_end_a_run_also_with_a_break_betwe
     resumed.restore(attendance.state())
     resumed.skip(5, 2, nobody, "one is needed")
     with pytest.raises(
-        RunError, match=r"3 rounds in a row.*2 of 2 .*round 6.*\nclient 0: gone \(likewise 1 more: 1\)$"
+        RunError, match=r"3 rounds in a row.*2 of 2 .*round 6.*\nclient 0: gone \(and 1 more: 1\)$"
     ):
         resumed.skip(6, 2, nobody, "one is needed")

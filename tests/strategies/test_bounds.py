@@ -273,7 +273,7 @@ def test_a_run_with_too_many_rejections_ends_with_the_clients_the_counts_and_the
         rounds_with(server, [["0", "3", "4"]])
     assert "bounds.max_rejections=0.3" in str(caught.value)
     last = str(caught.value).splitlines()[-1]
-    assert last == "client 0: answers round 99, this is round 4 (likewise 2 more: 3, 4)"
+    assert last == "client 0: answers round 99, this is round 4 (and 2 more: 3, 4)"
     assert np.array_equal(server.strategy.common, before)
     assert len(server.notes.checkpoints) == 3
 

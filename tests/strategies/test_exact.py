@@ -352,7 +352,7 @@ def test_fedsvd_refuses_clients_that_trained_A():
     start, clients, weights = round_of(0, [RANK] * 2, common_a=True)
     moved = "conv.lora_A.weight"
     clients[1] = clients[1] | {moved: np.nextafter(clients[1][moved], np.float32(9))}
-    with pytest.raises(ConfigError, match=r"FedSVD needs a common A, but clients changed conv\.lora_A"):
+    with pytest.raises(ConfigError, match=r"FedSVD needs a shared A, but clients changed conv\.lora_A"):
         FedSVD().combine(1, LAYOUT, start, clients, weights)
 
 

@@ -85,13 +85,13 @@ REJECTED = {
     "of another round": ({"round": 2}, "answers round 2"),
     "under another name": ({"client": "1"}, "answers as client '1'"),
     "without examples": ({"examples": 0}, "claims 0 examples"),
-    "with a digest of other values": ({"digest": "0" * 32}, "digest does not fit"),
+    "with a digest of other values": ({"digest": "0" * 32}, "digest does not match"),
     "of another layout": ({"layout": "0" * 16}, "tensors of layout 0000"),
     "of fewer tensors than asked": ({"shared": "1"}, r"difference is \['x.lora_A.weight'\]"),
     "of tensors that there are not": ({"shared": "7"}, "does not name tensors"),
     "of another codec": ({"codec": "dense fp16"}, "coded by 'dense fp16', expected 'dense fp32'"),
     "with values left out": ({"payload": np.ones(9, np.float32)}, r"expected float32 \(10,\)"),
-    "with values added": ({"payload": np.ones(11, np.float32)}, "brings 44 bytes"),
+    "with values added": ({"payload": np.ones(11, np.float32)}, "contains 44 bytes"),
     "of another dtype": ({"payload": np.ones(10, np.float64)}, "expected"),
     "with class counts nobody asked for": ({"counts": (5, 5)}, "2 class counts, expected 0"),
     "with an error of its own": ({"error": "TrainingError: the loss became nan"}, "TrainingError: the loss"),
@@ -315,7 +315,7 @@ def test_a_round_with_fewer_results_than_krum_holds_with_is_skipped(answering):
     assert server.notes.rounds[0]["skipped"] == (answering < 5)
     if answering < 5:
         server.ask(2)
-        with pytest.raises(RunError, match=r"6 of 6 clients failed .* Krum holds with 5 results or more"):
+        with pytest.raises(RunError, match=r"6 of 6 clients failed .* Krum needs 5 results or more"):
             server.take({}, round_=2)
 
 

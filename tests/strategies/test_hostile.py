@@ -183,7 +183,7 @@ def test_what_announces_or_unpacks_to_more_than_there_is_takes_no_memory(codec):
 def test_a_header_beyond_its_size_is_not_read(fields):
     server, answers = server_with()
     refused = rejected(server, answers | {"1": said(answers["1"], **fields)})
-    assert refused == {"1": "no usable header under 'fedsa': not sent by this app, or altered on the way"}
+    assert refused == {"1": "no usable header under 'fedsa': not sent by this app, or modified in transit"}
 
 
 @pytest.mark.case(7)

@@ -85,7 +85,10 @@ def test_a_strategy_around_another_can_what_both_can():
         (3, "strategy.strategy: expected a _target_"),
         ({}, "strategy.strategy: expected a _target_"),
         ({"_target_": "os.system"}, "strategy.strategy._target_: 'os.system' is not allowed"),
-        ({"_target_": "strategies.FedSA"}, "strategy.strategy._target_: FedSA is no strategy that FedSA can"),
+        (
+            {"_target_": "strategies.FedSA"},
+            "strategy.strategy._target_: FedSA is not a strategy that FedSA can",
+        ),
         ({"_target_": FLOWER + "FedAvgg"}, "no such class (did you mean 'FedAvg'?)"),
         ({**ONE, "fraction_fitt": 1}, "strategy.strategy.fraction_fitt: no such argument of FedAvg"),
         ({**ONE, "fraction_fit": "all"}, "strategy.strategy.fraction_fit: expected float, got 'all'"),
@@ -131,13 +134,13 @@ def test_a_nested_strategy_composes_shows_in_the_plan_and_reads_back_equal():
         (("split=importance",), "split: Importance chooses by what clients send"),
         (
             (f"++strategy.strategy._target_={FLOWER}FedAdam",),
-            "for a mean, and FedAdam makes something",
+            "for a mean, and FedAdam does not take the mean",
         ),
-        (("bounds=median",), "one client would move what others are held to"),
+        (("bounds=median",), "one client would move the bound of others"),
         (("head=shared",), "expected head.count_weighted=false"),
         (
             ("clusters=updates",),
-            "clusters: DifferentialPrivacyServerSideFixedClipping(FedAvg) cannot be asked",
+            "clusters: DifferentialPrivacyServerSideFixedClipping(FedAvg) cannot aggregate groups",
         ),
         (
             (f"++strategy.strategy._target_={FLOWER}Krum", "++strategy.strategy.num_malicious_clients=1"),

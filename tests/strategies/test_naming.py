@@ -56,7 +56,7 @@ def test_a_node_that_takes_another_name_is_refused_by_its_key_and_the_client_sta
     for _ in range(2):
         assert clients(who, manager) == {"north": "1", "south": "2"}
         assert [str(remark) for remark in who.remarks] == [
-            "client west: node 3 says that it is north, and has the key of west",
+            "client west: node 3 claims to be north, but has the key of west",
             "node 4 has a key that is not in the registry",
         ]
         assert {remark.kind for remark in who.remarks} == {"rejected"}
@@ -73,7 +73,7 @@ def test_a_key_that_changes_during_a_run_is_seen_in_the_next_phase():
     manager.clients["2"].key = b"key of west"
     assert clients(who, manager) == {"north": "1"}
     assert [str(remark) for remark in who.remarks] == [
-        "client west: node 2 says that it is south, and has the key of west"
+        "client west: node 2 claims to be south, but has the key of west"
     ]
     manager.clients["2"].key = b"key of south"
     del known[b"key of south"]
@@ -126,7 +126,7 @@ def test_a_registry_with_faults_ends_a_run_at_its_start_and_later_leaves_the_one
     clients(who, manager)
     faulty = True
     assert clients(who, manager) == {"north": "1"}
-    assert "stays in force: line 2: no key" in caplog.text
+    assert "remains in use: line 2: no key" in caplog.text
     with pytest.raises(ConfigError, match="line 2"):
         Roster(0, 1, 0, registry=registry).everyone(manager)
 
@@ -141,7 +141,7 @@ def test_without_a_registry_a_name_is_of_the_node_that_said_it_first_as_long_as_
     for _ in range(2):
         assert clients(who, manager) == {"north": "1", "south": "2"}
         (remark,) = who.remarks
-        assert str(remark) == "node 7 says that it is north, as node 1 does: it is not taken for it"
+        assert str(remark) == "node 7 claims to be north, as node 1 does: its claim is ignored"
         assert who.name(second) == "7"
     manager.unregister(first)
     assert clients(who, manager) == {"north": "7", "south": "2"}
@@ -157,7 +157,7 @@ def test_without_a_registry_none_of_two_that_say_a_name_at_the_same_time_is_the_
     for cid in (8, 9):
         manager.register(node(cid, "west"))
     assert clients(who, manager) == {"north": "1", "south": "2"}
-    assert [str(remark)[:27] for remark in who.remarks] == [f"node {n} says that it is west" for n in "89"]
+    assert [str(remark)[:24] for remark in who.remarks] == [f"node {n} claims to be west" for n in "89"]
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a" * 65, "a\x1b[2J", "a\n"])
@@ -165,7 +165,7 @@ def test_a_name_that_is_no_client_id_is_none(name):
     manager = managed(node(1, "north"), Named("2", {"client": name}))
     who = Roster(0, 2, 0, least=0.5)
     assert clients(who, manager) == {"north": "1"}
-    assert "node 2 says a name that cannot be used" in str(who.remarks[0])
+    assert "node 2 reports an unusable client id" in str(who.remarks[0])
     assert str(who.remarks[0]).isprintable()
 
 
@@ -180,7 +180,7 @@ def test_a_node_that_answers_nothing_costs_a_run_one_wait_and_is_named_in_every_
     began = clock.now
     for _ in range(9):
         assert [str(remark) for remark in who.remarks] == [
-            "client west: node 3 has not said which client it is: it does not answer"
+            "client west: node 3 has not reported its client id: it does not answer"
         ]
         assert clients(who, manager) == {"north": "1", "south": "2"}
     assert clock.now == began, "no phase waited for it"
@@ -199,7 +199,7 @@ def test_a_node_that_answers_nothing_is_not_waited_for_where_all_clients_are_the
     clock.sleep(300)
     clients(who, manager)
     assert [str(remark) for remark in who.remarks] == [
-        "node 3 has not said which client it is: it does not answer"
+        "node 3 has not reported its client id: it does not answer"
     ]
 
 
@@ -217,7 +217,7 @@ def test_silent_nodes_that_come_one_after_the_other_cost_a_run_that_has_its_clie
 def test_where_the_silent_are_too_many_the_run_ends_with_their_nodes(clock):
     manager = managed(node(1, "north"), Named("2", SILENT), Named("3", SILENT))
     with pytest.raises(
-        RunError, match=r"(?s)1 of 3 clients say which they are, 2 nodes do not\nnode 2 has not"
+        RunError, match=r"(?s)1 of 3 clients reported their client id, 2 nodes did not\nnode 2 has not"
     ):
         Roster(0, 3, 300, least=0.5).everyone(manager)
 
@@ -233,7 +233,7 @@ def test_the_row_of_a_round_names_who_was_refused_and_who_was_silent_and_the_rou
     first, second = server.notes.rounds
     assert remarks(first) == []
     assert [(remark.client, remark.kind, remark.reason[:9]) for remark in remarks(second)] == [
-        (None, "lost", "node 77 h"), (None, "rejected", "node 78 s"),
+        (None, "lost", "node 77 h"), (None, "rejected", "node 78 c"),
     ]  # fmt: skip
     assert (second["fit_clients"], second["skipped"]) == (3, False)
 
@@ -244,7 +244,7 @@ def test_a_node_whose_answer_was_an_error_is_asked_once_a_phase(clock):
     for phase in range(1, 4):
         clients(who, manager)
         assert failing.asked == phase
-        assert "node 2 failed before it said which client it is: ConfigError" in str(who.remarks[0])
+        assert "node 2 failed before it reported its client id: ConfigError" in str(who.remarks[0])
 
 
 class Starting(SimpleClientManager):

@@ -50,12 +50,12 @@ def test_a_cause_is_told_once_with_all_that_it_befell():
     failures = [Remark.of(c, "error", at.format(step)) for c, step in (("0", 1), ("4", 2), ("7", 3))]
     other = Remark.of("5", "lost", "late: no answer within 30 s")
     assert causes([failures[0], other, *failures[1:]]) == [
-        "client 0: the loss became nan at step 1 of 3, lr 1e+09 (likewise 2 more: 4, 7)",
+        "client 0: the loss became nan at step 1 of 3, lr 1e+09 (and 2 more: 4, 7)",
         "client 5: late: no answer within 30 s",
     ]
     many = [Remark.of(str(client), "error", "gone") for client in range(100)]
-    assert causes(many) == ["client 0: gone (likewise 99 more)"]
-    assert causes([Remark.of(None, "lost", "gone")] * 2) == ["gone (likewise 1 more)"]
+    assert causes(many) == ["client 0: gone (and 99 more)"]
+    assert causes([Remark.of(None, "lost", "gone")] * 2) == ["gone (and 1 more)"]
 
 
 def test_a_long_reason_is_whole_and_an_endless_one_says_what_was_cut():

@@ -108,7 +108,7 @@ def test_two_nodes_of_one_client_end_the_run_with_its_name():
 def test_a_node_that_does_not_say_who_it_is_ends_the_run(properties):
     manager = SimpleClientManager()
     manager.register(Named("42", properties))
-    with pytest.raises(RunError, match="node 42 does not say which client it is: no such client here"):
+    with pytest.raises(RunError, match="node 42 does not report its client id: no such client here"):
         Roster(0, 1, 0).everyone(manager)
 
 
@@ -169,7 +169,7 @@ def test_a_node_that_says_no_name_is_left_out_where_enough_others_do_and_asked_a
     manager.register(silent)
     roster = Roster(0, 3, 0, least=0.5)
     assert [roster.name(proxy) for proxy in roster.everyone(manager)] == ["a", "b"]
-    assert "node 42 does not say which client it is" in caplog.text
+    assert "node 42 does not report its client id" in caplog.text
     silent.answer = {"client": "c"}
     assert [roster.name(proxy) for proxy in roster.everyone(manager)] == ["a", "b", "c"]
 

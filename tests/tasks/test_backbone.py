@@ -198,7 +198,7 @@ def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path):
     tokenizer = load_tokenizer(MINILM)
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="neither a padding token nor one that ends a text"):
+    with pytest.raises(ModelError, match="neither a padding token nor an end-of-text token"):
         load_tokenizer(ModelSettings(path=str(tmp_path)))
 
 

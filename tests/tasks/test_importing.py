@@ -68,7 +68,7 @@ def test_a_model_is_imported_once_with_its_origin_digest_and_licence(cache, whee
     assert all(word in card for word in (source.sha256, source.licence, source.model, source.package))
     monkeypatch.setattr(importing, "convert", lambda *_: pytest.fail("converted again"))
     assert import_model(NAME, wheel, lines.append) == folder
-    assert "is there" in lines[-1]
+    assert "exists already" in lines[-1]
 
 
 def test_what_fails_leaves_nothing_behind(cache, wheel, tmp_path, monkeypatch):

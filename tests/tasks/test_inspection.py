@@ -44,13 +44,15 @@ def bert(**config):
 def test_what_a_model_starts_from_is_said(task_of):
     said = inspect_task(task_of(bert(num_labels=7)))
     assert said == (
-        "25 weights of the checkpoint are read",
-        "the start of the head is the checkpoint's: classifier",
+        "25 weights of the checkpoint are loaded",
+        "initialised from the checkpoint: classifier",
     )
-    assert "every weight is drawn from the seed" in inspect_task(load(["experiment=smoke"]).task)
+    assert "all weights are initialised at random from the seed" in inspect_task(
+        load(["experiment=smoke"]).task
+    )
     found = " / ".join(inspect_task(load(["experiment=quickstart"]).task))
-    assert "drawn from the seed: classifier, which the checkpoint does not have" in found
-    assert "reads the mean of the tokens" in found
+    assert "initialised at random from the seed: classifier, not in the checkpoint" in found
+    assert "reads the mean over tokens" in found
 
 
 def test_a_drawn_head_has_its_reason(task_of):

@@ -199,9 +199,9 @@ CHANGES = {
     "no measures": ((), "none declared; expected a tuple of Measure"),
     "as ranges": ({"accuracy": (0.0, 1.0)}, "a dict; expected a tuple of Measure"),
     "a list": ([Measure("bleu", (0.0, 1.0))], "a list; expected a tuple of Measure"),
-    "a family of metrics": ((Measure("round_loss", (0.0, 1.0)),), "'round_loss' would stand for two things"),
-    "a name alone": (("perplexity",), "'perplexity' is no Measure; expected Measure"),
-    "no name": ((Measure("A measure", (0.0, 1.0)),), "'A measure' is no name"),
+    "a family of metrics": ((Measure("round_loss", (0.0, 1.0)),), "'round_loss' would have two meanings"),
+    "a name alone": (("perplexity",), "'perplexity' is not a Measure; expected Measure"),
+    "no name": ((Measure("A measure", (0.0, 1.0)),), "'A measure' is not a valid name"),
     "an empty range": (
         (Measure("bleu", (1.0, 1.0)),),
         "the range of 'bleu' is (1.0, 1.0); expected (low, high)",
@@ -210,14 +210,14 @@ CHANGES = {
     "an unknown format": ((Measure("bleu", (0.0, 1.0), format="stars"),), "the format of 'bleu' is 'stars'"),
     "twice": (
         (Measure("bleu", (0.0, 1.0)), Measure("bleu", (0.0, 9.0))),
-        "'bleu' would stand for two things",
+        "'bleu' would have two meanings",
     ),
-    "of a row": ((Measure("seconds", (0.0, 1.0)),), "'seconds' would stand for two things in a row"),
+    "of a row": ((Measure("seconds", (0.0, 1.0)),), "'seconds' would have two meanings in a row"),
     "derived": (
         (Measure("bleu", (0.0, 1.0)), Measure("bleu_before", (0.0, 1.0))),
-        "'bleu_before' would stand for two things in a row",
+        "'bleu_before' would have two meanings in a row",
     ),
-    "the loss of training": ((Measure("loss", (0.0, 1.0)),), "'loss' would stand for two things in a row"),
+    "the loss of training": ((Measure("loss", (0.0, 1.0)),), "'loss' would have two meanings in a row"),
 }
 
 

@@ -136,7 +136,7 @@ def test_what_counts_to_255_and_what_fills_the_memory_is_refused(field, fault):
 def test_a_damaged_preprocessor_config_is_named(checkpoint, tmp_path):
     model = checkpoint({})
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"preprocessor_config.json is no JSON"):
+    with pytest.raises(ConfigError, match=r"preprocessor_config.json is not JSON"):
         images_of(model)
 
 

@@ -152,7 +152,7 @@ WRONG = {
         "tensors",
     ),
     "no class at all": (DataError, "has the label -1", "[a, b]", "regression"),
-    "no data set": (DataError, "int is no data set", "[a]", "number"),
+    "not return a data set": (DataError, "int is not a data set", "[a]", "number"),
     "an error of the function": (DataError, "KeyError: 'missing'", "[a]", "missing"),
 }
 

@@ -124,7 +124,7 @@ def test_a_federation_learns_what_is_preferred_and_is_measured_again_alike(words
         (["+task.text=prompt"], "two answers to a prompt are compared"),
         (["task.measured=[perplexity]"], "expected preference_accuracy, loss"),
         (["task.measured=[loss,loss]"], "each at most once"),
-        (["cut=u_shape"], "no part alone is compared"),
+        (["cut=u_shape"], "no single part can be compared"),
         (["task.rejected=answers"], "has no column 'answers'"),
     ],
 )

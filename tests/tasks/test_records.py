@@ -55,11 +55,11 @@ def test_what_pandas_writes_by_columns_is_named_in_one_line_with_the_remedy(tmp_
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (LINES + '{"text": "d",\n', "rows.jsonl, line 4: no JSON"),
-        (f"[{LINES}", "rows.jsonl, line 2: no JSON"),
-        (LINES + '["d", "x"]\n', "rows.jsonl, line 4: .*is no object with columns"),
-        ('["a", "b"]', "rows.jsonl, row 1: 'a' is no object with columns"),
-        ("5", "line 1: '5' is no object"),
+        (LINES + '{"text": "d",\n', "rows.jsonl, line 4: not JSON"),
+        (f"[{LINES}", "rows.jsonl, line 2: not JSON"),
+        (LINES + '["d", "x"]\n', "rows.jsonl, line 4: .*is not an object with columns"),
+        ('["a", "b"]', "rows.jsonl, row 1: 'a' is not an object with columns"),
+        ("5", "line 1: '5' is not an object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, content, said):

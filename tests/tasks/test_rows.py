@@ -162,7 +162,10 @@ def test_a_row_without_text_is_named(texts, message):
     [
         (["x", None], "column 'intent': row 2 has no label"),
         (["x", ""], "column 'intent': row 2 has no label"),
-        ([1.0, 0.5], "column 'intent': row 2 has the label 0.5, which is no whole number; round it, or list"),
+        (
+            [1.0, 0.5],
+            "column 'intent': row 2 has the label 0.5, which is not a whole number; round it, or list",
+        ),
     ],
 )
 def test_a_row_without_label_is_named(labels, message):

@@ -100,7 +100,7 @@ def test_colours_that_are_not_there_cannot_be_shifted(rows):
     enlarged = load(["task=digits", "task.size=32", "model=vit_small", "regime=feature_shift"]).task
     assert "hue" not in {enlarged.shift_of(client).kind for client in "0123456789"}
     own = PartitionSettings(partitioner={})
-    with pytest.raises(ConfigError, match=r"every node has data of its own; expected shift=none"):
+    with pytest.raises(ConfigError, match=r"every node has its own data; expected shift=none"):
         task(rows, partition=own, class_names=["cat", "dog"], shift="blur")
 
 

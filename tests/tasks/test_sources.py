@@ -196,7 +196,7 @@ def test_a_hub_data_set_whose_description_names_other_files_than_its_own_is_refu
             raise AssertionError("it was read")
 
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *asked: Builder())
-    with pytest.raises(DataError, match=f"'a/b' would read '{file}', which is none of its own"):
+    with pytest.raises(DataError, match=f"'a/b' would read '{file}', which is not one of its own"):
         read_split("a/b", "train")
 
 
@@ -270,7 +270,7 @@ def test_a_folder_of_save_to_disk_that_names_files_outside_of_it_is_refused(tmp_
     state = json.loads((place / "state.json").read_text())
     state["_data_files"] = [{"filename": name.format(private=tmp_path / "private")}]
     (place / "state.json").write_text(json.dumps(state))
-    with pytest.raises(DataError, match="which is no file of its folder") as caught:
+    with pytest.raises(DataError, match="which is not a file of its folder") as caught:
         labels_of(folder)
     assert "private" not in caught.value.sendable
 

@@ -67,11 +67,13 @@ def test_what_a_file_of_weights_lacks_is_told(tmp_path):
     torch.save(random(ResNetConfig(**RESNET)).state_dict(), file)
     cut.write_bytes(file.read_bytes()[:1000])
     other.write_bytes(b"")
-    with pytest.raises(ModelError, match=r"weights\.pth holds weights alone: name the type of the model"):
+    with pytest.raises(ModelError, match=r"weights\.pth holds weights only: name the type of the model"):
         built(file)
     with pytest.raises(ModelError, match=r"the checkpoint's .* is 8 x 8 x 3 x 3, that of the model is"):
         built(file, model_type="resnet", **RESNET | {"hidden_sizes": [4, 8]})
-    with pytest.raises(ModelError, match=r"cut\.pth cannot be read as weights .*: it is cut off or altered"):
+    with pytest.raises(
+        ModelError, match=r"cut\.pth cannot be read as weights .*: it is truncated or corrupted"
+    ):
         built(cut, model_type="resnet", **RESNET)
     with pytest.raises(ModelError, match=r"expected a folder .*, a file of weights \(\.bin, \.pt, \.pth, "):
         built(other, model_type="resnet", **RESNET)

@@ -15,7 +15,7 @@ from fedsa_lora.exchange.numbers import NumberFormat
 @dataclass(frozen=True)
 class Sign(Codec):
     """The sign of each value, in one bit, and the mean magnitude (EF-signSGD, arXiv:1901.09847). The client
-    adds what was lost to its next update."""
+    adds the compression error to its next update."""
 
     values: NumberFormat = "fp32"  # of the magnitude
     block: int = 1

@@ -58,26 +58,26 @@ def why_not_any(model: AdapterModel, task: Task) -> str | None:
 def why_not_job(job: Job, task: Task) -> str | None:
     """The reason that this one is, where the model and the task have none."""
     if job.extension is not None:
-        return "the method computes with parameters of its own"
+        return "the method has its own parameters"
     if job.batches and job.objective is not Objective:
-        return "the method has an objective of its own"
+        return "the method has its own objective"
     if job.asked and job.read is not predict:
-        return "the method reads answers of its own"
+        return "the method has its own predictions"
     if reason := why_not_settings(job.settings):
         return reason
     if job.asked and isinstance(task, CausalLMTask):
-        return "a language model is measured by its tokens"
+        return "a language model is evaluated by token"
     return None
 
 
 def why_not_settings(settings: TrainSettings) -> str | None:
     """The reason that every job with these settings is, if there is one."""
     if settings.precision == "fp16":
-        return "fp16 scales losses"
+        return "fp16 uses loss scaling"
     if settings.accumulate > 1:
         return "a step is computed in several passes (train.accumulate)"
     if settings.gradient_checkpointing:
-        return "layers are computed twice (train.gradient_checkpointing)"
+        return "activations are recomputed (train.gradient_checkpointing)"
     return None
 
 
@@ -97,7 +97,7 @@ def _why_not_model(model: AdapterModel) -> str | None:
     base = unwrapped(model.module)
     kind = getattr(getattr(base, "config", None), "model_type", None)
     if kind not in READINGS:
-        return f"models of type {kind} are not computed over flat tokens"
+        return f"models of type {kind} have no fused pass over several clients"
     if not model.has_adapters:
         return "the whole model is trained"
     try:
@@ -106,26 +106,26 @@ def _why_not_model(model: AdapterModel) -> str | None:
         return "an adapter is not plain LoRA on a linear layer"
     drops = any(module.p > 0 for module in model.module.modules() if isinstance(module, nn.Dropout))
     if drops and model.device.type not in ("cpu", "meta"):  # a plan, whose model is on meta, asks for a CPU
-        return "a GPU draws dropout of its own"
+        return "a GPU draws dropout differently"
     if READINGS[kind].images and getattr(base.config, "attention_probs_dropout_prob", 0) > 0:
-        return "attention drops out over images"
+        return "attention dropout is used on images"
     found = {id(factor.weight) for pair in factors.values() for factor in pair}
     for module in base.modules():
         if isinstance(module, nn.Linear):
             found |= {id(parameter) for parameter in module.parameters()}
     lacking = [name for name in model.layout.names if id(model.parameter(name)) not in found]
-    return f"{lacking[0]} is no part of a linear layer" if lacking else None
+    return f"{lacking[0]} is not part of a linear layer" if lacking else None
 
 
 def _why_not_task(task: Task) -> str | None:
     kind: Any = type(task)
     if isinstance(task, DividedTask) and task.model.quantization:
-        return "quantised weights are multiplied by kernels of their own"
+        return "quantised weights have their own kernels"
     if getattr(kind, "loss", None) not in _LOSSES or kind.collate not in _COLLATES:
-        return f"{kind.__name__} has a loss or batches of its own"
+        return f"{kind.__name__} has its own loss or batches"
     if isinstance(task, ClassificationTask):
         if kind.predict is not ClassificationTask.predict:
-            return f"{kind.__name__} has predictions of its own"
+            return f"{kind.__name__} has its own predictions"
         if len(task.labels()) < 2:
             return "there are fewer than two classes"
     if isinstance(task, TextTask) and task.tokenizer.padding_side == "left":

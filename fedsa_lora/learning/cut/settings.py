@@ -93,7 +93,7 @@ class Cut(Group):
         from fedsa_lora.tasks.task import Referring
 
         if isinstance(run.task, Referring):
-            yield "cut: no part alone is compared with the model as it began; expected task=causal_lm"
+            yield "cut: no single part can be compared with the initial model; expected task=causal_lm"
         elif isinstance(run.task, CausalLMTask):
             yield from self._task_clashes(run.task)
         else:
@@ -113,7 +113,7 @@ class Cut(Group):
             yield "cut: attention is computed in rows with padding; expected task.packed=false"
         if unknown := [m.name for m in task.measures if m.name not in ("perplexity", "loss")]:
             yield (
-                f"cut: no part alone can write an answer, which {unknown[0]} asks for; expected "
+                f"cut: no single part can write an answer, which {unknown[0]} requires; expected "
                 "task.measured=[perplexity,loss]"
             )
 

@@ -16,7 +16,7 @@ words = (
 )
 done = fedsa("run", *words)
 assert done.returncode == 0
-assert "drawn from the seed: bert.pooler.dense, classifier" in said(done)
+assert "initialised at random from the seed: bert.pooler.dense, classifier" in said(done)
 assert fedsa("export", "run", "--client", "0", "--to", "out").returncode == 0
 check_answers("run", "out", "0")
 assert fedsa("export", "run", "--client", "0", "--to", "whole", "--merge").returncode == 0

@@ -11,7 +11,7 @@ from case import fedsa, said
 def stops(*words: str) -> None:
     done = fedsa(*words)
     assert done.returncode == 1, f"{words[0]} goes on with changed data"
-    for part in ("data.csv is not what run was made on", "train rows", "clients", "--allow-changed-data"):
+    for part in ("data.csv differs from the data of run", "train rows", "clients", "--allow-changed-data"):
         assert part in said(done), f"{words[0]} does not say {part!r}"
 
 
@@ -47,4 +47,4 @@ assert any("resumed after round 2" in note and "changed" in note for note in not
 Path("run/data.json").unlink()  # as versions before this one left a run
 old = fedsa("evaluate", "run")
 assert old.returncode == 0, "a run without a digest is refused"
-assert "kept no digest" in said(old), "a run without a digest is not remarked on"
+assert "recorded no digest" in said(old), "a run without a digest is not remarked on"

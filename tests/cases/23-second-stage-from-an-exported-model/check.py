@@ -21,7 +21,7 @@ assert fedsa("run", *first, *TRAINED, "model.path=model").returncode == 0
 assert fedsa("export", "run", "--client", "0", "--merge", "--to", "out").returncode == 0
 plan = fedsa("run", "--dry-run", *first, "model.path=out")
 assert plan.returncode == 0
-assert "the start of the head is the checkpoint's: classifier" in said(plan)
+assert "initialised from the checkpoint: classifier" in said(plan)
 # with next to no learning the second stage answers as the exported model does
 for head in ("local", "frozen"):
     second = (

@@ -47,9 +47,7 @@ lost = fedsa("run", *COMMON, *WILD, "run.dir=run")
 line = ends_with(
     lost, r"client 0: TrainingError: the loss became nan at step \d of 3: lower train\.lr ", "run"
 )
-assert re.search(r"\(likewise 1 more: 1\)$", line), (
-    "the other client has the same cause: one line counts both"
-)
+assert re.search(r"\(and 1 more: 1\)$", line), "the other client has the same cause: one line counts both"
 watched = fedsa("watch", "run", "--once")
 assert watched.returncode == 1, "a failed run is no success to those who watch it"
 assert watched.stdout.strip().splitlines()[-1] == line, "watch ends with another line"
@@ -57,4 +55,4 @@ assert watched.stdout.strip().splitlines()[-1] == line, "watch ends with another
 # Before a client has said who it is: the model of the actors is gone, because their store cannot be written.
 Path("store").write_text("a file where a folder should be")
 refused = fedsa("run", *COMMON, "run.store=store", "run.dir=refused")
-ends_with(refused, r"(client 0: |node \d+ failed before it said which client it is: )\w+: ", "refused")
+ends_with(refused, r"(client 0: |node \d+ failed before it reported its client id: )\w+: ", "refused")

@@ -26,5 +26,10 @@ told = node('client-id="north" store="store" forbid="B", "head"')
 assert "and nothing else" in told, told
 
 told = node('client-id="../north" store="file" paths="none::/" forbid="classifier"')
-for fault in ("client id '../north'", "is no folder", "paths: 'none' is no absolute path", "'classifier'"):
+for fault in (
+    "client id '../north'",
+    "is not a folder",
+    "paths: 'none' is not an absolute path",
+    "'classifier'",
+):
     assert fault in told, f"{fault!r} is not in {told}"
