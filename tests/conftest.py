@@ -1,6 +1,7 @@
 """Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process. The order of
 tests. Fixtures import what trains: the process that only hands tests to others needs none of it."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,14 @@ LONGEST = (
     "test_federation.py", "test_launch.py", "test_unreliable.py", "test_config.py", "test_personal_runs.py",
     "test_export.py", "test_client.py", "test_finish.py", "test_two_runs.py",
 )  # fmt: skip
+
+gc.disable()  # while modules are imported: what they define stays
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks at the half a million objects of the modules again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
