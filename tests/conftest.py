@@ -86,6 +86,16 @@ def run_once(run_smoke: Runner) -> Runner:
     return cache(run_smoke)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without the figures of a run, which take longer than a brief run: for laws about all else."""
+    from fedsa_lora.report import page
+    from fedsa_lora.server import finish
+
+    monkeypatch.setattr(page, "embedded_figures", lambda *_: [])
+    monkeypatch.setattr(finish, "draw_all", lambda _: {})
+
+
 @pytest.fixture(scope="session")
 def smoke_run(run_smoke: Runner) -> Path:
     """FedSA-LoRA with a local head, kept messages and every evaluation."""
