@@ -60,6 +60,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_deadline() -> None:
+    """Examples of hypothesis take as long as the machine takes."""
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _task() -> None:
     """Messages are made outside of a process of Flower's, which would say whose they are."""
     from flwr.supercore.task_identity import TaskIdentity
