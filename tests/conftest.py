@@ -15,12 +15,25 @@ __all__ = ["pytest_addoption", "trials"]
 
 Runner = Callable[..., Path]
 LONGEST = (
-    "test_flwr_run.py", "test_methods.py", "test_resume.py", "test_notebooks.py", "test_compare_command.py",
-    "test_federation.py", "test_launch.py", "test_unreliable.py", "test_config.py", "test_personal_runs.py",
-    "test_export.py", "test_client.py", "test_finish.py", "test_two_runs.py",
+    "test_flwr_run.py", "test_methods.py", "test_client.py", "test_federation.py",
+    "test_unreliable.py", "test_resume.py", "test_small_clients.py", "test_unlearning_runs.py",
+    "test_discretion.py", "test_export.py", "test_notebooks.py", "test_compare_command.py",
+    "test_cut_runs.py", "test_clip_module.py", "test_engines.py", "test_personal_runs.py",
+    "test_attack.py", "test_launch.py", "test_finish.py", "test_hostile_clients.py",
+    "test_global_model.py", "test_evaluation.py", "test_lora_variants.py", "test_cohort.py",
+    "test_config.py",
 )  # fmt: skip
 
 gc.disable()  # while modules are imported: what they define stays
+
+
+def pytest_collection() -> None:
+    """Before modules are imported, whose tests take on the settings of then: examples of hypothesis take as
+    long as the machine does."""
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:
@@ -57,15 +70,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # bits depend on the order of sums
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_deadline() -> None:
-    """Examples of hypothesis take as long as the machine takes."""
-    from hypothesis import settings
-
-    settings.register_profile("patient", deadline=None)
-    settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
