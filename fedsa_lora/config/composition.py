@@ -68,8 +68,8 @@ class _Composition:
         self.groups: set[str] = set()
 
     def parts(self, file: _File, key: str, folder: str) -> list[Part]:
-        """Parts of a file and of its defaults list, in the order in which they are merged. ``key`` is that of a
-        file without a package; names in the list are of files in ``folder``."""
+        """Parts of a file and of its defaults list, in the order in which they are merged. ``key`` is where a
+        file without a package is set; names in the list are of files in ``folder``."""
         found: list[list[Part]] = []
         # As Hydra, from the last: what an experiment overrides is known before the groups are read.
         for entry in reversed(self._without_overrides(file.defaults)):

@@ -127,7 +127,7 @@ METHODS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke, tmp_path, overrides):
     run = run_smoke(*overrides, "evaluation.local_only=false")

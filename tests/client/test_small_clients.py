@@ -63,7 +63,7 @@ def run(run_smoke, data) -> Path:
     return run_smoke(*words(data), "run.report=true")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_in_every_round_and_is_no_failure_whatever_the_method(run_smoke, data, method):
     asked = (*METHODS[method], "federation.exclude_after=1", "evaluation.before_each=true")
