@@ -4,6 +4,7 @@ list | new | import | certificates | node | doctor | completion``."""
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [f"unrecognized arguments: {' '.join(beyond)}", *ours_of_flags(given, beyond)]
         parser().error("\n  ".join(lines))
     options.beyond = beyond
+    gc.set_threshold(10_000)  # what trains is half a million objects that stay: not looked at again and again
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     if not options.json:

@@ -1,6 +1,7 @@
 """Runs that several tests look at, made once: the real ServerApp and ClientApp, in this process. The order of
 tests. Fixtures import what trains: the process that only hands tests to others needs none of it."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -14,10 +15,31 @@ __all__ = ["pytest_addoption", "trials"]
 
 Runner = Callable[..., Path]
 LONGEST = (
-    "test_flwr_run.py", "test_methods.py", "test_resume.py", "test_notebooks.py", "test_compare_command.py",
-    "test_federation.py", "test_launch.py", "test_unreliable.py", "test_config.py", "test_personal_runs.py",
-    "test_export.py", "test_client.py", "test_finish.py", "test_two_runs.py",
+    "test_flwr_run.py", "test_methods.py", "test_client.py", "test_federation.py",
+    "test_unreliable.py", "test_resume.py", "test_small_clients.py", "test_unlearning_runs.py",
+    "test_discretion.py", "test_export.py", "test_notebooks.py", "test_compare_command.py",
+    "test_cut_runs.py", "test_clip_module.py", "test_engines.py", "test_personal_runs.py",
+    "test_attack.py", "test_launch.py", "test_finish.py", "test_hostile_clients.py",
+    "test_global_model.py", "test_evaluation.py", "test_lora_variants.py", "test_cohort.py",
+    "test_config.py",
 )  # fmt: skip
+
+gc.disable()  # while modules are imported: what they define stays
+
+
+def pytest_collection() -> None:
+    """Before modules are imported, whose tests take on the settings of then: examples of hypothesis take as
+    long as the machine does."""
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks at the half a million objects of the modules again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,6 +97,16 @@ def run_smoke(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def run_once(run_smoke: Runner) -> Runner:
     """As ``run_smoke``, but that a run is made once for the same words: to be looked at alone."""
     return cache(run_smoke)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without the figures of a run, which take longer than a brief run: for laws about all else."""
+    from fedsa_lora.report import page
+    from fedsa_lora.server import finish
+
+    monkeypatch.setattr(page, "embedded_figures", lambda *_: [])
+    monkeypatch.setattr(finish, "draw_all", lambda _: {})
 
 
 @pytest.fixture(scope="session")

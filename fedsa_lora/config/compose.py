@@ -20,6 +20,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedsa_lora.binding import TARGET, raise_faults, unknown
 from fedsa_lora.config import yaml_text
 from fedsa_lora.config.changes import task_title
+from fedsa_lora.config.composition import Unusual, composed_files
 from fedsa_lora.config.options import CONF, Options
 from fedsa_lora.config.outside import foreign_paths, foreign_words
 from fedsa_lora.config.paths import assignment, make_absolute, paths, quoted
@@ -158,7 +159,14 @@ def _is_assignment(text: str, override: Override) -> bool:
 
 @lru_cache(maxsize=32)
 def _of_files(words: tuple[str, ...], options: Options, stamp: object) -> DictConfig:
-    """Composes the files that are chosen with Hydra, as they are at their ``stamp``; not to be changed."""
+    """Composes the files that are chosen, as they are at their ``stamp``; not to be changed."""
+    try:
+        return OmegaConf.create(composed_files(words, (CONF, *options.further)))
+    except Unusual:
+        return _of_hydra(words, options)
+
+
+def _of_hydra(words: Sequence[str], options: Options) -> DictConfig:
     further = [quoted(f"file://{folder}") for folder in options.further]
     search = [f"hydra.searchpath=[{','.join(further)}]"] if further else []
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -18,7 +18,7 @@ from fedsa_lora.tasks.generation import AnswerMeasure, Bleu, ExactMatch, RougeL,
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.text import TextData
-from fedsa_lora.tasks.token_losses import IGNORED, answer_losses
+from fedsa_lora.tasks.token_losses import IGNORED, answer_losses, last_answers
 
 if TYPE_CHECKING:
     import datasets
@@ -290,13 +290,3 @@ class CausalLMTask(TextData):
     def _words(self, ids: torch.Tensor) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
-
-
-def last_answers(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The tokens of each example of a batch up to its last answer, and those of that answer."""
-    found = []
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        end = int((labels != IGNORED).nonzero()[-1]) + 1
-        begin = int((labels[:end] == IGNORED).nonzero()[-1]) + 1
-        found.append((ids[:begin], ids[begin:end]))
-    return found

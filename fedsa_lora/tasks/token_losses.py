@@ -1,4 +1,4 @@
-"""Losses of a causal language model token by token: what training, measures and unlearning are made of."""
+"""The tokens that a causal language model learns, and their losses: of training, measures and unlearning."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def answer_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, t
     (batch,) each."""
     losses, answered = token_losses(model, batch)
     return losses.sum(dim=1), answered.sum(dim=1)
+
+
+def last_answers(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tokens of each example of a batch up to its last answer, and those of that answer."""
+    found = []
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        end = int((labels != IGNORED).nonzero()[-1]) + 1
+        begin = int((labels[:end] == IGNORED).nonzero()[-1]) + 1
+        found.append((ids[:begin], ids[begin:end]))
+    return found

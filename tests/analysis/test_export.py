@@ -127,7 +127,7 @@ METHODS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke, tmp_path, overrides):
     run = run_smoke(*overrides, "evaluation.local_only=false")
@@ -146,6 +146,7 @@ def test_what_is_exported_of_any_method_is_the_model_that_was_measured(run_smoke
             exporter(run).export("1", tmp_path / "adapter")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mixture_of_experts_has_no_adapter_folders_and_says_why_it_cannot_be_exported(run_smoke, tmp_path):
     run = run_smoke(
         "split=share_ab", "personalisation=experts", "run.report=true", "federation.rounds=1",
@@ -159,6 +160,7 @@ def test_a_mixture_of_experts_has_no_adapter_folders_and_says_why_it_cannot_be_e
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_card_names_the_labels_in_the_order_of_this_clients_outputs(run_smoke):
     run = run_smoke(
         "federation.label_meaning=per_client", "federation.rounds=1", "evaluation.local_only=false",
@@ -180,6 +182,7 @@ def test_an_unknown_client_is_an_error_that_lists_those_there_are(smoke_run):
         exporter(smoke_run).tensors("nobody")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["finetune", "reptile", "perfedavg"])
 def test_a_model_that_is_trained_on_before_it_is_used_is_exported_as_it_was_measured(

@@ -89,6 +89,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
 def test_whatever_the_method_the_global_model_is_the_one_of_every_client(run_once, monkeypatch, overrides):
@@ -101,6 +102,7 @@ def test_whatever_the_method_the_global_model_is_the_one_of_every_client(run_onc
     np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "said"), [("finetune", "Each client fine-tunes it"), ("ditto", "uses a personal model")]
@@ -120,6 +122,7 @@ def test_the_global_model_under_a_personalisation_method_is_the_common_one(
     np.testing.assert_allclose(logits_of(stock, inputs), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_full_averaging_the_weights_are_those_of_the_checkpoint(run_once, monkeypatch):
     run = run_once(*QUICK, *WHOLE, "federation.clients=2", "run.report=true")
     exporter = exporter_of(run)

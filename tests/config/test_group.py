@@ -138,14 +138,20 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 KEY = re.compile(rf"\b({'|'.join(GROUPS)})\.(?!md\b|csv\b|jsonl\b)([a-z]\w*)\b")
 
 
+@pytest.fixture(scope="module")
+def known():
+    """The keys of each group; of a task those of every class."""
+    found = load().resolved
+    for task in CONF.glob("task/*.yaml"):
+        found["task"] |= dict.fromkeys(yaml.safe_load(task.read_text()))
+    return found
+
+
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_a_config_file_speaks_of_keys_that_there_are(path):
+def test_a_config_file_speaks_of_keys_that_there_are(path, known):
     remarks = [line.partition("#")[2] for line in path.read_text().splitlines()]
     own = yaml.safe_load(path.read_text())
     named = {".".join(found) for line in remarks for found in KEY.findall(line)}
-    known = load().resolved
-    for task in CONF.glob("task/*.yaml"):  # of the class that the file is for
-        known["task"] |= dict.fromkeys(yaml.safe_load(task.read_text()))
     for key in named:
         group, name = key.split(".")
         assert name in (known.get(group) or {}) or (path.parent.name == group and name in own), key

@@ -1,12 +1,12 @@
 """Runs of split learning: the parts of a model in several places compute what the whole model computes."""
 
-import json
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cut_cases import MODELS, TINY
 from test_methods import rows
 from test_resume import assert_same_run, broken
 from torch.nn.utils import clip_grad_norm_
@@ -14,38 +14,17 @@ from torch.nn.utils import clip_grad_norm_
 from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.personal import TRAINED
-from fedsa_lora.config.compose import load, read_config
-from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.config.compose import read_config
+from fedsa_lora.errors import ModelError
 from fedsa_lora.learning.cut.parts import anatomy_of
 from fedsa_lora.learning.training import seed_generators
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.seeds import torch_seed
-from fedsa_lora.server.build import build_trunk, skeleton
 from fedsa_lora.tasks.heads import unwrapped
 from fedsa_lora.tasks.imported import imported
 
-TINY = (
-    "experiment=split/tiny", "federation.rounds=1", "train.steps=4", "train.batch_size=4", "run.report=false",
-    "federation.train_examples=[12,12]", "federation.test_examples=6",
-)  # fmt: skip
 ALONE = ("federation.clients=1", "lora.dropout=0.1", "run.keep_trained=true")
-GPT2 = (
-    "model.path=", "model.pretrained=false", "model.tokenizer=pkg://fedsa_lora/pretrained/stories260k",
-    "+model.config={model_type: gpt2, n_layer: 5, n_embd: 32, n_head: 2, n_positions: 64, vocab_size: 512, "
-    "bos_token_id: 1, eos_token_id: 1, initializer_range: 0.15}",
-    "lora.targets=default", "lora.target_modules=[c_attn,c_fc,c_proj]", "task.template=alpaca",
-)  # fmt: skip
-NO_DEPTH = GPT2[3].replace("n_layer: 5, ", "")  # 12, as the class has it
-OPT = (
-    *GPT2[:3],
-    "+model.config={model_type: opt, num_hidden_layers: 5, hidden_size: 32, num_attention_heads: 2, "
-    "ffn_dim: 64, word_embed_proj_dim: 32, vocab_size: 512, bos_token_id: 1, eos_token_id: 1}",
-    "lora.targets=default", "task.template=alpaca",
-)  # fmt: skip
-TUNED = ("lora.targets=default", "lora.target_modules=[q_proj,v_proj,lm_head]")  # the head is tied
-EXPORTED = ("train.steps=2", "federation.train_examples=[8,12]", "cut.trunk=per_client")
-MODELS = {"llama": (), "gpt2": GPT2, "tuned head": TUNED}
 
 
 @pytest.fixture(scope="module")
@@ -178,55 +157,6 @@ def test_held_out_loss_falls(run):
     assert second["perplexity"] < first["perplexity"] < 104  # that of the model as it comes
 
 
-def test_each_side_holds_its_own_weights_alone():
-    config = load(TINY)
-    client, empty = build.model(config).module, skeleton(config)
-    server = build_trunk(config, empty).model.module
-    whole_model = dict(build.model(config.whole).module.named_parameters())
-    mine, its = dict(client.named_parameters()), dict(server.named_parameters())
-    assert not mine.keys() & its.keys()
-    assert mine.keys() | its.keys() == whole_model.keys()
-    assert not any(map(config.cut.of_client, its))
-    for name, parameter in {**mine, **its}.items():
-        assert "lora_" in name or torch.equal(parameter, whole_model[name])
-
-
-@pytest.mark.parametrize(
-    "patterns",
-    [
-        (r"lora.rank_pattern={layers\.0\..*: 4}",),  # of the client, as a refusal has it
-        (r"lora.rank_pattern={layers\.2\..*: 2}", r"lora.alpha_pattern={layers\.2\..*: 3}"),  # of the server
-        (r"lora.rank_pattern={q_proj: 2, layers\.4\.self_attn\.v_proj: 1}",),
-    ],
-)
-def test_ranks_by_block_are_those_of_the_whole_model_in_each_part(patterns):
-    config = load([*TINY, *patterns])
-    empty = skeleton(config)
-    client, server = build.model(config), build_trunk(config, skeleton(config)).model
-    assert {*client.layout} | {*server.layout} == {*empty.layout} != {*skeleton(load(TINY)).layout}
-    assert client.scales | server.scales == empty.scales
-
-
-def test_ranks_of_a_layer_that_no_part_has_are_refused():
-    with pytest.raises(ModelError, match="matches none of the adapted layers"):
-        skeleton(load([*TINY, r"lora.rank_pattern={layers\.9\..*: 4}"]))
-
-
-def test_each_process_makes_the_whole_model_once_and_without_its_weights(monkeypatch):
-    config, made = load(TINY), []
-    build_model = type(config.task).build_model
-
-    def counted(task, *, seed, empty=False):
-        made.append(empty)
-        return build_model(task, seed=seed, empty=empty)
-
-    monkeypatch.setattr(type(config.task), "build_model", counted)
-    build.workbench(config)
-    assert made == [True]
-    build_trunk(config, skeleton(config))
-    assert made == [True, True]
-
-
 def test_a_server_whose_clients_answer_at_once_never_pauses(tmp_path, monkeypatch):
     from strategies.round import collection
 
@@ -276,80 +206,6 @@ def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_interrupted(
     assert_same_run(tmp_path / "run", run(*words))
 
 
-def test_the_trunk_is_the_mean_over_clients_or_one_for_each(run):
-    words = ("train.steps=2", "federation.train_examples=[8,12]")
-    shared, each = run(*words), run(*words, "cut.trunk=per_client")
-    examples = {row["client"]: row["examples"] for row in fits(shared)}
-    mean, own = of_trunk(server_memory(shared))[""], of_trunk(server_memory(each))
-    assert set(own) == {"", *examples}
-    assert len({*examples.values()}) > 1
-    for name, array in mean.items():
-        expected = sum(n * own[client][name].astype(np.float64) for client, n in examples.items())
-        np.testing.assert_allclose(array, expected / sum(examples.values()), rtol=1e-6, atol=1e-9)
-        assert not np.array_equal(own["0"][name], own["1"][name]) or "lora" not in name
-
-
-def fits(path):
-    found = [json.loads(line) for line in (path / "clients.jsonl").read_text().splitlines()]
-    return [row for row in found if row["phase"] == "fit"]
-
-
-def test_a_run_put_together_again_is_measured_as_its_parts_were(run, tmp_path):
-    from fedsa_lora.analysis.reevaluate import reevaluate
-
-    path = run(*EXPORTED)
-    for found in reevaluate(path):
-        assert found.value == pytest.approx(found.recorded, rel=1e-6)
-    config = read_config(path)
-    exporter = exporter_of(path)
-    merged = stock(exporter.export("1", tmp_path / "merged", merge=True))
-    adapter = exporter.export("1", tmp_path / "adapter")
-    assert (adapter / "adapter_config.json").exists()
-    bench = build.workbench(config.whole)
-    data = bench.task.load_client("1")
-    batch = bench.task.collate(data.test, np.arange(4))
-    bench.model.write(exporter.tensors("1"))
-    with torch.no_grad():
-        expected = bench.model.module(**batch).logits
-        assert (merged(**batch).logits - expected).abs().max() < 1e-4
-
-
-def exporter_of(path):
-    from fedsa_lora.analysis.export import Exporter
-    from fedsa_lora.runs.directory import RunDirectory
-
-    config = read_config(path)
-    return Exporter(config, RunDirectory(path, config), skeleton(config))
-
-
-def test_the_adapter_of_all_parts_is_merged_and_unmerged_by_peft(run, tmp_path):
-    """Merged it gives the weights of the merged export, unmerged the base, each to the rounding of a sum."""
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-
-    exporter = exporter_of(run(*EXPORTED))
-    folder = exporter.export("1", tmp_path / "adapter")
-    whole = dict(stock(exporter.export("1", tmp_path / "merged", merge=True)).named_parameters())
-    model = PeftModel.from_pretrained(stock(folder / "backbone"), folder)
-    named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    layers = {name.removeprefix("base_model.model."): layer.get_base_layer().weight for name, layer in named}
-    assert {int(name.split(".")[2]) for name in layers} == {0, 1, 2, 3, 4}, "of both sides"
-    base = {name: weight.detach().clone() for name, weight in layers.items()}
-    model.merge_adapter()
-    for name, weight in layers.items():
-        torch.testing.assert_close(weight, whole[f"{name}.weight"], rtol=0, atol=1e-6)
-        assert (weight - base[name]).abs().max() > 1e-5, f"nothing was merged into {name}"
-    model.unmerge_adapter()
-    for name, weight in layers.items():
-        torch.testing.assert_close(weight, base[name], rtol=0, atol=1e-6)
-
-
-def stock(folder):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
 def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
     from fedsa_lora.client.session import Session
     from fedsa_lora.errors import RunError
@@ -369,52 +225,3 @@ def test_ids_of_texts_are_searched_for_in_what_leaves(monkeypatch, tmp_path):
     monkeypatch.setattr(Session, "_up", with_ids)
     with pytest.raises(RunError, match="contains token ids of this client's texts and was not sent"):
         run_in_process([*TINY, "lora.dropout=0", f"run.dir={tmp_path / 'run'}"])
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("cut.bottom=4",), "bottom below top"),
-        (("task.packed=true",), "task.packed=false"),
-        (("task.measured=[rouge_l]", "task.text=null"), "no single part can write an answer"),
-        (("personalisation=ditto",), "personalisation=none"),
-        (("evaluation.local_only=true",), "evaluation.local_only=false"),
-        (("train.accumulate=2",), "train.accumulate=1"),
-        (("train.steps=null", "train.epochs=1"), "expected train.steps"),
-        (("federation.clients_per_node=3",), "clients_per_node=1"),
-        (("lora=dora",), "lora.variant=lora"),
-        (("split=importance",), "neither adapts"),
-        (("strategy=fedprox",), "strategy=fedavg"),
-        (("split=share_ab", "strategy=flora"), "another that averages"),
-        (("split=local_only",), "shares nothing"),
-        (("split=soft",), "neither adapts nor mixes"),
-        (("lora.layer_ranks=[2,2,4,4,8]",), r"lora.layer_ranks=null.*\{layers\\.0\\..\*: 4\}"),
-        (("cut.micro_batches=8",), "no more parts"),
-        (("cut.top=5",), "has 5 blocks.*expected cut.top=2 to 4"),
-        (("cut.top=9", "train.accumulate=2"), "(?s)has 5 blocks.*train.accumulate=1"),
-        (("cut.bottom=4", "cut.top=5"), "expected cut.bottom=1 to 3, and cut.top above it and below 5"),
-        ((*GPT2[:3], "cut.top=5", GPT2[3]), "has 5 blocks"),
-        (("+model.config.num_hidden_layers=2",), "has 2 blocks.*expected one of at least 3, or cut=none"),
-        (("experiment=smoke", "cut=u_shape"), "expected task=causal_lm"),
-    ],
-)
-def test_what_cannot_be_cut_is_refused_with_a_way_out(words, told):
-    asked = [word for word in TINY if not word.startswith("experiment") or "experiment" not in words[0]]
-    with pytest.raises(ConfigError, match=told):
-        load([*(asked if "experiment" not in words[0] else ()), *words])
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ((*GPT2[:3], NO_DEPTH, "cut.top=12"), "has 12 blocks.*expected cut.top=2 to 11"),
-        (OPT, "like GPT-2 or Llama"),
-        (("lora.targets=default", "lora.target_modules=[layers.2.mlp.up_proj]"), "the client's part"),
-        (("lora.targets=default", "lora.target_modules=[layers.0.mlp.up_proj]"), "the server's part"),
-    ],
-)
-def test_a_model_that_cannot_be_cut_so_is_refused_before_a_run(words, told):
-    from fedsa_lora.launch.plan import make_plan
-
-    with pytest.raises((ModelError, ConfigError), match=told):
-        make_plan(load([*TINY, *words, "run.dir=/tmp/nowhere-at-all"]))

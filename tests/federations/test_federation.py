@@ -292,6 +292,7 @@ def test_a_client_is_evaluated_with_what_its_group_shares(run_smoke):
             assert same == (number == groups["0"]), (client, name)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_with_frozen_a_all_clients_have_the_same_a(run_smoke):
     from safetensors.numpy import load_file
 

@@ -48,6 +48,7 @@ def by_client(path, kind: str) -> list[tuple[int, str]]:
     return [(row["round"], remark.client) for row in rows(path) for remark in remarks(row, kind)]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.case(7)
 @pytest.mark.case(8)
 @pytest.mark.parametrize(("factor", "words", "reason"), [

@@ -133,7 +133,7 @@ SAME = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("special", "general"), SAME.values(), ids=SAME)
 def test_a_special_case_gives_the_same_bits(run, special, general):
     assert_same(run(*special), run(*general))
@@ -308,7 +308,7 @@ TOGETHER = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "choice"), TOGETHER)
 def test_every_strategy_runs_with_every_codec_and_split_that_it_goes_with(run, name, choice):
     split = (f"split={FACTORS[name]}",) if name in FACTORS else ()

@@ -66,6 +66,7 @@ def test_with_too_few_results_a_round_is_skipped_a_is_unchanged_to_the_bit_and_t
     assert not any(failures_of(row) for row in told if row["round"] != 3), "every broadcast could be read"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.case(3)
 def test_when_every_client_fails_again_and_again_a_is_unchanged_and_the_run_ends_with_who_and_why(
     monkeypatch, tmp_path
@@ -126,6 +127,7 @@ def test_who_is_silent_is_late_its_round_goes_on_without_it_and_it_takes_part_in
     assert build.store(read_config(run), "2").rounds() == [1, 3]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_who_keeps_failing_is_left_out_for_a_while_returns_and_the_report_tells_when_and_why(
     monkeypatch, tmp_path
 ):
@@ -187,6 +189,7 @@ def test_a_run_that_is_resumed_among_failures_has_the_bits_of_one_that_was_not_b
     assert_same_run(again, whole)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_and_says_so(
     monkeypatch, tmp_path
 ):
@@ -209,6 +212,7 @@ def test_with_fewer_nodes_than_clients_a_run_goes_on_with_those_that_are_there_a
         run_with(monkeypatch, plan, words, tmp_path / "strict", missing="3")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.case(34)
 def test_a_node_that_does_not_say_who_it_is_is_left_out_and_named_in_every_round_and_in_the_report(
     monkeypatch, tmp_path

@@ -44,6 +44,7 @@ def test_a_report_is_written_of_a_config_that_was_cut_off(tmp_path):
         assert ("were not verified" in render(read_run(folder))) == ("hub" in text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_tells_who_failed_who_was_left_out_and_what_was_skipped(tmp_path):
     folder = write_run(tmp_path / "run")
     path = folder / "rounds.jsonl"

@@ -79,6 +79,7 @@ def test_of_many_classes_those_with_most_errors_are_shown(tmp_path):
     assert f"The {FEW_CLASSES} of" in section.note
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_predictions_nothing_is_said_of_classes(folder):
     section = sections_of(folder)["0"]
     assert (section.classes.rows, section.note) == ([], "")
@@ -101,6 +102,7 @@ def test_only_the_store_of_the_run_is_read(tmp_path):
     assert section.classes.rows == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_predictions_are_told_and_the_page_is_whole(folder):
     predict(folder, "0", ("a", "b", "c"))
     (folder / "clients" / "0" / predictions.FILE).write_bytes(b"cut off")

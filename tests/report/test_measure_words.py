@@ -70,6 +70,7 @@ def test_a_run_without_measures_has_the_table_all_the_same(folder):
     assert all(row.meaning for row in rows_of(folder).values())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_every_measure(folder):
     html = write_report(folder).read_text(encoding="utf-8")
     for row in measure_rows(read_run(folder)):

@@ -77,6 +77,7 @@ def test_the_only_script_is_ours_and_a_browser_is_told_to_run_no_other(page: Pag
     assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_link_leads_to_a_file_of_the_run_or_a_part_of_the_page(tmp_path: Path) -> None:
     write_run(tmp_path, clients=2, rounds=1)
     (tmp_path / "clients.csv").write_text("client\n")
@@ -165,9 +166,8 @@ def test_a_report_of_figures_that_are_drawn_draws_them_as_otherwise(run_dir: Pat
     assert [tag for tag, _ in again.tags] == [tag for tag, _ in page.tags]
 
 
-def test_a_figure_gives_the_same_characters_again(run_dir: Path) -> None:
-    record = read_run(run_dir)
-    assert render(record) == render(record)
+def test_a_figure_gives_the_same_characters_again(run_dir: Path, html: str) -> None:
+    assert render(read_run(run_dir)) == html
 
 
 def test_captions_say_only_what_the_figure_shows(page: Page, tmp_path: Path) -> None:
@@ -295,6 +295,7 @@ def test_the_verdict_tells_the_interval_and_of_how_many_clients_it_is() -> None:
     assert "without an interval" in verdict(known, ACCURACY).sentence
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_clients_that_could_not_be_measured_are_told_with_the_reason(tmp_path: Path) -> None:
     write_run(tmp_path, clients=3, rounds=2)
     rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
@@ -332,6 +333,7 @@ def test_failures_and_notes_are_told_with_their_reason(page: Page) -> None:
     assert "1 failure, see Answers that failed" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rejected_and_clipped_answers_are_listed_by_client_with_rounds_and_reason(tmp_path: Path) -> None:
     write_run(tmp_path, clients=3, rounds=3)
     late, long = "answers round 1, this is round 2", "sent an update of norm 9, and the bound is 3"
@@ -351,6 +353,7 @@ def test_rejected_and_clipped_answers_are_listed_by_client_with_rounds_and_reaso
     assert "unknown lost 1, 2, 3 a node failed: gone" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_whose_answers_were_all_taken_has_no_such_list(tmp_path: Path) -> None:
     write_run(tmp_path, clients=3, rounds=3)
     assert "Answers that failed" not in report_of(tmp_path).text
@@ -363,6 +366,7 @@ def test_config_environment_and_commands_are_shown(page: Page, run_dir: Path) ->
     assert f"fedsa-lora run {run_dir.name}/config.yaml" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_run_changed_is_shown_with_the_value_of_the_experiment(tmp_path: Path) -> None:
     write_run(tmp_path, clients=1, rounds=1)
     change(tmp_path / "environment.json", command="fedsa-lora run split=share_ab")
@@ -415,6 +419,7 @@ def test_a_run_that_failed_midway_shows_what_it_recorded(tmp_path: Path) -> None
     assert "Better together" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_client_that_was_never_evaluated_is_shown_as_such(tmp_path: Path) -> None:
     write_run(tmp_path, clients=1, rounds=1)
     partition = json.loads((tmp_path / "partition.json").read_text())

@@ -152,6 +152,7 @@ def test_a_finish_is_the_same_to_the_bit_however_often_it_is_made(finished):
     assert results(finished) == first
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.case(36)
 def test_the_status_is_written_last_and_the_report_says_completed_before(finished):
     with watching(finished) as watched:
@@ -161,6 +162,7 @@ def test_the_status_is_written_last_and_the_report_says_completed_before(finishe
     assert "This run had not ended" not in (finished / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.case(36)
 def test_a_finish_that_failed_is_a_failed_run_that_resume_finishes(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
@@ -206,6 +208,7 @@ def test_a_run_that_is_stopped_after_its_end_stays_completed(finished):
     assert state(finished) == "completed"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_said_completed_without_its_last_file_is_finished(finished):
     (finished / "report.html").unlink()
     assert cli.main(["resume", str(finished)]) == 0

@@ -16,9 +16,10 @@ from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.runs.reading import read_jsonl
 from fedsa_lora.tasks import generation
 from fedsa_lora.tasks.backbone import ModelSettings
-from fedsa_lora.tasks.causal_lm import IGNORED, CausalLMTask, last_answers
+from fedsa_lora.tasks.causal_lm import CausalLMTask
 from fedsa_lora.tasks.generation import Bleu, ExactMatch, RougeL, final_number, same_answer
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.token_losses import IGNORED, last_answers
 
 
 @pytest.fixture(scope="module")

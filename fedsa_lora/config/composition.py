@@ -1,0 +1,165 @@
+"""Composes config files as Hydra does, in a twentieth of the time, where their defaults lists are as plain as
+those that are shipped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedsa_lora.config import yaml_text
+
+_CHOICE = re.compile(r"(\w+)=([A-Za-z_][\w/-]*)")
+_NO_NAMES = ("null", "true", "false", "nan", "inf")  # to Hydra, in any case
+_PACKAGE = re.compile(r"# @package (\w+)\n")
+_OVERRIDE = re.compile(r"override /(\w+)")
+_INCLUDED = re.compile(r"(/?)([\w/-]+)(@_here_)?")
+_SELF = "_self_"
+
+Settings = dict[str, Any]
+Part = tuple[str, Settings]  # settings and the key of the config that they are set at: "" for its root
+
+
+class Unusual(Exception):
+    """Raised for what is left to Hydra: to be composed, or to be reported as a fault."""
+
+
+def composed_files(words: Sequence[str], folders: Sequence[Path]) -> Settings:
+    """The settings of ``run.yaml`` and of the options that words such as ``split=share_ab`` choose, each file
+    from the first of the folders that has it. Interpolations are not resolved.
+
+    Raises Unusual where only Hydra can compose the files, or report what is wrong with them.
+    """
+    composition = _Composition(folders, dict(map(_choice, words)))
+    settings: Settings = {}
+    for key, content in composition.parts(composition.read("run"), "", ""):
+        _merge(settings, {key: content} if key else content)
+    if composition.choices.keys() - composition.groups:
+        raise Unusual
+    return settings
+
+
+def _choice(word: str) -> tuple[str, str]:
+    found = _CHOICE.fullmatch(word)
+    if found is None or found[2].lower() in _NO_NAMES:
+        raise Unusual
+    return found[1], found[2]
+
+
+@dataclass(frozen=True)
+class _File:
+    """The content of a file without its defaults list, and the package that its first line names."""
+
+    name: str
+    package: str | None
+    defaults: list[Any]
+    content: Settings
+
+
+class _Composition:
+    """The options that are chosen, by words and by ``override`` in files, and the groups of ``run.yaml``."""
+
+    def __init__(self, folders: Sequence[Path], choices: dict[str, Any]) -> None:
+        self.folders, self.choices = folders, choices
+        self.groups: set[str] = set()
+
+    def parts(self, file: _File, key: str, folder: str) -> list[Part]:
+        """Parts of a file and of its defaults list, in the order in which they are merged. ``key`` is where a
+        file without a package is set; names in the list are of files in ``folder``."""
+        found: list[list[Part]] = []
+        # As Hydra, from the last: what an experiment overrides is known before the groups are read.
+        for entry in reversed(self._without_overrides(file.defaults)):
+            if entry == _SELF:
+                found.append([(key, file.content)])
+            elif isinstance(entry, str):
+                found.append(self._included(entry, key, folder))
+            elif file.name == "run" and isinstance(entry, dict) and len(entry) == 1:
+                found.append(self._group(*next(iter(entry.items()))))
+            else:
+                raise Unusual
+        return [part for parts in reversed(found) for part in parts]
+
+    def _without_overrides(self, defaults: list[Any]) -> list[Any]:
+        """The entries that are no overrides. An override counts where none of the same group did before: that
+        of the outer file, or a word."""
+        kept: list[Any] = []
+        overridden = False
+        for entry in defaults:
+            key, option = next(iter(entry.items())) if isinstance(entry, dict) and entry else ("", None)
+            override = _OVERRIDE.fullmatch(str(key))
+            if override is not None:
+                self.choices.setdefault(override[1], option)
+                overridden = True
+            elif overridden and entry != _SELF:
+                raise Unusual  # an error: overrides stand at the end
+            else:
+                kept.append(entry)
+        return kept if _SELF in kept else [*kept, _SELF]
+
+    def _included(self, entry: str, key: str, folder: str) -> list[Part]:
+        """Those of a file in the same folder, as ``default``, or elsewhere, as ``/codec/topk@_here_``."""
+        found = _INCLUDED.fullmatch(entry)
+        if found is None or bool(found[1]) != ("/" in found[2]):
+            raise Unusual
+        absolute, name, here = found.groups()
+        file = self.read(name if absolute else f"{folder}/{name}")
+        if file.package is None and absolute and not here:
+            raise Unusual
+        at = key if here else _key(file, key)
+        return self.parts(file, at, file.name.rpartition("/")[0])
+
+    def _group(self, group: str, option: Any) -> list[Part]:
+        """Those of the option that is chosen in a group."""
+        if group in self.groups:
+            raise Unusual
+        self.groups.add(group)
+        chosen = self.choices.get(group, option)
+        if chosen is None:
+            return []
+        file = self.read(f"{group}/{chosen}")
+        return self.parts(file, _key(file, group), group)
+
+    def read(self, name: str) -> _File:
+        """The file of a name, from the first folder that has it."""
+        path = next((path for f in self.folders if (path := f / f"{name}.yaml").is_file()), None)
+        if path is None:
+            raise Unusual
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = yaml_text.parse(text)
+        except (YAMLError, OSError, UnicodeDecodeError) as error:
+            raise Unusual from error
+        if not isinstance(content, dict):
+            raise Unusual
+        package = _PACKAGE.match(text)
+        defaults = content.pop("defaults", [])
+        if not isinstance(defaults, list) or text.count("@package") != (package is not None):
+            raise Unusual
+        return _File(name, package and package[1], defaults, content)
+
+
+def _key(file: _File, key: str) -> str:
+    """The key at which a file is set: that of its package, which is absolute, else ``key``."""
+    if file.package is None:
+        return key
+    return "" if file.package == "_global_" else file.package
+
+
+def _merge(into: Settings, settings: Settings) -> None:
+    """Merge as OmegaConf does. Raises Unusual where it would resolve an interpolation or refuse."""
+    for key, value in settings.items():
+        before = into.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            _merge(before, value)
+        elif isinstance(before, dict | list) and (isinstance(value, dict | list) or value == "???"):
+            if not (isinstance(before, list) and isinstance(value, list)):
+                raise Unusual
+            into[key] = value
+        elif isinstance(before, str) and "${" in before and isinstance(value, dict):
+            raise Unusual
+        else:
+            into[key] = value
