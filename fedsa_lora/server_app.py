@@ -10,7 +10,6 @@ from flwr.common import Parameters, Scalar
 from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.server.history import History
 from flwr.server.server import EvaluateResultsAndFailures, FitResultsAndFailures
-from torch.nn import Module
 
 from fedsa_lora.config.compose import as_handed
 from fedsa_lora.federation import PASSED
@@ -35,8 +34,8 @@ log = logging.getLogger("flwr")
 class RecordedServer(Server):
     """Flower's server loop; however it ends, the run directory tells how."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, empty: Module) -> None:
-        self.model = skeleton(config, empty)
+    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
+        self.model = skeleton(config)
         middle = build_trunk(config, self.model)
         strategy = build_strategy(
             config, self.model, directory, directory.run, directory.resumptions, middle=middle
@@ -98,8 +97,7 @@ def server_fn(context: Context) -> ServerAppComponents:
     overrides = str(context.run_config["overrides"])
     config = as_handed(overrides, composed(context.run_config), f"runs/{context.run_id}")
     refuse_unsimulated(config)
-    empty = config.task.build_model(seed=config.seed, empty=True)
-    inspect_task(config.task, empty)
+    inspect_task(config.task)
     command = to_run_again(shlex.split(overrides))
     if config.run.resume:
         directory = RunDirectory.resume(config, command)
@@ -108,7 +106,7 @@ def server_fn(context: Context) -> ServerAppComponents:
         directory = RunDirectory.create(config, command)
         log.info("writing to %s", directory.path)
     try:
-        server = RecordedServer(config, directory, empty)
+        server = RecordedServer(config, directory)
     except BaseException:
         with to_the_end(directory):  # or the directory would say that the run is running
             raise

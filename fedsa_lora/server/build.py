@@ -8,7 +8,6 @@ from pathlib import Path
 
 from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy
-from torch.nn import Module
 
 from fedsa_lora.client.device import device
 from fedsa_lora.deployment.registry import read_registry
@@ -38,12 +37,10 @@ from strategies.rules.pairs import pairs
 from strategies.unlearning import Unlearning
 
 
-def skeleton(config: RunConfig, empty: Module | None = None) -> AdapterModel:
-    """The whole model on the meta device: names, shapes and roles, not one weight. ``empty`` is that of the
-    task, where it is built already, and becomes part of it. Raises ModelError for one that cannot be cut as
-    the config says."""
-    if empty is None:
-        empty = config.task.build_model(seed=config.seed, empty=True)
+def skeleton(config: RunConfig) -> AdapterModel:
+    """The whole model on the meta device: names, shapes and roles, not one weight. Raises ModelError for one
+    that cannot be cut as the config says."""
+    empty = config.task.build_model(seed=config.seed, empty=True)
     if config.cut is not None:
         check_cut(empty, config.cut)
     model = adapted(empty, config.lora, config.seed, config.model)

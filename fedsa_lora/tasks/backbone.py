@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig
-from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_lora.errors import ModelError
@@ -162,9 +161,7 @@ def _examined(
 
 
 def _empty(auto_class: Any, settings: ModelSettings, config: Any) -> Any:
-    name = settings.path or f"of type {config.model_type}"
-    # no_init_weights: on the meta device drawing values changes none
-    with torch.device("meta"), no_init_weights(), explained("model", name):
+    with torch.device("meta"), explained("model", settings.path or f"of type {config.model_type}"):
         return auto_class.from_config(config, dtype=settings.held, trust_remote_code=False).eval()
 
 

@@ -152,7 +152,7 @@ def read_messages(kept: Kept, column: str) -> Inputs:
         key="task.messages",
     )
     plain = [[{"role": m["role"], "content": m["content"]} for m in row] for row in rows]
-    found: Inputs = library().Dataset(pa.table({"messages": plain}), fingerprint="texts")  # as read_texts
+    found: Inputs = library().Dataset(pa.table({"messages": plain}))
     return found
 
 

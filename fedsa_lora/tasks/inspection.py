@@ -24,16 +24,15 @@ USUAL = (32, 32)  # pixels of an image, for a model that takes any number
 SAMPLE = 2  # examples that are sent through the empty model
 
 
-def inspect_task(task: Any, model: Any = None) -> tuple[str, ...]:
-    """Remarks on what a task's model starts from, to be shown before a run. ``model`` is the task's empty
-    one, where it is built already.
+def inspect_task(task: Any) -> tuple[str, ...]:
+    """Remarks on what a task's model starts from, to be shown before a run.
 
     Raises ConfigError or ModelError where checkpoint, tokenizer, positions and data do not go together. A
     task that is none of ours is taken as it is.
     """
     if not isinstance(task, DividedTask):
         return ()
-    model = task.build_model(seed=0, empty=True) if model is None else model
+    model: Any = task.build_model(seed=0, empty=True)
     if not isinstance(getattr(model, "start", None), Start):  # the task's own model
         if not task.partition.own:
             check_batch(task, model)

@@ -137,9 +137,7 @@ class TextTask(TextData, LabelledTask):
 def read_texts(kept: Kept, columns: Mapping[str, str]) -> Inputs:
     """The texts of each column by its input's name. Raises DataError for a column that holds none, and for
     rows without a text."""
-    table = pa.table({name: _texts(kept, column) for name, column in columns.items()})
-    # a name, for the library would make a digest of all texts, and nothing is cached under it
-    found: Inputs = library().Dataset(table, fingerprint="texts")
+    found: Inputs = library().Dataset(pa.table({n: _texts(kept, column) for n, column in columns.items()}))
     return found
 
 
