@@ -44,7 +44,7 @@ def test_a_measurement_that_fails_decides_nothing(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / DECISION).write_text(text)
     for look in (recorded, lambda folder: decided(folder, "attention", str)):
-        with pytest.raises(RunError, match=r"decision\.json is damaged: .* remove it"):
+        with pytest.raises(RunError, match=r"decision\.json is corrupted: .* remove it"):
             look(tmp_path)
 
 

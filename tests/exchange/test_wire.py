@@ -554,7 +554,7 @@ def test_a_number_that_was_not_asked_for_in_a_round_is_refused():
     evaluated = replace(UPLOAD, measured=7, report={"loss": 1.0, "accuracy": 0.5, "local_only": 0.5})
     wire.check_upload(trained, 3, TRAINED)
     wire.check_upload(evaluated, 3, EVALUATED)
-    with pytest.raises(WireError, match="reports 'accuracy_before', and there are: "):
+    with pytest.raises(WireError, match="reports 'accuracy_before', expected one of: "):
         wire.check_upload(trained, 3, of_training(MEASURES, False))
     with pytest.raises(WireError, match="reports 'local_only', and there are: "):
         wire.check_upload(evaluated, 3, of_evaluation(MEASURES, False))
@@ -562,7 +562,7 @@ def test_a_number_that_was_not_asked_for_in_a_round_is_refused():
 
 @pytest.mark.parametrize("name", ["", "phase", "client", "\ud800", "x" * 10**5, "local_only", "=1+1"])
 def test_a_number_that_no_client_of_ours_reports_is_refused_in_few_words(name):
-    with pytest.raises(WireError, match="and there are: loss, padded_tokens, ") as caught:
+    with pytest.raises(WireError, match="expected one of: loss, padded_tokens, ") as caught:
         wire.check_upload(replace(UPLOAD, report={**UPLOAD.report, name: 0.5}), 3, TRAINED)
     assert len(str(caught.value)) < 300
 

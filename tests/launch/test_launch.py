@@ -212,7 +212,7 @@ def test_a_superlink_that_cannot_start_gives_the_reason(
 def test_a_command_that_is_not_installed_is_named(tmp_path: Path) -> None:
     link = SuperLink(tmp_path / "superlink.log", {})
     link.env = {"PATH": str(tmp_path)}
-    with pytest.raises(RunError, match=r"`flwr` is not beside .*: install"):
+    with pytest.raises(RunError, match=r"`flwr` is not next to .*: install"):
         link.command("flwr")
 
 

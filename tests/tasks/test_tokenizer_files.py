@@ -64,10 +64,10 @@ def test_a_tokenizer_that_would_read_a_file_outside_of_its_folder_is_refused(
     tmp_path, private, model_type, file, hostile
 ):
     folder = folder_with(tmp_path / "model", model_type, file, HOSTILE[hostile], private)
-    with pytest.raises(ModelError, match=f"its {file} names files outside of its folder") as caught:
+    with pytest.raises(ModelError, match=f"its {file} names files outside its folder") as caught:
         load_tokenizer(ModelSettings(path=str(folder)))
     assert caught.value.sendable == (
-        "the tokenizer's config names files outside of its folder (model.tokenizer)"
+        "the tokenizer's config names files outside its folder (model.tokenizer)"
     )
 
 
@@ -109,7 +109,7 @@ def test_a_tokenizer_made_of_others_in_unchecked_folders_is_refused(tmp_path, pr
     parts = {"question_encoder": {"model_type": "bert"}, "generator": {"model_type": "bert"}}
     whole = {"config.json": {"model_type": "rag", **parts}, CONFIG: {"tokenizer_class": "RagTokenizer"}}
     (folder / about).write_text(json.dumps(whole[about]))
-    with pytest.raises(ModelError, match="names files outside of its folder"):
+    with pytest.raises(ModelError, match="names files outside its folder"):
         load_tokenizer(ModelSettings(path=str(folder)))
 
 
@@ -121,9 +121,9 @@ def test_the_config_of_a_model_is_not_read_from_outside_of_its_folder(tmp_path, 
     versions = {"model_type": "bert", "configuration_files": [name.format(private=private)]}
     (folder / "config.json").write_text(json.dumps(versions))
     settings = ModelSettings(path=str(folder), pretrained=False)
-    with pytest.raises(ModelError, match=r"its config\.json names files outside of its folder"):
+    with pytest.raises(ModelError, match=r"its config\.json names files outside its folder"):
         build(settings)
-    with pytest.raises(ModelError, match=r"its config\.json names files outside of its folder"):
+    with pytest.raises(ModelError, match=r"its config\.json names files outside its folder"):
         load_tokenizer(settings)
     shutil.copy(private / "config.4.0.0.json", folder)
     versions["configuration_files"] = ["config.4.0.0.json"]
@@ -157,7 +157,7 @@ def test_the_tokenizer_of_a_hub_id_is_checked_and_loaded_at_one_commit(tmp_path,
     )
     if hostile:
         assert (
-            "ModelError: evil/m: its tokenizer_config.json names files outside of its folder" in found.stderr
+            "ModelError: evil/m: its tokenizer_config.json names files outside its folder" in found.stderr
         )
     else:
         assert found.stdout.split()[0] == commit, found.stderr
