@@ -201,7 +201,7 @@ def _kept(
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of ``settings.tokenizer``, else of ``settings.path``, able to pad.
 
-    Raises ModelError where it cannot be loaded or would read files outside of its folder.
+    Raises ModelError where it cannot be loaded or would read files outside its folder.
     """
     path = settings.tokenizer or settings.path
     with explained("tokenizer", path):

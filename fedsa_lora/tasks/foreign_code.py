@@ -60,7 +60,7 @@ def check_versions(path: str, revision: str | None) -> None:
         raise ModelError(
             f"{path}: its {_CONFIG} names files outside its folder ({named[0]}): remove that there, or "
             "choose another model",
-            sent="the model's config names files outside of its folder",
+            sent="the model's config names files outside its folder",
             key="model.path",
         )
 
@@ -79,16 +79,16 @@ def check_tokenizer(path: str, revision: str | None) -> str | None:
             revision = extract_commit_hash(str(file), None) or revision
         if named := _outside(name, _read(file)):
             raise ModelError(
-                f"{path}: its {name} names files outside of its folder ({', '.join(named)}): remove that "
+                f"{path}: its {name} names files outside its folder ({', '.join(named)}): remove that "
                 "there, or choose another tokenizer",
-                sent="the tokenizer's config names files outside of its folder",
+                sent="the tokenizer's config names files outside its folder",
                 key="model.tokenizer",
             )
     return revision
 
 
 def _outside(name: str, config: Mapping[str, Any]) -> list[str]:
-    """The keys of a file of a tokenizer by which files outside of its folder, or unchecked ones, are read."""
+    """The keys of a file of a tokenizer by which files outside its folder, or unchecked ones, are read."""
     named = _of_versions(config)
     named += [key for key in ("model_type", "tokenizer_class") if _says(config, key, _OF_FOLDERS)]
     if name == _TOKENIZER:

@@ -556,7 +556,7 @@ def test_a_number_that_was_not_asked_for_in_a_round_is_refused():
     wire.check_upload(evaluated, 3, EVALUATED)
     with pytest.raises(WireError, match="reports 'accuracy_before', expected one of: "):
         wire.check_upload(trained, 3, of_training(MEASURES, False))
-    with pytest.raises(WireError, match="reports 'local_only', and there are: "):
+    with pytest.raises(WireError, match="reports 'local_only', expected one of: "):
         wire.check_upload(evaluated, 3, of_evaluation(MEASURES, False))
 
 
@@ -602,7 +602,7 @@ def test_the_primary_measure_is_asked_for_and_its_references_are_in_its_range():
         with pytest.raises(WireError, match=f"reports '{name}' of 0.5, expected 1 to 1e"):
             wire.check_upload(replace(UPLOAD, measured=7, report=report | {name: 0.5}), 3, evaluated)
     for name in ("accuracy", "loss", "global_accuracy"):
-        with pytest.raises(WireError, match=f"reports '{name}', and there are"):
+        with pytest.raises(WireError, match=f"reports '{name}', expected one of"):
             wire.check_upload(replace(UPLOAD, measured=7, report=report | {name: 0.5}), 3, evaluated)
 
 

@@ -156,9 +156,7 @@ def test_the_tokenizer_of_a_hub_id_is_checked_and_loaded_at_one_commit(tmp_path,
         [sys.executable, "-c", LOADS], capture_output=True, text=True, env=env, check=False
     )
     if hostile:
-        assert (
-            "ModelError: evil/m: its tokenizer_config.json names files outside its folder" in found.stderr
-        )
+        assert "ModelError: evil/m: its tokenizer_config.json names files outside its folder" in found.stderr
     else:
         assert found.stdout.split()[0] == commit, found.stderr
         assert int(found.stdout.split()[1]) >= len(WORDS)
