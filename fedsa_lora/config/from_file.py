@@ -124,9 +124,13 @@ class _FromFile:
         return [*words, *(f"{key}={_value(value)}" if there else f"~{key}" for key, value, there in leaves)]
 
     def _nearest(self, node: Mapping[str, Any], group: str) -> str:
-        """The option of a group that is nearest to a config; of equal ones the one that is the default."""
-        names = sorted(self.placed[group], key=lambda name: name != self.defaults[group])
-        return min(names, key=lambda name: self._distance(node, group, name))
+        """The option of a group that is nearest to a config. The default counts as nearest unless it differs
+        in twice as many settings: half of another option is no use of it. A task has no such default."""
+        default = self.defaults[group]
+        distances = {name: self._distance(node, group, name) for name in self.placed[group]}
+        found = min(sorted(distances, key=lambda name: name != default), key=distances.__getitem__)
+        is_enough = default in distances and distances[default] < 2 * distances[found]
+        return str(default) if is_enough and group != "task" else found
 
     def _is_nearer(self, group: str, name: str, other: str) -> bool:
         return self._distance(self.node, group, name) < self._distance(self.node, group, other)

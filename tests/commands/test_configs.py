@@ -75,7 +75,7 @@ def test_a_run_from_outside_reads_no_file_of_the_working_directory(mine, tmp_pat
 
 def test_a_run_takes_its_files_along_and_is_resumed_with_them_from_anywhere(mine, tmp_path, monkeypatch):
     config = load(["experiment=mine", f"run.dir={tmp_path}/run"])
-    RunDirectory.create(config, command="fedsa-lora run experiment=mine")
+    RunDirectory.create(config, command="fedsa-lora run experiment=mine").close()
     app = stage_app(tmp_path / "run" / "app")
     assert (app / "conf" / "head" / "ours.yaml").is_file()
     assert (app / "conf" / "run.yaml").is_file()

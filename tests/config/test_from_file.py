@@ -49,6 +49,19 @@ def test_the_overrides_of_a_file_make_its_config_but_for_where_the_run_was(tmp_p
     assert found.experiment == plain.experiment
 
 
+def test_settings_of_a_users_own_are_not_named_after_an_option_that_is_hardly_nearer(tmp_path):
+    own = [
+        "lora.r=4",
+        "lora.alpha=8",
+        "lora.dropout=0.0",
+        "lora.target_modules=[query]",
+        "lora.targets=default",
+    ]
+    words = overrides_of([str(written(tmp_path / "config.yaml", "task=snips", *own))])
+    assert not [word for word in words if word.startswith("lora=")]
+    assert load(words).resolved == load(["task=snips", *own]).resolved
+
+
 def test_overrides_after_a_file_apply_and_a_group_that_is_chosen_takes_the_place_of_the_files(file):
     words = overrides_of([str(file), "codec=int8", "split=share_b", "train.lr=2e-3", "train.steps=2"])
     config = load(words)

@@ -1,9 +1,11 @@
 """The Flower app of examples/: the model and the data are a user's own, the run is one of ours."""
 
+import io
 import json
 import re
 import shutil
 import tomllib
+import zipfile
 from pathlib import Path
 
 import cloudpickle
@@ -12,6 +14,7 @@ import torch
 from digits_app import app
 from example_lines import lines_written
 from flwr.app import Context, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from played import deploy, play
 
@@ -195,3 +198,14 @@ def test_flwr_run_with_too_few_supernodes_ends(tmp_path):
     outcome = flown(tmp_path, 2)
     assert outcome.state == "failed"
     assert "flwr run --federation-config num-supernodes=4" in outcome.details
+
+
+@pytest.mark.parametrize("project", ["flower_app", "trainer_app"])
+def test_records_of_runs_are_not_sent_to_nodes_as_part_of_the_app(tmp_path, project):
+    shutil.copytree(PROJECT.parent / project, app_folder := tmp_path / "app")
+    (app_folder / "runs" / "1" / "clients").mkdir(parents=True)
+    (app_folder / "runs" / "1" / "config.yaml").write_text("seed: 0")
+    (app_folder / "runs" / "1" / "clients" / "log.jsonl").write_text("{}")
+    packed = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app_folder))).namelist()
+    assert any(name.endswith("app.py") for name in packed)
+    assert not [name for name in packed if name.startswith("runs/")]
