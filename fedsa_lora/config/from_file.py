@@ -39,6 +39,8 @@ def overrides_of(
     Of a file, groups in ``reset`` are as where none is chosen, for others to choose after it; no override
     sets groups and keys that it is taken ``without``. Raises ConfigError.
     """
+    if runs := [word for word in words if "=" not in word and Path(word, "config.yaml").is_file()]:
+        raise ConfigError(f"{runs[0]} is a folder; expected its config file: {Path(runs[0], 'config.yaml')}")
     if not (files := [word for word in words if "=" not in word and word.endswith(_ENDS)]):
         return with_experiment(words)
     if len(files) > 1 or words[0] != files[0]:

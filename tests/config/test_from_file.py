@@ -96,6 +96,11 @@ def test_what_is_no_whole_config_is_refused_with_what_to_do(file, words, said):
         overrides_of([word.format(**places) for word in words])
 
 
+def test_a_run_directory_in_the_place_of_its_config_is_answered_with_the_file(file):
+    with pytest.raises(ConfigError, match="is a folder; expected its config file: .*/config.yaml"):
+        overrides_of([str(file.parent), "seed=1"])
+
+
 def test_a_fault_in_a_file_is_reported_as_that_of_an_override(file):
     node = yaml_text.parse(file.read_text())
     node["train"] |= {"lr": -1.0, "epoch": 3}

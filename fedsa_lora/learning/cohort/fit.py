@@ -97,7 +97,8 @@ def _why_not_model(model: AdapterModel) -> str | None:
     base = unwrapped(model.module)
     kind = getattr(getattr(base, "config", None), "model_type", None)
     if kind not in READINGS:
-        return f"models of type {kind} have no fused pass over several clients"
+        of = f"models of type {kind} have" if kind else f"{type(base).__name__} has"
+        return f"{of} no fused pass over several clients"
     if not model.has_adapters:
         return "the whole model is trained"
     try:
