@@ -119,7 +119,7 @@ def _clients(progress: RunProgress, rows: int) -> Table:
             shown(seen.value, primary),
             str(seen.answers),
             str(seen.failures),
-            f"round {seen.round}{ago}" if seen.round else "–",
+            f"round {seen.round}{ago}" if seen.round else "-",
         )
     return table
 
