@@ -97,7 +97,7 @@ def test_what_is_no_whole_config_is_refused_with_what_to_do(file, words, said):
 
 
 def test_a_run_directory_in_the_place_of_its_config_is_answered_with_the_file(file):
-    with pytest.raises(ConfigError, match="is a folder; expected its config file: .*/config.yaml"):
+    with pytest.raises(ConfigError, match=r"is a folder; expected its config file: .*/config\.yaml"):
         overrides_of([str(file.parent), "seed=1"])
 
 
