@@ -112,7 +112,7 @@ def _target(target: Row | None) -> MeasureRow:
         if target["rounds"] is not None:
             reached = f"round {target['rounds']}, {amount(target['bytes'])}, {duration(target['seconds'])}"
     return MeasureRow(
-        "As good as alone from",
+        "First round at or above training alone",
         reached,
         "When the mean first reached that of training alone; bytes up and down, training only.",
     )

@@ -92,6 +92,7 @@ def _content(first: Side, second: Side, page: Path) -> dict[str, Any]:
         "settings": _differing(
             first, second, differences(first.record.config, second.record.config), "Setting"
         ),
+        "resumed": [(side.label, moments) for side in (first, second) if (moments := _resumed(side.record))],
         "versions": _differing(first, second, _versions(first.record, second.record), "Version"),
         "measure": measure.words.capitalize(),
         "results": _results_table(first, second, measure),
@@ -108,6 +109,12 @@ def _runs_table(first: Side, second: Side) -> Table:
         started = moment(record.status.get("started"))
         rows.append(TableRow(side.label, texts(run_title(record), record.status["state"], started)))
     return Table(["Run", "Title", "State", "Started"], rows, "worded")
+
+
+def _resumed(record: RunRecord) -> str:
+    """When a run was resumed; empty for one that never was."""
+    breaks: list[Row] = record.environment.get("resumed") or []
+    return "; ".join(f"after round {each['after_round']}, {moment(each['time'])}" for each in breaks)
 
 
 def _same_data(one: RunRecord, other: RunRecord) -> bool:
@@ -149,7 +156,8 @@ def _verdict(first: Side, second: Side, paired: bool) -> Verdict:
 
 
 def _versions(one: RunRecord, other: RunRecord) -> list[tuple[str, str, str]]:
-    keys = [key for key in {**one.environment, **other.environment} if key not in ("command", "run")]
+    apart = ("command", "run", "resumed")
+    keys = [key for key in {**one.environment, **other.environment} if key not in apart]
     rows = [(key, *(str(side.environment.get(key, "")) for side in (one, other))) for key in keys]
     return [(key, a, b) for key, a, b in rows if a != b]
 

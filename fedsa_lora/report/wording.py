@@ -150,9 +150,15 @@ def listed(words: list[str]) -> str:
 
 
 def roles(summary: Row, treatment: str) -> list[str]:
-    """The names of the roles that the run's split treats as shared, local or frozen."""
+    """The names of the roles that the run's split treats as shared, local or frozen, without those of which
+    the model has no parameter, such as the head of a model without one."""
     split: Row = summary.get("split") or {}
-    return [ROLE_NAMES.get(role, role) for role, given in split.items() if given.startswith(treatment)]
+    parameters: Row = summary.get("parameters") or {}
+    return [
+        ROLE_NAMES.get(role, role)
+        for role, given in split.items()
+        if given.startswith(treatment) and parameters.get(role) != 0
+    ]
 
 
 def verdict(summary: Row, measure: Measure) -> Verdict:

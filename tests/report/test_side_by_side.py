@@ -107,6 +107,15 @@ def test_names_and_settings_are_inert(runs):
     assert not page.open
 
 
+def test_a_resumed_run_is_told_apart_from_its_versions(runs):
+    environment = json.loads((runs[1] / "environment.json").read_text())
+    resumed = [{"after_round": 1, "time": "2026-03-01T10:01:00+00:00"}]
+    (runs[1] / "environment.json").write_text(json.dumps(environment | {"resumed": resumed}))
+    text = page_of(*runs)
+    assert "other was resumed after round 1, 2026-03-01 10:01 UTC." in text
+    assert "Version " not in text
+
+
 def test_settings_that_differ_are_listed_without_places_and_titles():
     one = "a: {b: 1, c: [1, 2]}\nname: x\nrun: {dir: y}\nonly: null\n"
     other = "a: {b: 2, c: [1, 2]}\nname: z\nrun: {dir: z}\n"
