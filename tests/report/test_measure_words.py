@@ -47,6 +47,12 @@ def test_a_target_is_told_when_it_was_reached_and_when_never(folder):
     assert rows_of(folder)["First round at or above training alone"].federated == NOT_MEASURED
 
 
+def test_a_target_of_a_loss_is_reached_from_above(folder):
+    loss = {"name": "loss", "range": [0.0, 9.0], "higher_is_better": False, "format": "number"}
+    change(folder / "partition.json", measures=[loss])
+    assert "First round at or below training alone" in rows_of(folder)
+
+
 def test_what_needs_all_data_says_how_to_measure_it_until_it_is(folder):
     for name, option in (("On all clients' examples", "--union"), ("A newcomer", "--newcomer-steps")):
         assert rows_of(folder)[name].federated == NOT_MEASURED
