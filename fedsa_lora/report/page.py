@@ -37,6 +37,7 @@ from fedsa_lora.report.wording import (
     duration,
     left_out,
     moment,
+    resumptions,
     shown,
     shown_gain,
     verdict,
@@ -122,11 +123,17 @@ def _content(record: RunRecord) -> dict[str, Any]:
         ],
         "remarks": remarks_table(record),
         "config": record.config,
-        "environment": {name: value for name, value in record.environment.items() if name != "command"},
+        "environment": _environment(record.environment),
         **_commands(record),
         "files": [name for name in FILES if (record.directory / name).is_file()],
         "directory": record.directory.resolve().name,
     }
+
+
+def _environment(recorded: Row) -> Row:
+    """The environment as it was recorded, without the command, and with resumptions in words."""
+    found = {name: value for name, value in recorded.items() if name not in ("command", "resumed")}
+    return found | {"resumed": words} if (words := resumptions(recorded)) else found
 
 
 def _commands(record: RunRecord) -> dict[str, str]:

@@ -25,6 +25,7 @@ from fedsa_lora.report.wording import (
     counted,
     duration,
     moment,
+    resumptions,
     shown,
     shown_gain,
     without_unit,
@@ -92,7 +93,7 @@ def _content(first: Side, second: Side, page: Path) -> dict[str, Any]:
         "settings": _differing(
             first, second, differences(first.record.config, second.record.config), "Setting"
         ),
-        "resumed": [(side.label, moments) for side in (first, second) if (moments := _resumed(side.record))],
+        "resumed": [(side.label, resumptions(side.record.environment)) for side in (first, second)],
         "versions": _differing(first, second, _versions(first.record, second.record), "Version"),
         "measure": measure.words.capitalize(),
         "results": _results_table(first, second, measure),
@@ -109,12 +110,6 @@ def _runs_table(first: Side, second: Side) -> Table:
         started = moment(record.status.get("started"))
         rows.append(TableRow(side.label, texts(run_title(record), record.status["state"], started)))
     return Table(["Run", "Title", "State", "Started"], rows, "worded")
-
-
-def _resumed(record: RunRecord) -> str:
-    """When a run was resumed; empty for one that never was."""
-    breaks: list[Row] = record.environment.get("resumed") or []
-    return "; ".join(f"after round {each['after_round']}, {moment(each['time'])}" for each in breaks)
 
 
 def _same_data(one: RunRecord, other: RunRecord) -> bool:

@@ -206,7 +206,7 @@ SIDE_BY_SIDE = (
 <header>
 <h1>{{ title }}</h1>
 {{ table(runs, "Runs") }}
-{% for name, moments in resumed %}<p>{{ name }} was resumed {{ moments }}.</p>
+{% for name, moments in resumed if moments %}<p>{{ name }} was resumed {{ moments }}.</p>
 {% endfor %}
 {% if reports %}
 <p>Their own reports:

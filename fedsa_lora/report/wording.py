@@ -139,6 +139,12 @@ def moment(iso: str | None) -> str:
         return iso or NOT_MEASURED
 
 
+def resumptions(environment: Row) -> str:
+    """The moments at which a run was resumed; empty for one that never was."""
+    breaks: list[Row] = environment.get("resumed") or []
+    return "; ".join(f"after round {each['after_round']}, {moment(each['time'])}" for each in breaks)
+
+
 def counted(how_many: int, noun: str, plural: str = "s") -> str:
     """(1, 'client') -> '1 client'; (10, 'client') -> '10 clients'."""
     return f"{how_many:,} {noun}{'' if how_many == 1 else plural}"
