@@ -93,8 +93,11 @@ def what_left(summary: Row) -> list[str]:
 def _own(summary: Row) -> str:
     """The first role that is not the same for all clients, B before the head; empty where all are."""
     split: Row = summary.get("split") or {"B": "local"}
+    parameters: Row = summary.get("parameters") or {}
     own = [
-        role for role in ("B", "A", "head") if not split.get(role, "frozen").startswith(("shared", "frozen"))
+        role
+        for role in ("B", "A", "head")
+        if not split.get(role, "frozen").startswith(("shared", "frozen")) and parameters.get(role) != 0
     ]
     return own[0] if own else ""
 

@@ -48,7 +48,7 @@ def measure_rows(record: RunRecord) -> list[MeasureRow]:
             primary,
         ),
         _harmed(summary),
-        _target(summary.get("target")),
+        _target(summary.get("target"), primary),
         _union(record.evaluation.get("union"), outcomes, primary),
         _newcomer(record.evaluation.get("newcomer"), outcomes, primary),
     ]
@@ -105,14 +105,14 @@ def _harmed(summary: Row) -> MeasureRow:
     )
 
 
-def _target(target: Row | None) -> MeasureRow:
+def _target(target: Row | None, measure: Measure) -> MeasureRow:
     reached = NOT_MEASURED
     if target is not None:
         reached = "never"
         if target["rounds"] is not None:
             reached = f"round {target['rounds']}, {amount(target['bytes'])}, {duration(target['seconds'])}"
     return MeasureRow(
-        "As good as alone from",
+        f"First round at or {'above' if measure.higher_is_better else 'below'} training alone",
         reached,
         "When the mean first reached that of training alone; bytes up and down, training only.",
     )

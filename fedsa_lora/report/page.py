@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from fedsa_lora.binding import PLUGINS
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.files import write_atomically
 from fedsa_lora.report import chart, svg
@@ -27,7 +28,7 @@ from fedsa_lora.report.page_tables import (
     unlearning_table,
     uploads_table,
 )
-from fedsa_lora.report.recorded_config import section, settings_of
+from fedsa_lora.report.recorded_config import own_packages, section, settings_of
 from fedsa_lora.report.template import PAGE
 from fedsa_lora.report.wording import (
     NOT_MEASURED,
@@ -36,6 +37,7 @@ from fedsa_lora.report.wording import (
     duration,
     left_out,
     moment,
+    resumptions,
     shown,
     shown_gain,
     verdict,
@@ -121,18 +123,35 @@ def _content(record: RunRecord) -> dict[str, Any]:
         ],
         "remarks": remarks_table(record),
         "config": record.config,
-        "environment": {name: value for name, value in record.environment.items() if name != "command"},
-        "command": record.environment.get("command"),
-        "again": shlex.join(["fedsa-lora", "run", f"{record.directory.resolve().name}/config.yaml"]),
+        "environment": _environment(record.environment),
+        **_commands(record),
         "files": [name for name in FILES if (record.directory / name).is_file()],
         "directory": record.directory.resolve().name,
     }
 
 
+def _environment(recorded: Row) -> Row:
+    """The environment as it was recorded, without the command, and with resumptions in words."""
+    found = {name: value for name, value in recorded.items() if name not in ("command", "resumed")}
+    return found | {"resumed": words} if (words := resumptions(recorded)) else found
+
+
+def _commands(record: RunRecord) -> dict[str, str]:
+    """The commands that make the run again; where its config names the user's own code, with the variable
+    that allows it."""
+    packages = sorted(own_packages(settings_of(record.config)))
+    allowed = f"{PLUGINS}={','.join(packages)} " if packages else ""
+    command = record.environment.get("command", "")
+    again = shlex.join(["fedsa-lora", "run", f"{record.directory.resolve().name}/config.yaml"])
+    return {"command": command and allowed + command, "again": allowed + again}
+
+
 def run_title(record: RunRecord) -> str:
-    """The title of a run, else its name, else that of its directory."""
+    """The title of a run, also of one that ended without a summary, else its name, else that of its
+    directory."""
     summary = record.summary
-    return summary.get("title") or summary.get("name") or f"Run {record.directory.resolve().name}"
+    title = summary.get("title") or record.status.get("title") or summary.get("name")
+    return title or f"Run {record.directory.resolve().name}"
 
 
 def _of_clients(record: RunRecord) -> dict[str, Any]:

@@ -69,6 +69,8 @@ thead th { background: var(--card); font-weight: 600; vertical-align: bottom; wh
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 td.words, .worded td { text-align: left; white-space: normal; }
 td.words { min-width: 14rem; }
+@media screen and (min-width: 641px) { .wide th, .wide td { padding: .45rem .5rem; }
+  .wide td.words { min-width: 8rem; } .wide td:nth-child(4) { white-space: normal; } }
 .noted th:last-child, .worded th { text-align: left; }
 .meaning { display: block; max-width: 60ch; color: var(--muted); font-size: .94em; font-weight: 400;
   white-space: normal; }

@@ -57,7 +57,8 @@ class TableRow:
 @dataclass(frozen=True)
 class Table:
     """Columns and rows as text. ``kind`` are classes of the style sheet: ``sortable`` by a click on a header,
-    ``noted`` with the notes of its rows as the last column, ``explained`` with them below the names."""
+    ``wide`` of many columns, ``noted`` with the notes of its rows as the last column, ``explained`` with them
+    below the names."""
 
     columns: list[str]
     rows: list[TableRow] = field(default_factory=list)
@@ -130,10 +131,12 @@ def clients_table(outcomes: list[ClientOutcome], measure: Measure, links: dict[s
     """One row for each client; ``links`` are the ids of their sections of the page, by client."""
     gain = "Gain (points)" if measure.format == "percent" else "Gain"
     columns = ["Client", "Federated", "Alone", gain, "Before aggregation", "Majority class"]
-    columns += ["Train examples", "Test examples", "Rounds trained", "Up", "Down", "Remarks"]
+    columns += ["Train examples", "Test examples", "Rounds trained", "Up", "Down"]
     final = max((outcome.evaluated_in or 0 for outcome in outcomes), default=0)
     rows = [_client_row(outcome, final, measure, links.get(outcome.client, "")) for outcome in outcomes]
-    return Table(columns, rows, "sortable noted")
+    if any(row.note for row in rows):
+        return Table([*columns, "Remarks"], rows, "sortable wide noted")
+    return Table(columns, rows, "sortable wide")
 
 
 def _client_row(outcome: ClientOutcome, final: int, measure: Measure, link: str) -> TableRow:

@@ -6,6 +6,7 @@ from typing import Any
 
 from yaml import YAMLError, safe_dump  # type: ignore[import-untyped]
 
+from fedsa_lora.binding import TARGET
 from fedsa_lora.config import yaml_text
 
 PLACES = ("run.", "machine.")  # where a run is made, which does not change what it is
@@ -25,6 +26,19 @@ def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings of a group; nothing of one that is not there."""
     found = settings.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def own_packages(node: Any, key: str = "") -> set[str]:
+    """The packages of the user's own code that a config names: by ``_target_``, or as the function
+    ``MODULE:FUNCTION`` of a task."""
+    if isinstance(node, dict):
+        return set[str]().union(*(own_packages(value, str(name)) for name, value in node.items()))
+    if isinstance(node, list):
+        return set[str]().union(*(own_packages(value) for value in node))
+    if not isinstance(node, str) or not (key == TARGET or key.endswith("_function")):
+        return set()
+    package = node.partition(":")[0].partition(".")[0]
+    return {package} if package.isidentifier() and package != "fedsa_lora" else set()
 
 
 def differences(one: str, other: str) -> list[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ from fedsa_lora.report.wording import (
     counted,
     duration,
     moment,
+    resumptions,
     shown,
     shown_gain,
     without_unit,
@@ -92,6 +93,7 @@ def _content(first: Side, second: Side, page: Path) -> dict[str, Any]:
         "settings": _differing(
             first, second, differences(first.record.config, second.record.config), "Setting"
         ),
+        "resumed": [(side.label, resumptions(side.record.environment)) for side in (first, second)],
         "versions": _differing(first, second, _versions(first.record, second.record), "Version"),
         "measure": measure.words.capitalize(),
         "results": _results_table(first, second, measure),
@@ -149,7 +151,8 @@ def _verdict(first: Side, second: Side, paired: bool) -> Verdict:
 
 
 def _versions(one: RunRecord, other: RunRecord) -> list[tuple[str, str, str]]:
-    keys = [key for key in {**one.environment, **other.environment} if key not in ("command", "run")]
+    apart = ("command", "run", "resumed")
+    keys = [key for key in {**one.environment, **other.environment} if key not in apart]
     rows = [(key, *(str(side.environment.get(key, "")) for side in (one, other))) for key in keys]
     return [(key, a, b) for key, a, b in rows if a != b]
 

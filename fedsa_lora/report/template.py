@@ -67,7 +67,14 @@ PAGE = (
 <p class="meta"><span class="state {{ state }}">{{ state }}</span> {{ meta }}</p>
 <h1>{{ title }}</h1>
 {% if description %}<p>{{ description }}</p>{% endif %}
-{% if changes.rows %}{{ table(changes, "Changed by the command") }}{% endif %}
+{% if changes.rows | length > 6 %}
+<details>
+<summary>{{ changes.rows | length }} settings changed by the command</summary>
+{{ table(changes, "Changed by the command") }}
+</details>
+{% elif changes.rows %}
+{{ table(changes, "Changed by the command") }}
+{% endif %}
 </header>
 {% if stopped %}
 <section class="banner {{ stopped.tone }}">
@@ -199,6 +206,8 @@ SIDE_BY_SIDE = (
 <header>
 <h1>{{ title }}</h1>
 {{ table(runs, "Runs") }}
+{% for name, moments in resumed if moments %}<p>{{ name }} was resumed {{ moments }}.</p>
+{% endfor %}
 {% if reports %}
 <p>Their own reports:
 {% for name, place in reports %}

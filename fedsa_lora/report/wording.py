@@ -139,6 +139,12 @@ def moment(iso: str | None) -> str:
         return iso or NOT_MEASURED
 
 
+def resumptions(environment: Row) -> str:
+    """The moments at which a run was resumed; empty for one that never was."""
+    breaks: list[Row] = environment.get("resumed") or []
+    return "; ".join(f"after round {each['after_round']}, {moment(each['time'])}" for each in breaks)
+
+
 def counted(how_many: int, noun: str, plural: str = "s") -> str:
     """(1, 'client') -> '1 client'; (10, 'client') -> '10 clients'."""
     return f"{how_many:,} {noun}{'' if how_many == 1 else plural}"
@@ -150,9 +156,15 @@ def listed(words: list[str]) -> str:
 
 
 def roles(summary: Row, treatment: str) -> list[str]:
-    """The names of the roles that the run's split treats as shared, local or frozen."""
+    """The names of the roles that the run's split treats as shared, local or frozen, without those of which
+    the model has no parameter, such as the head of a model without one."""
     split: Row = summary.get("split") or {}
-    return [ROLE_NAMES.get(role, role) for role, given in split.items() if given.startswith(treatment)]
+    parameters: Row = summary.get("parameters") or {}
+    return [
+        ROLE_NAMES.get(role, role)
+        for role, given in split.items()
+        if given.startswith(treatment) and parameters.get(role) != 0
+    ]
 
 
 def verdict(summary: Row, measure: Measure) -> Verdict:

@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 LEVEL = 0.05  # of tests, and what an interval leaves out
 FEWEST_EQUAL = 6  # equal differences of one sign have a chance of 2 * 2**-6 < LEVEL where nothing differs
 SAME = 1e-9  # differences of shares that are equal but for rounding
+ROUNDING = 1e-6  # relative error of a mean in float32, such as a loss; accuracies differ by more
 Values = Mapping[str, float]  # by client
 
 
@@ -104,7 +105,12 @@ def lead(values: Values, reference: Values, higher_is_better: bool = True) -> tu
 def harmed(values: Values, reference: Values, higher_is_better: bool = True) -> float | None:
     """Share of clients that are worse than their reference; None where none has one."""
     found = gains(values, reference, higher_is_better)
-    return sum(gain < 0 for gain in found.values()) / len(found) if found else None
+    return sum(worse(gain, reference[name]) for name, gain in found.items()) / len(found) if found else None
+
+
+def worse(gain: float, reference: float) -> bool:
+    """True where a gain over a reference is a loss that is more than rounding."""
+    return gain < -ROUNDING * abs(reference)
 
 
 def standard_error(differences: Sequence[float] | NDArray[np.float64]) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.runs.measures import worse
 from fedsa_lora.runs.reading import Row, RunRecord
 
 # Kinds of remarks on answers: a client told an error, its answer was not taken, or it gave none
@@ -132,7 +133,7 @@ def _outcome(client: str, share: Row, rows: list[Row], failed: int, record: RunR
         newcomer=newcomer.get(primary.name, {}).get(client),
         newcomer_alone=newcomer.get("alone", {}).get(client),
         gain=gain,
-        harmed=None if gain is None else gain < 0,
+        harmed=None if gain is None or local_only is None else worse(gain, local_only),
         union_gap=_better(primary, personalised, on_union),
     )
 

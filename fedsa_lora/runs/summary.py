@@ -106,13 +106,14 @@ def _gains(config: RunConfig, final: Sequence[Row]) -> dict[str, Any]:
     higher = primary.higher_is_better
     ours, alone = _by_client(final, primary.name), _by_client(final, "local_only")
     gains = measures.gains(ours, alone, higher)
+    harmed = [measures.worse(gain, alone[name]) for name, gain in gains.items()]
     above = measures.gains(ours, _by_client(final, "majority"), higher)
     return {
         "gain_over_local": measures.mean_known(gains.values()),
         "gain_interval": interval_over(gains),
         "gain_over_majority": measures.mean_known(above.values()),
         "clients_compared": len(gains),
-        "clients_harmed": sum(gain < 0 for gain in gains.values()) if gains else None,
+        "clients_harmed": sum(harmed) if gains else None,
         "share_harmed": measures.harmed(ours, alone, higher),
     }
 

@@ -39,12 +39,18 @@ def test_the_spread_stands_beside_both_references(folder):
 
 
 def test_a_target_is_told_when_it_was_reached_and_when_never(folder):
-    assert rows_of(folder)["As good as alone from"].federated == "round 7, 31.1 MB, 49.0 s"
+    assert rows_of(folder)["First round at or above training alone"].federated == "round 7, 31.1 MB, 49.0 s"
     target = {"accuracy": 0.9, "rounds": None, "bytes": None, "seconds": None}
     change(folder / "summary.json", target=target)
-    assert rows_of(folder)["As good as alone from"].federated == "never"
+    assert rows_of(folder)["First round at or above training alone"].federated == "never"
     change(folder / "summary.json", target=None)
-    assert rows_of(folder)["As good as alone from"].federated == NOT_MEASURED
+    assert rows_of(folder)["First round at or above training alone"].federated == NOT_MEASURED
+
+
+def test_a_target_of_a_loss_is_reached_from_above(folder):
+    loss = {"name": "loss", "range": [0.0, 9.0], "higher_is_better": False, "format": "number"}
+    change(folder / "partition.json", measures=[loss])
+    assert "First round at or below training alone" in rows_of(folder)
 
 
 def test_what_needs_all_data_says_how_to_measure_it_until_it_is(folder):

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from synthetic_run import REASON, write_failed_run, write_run
 
 from fedsa_lora import files
+from fedsa_lora.binding import PLUGINS
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.report.account import uploads, what_left
@@ -320,6 +321,14 @@ def test_a_split_that_shares_nothing_claims_nothing() -> None:
     assert what_left(summary) == ["Nothing: this split shares no part of the model."]
 
 
+def test_a_model_without_a_head_does_not_claim_to_keep_it(summary: dict[str, Any]) -> None:
+    parameters, split = summary["parameters"], {**summary["split"], "head": "local"}
+    with_head = what_left({**summary, "split": split})
+    without = what_left({**summary, "split": split, "parameters": parameters | {"head": 0}})
+    assert "The B matrices and the classification head stayed on each client." in with_head
+    assert "The B matrices stayed on each client." in without
+
+
 def test_a_split_that_shares_b_does_not_claim_to_keep_it() -> None:
     split = {"A": "shared", "B": "shared", "head": "shared", "base": "frozen"}
     left = what_left({"split": split, "clients": 10, "proof": None})
@@ -379,6 +388,38 @@ def test_what_a_run_changed_is_shown_with_the_value_of_the_experiment(tmp_path: 
     assert page.scripts == [SCRIPT]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_changes_that_would_push_the_result_off_the_screen_are_folded(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=1, rounds=1)
+    for count, folded in ((6, False), (7, True)):
+        words = " ".join(f"lora.k{n}={n}" for n in range(count))
+        change(tmp_path / "environment.json", command=f"fedsa-lora run {words}")
+        page = report_of(tmp_path)
+        assert f"lora.k{count - 1} {count - 1}" in page.text
+        assert (f"{count} settings changed by the command" in page.text) == folded
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_commands_of_a_run_of_own_code_allow_its_packages(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=1, rounds=1)
+    assert PLUGINS not in report_of(tmp_path).text
+    config = {
+        "task": {"_target_": "fedsa_lora.tasks.functions.FunctionsTask", "model_function": "my_app.app:net"},
+        "codec": {"stages": [{"_target_": "codecs_of_mine.Stage"}]},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    text = report_of(tmp_path).text
+    assert text.count(f"{PLUGINS}=codecs_of_mine,my_app fedsa-lora run") == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_remarks_on_clients_have_a_column_only_where_there_are_some(tmp_path: Path) -> None:
+    write_run(tmp_path, clients=2, rounds=1)
+    assert "Remarks" not in report_of(tmp_path).text
+    write_run(tmp_path, clients=4, rounds=5)
+    assert "Down Remarks" in report_of(tmp_path).text
+
+
 def test_names_from_data_are_inert(tmp_path: Path) -> None:
     write_run(tmp_path, clients=2, labels=(EVIL, 'b\x1b\x00" style="fill: #0072b2"'), rounds=1)
     (tmp_path / "config.yaml").write_text(f"note: '{EVIL}'\n")
@@ -400,7 +441,10 @@ def test_names_from_data_are_inert(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_before_its_first_round_says_why(tmp_path: Path) -> None:
-    page = report_of(write_failed_run(tmp_path, f"DataError: no data at {EVIL}"))
+    write_failed_run(tmp_path, f"DataError: no data at {EVIL}")
+    change(tmp_path / "status.json", title="my_app.app:Network, 4 clients")
+    page = report_of(tmp_path)
+    assert "my_app.app:Network, 4 clients · fedsa-lora report" in page.text
     assert "This run failed" in page.text
     assert f"DataError: no data at {EVIL}" in page.text
     assert "It recorded no round" in page.text

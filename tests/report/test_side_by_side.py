@@ -11,9 +11,11 @@ from synthetic_run import write_failed_run, write_run
 
 from fedsa_lora.cli import main
 from fedsa_lora.errors import RunError
+from fedsa_lora.report.page import render
 from fedsa_lora.report.recorded_config import differences
 from fedsa_lora.report.side_by_side import write_side_by_side
 from fedsa_lora.runs.measures import interval
+from fedsa_lora.runs.reading import read_run
 
 MEASURE = {"name": "accuracy", "range": [0.0, 1.0], "higher_is_better": False, "format": "percent"}
 
@@ -105,6 +107,17 @@ def test_names_and_settings_are_inert(runs):
     assert not page.all("img")
     assert len(page.scripts) == 1
     assert not page.open
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_resumed_run_is_told_apart_from_its_versions(runs):
+    environment = json.loads((runs[1] / "environment.json").read_text())
+    resumed = [{"after_round": 1, "time": "2026-03-01T10:01:00+00:00"}]
+    (runs[1] / "environment.json").write_text(json.dumps(environment | {"resumed": resumed}))
+    text = page_of(*runs)
+    assert "other was resumed after round 1, 2026-03-01 10:01 UTC." in text
+    assert "Version " not in text
+    assert "resumed after round 1, 2026-03-01 10:01 UTC" in Page(render(read_run(runs[1]))).text
 
 
 def test_settings_that_differ_are_listed_without_places_and_titles():

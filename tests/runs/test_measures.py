@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, recall_score
 from fedsa_lora.runs.measures import confusion, first_at, gains, harmed, interval, spread
 
 ACCURACIES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
+SHARES = st.lists(st.sampled_from([n / 70 for n in range(71)]), min_size=1, max_size=40)  # of 70 examples
 
 
 def named(values) -> dict[str, float]:
@@ -94,7 +95,13 @@ def test_a_client_as_good_as_alone_is_not_harmed():
     assert harmed({"a": 0.5}, {}) is None
 
 
-@given(ACCURACIES, ACCURACIES)
+def test_rounding_harms_nobody():
+    alone = {"a": 3.0, "b": 3.0, "c": 0.0}
+    assert harmed({**alone, "a": 3.0 + 1e-6}, alone, higher_is_better=False) == 0
+    assert harmed({**alone, "a": 3.0 + 1e-4}, alone, higher_is_better=False) == pytest.approx(1 / 3)
+
+
+@given(SHARES, SHARES)
 def test_who_is_harmed_one_way_gains_the_other_way(ours, alone):
     one, two = gains(named(ours), named(alone)), gains(named(alone), named(ours))
     assert one == {name: -gain for name, gain in two.items()}
