@@ -28,6 +28,9 @@ def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+_ALLOWED = ("fedsa_lora", "strategies", "flwr", "flwr_datasets")  # without being named by the user
+
+
 def own_packages(node: Any, key: str = "") -> set[str]:
     """The packages of the user's own code that a config names: by ``_target_``, or as the function
     ``MODULE:FUNCTION`` of a task."""
@@ -38,7 +41,7 @@ def own_packages(node: Any, key: str = "") -> set[str]:
     if not isinstance(node, str) or not (key == TARGET or key.endswith("_function")):
         return set()
     package = node.partition(":")[0].partition(".")[0]
-    return {package} if package.isidentifier() and package != "fedsa_lora" else set()
+    return {package} if package.isidentifier() and package not in _ALLOWED else set()
 
 
 def differences(one: str, other: str) -> list[tuple[str, str, str]]:

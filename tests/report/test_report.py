@@ -14,12 +14,14 @@ from synthetic_run import REASON, write_failed_run, write_run
 
 from fedsa_lora import files
 from fedsa_lora.binding import PLUGINS
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import RunError
 from fedsa_lora.exchange.measure import CLASSES
 from fedsa_lora.report.account import uploads, what_left
 from fedsa_lora.report.figures import draw_all
 from fedsa_lora.report.page import render, write_report
 from fedsa_lora.report.page_script import SCRIPT
+from fedsa_lora.report.recorded_config import own_packages
 from fedsa_lora.report.style import DARK
 from fedsa_lora.report.wording import verdict
 from fedsa_lora.runs.outcomes import client_outcomes
@@ -410,6 +412,11 @@ def test_commands_of_a_run_of_own_code_allow_its_packages(tmp_path: Path) -> Non
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     text = report_of(tmp_path).text
     assert text.count(f"{PLUGINS}=codecs_of_mine,my_app fedsa-lora run") == 2
+
+
+def test_classes_that_every_config_may_name_are_nobodys_own():
+    node = load(["experiment=smoke", "strategy=krum", "partition=dirichlet"]).resolved
+    assert own_packages(node) == set()
 
 
 @pytest.mark.usefixtures("undrawn")
