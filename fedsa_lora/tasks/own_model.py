@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, lru_cache
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.errors import ConfigError, DataError, FedSAError, ModelError, TrainingError
+from fedsa_lora.errors import ConfigError, DataError, FedSAError, ModelError
 from fedsa_lora.exchange.measure import CLASSES, LARGEST, Measure
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.suggest import listing
@@ -57,7 +55,7 @@ class OwnModelTask(ABC):
             raise ConfigError("measured declares what evaluate_function returns: give both, or neither")
         if twice := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise ConfigError(
-                f"classes has {listing(twice)} more than once: expected a name of its own for each output"
+                f"classes names {listing(twice)} more than once: expected a different name for each output"
             )
         for known in fields(self):
             name = getattr(self, known.name)
@@ -161,26 +159,12 @@ class OwnModelTask(ABC):
         return torch.stack([self.loss(model, example).detach() for example in each])
 
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """The numbers that ``measures`` declares. Raises TrainingError for one of the user's that is NaN or
-        infinite."""
+        """The numbers that ``measures`` declares."""
         if self.evaluate_function:
-            found = dict(function_of(self.evaluate_function)(predictions, labels))
-            return self._finite(found, self.evaluate_function)
+            return dict(function_of(self.evaluate_function)(predictions, labels))
         if self.classes:
             return of_classes(predictions, labels, len(self.classes))
         return {HELD_OUT_LOSS.name: float(predictions.mean(dtype=np.float64))}
-
-    def _finite(self, found: dict[str, float], function: str) -> dict[str, float]:
-        """The numbers that a user's function returned. Losses are left to the client, whose error names the
-        learning rate."""
-        for measure in self.measured:
-            value = found.get(measure.name)
-            if isinstance(value, Real) and not math.isfinite(value) and not measure.name.endswith("loss"):
-                raise TrainingError(
-                    f"{function} returned {value} for the measure {measure.name}: expected a finite number "
-                    "for any outputs and labels"
-                )
-        return found
 
     @cached_property
     def _names(self) -> list[str]:

@@ -57,7 +57,7 @@ class TrainerTask(OwnModelTask):
         """The numbers that ``measures`` declares."""
         if self.evaluate_function or not self.measured:
             return super().evaluate(predictions, labels)
-        return self._finite(_metrics(self._first, predictions, labels), "compute_metrics of the Trainer")
+        return _metrics(self._first, predictions, labels)
 
     @cached_property
     def _first(self) -> Any:

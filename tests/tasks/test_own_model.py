@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from fedsa_lora.client.client import check_measured
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import ConfigError, DataError, ModelError, TrainingError
 from fedsa_lora.exchange.measure import LARGEST, Measure
@@ -297,14 +298,18 @@ def not_a_number(outputs, labels):
 
 
 def test_a_measure_that_is_no_number_is_of_the_function_that_returned_it():
-    named, loss = f"task.evaluate_function={name_of(not_a_number)}", "{name: own_loss, range: [0, 1]}"
-    with pytest.raises(TrainingError, match="not_a_number returned nan for the measure right"):
-        task("task.measured=[{name: right, range: [0, 1]}]", named).evaluate(np.eye(3), Y.numpy())
-    assert task(f"task.measured=[{loss}]", named).evaluate(np.eye(3), Y.numpy())["own_loss"] == float("inf")
+    declared = "task.measured=[{name: right, range: [0, 1]}, {name: own_loss, range: [0, 1]}]"
+    found = task(declared, f"task.evaluate_function={name_of(not_a_number)}")
+    numbers = found.evaluate(np.eye(3, dtype=np.float32), Y.numpy())
+    for key in ("right", "right_before", "global_right"):
+        with pytest.raises(TrainingError, match=f"{key} is nan: the function that measures right"):
+            check_measured({key: numbers["right"]}, found)
+    with pytest.raises(TrainingError, match=r"own_loss is inf: lower train\.lr"):
+        check_measured({"own_loss": numbers["own_loss"]}, found)
 
 
 def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="classes has b more than once"):
+    with pytest.raises(ConfigError, match="classes names b more than once"):
         task(classes="[a, b, b]")
 
 
