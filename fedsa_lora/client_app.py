@@ -29,6 +29,7 @@ from fedsa_lora.runs.reading import holds_run
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import composed, refuse_unsimulated, simulated
 from fedsa_lora.store import DirectoryStore
+from fedsa_lora.telemetry.journal import CLIENT_LOG, about
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +123,8 @@ def kept(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     answer = partial(ClientRecord(store.folder, asked), message, context, searched)
     if node.store is None:
         _make_folder(store, config.run_dir, "" if asked is None else asked.run)
-        return answer()
+        with about(log=store.folder / CLIENT_LOG):  # of a simulation, whose server is on the same machine
+            return answer()
     check_room(node.store, node.store_limit)
     with unreadable_by_others():
         store.make()

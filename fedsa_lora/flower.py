@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,13 +37,13 @@ from fedsa_lora.binding import TARGET
 from fedsa_lora.client.egress import discreet
 from fedsa_lora.client_app import client_fn, each, kept
 from fedsa_lora.config.options import CONF
-from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.exchange.measure import LARGEST, Measure
 from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
 from fedsa_lora.learning.lora import settings_of
 from fedsa_lora.server_app import server_fn
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.named_functions import name_of
+from fedsa_lora.tasks.named_functions import check_function, name_of
 
 ROUNDS = "num-server-rounds"  # as Flower's own templates call it
 Given = ParamSpec("Given")
@@ -184,8 +185,8 @@ class _Federation:
     settings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for function in self.functions.values():
-            name_of(function)
+        for key, function in self.functions.items():
+            check_function(key.removesuffix("_function"), function)
 
     def client(self) -> ClientApp:
         def configured(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -213,7 +214,7 @@ class _Federation:
         adapters, head = settings_of(self.lora)
         named = {key: name_of(function) for key, function in self.functions.items()}
         yield from (f"task={self.task}", "model=own", f"federation.clients={self.clients}")
-        measured = [asdict(measure) for measure in (self.measures if lent is None else lent.measures)]
+        measured = [_declared(measure) for measure in (self.measures if lent is None else lent.measures)]
         yield from _assigned("task", {**named, "head": head, "classes": self.classes, "measured": measured})
         yield from _assigned("lora", adapters)
         yield from _of_split(self.split)
@@ -240,9 +241,9 @@ def _lent(trainer: Callable[..., Any], clients: int, measures: tuple[Measure, ..
     """Makes a Trainer, once in a process, and returns what it has for the run."""
     # loads the Trainer of transformers, which an app of functions has no use for
     from fedsa_lora.learning.trainer_arguments import left_out, settings_of_trainer
-    from fedsa_lora.tasks.trainers import measures_of
+    from fedsa_lora.tasks.trainers import made_by, measures_of
 
-    made = trainer(0, clients)
+    made = made_by(trainer, 0, clients)
     found, reason = measures_of(made, measures, evaluates)
     uncalled = [f"its compute_metrics is not called: {reason}"] if reason else []
     return _Lent(settings_of_trainer(made), found, [*left_out(made), *uncalled])
@@ -263,6 +264,12 @@ def _of_split(split: str | SplitPolicy) -> Iterator[str]:
 
 def _assigned(group: str, values: Mapping[str, Any]) -> Iterator[str]:
     return (f"{group}.{key}={_text(value)}" for key, value in values.items())
+
+
+def _declared(measure: Measure) -> dict[str, Any]:
+    """A measure in a config, which has no infinite numbers: the largest stand for them in its range."""
+    ends = [math.copysign(LARGEST, end) if end in (math.inf, -math.inf) else end for end in measure.range]
+    return asdict(measure) | {"range": ends}
 
 
 def _text(value: Any) -> str:

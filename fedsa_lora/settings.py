@@ -91,8 +91,8 @@ class HeadSettings(Group):
         named = "modules_to_save of LoraConfig (task.head)"
         if modules and self.policy == "frozen":
             yield (
-                f"head=frozen: {named} has {listing(modules)} trained, which nobody then trains; expected "
-                "head=local or head=shared, or no modules to save"
+                f"head=frozen: {named} lists {listing(modules)}, but head=frozen would not train it; "
+                "expected head=local or head=shared, or no modules to save"
             )
         elif modules and self.row_norm is not None:
             yield "head.row_norm: the head starts as the user's model has it; expected head.row_norm=null"

@@ -26,7 +26,8 @@ from fedsa_lora.learning.personalisation import Training
 from fedsa_lora.learning.unlearning import Request
 from fedsa_lora.phases import WORD, Asked
 from fedsa_lora.store import ClientState, ClientStore
-from fedsa_lora.tasks.task import Forgettable
+from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.task import Forgettable, Task
 
 
 class FedSAClient(NumPyClient):
@@ -93,7 +94,7 @@ class FedSAClient(NumPyClient):
             state = self.store.load(header.round)
             opened = self.rounds.open(header, parameters, state, mean_of=header.round)
             report = self._report(opened, header.reference)
-            check_measured(report)
+            check_measured(report, self.bench.task)
         except FedSAError as error:
             upload = self.rounds.header(header.round, 0, error=told(error))
             return 0.0, 0, dict(wire.write_header(upload))
@@ -129,7 +130,7 @@ class FedSAClient(NumPyClient):
         if measured:
             model = OwnModel(cut(outcome.values, self.rounds.layout), own, opened.others)
             numbers[self.primary.before] = self._measure(opened, model)[self.primary.name]
-            check_measured(numbers)
+            check_measured(numbers, self.bench.task)
         closed = self.rounds.close(opened, outcome, own, phase, examples)
         self.store.save(closed.state)
         return closed.payload, replace(closed.header, measured=measured, report=numbers)
@@ -176,8 +177,19 @@ def check_finite(arrays: NamedArrays) -> None:
         raise TrainingError(f"training made these tensors NaN or infinite: {bad}; lower train.lr")
 
 
-def check_measured(numbers: Mapping[str, float]) -> None:
-    """Raise TrainingError naming the numbers that are NaN or infinite: no message can carry them."""
-    if bad := {name: value for name, value in numbers.items() if not math.isfinite(value)}:
-        named = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        raise TrainingError(f"on the examples that the model is measured on, {named}: lower train.lr")
+def check_measured(numbers: Mapping[str, float], task: Task) -> None:
+    """Raise TrainingError naming the numbers of a ``task`` that are NaN or infinite: no message can carry
+    them."""
+    bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+    if not bad:
+        return
+    own = [measure for measure in getattr(task, "measured", ()) if not measure.name.endswith("loss")]
+    found = [one.name for one in own if bad.keys() & {one.name, one.before, one.of_global}]
+    remedy = "lower train.lr"
+    if found:  # a user's function made it: a learning rate is not the first thing to look at
+        remedy = (
+            f"the function that measures {listing(found)} (evaluate or compute_metrics) returned it; "
+            "expected a finite number for any outputs"
+        )
+    named = ", ".join(f"{name} is {value}" for name, value in bad.items())
+    raise TrainingError(f"on the examples that the model is measured on, {named}: {remedy}")

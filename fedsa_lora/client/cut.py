@@ -171,7 +171,7 @@ class CutClient(FedSAClient):
         assert isinstance(session, Measurement)
         measured = len(self.model.held_out)
         report = session.measured(self.bench.task) if measured else {}
-        check_measured(report)
+        check_measured(report, self.bench.task)
         upload = self.rounds.header(round_, train, measured=measured, report=report)
         return Answer([], measured, dict(wire.write_header(upload)), report.get(LOSS, 0.0))
 

@@ -49,7 +49,7 @@ def _where() -> str:
         return "the log of its node"
     facts = [f"round {at['round']}"] if at.get("round") is not None else []
     facts += [at["phase"]] if at.get("phase") else []
-    return "the log of this client" + (f" ({', '.join(facts)})" if facts else "")
+    return str(at.get("log", "the log of this client")) + (f" ({', '.join(facts)})" if facts else "")
 
 
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -30,6 +30,7 @@ from fedsa_lora.tasks.heads import head_of, unwrapped
 
 __all__ = ["AdapterModel", "LoraSettings", "attach", "initial_state", "plain_name"]
 
+_WHOLE = f".modules_to_save.{ADAPTER}."  # in PEFT's names of what is trained whole
 _ROUNDED = (nn.Linear, nn.modules.conv._ConvNd, Conv1D)  # whose weights autocast rounds
 
 
@@ -232,7 +233,9 @@ class AdapterModel:
                 f"{lacking[0]} and {len(lacking) - 1} more are relative to weights that a model on the meta "
                 "device does not have: save from a model with its backbone"
             )
-        state = {raw: torch.from_numpy(np.array(arrays[name])) for name, raw in self._raw.items()}
+        # a batch norm that is trained whole keeps the statistics that it starts with, and PEFT reads them
+        state = {raw: value for raw, value in self.module.state_dict().items() if _WHOLE in raw}
+        state |= {raw: torch.from_numpy(np.array(arrays[name])) for name, raw in self._raw.items()}
         starts = {self._raw[name]: start.to("cpu", torch.float32) for name, start in self._starts.items()}
         for raw, start in starts.items():
             state[raw] += start

@@ -67,23 +67,28 @@ def attach(model: nn.Module, lora: LoraSettings | None, seed: int = 0) -> nn.Mod
     return adapted
 
 
-def settings_of(config: LoraConfig) -> tuple[dict[str, Any], list[str]]:
+def settings_of(config: Any) -> tuple[dict[str, Any], list[str]]:
     """The settings of a user's LoraConfig by their keys in ``LoraSettings``, and the modules that it trains
-    whole. Raises ModelError that lists what it sets beside those.
+    whole. Raises ModelError for what is no LoraConfig, and one that lists what it sets beside those.
 
     A pattern as ``target_modules`` is no list of names, and is refused as well.
     """
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"lora: expected a LoraConfig of PEFT, got {type(config).__name__}")
     usual, start = vars(LoraConfig()), config.init_lora_weights
     other = [key for key, value in vars(config).items() if key not in _TAKEN and value != usual[key]]
     named, saved = config.target_modules, sorted(config.modules_to_save or [])
-    if not isinstance(named, list | set | tuple) or not named:
-        other.append("target_modules (expected a list of names)")
-    elif twice := sorted(set(named) & set(saved)):
-        other.append(f"target_modules and modules_to_save that both name {', '.join(twice)} (expected one)")
     if start not in _STARTS:
         other.append(f"init_lora_weights={start}")
-    if other:
-        raise ModelError(f"LoraConfig: cannot be used with {', '.join(other)}; remove it")
+    faults = [f"cannot be used with {', '.join(other)}; remove it"] if other else []
+    if not isinstance(named, list | set | tuple) or not named:
+        faults.append(f"target_modules is {named!r}; name target_modules as a list of layer names")
+    elif twice := sorted(set(named) & set(saved)):
+        faults.append(
+            f"target_modules and modules_to_save both name {', '.join(twice)}; name each in one of them"
+        )
+    if faults:
+        raise ModelError(f"LoraConfig: {'; '.join(faults)}")
     settings = {
         "r": config.r,
         "alpha": config.lora_alpha,

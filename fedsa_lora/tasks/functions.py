@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from fedsa_lora.errors import DataError
 from fedsa_lora.tasks.datasets_of_torch import outputs_of
 from fedsa_lora.tasks.named_functions import function_of, imported
 from fedsa_lora.tasks.own_model import OwnModelTask
@@ -35,7 +37,22 @@ class FunctionTask(OwnModelTask):
         return imported(self.model_function, "()")
 
     def own_data(self, client: int | str) -> Any:
-        return function_of(self.data_function)(client, self.partition.clients)
+        found = function_of(self.data_function)(client, self.partition.clients)
+        if not isinstance(found, tuple):
+            return found
+        if any(isinstance(part, torch.Tensor | np.ndarray) for part in found):
+            raise DataError(
+                f"{self.data_function} returns a tuple of tensors: two tensors are not data sets; return "
+                "TensorDataset(X, y), or a tuple of such a train set and a test set",
+                sent="its data function returns tensors in place of data sets",
+            )
+        if len(found) != 2:
+            raise DataError(
+                f"{self.data_function} returns a tuple of {len(found)}: expected a train set, or a "
+                "tuple of a train set and a test set",
+                sent="its data function does not return a train set, or a train and a test set",
+            )
+        return found
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean loss of a batch, a scalar."""

@@ -6,10 +6,30 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from fedsa_lora.binding import PLUGINS, plugins
 from fedsa_lora.errors import ConfigError
 
 _GIVEN: dict[str, Callable[..., Any]] = {}  # by code of this process, which may name what it likes
+_PARTITION = "a function of (partition, partitions)"
+_EXPECTED = {  # by the arguments of an app
+    "model": "a function or class without arguments",
+    "data": _PARTITION,
+    "trainer": _PARTITION,
+    "loss": "a function of (model, batch)",
+    "evaluate": "a function of (outputs, labels)",
+}
+
+
+def check_function(argument: str, given: Any) -> None:
+    """Raise ConfigError where what an app is given as an argument is no function or class with a name."""
+    if hasattr(given, "__qualname__"):
+        name_of(given)
+        return
+    kind = type(given).__name__
+    remedy = f"; pass {kind}" if argument == "model" and isinstance(given, nn.Module) else ""
+    raise ConfigError(f"{argument}: expected {_EXPECTED[argument]}, got an instance of {kind}{remedy}")
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -53,6 +53,10 @@ class OwnModelTask(ABC):
         needed = bool(self.measured) and not self.measures_itself
         if needed != bool(self.evaluate_function):
             raise ConfigError("measured declares what evaluate_function returns: give both, or neither")
+        if twice := sorted({name for name in self.classes if self.classes.count(name) > 1}):
+            raise ConfigError(
+                f"classes names {listing(twice)} more than once: expected a different name for each output"
+            )
         for known in fields(self):
             name = getattr(self, known.name)
             needed = name or known.default is MISSING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import CLASSES, LARGEST, Measure
 from fedsa_lora.tasks.datasets_of_torch import Source, named, outputs_of
-from fedsa_lora.tasks.named_functions import function_of, imported
+from fedsa_lora.tasks.named_functions import function_of, imported, name_of
 from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.task import Batch
 
@@ -65,7 +65,18 @@ class TrainerTask(OwnModelTask):
         return self._trainer(0)
 
     def _trainer(self, client: int | str) -> Any:
-        return function_of(self.trainer_function)(client, self.partition.clients)
+        return made_by(function_of(self.trainer_function), client, self.partition.clients)
+
+
+def made_by(function: Callable[..., Any], client: int | str, clients: int) -> Any:
+    """The Trainer of a client. Raises ConfigError where the function returns none."""
+    made = function(client, clients)
+    if not isinstance(made, Trainer):
+        raise ConfigError(
+            f"the function {name_of(function)} returns {type(made).__name__}; expected a Trainer",
+            sent="its trainer function does not return a Trainer",
+        )
+    return made
 
 
 def measures_of(

@@ -100,7 +100,11 @@ def test_a_client_that_fails_costs_the_others_of_its_node_nothing(monkeypatch, t
     (row,) = rows(run)
     assert row["fit_clients"] == 3
     (failure,) = failures_of(row)
-    assert failure.startswith("client 1: OSError: an unexpected error; the full text is in the log")
+    log = run / "clients" / "1" / "log.jsonl"
+    assert failure.startswith(
+        f"client 1: OSError: an unexpected error; the full text is in {log} (round 1, fit)"
+    )
+    assert "no such device" in log.read_text()
 
 
 class Answering(InProcessGrid):

@@ -7,19 +7,21 @@ import pytest
 import torch
 from datasets import Dataset
 from flwr.app import Context, RecordDict
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from fedsa_lora.client.client import check_measured
 from fedsa_lora.config.compose import load
-from fedsa_lora.errors import ConfigError, DataError, ModelError
-from fedsa_lora.exchange.measure import Measure
+from fedsa_lora.errors import ConfigError, DataError, ModelError, TrainingError
+from fedsa_lora.exchange.measure import LARGEST, Measure
 from fedsa_lora.exchange.split import Alternate, RoleSplit
-from fedsa_lora.flower import _federation, _of_split
+from fedsa_lora.flower import _federation, _of_split, client_app, trainer_apps
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.lora import settings_of
 from fedsa_lora.learning.settings import LoraSettings
+from fedsa_lora.runs.inprocess import InProcessGrid
 from fedsa_lora.tasks.named_functions import name_of
 from fedsa_lora.tasks.own_model import OwnModelTask
 
@@ -153,13 +155,21 @@ WRONG = {
     ),
     "no class at all": (DataError, "has the label -1", "[a, b]", "regression"),
     "not return a data set": (DataError, "int is not a data set", "[a]", "number"),
+    "tensors": (DataError, r"two tensors are not data sets; return TensorDataset\(X, y\)", "[a]", "pair"),
+    "three sets": (
+        DataError,
+        "test_own_model:data returns a tuple of 3: expected a train set",
+        "[a]",
+        "three",
+    ),
     "an error of the function": (DataError, "KeyError: 'missing'", "[a]", "missing"),
 }
 
 
 @pytest.mark.parametrize(("kind", "said", "classes", "given"), WRONG.values(), ids=WRONG)
 def test_data_of_no_use_are_named(kind, said, classes, given, monkeypatch):
-    monkeypatch.setitem(DATA, "number", 3)
+    for name, value in {"number": 3, "pair": (X, Y), "three": (WHOLE, WHOLE, WHOLE)}.items():
+        monkeypatch.setitem(DATA, name, value)
     data.kind = given
     with pytest.raises(kind, match=said):
         task(classes=classes).load_client("0")
@@ -187,7 +197,7 @@ def test_modules_of_the_head_that_lie_in_one_another_are_named():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["head=frozen"], r"head=frozen: .*modules_to_save.* has last trained"),
+        (["head=frozen"], r"modules_to_save.* lists last, but head=frozen would not train it"),
         (["head.row_norm=2"], r"head\.row_norm: the head starts as the user's model has it"),
         (["task.head=[]", "head=shared"], r"head=shared: the model has no head; .*modules_to_save"),
         (["task.head=[]", "head=soft"], r"head=soft: the model has no head"),
@@ -231,10 +241,96 @@ def test_a_lora_config_is_ours_or_refused():
     settings, head = settings_of(given)
     expected = LoraSettings(r=4, alpha=6, dropout=0.0, target_modules=["a", "b"], rslora=True)
     assert (LoraSettings(**settings), head) == (expected, ["out"])
-    with pytest.raises(ModelError, match=r"bias, target_modules \(expected a list of names\), init_lora"):
+    told = (
+        "bias, init_lora_weights=gaussian; remove it; target_modules is 'all-linear'; name target_modules as"
+    )
+    with pytest.raises(ModelError, match=told):
         settings_of(LoraConfig(target_modules="all-linear", bias="all", init_lora_weights="gaussian"))
-    with pytest.raises(ModelError, match=r"both name out \(expected one\)"):
+    with pytest.raises(ModelError, match=r"LoraConfig: target_modules is None; .* as a list of layer names"):
+        settings_of(LoraConfig())
+    with pytest.raises(ModelError, match="both name out; name each in one of them"):
         settings_of(LoraConfig(target_modules=["body", "out"], modules_to_save=["out"]))
+    with pytest.raises(ModelError, match="expected a LoraConfig of PEFT, got dict"):
+        settings_of({"r": 4})
+
+
+def given_app(**changed):
+    """The arguments of an app, of which some are others."""
+    lora = LoraConfig(r=2, target_modules=["fc"], modules_to_save=["last"])
+    return {"model": Net, "data": data, "lora": lora, "clients": 2} | changed
+
+
+def nothing(partition, partitions):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model": Net()}, "class without arguments, got an instance of Net; pass Net$"),
+        ({"data": 5}, r"^data: expected a function of \(partition, partitions\), got an instance of int$"),
+    ],
+)
+def test_an_argument_that_is_no_function_is_named(changed, told):
+    with pytest.raises(ConfigError, match=told):
+        client_app(**given_app(**changed))
+
+
+def test_a_trainer_function_that_returns_none_is_named():
+    apps = trainer_apps(nothing, LoraConfig(target_modules=["fc"]), clients=2)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(ConfigError, match="test_own_model:nothing returns NoneType; expected a Trainer"):
+        apps.server(InProcessGrid(2, {}, app=apps.client), context)
+
+
+def test_an_infinite_end_of_a_range_is_the_largest_number():
+    measure = Measure("mse", (0, float("inf")), higher_is_better=False)
+    functions = {"model": Net, "data": data, "evaluate": share_right}
+    lora = LoraConfig(r=2, target_modules=["fc"], modules_to_save=["last"])
+    given = _federation("functions", functions, lora, "share_a", 2, (), [measure], ())
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    config = load(str(given._configured(context).run_config["overrides"]))
+    assert config.task.measures == (Measure("mse", (0.0, LARGEST), higher_is_better=False),)
+
+
+def not_a_number(outputs, labels):
+    return {"right": float("nan"), "own_loss": float("inf")}
+
+
+def test_a_measure_that_is_no_number_is_of_the_function_that_returned_it():
+    declared = "task.measured=[{name: right, range: [0, 1]}, {name: own_loss, range: [0, 1]}]"
+    found = task(declared, f"task.evaluate_function={name_of(not_a_number)}")
+    numbers = found.evaluate(np.eye(3, dtype=np.float32), Y.numpy())
+    for key in ("right", "right_before", "global_right"):
+        with pytest.raises(TrainingError, match=f"{key} is nan: the function that measures right"):
+            check_measured({key: numbers["right"]}, found)
+    with pytest.raises(TrainingError, match=r"own_loss is inf: lower train\.lr"):
+        check_measured({"own_loss": numbers["own_loss"]}, found)
+
+
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="classes names b more than once"):
+        task(classes="[a, b, b]")
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+        self.bn.running_mean += 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.bn(x))
+
+
+def test_stock_peft_loads_a_batch_norm_that_was_trained_whole(tmp_path):
+    found = task(f"task.model_function={name_of(Normed)}", "task.head=[last, bn]")
+    trained = adapted(found.build_model(seed=3), LoraSettings(target_modules=["fc"], r=2), 3, found.model)
+    values = {name: value + 0.25 for name, value in trained.initial(3).items()}
+    trained.write(values)
+    trained.save_adapter(tmp_path, values, "")
+    stock = PeftModel.from_pretrained(found.build_model(seed=3), tmp_path).eval()
+    assert torch.allclose(stock(X), trained.module(X))
 
 
 def test_the_measures_of_an_app_are_those_of_its_task():
