@@ -415,7 +415,7 @@ def test_commands_of_a_run_of_own_code_allow_its_packages(tmp_path: Path) -> Non
 
 
 def test_classes_that_every_config_may_name_are_nobodys_own():
-    node = load(["experiment=smoke", "strategy=krum", "partition=dirichlet"]).resolved
+    node = load(["experiment=smoke", "strategy=fedadam", "partition=dirichlet"]).resolved
     assert own_packages(node) == set()
 
 
