@@ -234,8 +234,8 @@ guarantee: they still carry information about the training data."""
 _MEAN_CAUTION = """This model holds the mean of parameters that the clients kept local in the run, and with
 few clients a mean reveals much about each: distribute it only where all of them agree."""
 _CLIENT_CAUTION = """\
-Keeping B and the head on the client is data minimisation, not a privacy guarantee: A still
-carries information about the training data."""
+Keeping local tensors on the client is data minimisation, not a privacy guarantee: what is shared
+still carries information about the training data."""
 _MEAN = """The head reads the mean of the tokens, which the last layer of this model computes with values that
 float16 cannot hold: load it in float32 or bfloat16. In float16 every output is NaN."""
 _FOREIGN = """Inputs are prepared, and outputs interpreted, by the task `{task}` of the run, which is not part

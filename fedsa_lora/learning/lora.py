@@ -77,7 +77,7 @@ def settings_of(config: Any) -> tuple[dict[str, Any], list[str]]:
         raise ModelError(f"lora: expected a LoraConfig of PEFT, got {type(config).__name__}")
     usual, start = vars(LoraConfig()), config.init_lora_weights
     other = [key for key, value in vars(config).items() if key not in _TAKEN and value != usual[key]]
-    named, saved = config.target_modules, sorted(config.modules_to_save or [])
+    named, saved = config.target_modules, config.modules_to_save or []
     if start not in _STARTS:
         other.append(f"init_lora_weights={start}")
     faults = [f"cannot be used with {', '.join(other)}; remove it"] if other else []
@@ -87,6 +87,8 @@ def settings_of(config: Any) -> tuple[dict[str, Any], list[str]]:
         faults.append(
             f"target_modules and modules_to_save both name {', '.join(twice)}; name each in one of them"
         )
+    if isinstance(saved, str):
+        faults.append(f"modules_to_save is {saved!r}; name modules_to_save as a list")
     if faults:
         raise ModelError(f"LoraConfig: {'; '.join(faults)}")
     settings = {
@@ -100,7 +102,7 @@ def settings_of(config: Any) -> tuple[dict[str, Any], list[str]]:
         "rank_pattern": dict(config.rank_pattern) or None,
         "alpha_pattern": dict(config.alpha_pattern) or None,
     }
-    return settings, saved
+    return settings, sorted(saved)
 
 
 def _check_head(adapted: Any) -> None:

@@ -250,6 +250,8 @@ def test_a_lora_config_is_ours_or_refused():
         settings_of(LoraConfig())
     with pytest.raises(ModelError, match="both name out; name each in one of them"):
         settings_of(LoraConfig(target_modules=["body", "out"], modules_to_save=["out"]))
+    with pytest.raises(ModelError, match="modules_to_save is 'out'; name modules_to_save as a list"):
+        settings_of(LoraConfig(target_modules=["body"], modules_to_save="out"))
     with pytest.raises(ModelError, match="expected a LoraConfig of PEFT, got dict"):
         settings_of({"r": 4})
 
