@@ -25,8 +25,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from inspect import signature
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
@@ -46,12 +45,10 @@ from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.named_functions import check_function, name_of
 
 ROUNDS = "num-server-rounds"  # as Flower's own templates call it
-Given = ParamSpec("Given")
-App = TypeVar("App")
 log = logging.getLogger("flwr")
 
 
-def _functions(
+def client_app(
     model: Callable[[], Any],
     data: Callable[[Any, int], Any],
     lora: Any,
@@ -63,25 +60,7 @@ def _functions(
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
     measures: Sequence[Measure] = (),
     settings: Sequence[str] = (),
-) -> _Federation:
-    """A federation of a user's functions: the arguments of ``client_app`` and ``server_app``."""
-    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
-    return _federation("functions", functions, lora, split, clients, classes, measures, settings)
-
-
-def _with_arguments(of: Callable[Given, Any]) -> Callable[[Callable[..., App]], Callable[Given, App]]:
-    """Has a function, for its callers and for ``help``, the arguments of another, to which it hands them."""
-
-    def dressed(function: Callable[..., App]) -> Callable[Given, App]:
-        returned = signature(function).return_annotation
-        function.__signature__ = signature(of).replace(return_annotation=returned)  # type: ignore[attr-defined]
-        return function
-
-    return dressed
-
-
-@_with_arguments(_functions)
-def client_app(*given: Any, **named: Any) -> ClientApp:
+) -> ClientApp:
     """The ClientApp of a federation; ``server_app`` takes the same arguments.
 
     Parameters
@@ -116,14 +95,27 @@ def client_app(*given: Any, **named: Any) -> ClientApp:
         For a function without a name. Other faults of the arguments are raised when the app runs, by the
         server first.
     """
-    return _functions(*given, **named).client()
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).client()
 
 
-@_with_arguments(_functions)
-def server_app(*given: Any, **named: Any) -> ServerApp:
+def server_app(
+    model: Callable[[], Any],
+    data: Callable[[Any, int], Any],
+    lora: Any,
+    split: str | SplitPolicy = "share_a",
+    *,
+    clients: int,
+    classes: Sequence[str] = (),
+    loss: Callable[[Any, dict[str, Any]], Any] | None = None,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    measures: Sequence[Measure] = (),
+    settings: Sequence[str] = (),
+) -> ServerApp:
     """The ServerApp of a federation, for the same arguments as ``client_app``. It calls ``model`` for names
     and shapes, and in a simulation ``data`` to count examples."""
-    return _functions(*given, **named).server()
+    functions = {"model": model, "data": data, "loss": loss, "evaluate": evaluate}
+    return _federation("functions", functions, lora, split, clients, classes, measures, settings).server()
 
 
 class Apps(NamedTuple):
