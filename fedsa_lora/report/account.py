@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fedsa_lora.report.wording import ROLE_NAMES, amount, counted, duration, listed, roles
+from fedsa_lora.report.wording import ROLE_NAMES, amount, counted, duration, listed, roles, split_of
 from fedsa_lora.runs.reading import Row
 
 FULL, SENT = "The full model", "This run, as sent"  # uploads
@@ -92,12 +92,9 @@ def what_left(summary: Row) -> list[str]:
 
 def _own(summary: Row) -> str:
     """The first role that is not the same for all clients, B before the head; empty where all are."""
-    split: Row = summary.get("split") or {"B": "local"}
-    parameters: Row = summary.get("parameters") or {}
+    split = split_of(summary) if summary.get("split") else {"B": "local"}
     own = [
-        role
-        for role in ("B", "A", "head")
-        if not split.get(role, "frozen").startswith(("shared", "frozen")) and parameters.get(role) != 0
+        role for role in ("B", "A", "head") if not split.get(role, "frozen").startswith(("shared", "frozen"))
     ]
     return own[0] if own else ""
 

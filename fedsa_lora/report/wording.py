@@ -156,15 +156,18 @@ def listed(words: list[str]) -> str:
 
 
 def roles(summary: Row, treatment: str) -> list[str]:
-    """The names of the roles that the run's split treats as shared, local or frozen, without those of which
-    the model has no parameter, such as the head of a model without one."""
+    """The names of the roles that the run's split treats as shared, local or frozen."""
+    return [
+        ROLE_NAMES.get(role, role) for role, given in split_of(summary).items() if given.startswith(treatment)
+    ]
+
+
+def split_of(summary: Row) -> Row:
+    """The run's split by role, without roles of which the model has no parameter, such as the head of a model
+    without one."""
     split: Row = summary.get("split") or {}
     parameters: Row = summary.get("parameters") or {}
-    return [
-        ROLE_NAMES.get(role, role)
-        for role, given in split.items()
-        if given.startswith(treatment) and parameters.get(role) != 0
-    ]
+    return {role: given for role, given in split.items() if parameters.get(role) != 0}
 
 
 def verdict(summary: Row, measure: Measure) -> Verdict:
