@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-WORD = "unlearning"  # key in the config of a training message; absent: the client trains as in any run
 Phase = Literal["learn", "unlearn", "recover"]
 
 

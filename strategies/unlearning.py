@@ -11,7 +11,8 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from fedsa_lora.phases import WORD, Phases
+from fedsa_lora.exchange.wire import REQUEST
+from fedsa_lora.phases import Phases
 from strategies.rules.flower import forget_rounds
 
 
@@ -91,4 +92,4 @@ class Unlearning(Strategy):
         asked = self.phases.asked(round_, client)
         if asked is None:
             return ins
-        return replace(ins, config={**ins.config, WORD: str(asked)})
+        return replace(ins, config={**ins.config, REQUEST: str(asked)})

@@ -2,6 +2,7 @@
 tests. Fixtures import what trains: the process that only hands tests to others needs none of it."""
 
 import gc
+import signal
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -25,6 +26,8 @@ LONGEST = (
 )  # fmt: skip
 
 gc.disable()  # while modules are imported: what they define stays
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job: processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection() -> None:

@@ -16,18 +16,15 @@ from fedsa_lora.client.model import ClientModel, majority
 from fedsa_lora.client.personal import OwnModel, beside, of_phase
 from fedsa_lora.client.round import ClientRounds, OpenRound
 from fedsa_lora.client.workbench import Workbench
-from fedsa_lora.errors import FedSAError, TrainingError, WireError
+from fedsa_lora.errors import FedSAError, TrainingError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import NamedArrays, cut, digest, padded
 from fedsa_lora.exchange.reported import LOSS
 from fedsa_lora.learning.job import Outcome, complete, settled
-from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.learning.personalisation import Training
-from fedsa_lora.learning.unlearning import Request
-from fedsa_lora.phases import WORD, Asked
-from fedsa_lora.store import ClientState, ClientStore
+from fedsa_lora.store import ClientStore
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.task import Forgettable, Task
+from fedsa_lora.tasks.task import Task
 
 
 class FedSAClient(NumPyClient):
@@ -119,10 +116,11 @@ class FedSAClient(NumPyClient):
         own: NamedArrays = {}
         phase: NamedArrays = {}
         examples = len(self.rounds.train)
-        if WORD in config:
-            request = self._request(str(config[WORD]), local, state)
-            outcome, phase = self._done(self.bench.unlearning.fit(request))
-            examples = request.examples
+        if wire.REQUEST in config:
+            initial = padded(cut(self.bench.initial, self.rounds.layout), self.bench.model.layout)
+            word, kept = str(config[wire.REQUEST]), of_phase(state)
+            examples, training = self.bench.requests.answer(word, local, self.bench.task, initial, kept)
+            outcome, phase = self._done(training)
         else:
             outcome, own = self._done(self.bench.personalisation.fit(local, beside(state)))
         numbers = outcome.report.numbers()
@@ -141,15 +139,6 @@ class FedSAClient(NumPyClient):
         outcome, kept = settled(*complete([training], self.bench.trainer))
         check_finite(outcome.values | {f"kept/{name}": array for name, array in kept.items()})
         return outcome, kept
-
-    def _request(self, word: str, local: LocalRound, state: ClientState | None) -> Request:
-        """A request of the server, with what it needs here. Raises WireError for a word that is none, and for
-        a task that does not know what is to be forgotten."""
-        task = self.bench.task
-        if word not in list(Asked) or not isinstance(task, Forgettable):
-            raise WireError(f"was asked to {word[:20]!r}, which this run's task does not support")
-        initial = padded(cut(self.bench.initial, self.rounds.layout), self.bench.model.layout)
-        return Request(Asked(word), local, task, initial, of_phase(state))
 
     def _measure(self, opened: OpenRound, model: OwnModel, record: bool = False) -> dict[str, float]:
         job = self.model.own(opened.round, model, opened.received.merged)

@@ -20,7 +20,7 @@ from fedsa_lora.store import ClientState
 RESIDUAL = "residual"  # what its codec has not sent yet, (pool.size,)
 HELD = "held"  # what it last received, (pool.size,)
 MERGED = "merged/"  # by layer: B A that was merged into the frozen weight, (d_out, d_in)
-PHASE = "phase/"  # by name: what a method of unlearning read off the model when its phase began
+PHASE = "phase/"  # by name: what a client remembers of the work that it was last requested to do
 PERSONAL = "personal/"  # by tensor: its own model beside the common one, if it keeps one
 # By soft tensor: a round's start, end and broadcast; TRAINED of all that may be shared where a run keeps it.
 START, TRAINED, COMMON = "start/", "trained/", "common/"
@@ -170,7 +170,7 @@ def beside(state: ClientState | None) -> Arrays:
 
 
 def of_phase(state: ClientState | None) -> Arrays:
-    """Memory of a method of unlearning in the phase that it is in; nothing at its beginning."""
+    """Memory of the requests in the present phase; nothing at its beginning."""
     return {} if state is None else under(state.memory, PHASE)
 
 

@@ -116,7 +116,7 @@ class ClientRounds:
         self, opened: OpenRound, outcome: Outcome, own: NamedArrays, phase: NamedArrays, examples: int
     ) -> ClosedRound:
         """From what training made of a round to its upload, ``own`` being what the personalisation method
-        keeps beside what is shared from, ``phase`` what a method of unlearning remembers, and ``examples``
+        keeps beside what is shared from, ``phase`` what a request remembers, and ``examples``
         the number that the round was for."""
         start, arrays = cut(outcome.start, self.layout), cut(outcome.values, self.layout)
         payload, residual = self._payload(opened, arrays)

@@ -22,9 +22,9 @@ from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
+from fedsa_lora.learning.requests import Requests
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.together import Together
-from fedsa_lora.learning.unlearning import Unlearning
 from fedsa_lora.learning.vocabulary import token_tensors
 from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Examples, Referring, Task
@@ -63,7 +63,7 @@ class Workbench:
     settings: TrainSettings
     seed: int
     personalisation: Personalisation = field(default_factory=Personalisation)
-    unlearning: Unlearning = field(default_factory=Unlearning)
+    requests: Requests = field(default_factory=Requests)
     codec: Codec = field(default_factory=Dense)
     downlink: Codec | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)

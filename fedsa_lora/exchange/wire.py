@@ -26,6 +26,7 @@ from fedsa_lora.exchange.reported import Numbers
 from fedsa_lora.exchange.vector import vector_digest
 
 KEY = "fedsa"
+REQUEST = "request"  # beside the header: the word for work other than plain training
 VERSION = 6
 MAX_HEADER_BYTES = 262_144
 MAX_EXAMPLES = 10**9

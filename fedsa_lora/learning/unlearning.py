@@ -20,8 +20,9 @@ from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.group import Group, at_least
 from fedsa_lora.learning.local_round import LocalRound
 from fedsa_lora.learning.personalisation import Personalisation, Training
+from fedsa_lora.learning.requests import Requests
 from fedsa_lora.phases import Asked, Phases
-from fedsa_lora.tasks.task import Examples, Forgettable
+from fedsa_lora.tasks.task import Examples, Forgettable, Task
 
 if TYPE_CHECKING:
     from fedsa_lora.learning.adapters import AdapterModel
@@ -78,7 +79,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Unlearning(Group):
+class Unlearning(Group, Requests):
     """No unlearning: the ``targets`` learn the forget set like all other data.
 
     ``targets`` are the clients that hold the forget set, by id.
@@ -130,12 +131,17 @@ class Unlearning(Group):
                 f"forgetting client counts; expected fedavg, fedavgm, fedadagrad, fedadam, fedyogi or fedprox"
             )
 
-    def fit(self, request: Request) -> Training:
-        """The trainings of a round in which a client is asked for something of its own. Returns the outcome
-        to share from, and what is to be remembered for the next round of the phase.
+    def answer(
+        self, word: str, local: LocalRound, task: Task, initial: NamedArrays, kept: NamedArrays
+    ) -> tuple[int, Training]:
+        if word not in list(Asked) or not isinstance(task, Forgettable):
+            return super().answer(word, local, task, initial, kept)
+        request = Request(Asked(word), local, task, initial, kept)
+        return request.examples, self.fit(request)
 
-        Raises TrainingError where the client has nothing to forget.
-        """
+    def fit(self, request: Request) -> Training:
+        """The trainings of a request, as those of ``answer``. They raise TrainingError where the client has
+        nothing to forget."""
         if request.asked is Asked.STILL:
             return (yield request.local.still()), {}
         if request.asked is Asked.RETAIN:

@@ -10,9 +10,7 @@ NEEDED = 40  # facts without which the test of forget quality cannot tell models
 
 
 def unlearning_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lines on what a run has forgotten, each with a title: of ``unlearning.json``; none without it."""
-    if not found:
-        return []
+    """Lines on what a run has forgotten, each with a title: of ``unlearning.json``."""
     lines = []
     for client, numbers in found["targets"].items():
         forget, retain = numbers["forget"], numbers["retain"]

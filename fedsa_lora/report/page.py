@@ -19,13 +19,13 @@ from fedsa_lora.report.page_figures import embedded_figures
 from fedsa_lora.report.page_script import POLICY, SCRIPT
 from fedsa_lora.report.page_style import STYLE
 from fedsa_lora.report.page_tables import (
+    afterwards_tables,
     changes_table,
     clients_table,
     measures_table,
     reached_table,
     remarks_table,
     rounds_table,
-    unlearning_table,
     uploads_table,
 )
 from fedsa_lora.report.recorded_config import own_packages, section, settings_of
@@ -113,7 +113,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "reached": reached_table(summary, primary),
         "left_out": left_out(summary),
         "measures": measures_table(record),
-        "unlearning": unlearning_table(record),
+        "afterwards": afterwards_tables(record),
         **_of_clients(record),
         "rounds": rounds_table(record.rounds, primary),
         "notes": [

@@ -23,7 +23,10 @@ from fedsa_lora.report.wording import (
     without_unit,
 )
 from fedsa_lora.runs.outcomes import ClientOutcome, remarks
-from fedsa_lora.runs.reading import Row, RunRecord
+from fedsa_lora.runs.reading import UNLEARNING, Row, RunRecord
+
+# measurements with a section of their own, by file: its title, and the lines of its table
+AFTERWARDS = {UNLEARNING: ("Unlearning", unlearning_lines)}
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,14 @@ def measures_table(record: RunRecord) -> Table:
     return Table(["Measure", "Federated", "Alone", "Majority class"], rows, "explained")
 
 
-def unlearning_table(record: RunRecord) -> Table:
-    """Table of unlearning: of each part, what is left of it."""
-    rows = [TableRow(title, texts(words)) for title, words in unlearning_lines(record.unlearning)]
-    return Table(["Of what", "Measured"], rows, "worded")
+def afterwards_tables(record: RunRecord) -> dict[str, Table]:
+    """Tables of what was measured after a run, by title."""
+    tables = {}
+    for name, (title, lines) in AFTERWARDS.items():
+        if name in record.afterwards:
+            rows = [TableRow(of_what, texts(words)) for of_what, words in lines(record.afterwards[name])]
+            tables[title] = Table(["Of what", "Measured"], rows, "worded")
+    return tables
 
 
 def clients_table(outcomes: list[ClientOutcome], measure: Measure, links: dict[str, str]) -> Table:

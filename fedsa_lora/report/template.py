@@ -118,10 +118,10 @@ with the A that the client had just trained.</p>
 <h2>Measures of personalisation</h2>
 {{ table(measures, "Measures of personalisation") }}
 {% endif %}
-{% if unlearning.rows %}
-<h2>Unlearning</h2>
-{{ table(unlearning, "Unlearning") }}
-{% endif %}
+{% for title, found in afterwards.items() %}
+<h2>{{ title }}</h2>
+{{ table(found, title) }}
+{% endfor %}
 {% if clients.rows %}
 <h2>Clients</h2>
 <details{% if clients.rows | length <= 20 %} open{% endif %}>

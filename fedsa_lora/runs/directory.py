@@ -24,16 +24,7 @@ from fedsa_lora.runs.environment import environment
 from fedsa_lora.runs.interrupted import alone, gone, now, stopped_after, write_status
 from fedsa_lora.runs.metrics import CLIENTS, FINISHING, ROUNDS, RunMetrics
 from fedsa_lora.runs.place import make, refuse_used
-from fedsa_lora.runs.reading import (
-    EVALUATION,
-    PARTITION,
-    REPORT,
-    UNLEARNING,
-    Row,
-    holds_run,
-    read_json,
-    read_jsonl,
-)
+from fedsa_lora.runs.reading import AFTERWARDS, PARTITION, REPORT, Row, holds_run, read_json, read_jsonl
 from fedsa_lora.runs.spreadsheet import as_csv
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.stopping import by_signal
@@ -153,7 +144,7 @@ class RunDirectory:
         breaks = known.get("resumed", [])
         if self.done < self.config.federation.rounds:
             breaks = [*breaks, {"after_round": self.done, "time": self._started}]
-            for name in (EVALUATION, UNLEARNING):  # of a model that is trained on
+            for name in AFTERWARDS:  # of a model that is trained on
                 (self.path / name).unlink(missing_ok=True)
         if remark:
             log.warning("%s", remark)

@@ -17,11 +17,13 @@ APP = "app"  # the code that ran, with its config files in "conf"
 REPORT = "report.html"  # the page of a run, written when it ends
 EVALUATION = "evaluation.json"  # what ``fedsa-lora evaluate`` measured after the run
 UNLEARNING = "unlearning.json"  # what it measured with ``--unlearning``
+AFTERWARDS = (EVALUATION, UNLEARNING)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a run directory tells; what a run did not live to write is empty."""
+    """Everything a run directory tells; what a run did not live to write is empty. ``afterwards`` are the
+    measurements of a finished run that are there, by the name of their file."""
 
     directory: Path
     config: str
@@ -31,8 +33,7 @@ class RunRecord:
     rounds: list[Row]
     clients: list[Row]
     summary: Row
-    evaluation: Row = field(default_factory=dict)
-    unlearning: Row = field(default_factory=dict)
+    afterwards: dict[str, Row] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """The directory, how the run ended, and the primary measure after it, in one line."""
@@ -47,6 +48,11 @@ class RunRecord:
     def primary(self) -> Measure:
         """The measure that its clients are compared by."""
         return primary_of(self.partition)
+
+    @property
+    def evaluation(self) -> Row:
+        """Measurements of ``fedsa-lora evaluate`` after the run; empty without any."""
+        return self.afterwards.get(EVALUATION, {})
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -147,8 +153,7 @@ def read_run(run_dir: Path) -> RunRecord:
         rounds=_jsonl_if_there(run_dir / "rounds.jsonl", ["round"]),
         clients=_jsonl_if_there(run_dir / "clients.jsonl", ["round", "phase", "client"]),
         summary=_json_if_there(run_dir / "summary.json"),
-        evaluation=_json_if_there(run_dir / EVALUATION),
-        unlearning=_json_if_there(run_dir / UNLEARNING),
+        afterwards={name: read_json(run_dir / name) for name in AFTERWARDS if (run_dir / name).exists()},
     )
 
 

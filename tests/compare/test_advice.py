@@ -176,7 +176,7 @@ def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys)
     words = ["experiment=smoke", "federation.clients=2", "head=frozen", "train.lr=0.02"]
     assert main(["advise", *words, "--rounds", "1", "--processes", "1"]) == 0
     said = capsys.readouterr().out
-    for name in ("local only", "share A", "share B", "soft", "majority class", "looked at 1 of 3 rounds"):
+    for name in ("local only", "share A", "share B", "soft", "majority class", "ran 1 of 3 rounds"):
         assert name in said
     for fact in ("2 with ", "IidPartitioner", "common", "1 of 3"):
         assert fact in said.split("accuracy on validation examples")[0], "before anything runs"

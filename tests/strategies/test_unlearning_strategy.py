@@ -7,7 +7,8 @@ from flwr.server.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, 
 from server_side import EVERYONE, LAYOUT, Server, some_updates
 
 from fedsa_lora.errors import RunError
-from fedsa_lora.phases import WORD, Asked, Phases
+from fedsa_lora.exchange.wire import REQUEST
+from fedsa_lora.phases import Asked, Phases
 from strategies.unlearning import Unlearning
 
 START = ndarrays_to_parameters([np.arange(LAYOUT.size, dtype=np.float32)])
@@ -39,7 +40,7 @@ def unlearning(inner, phases=PHASES, **arguments) -> Server:
 
 
 def words(asked) -> dict[str, str | None]:
-    return {client: ins.config.get(WORD) for client, ins in asked.items()}
+    return {client: ins.config.get(REQUEST) for client, ins in asked.items()}
 
 
 def test_the_phases_follow_each_other():
