@@ -178,7 +178,7 @@ def test_a_real_probe_ends_in_a_command_that_runs(tmp_path, monkeypatch, capsys)
     said = capsys.readouterr().out
     for name in ("local only", "share A", "share B", "soft", "majority class", "ran 1 of 3 rounds"):
         assert name in said
-    for fact in ("2 with ", "IidPartitioner", "common", "1 of 3"):
+    for fact in ("2 with ", "IidPartitioner", "the same for all", "1 of 3"):
         assert fact in said.split("accuracy on validation examples")[0], "before anything runs"
     [folder] = (tmp_path / "runs").iterdir()
     before = (folder / "runs.jsonl").read_bytes()
