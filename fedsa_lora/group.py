@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
     from fedsa_lora.settings import RunConfig
 
 
@@ -81,6 +82,7 @@ class Group:
     """A part of a config. Subclasses override what is not true of them."""
 
     off: ClassVar[Mapping[str, str]] = {}  # lines of the plan where the group is not chosen
+    why_alone: ClassVar[str] = ""  # where it is chosen, the reason why no client is trained with others
 
     @staticmethod
     def contradictions(node: Mapping[str, Any]) -> Iterator[str]:
@@ -94,6 +96,10 @@ class Group:
 
     def describe(self) -> dict[str, str]:
         """Lines of the plan, by title."""
+        return {}
+
+    def describe_model(self, model: AdapterModel) -> dict[str, str]:
+        """Lines of the plan on what becomes of the model, by title; it is on the meta device."""
         return {}
 
     def identity(self, run: RunConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fedsa_lora.federation import PASSED
 from fedsa_lora.launch.flower_log import COMPLETE
 from fedsa_lora.launch.resuming import to_run_again
 from fedsa_lora.runs.directory import RunDirectory
-from fedsa_lora.server.build import build_strategy, build_trunk, skeleton
+from fedsa_lora.server.build import build_for_run, skeleton
 from fedsa_lora.server.finish import finish, to_the_end
 from fedsa_lora.server.nodes import ClientsOfNodes
 from fedsa_lora.settings import RunConfig
@@ -36,18 +36,13 @@ class RecordedServer(Server):
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         self.model = skeleton(config)
-        middle = build_trunk(config, self.model)
-        strategy = build_strategy(
-            config, self.model, directory, directory.run, directory.resumptions, middle=middle
-        )
+        strategy = build_for_run(config, self.model, directory)
         each = config.federation.clients_per_node
         manager = ClientsOfNodes(each) if each > 1 else SimpleClientManager()
         super().__init__(client_manager=manager, strategy=strategy)
         self.config, self.directory = config, directory
         self.further = strategy.further
         self.evaluation, self.name_of = strategy.evaluation, strategy.roster.name
-        if (state := directory.resumed) is not None:
-            strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
         if config.federation.b_passing:
             log.warning("%s", PASSED)
             self.set_max_workers(1)  # one client after the other, in the order of their names

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
@@ -44,6 +44,9 @@ from fedsa_lora.tasks.task import Task
 from strategies.plans.grouping import Clusters
 from strategies.round.bounds import Bounds
 from strategies.rules.inner import Inner
+
+if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
 
 EXCHANGE = Target(("fedsa_lora.exchange.",))
 LEARNING = Target(("fedsa_lora.learning.",))
@@ -227,9 +230,13 @@ class RunConfig:
         """The same with the model in one piece, for work on what a run left."""
         return replace(self, cut=None)
 
+    def holds(self, name: str) -> bool:
+        """True of a tensor of the whole model that a client holds: of all, unless it is cut."""
+        return self.cut is None or self.cut.of_client(name)
+
     def at_client(self, layout: Layout) -> Layout:
-        """The tensors of the whole model that a client holds: all, unless it is cut."""
-        return layout if self.cut is None else self.cut.at_client(layout)
+        """The tensors of the whole model that a client holds."""
+        return layout.select(filter(self.holds, layout.names))
 
     @cached_property
     def run_dir(self) -> Path:
@@ -265,3 +272,7 @@ class RunConfig:
             elif group is None and isinstance(kind, type) and issubclass(kind, Group):
                 lines |= kind.off
         return lines
+
+    def describe_model(self, model: AdapterModel) -> dict[str, str]:
+        """The lines of the plan on the model, by title, of all groups."""
+        return {title: line for group in self.groups for title, line in group.describe_model(model).items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.client import NumPyClient
 
 from fedsa_lora.client.client import FedSAClient
 from fedsa_lora.client.cut import CutClient
+from fedsa_lora.client.cut_bench import CutBench
 from fedsa_lora.client.device import device, sharing
 from fedsa_lora.client.workbench import Alone, Workbench
 from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
@@ -21,7 +21,7 @@ from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
-from fedsa_lora.learning.cut.parts import Part, adapted_part, build_part, step_format
+from fedsa_lora.learning.cut.parts import Part, adapted_part, build_part
 from fedsa_lora.learning.given import adapted
 from fedsa_lora.learning.memory import room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
@@ -49,7 +49,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         checkpoint_layers(resident)
     settings = _settings(config, resident, own)
     _choose_attention(config, resident, own, settings)
-    return Workbench(
+    bench = Workbench(
         task=own,
         model=resident,
         split=config.split,
@@ -66,22 +66,8 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
         cohort=cohort_size(config),
-        **_of_cut(config, resident, whole, own, settings),
     )
-
-
-def _of_cut(
-    config: RunConfig, resident: AdapterModel, whole: Layout, own: Task, settings: TrainSettings
-) -> dict[str, Any]:
-    """The fields of a workbench of a model that is cut; none where it is in one piece."""
-    cut = config.cut
-    if cut is None:
-        return {}
-    return {
-        "cut": cut,
-        "step_format": step_format(resident.module, cut, own, settings),
-        "elsewhere": frozenset(name for name in config.split(whole).trained if not cut.of_client(name)),
-    }
+    return bench if config.cut is None else CutBench.of(bench, config.cut, config.split(whole).trained)
 
 
 def task(config: RunConfig, data: Path | None) -> Task:
@@ -169,8 +155,9 @@ def client(node: Node, bench: Workbench, store: DirectoryStore) -> NumPyClient:
     forbid = node.forbid
     if node.store is not None and not node.share_tokens:
         forbid += tuple(sorted(bench.of_tokens))
-    kind = FedSAClient if bench.cut is None else CutClient
-    return kind(node.client, bench, store, forbid)
+    if isinstance(bench, CutBench):
+        return CutClient(node.client, bench, store, forbid)
+    return FedSAClient(node.client, bench, store, forbid)
 
 
 def store(config: RunConfig, client: str) -> DirectoryStore:

@@ -10,10 +10,10 @@ from flwr.common import NDArray as FlowerArray
 from flwr.common import Scalar
 
 from fedsa_lora.client.client import FedSAClient, check_measured
+from fedsa_lora.client.cut_bench import CutBench
 from fedsa_lora.client.egress import told
 from fedsa_lora.client.exchanges import Measurement, Steps
 from fedsa_lora.client.session import Answer, Kept, Session
-from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import FedSAError, LeakError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.reported import LOSS
@@ -36,12 +36,12 @@ class CutClient(FedSAClient):
     disk, so that any process of the client can answer the next one.
     """
 
+    bench: CutBench
+
     def __init__(
-        self, client: str, bench: Workbench, store: DirectoryStore, forbid: Sequence[str] = ()
+        self, client: str, bench: CutBench, store: DirectoryStore, forbid: Sequence[str] = ()
     ) -> None:
         super().__init__(client, bench, store, forbid)
-        assert bench.cut is not None
-        assert bench.step_format is not None
         self.format = bench.step_format
         self.ends = Ends(bench.model.module, bench.cut)
         self.folder = store.folder

@@ -17,8 +17,8 @@ from flwr.common import Scalar
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from fedsa_lora.client.cut_bench import CutBench
 from fedsa_lora.client.round import OpenRound
-from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.errors import StoreError, WireError
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.arrays import Arrays, NamedArrays
@@ -98,7 +98,7 @@ class Session(ABC):
         parameters: list[NDArray[np.float32]],
         opened: OpenRound,
         local: LocalRound,
-        bench: Workbench,
+        bench: CutBench,
         ends: Ends,
     ) -> None:
         self.header, self.parameters, self.opened, self.local = header, parameters, opened, local

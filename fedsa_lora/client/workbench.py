@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,8 @@ from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
-from fedsa_lora.exchange.step import StepFormat
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
-from fedsa_lora.learning.cut.settings import Cut
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.requests import Requests
@@ -52,9 +50,7 @@ class Workbench:
     a lower rank than the model. ``counted``: clients tell how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
     training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
-    done in one pass. Of a model that is ``cut`` this is a client's part; ``step_format`` is that of its
-    messages, ``elsewhere`` are the tensors that are trained in the server's part, and ``sessions`` the
-    exchanges that this process takes part in, by client.
+    done in one pass.
     """
 
     task: Task
@@ -73,10 +69,6 @@ class Workbench:
     alone: Alone | None = None
     keep_trained: bool = False
     cohort: int = 1
-    cut: Cut | None = None
-    step_format: StepFormat | None = None
-    elsewhere: frozenset[str] = frozenset()
-    sessions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def primary(self) -> Measure:

@@ -18,7 +18,6 @@ from fedsa_lora.launch.size import Processes, Simulation
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.checkpointing import checkpoint_layers
 from fedsa_lora.learning.cohort.fit import why_not_any, why_not_settings
-from fedsa_lora.learning.cut.settings import PARTS
 from fedsa_lora.runs.place import refuse_used
 from fedsa_lora.runs.summary import parameter_counts
 from fedsa_lora.server.build import build_strategy, skeleton
@@ -37,12 +36,12 @@ ACTOR_OVERHEAD = 1.0e9  # bytes: Python, torch and transformers in one simulated
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in parameters and bytes; ``parts`` are those of a model that is cut, by role; ``adapted``: the
-    number of layers with an adapter; ``model``: remarks on what its weights start from; ``machine`` is what
-    trains them."""
+    """Sizes in parameters and bytes; ``divided``: lines on what becomes of the model, by title; ``adapted``:
+    the number of layers with an adapter; ``model``: remarks on what its weights start from; ``machine`` is
+    what trains them."""
 
     parameters: dict[str, int]
-    parts: dict[str, dict[str, int]]
+    divided: dict[str, str]
     adapted: int
     trained: int
     bytes_up: int
@@ -64,7 +63,7 @@ def make_plan(config: RunConfig) -> Plan:
     place = _placed(config, trained_on, model, parameters)
     return Plan(
         parameters=parameters,
-        parts=_parts(config, model),
+        divided=config.describe_model(model),
         adapted=len(model.scales),
         trained=trained,
         bytes_up=payload_bytes(config, model),
@@ -118,20 +117,11 @@ def _placed(
     if isinstance(trained_on, Connection):
         return trained_on
     place = fit_simulation(config, trained_on, _backbone_bytes(config, parameters))
-    alone = why_not_any(model, config.task) or why_not_settings(config.train)
-    if config.cut is not None:
-        alone = "each takes its steps with the server"
+    reasons = [*(group.why_alone for group in config.groups), why_not_any(model, config.task)]
+    alone = next(filter(None, [*reasons, why_not_settings(config.train)]), "")
     if isinstance(place, Processes) and alone:
         return replace(place, cohort=1, alone=alone)
     return place
-
-
-def _parts(config: RunConfig, model: AdapterModel) -> dict[str, dict[str, int]]:
-    """The parameters of each part of a model that is cut, by role; none where it is in one piece."""
-    cut = config.cut
-    if cut is None:
-        return {}
-    return {part: model.counts(lambda name, part=part: cut.part_of(name) == part) for part in PARTS}  # type: ignore[misc]
 
 
 def _backbone_bytes(config: RunConfig, parameters: dict[str, int]) -> int:

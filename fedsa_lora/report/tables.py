@@ -25,7 +25,7 @@ def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> It
     length = f"{train.epochs} epochs" if train.steps is None else f"{train.steps} steps"
     rows = {
         "parameters": ", ".join(f"{r} {counts[r]:,}" for r in ("base", "A", "B", "head") if counts[r]),
-        **_parts(plan),
+        **plan.divided,
         "split": ", ".join(f"{r} {config.split.words()[r]}" for r in ROLES if counts[r]),
         "trained / shared": f"{plan.trained:,} / {counts['shared']:,} parameters per client",
         **_factors(plan),
@@ -56,19 +56,6 @@ def _batch(config: RunConfig) -> str:
     if size == AUTO:
         size = recorded(config.run_dir).get(BATCH, AUTO)
     return size if train.accumulate == 1 else f"{train.accumulate} x {size}"
-
-
-def _parts(plan: Plan) -> dict[str, str]:
-    """A line for each part of a model that is cut."""
-    lines = {}
-    for part, counts in plan.parts.items():
-        lora, total = counts["A"] + counts["B"], sum(counts.values())
-        owner = "server" if part == "trunk" else "client"
-        lines[f"{part} ({owner})"] = (
-            f"{total:,} in all, {lora + counts['head']:,} trainable, LoRA {lora:,} (A {counts['A']:,}), "
-            f"{counts['base']:,} frozen"
-        )
-    return lines
 
 
 def _factors(plan: Plan) -> dict[str, str]:

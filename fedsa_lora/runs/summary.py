@@ -237,8 +237,7 @@ def to_target(
 def parameter_counts(config: RunConfig, model: AdapterModel) -> dict[str, int]:
     """Parameters by role of what a client holds, and how many may be shared."""
     held = config.at_client(model.layout)
-    counts = model.counts() if config.cut is None else model.counts(config.cut.of_client)
-    return counts | {"shared": held.select(config.split(held).shared).size}
+    return model.counts(config.holds) | {"shared": held.select(config.split(held).shared).size}
 
 
 def proof(store_dir: Path, fits: Sequence[Row], salted: bool = False) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fedsa_lora.learning.cut.parts import (
     step_format,
 )
 from fedsa_lora.learning.given import adapted
+from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.server.trunk import Trunk
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.tasks.heads import unwrapped
@@ -98,6 +99,22 @@ def build_strategy(
     )
 
 
+def build_for_run(config: RunConfig, empty: AdapterModel, directory: RunDirectory) -> FedSA:
+    """The strategy of a run that writes to a directory, with the weights of what the server itself computes;
+    of a run that is resumed as its last complete round left it."""
+    strategy = build_strategy(
+        config,
+        empty,
+        directory,
+        directory.run,
+        directory.resumptions,
+        middle=build_trunk(config, empty),
+    )
+    if (state := directory.resumed) is not None:
+        strategy.restore(state.round, strategy.layout.pack(state.tensors), state.memory)
+    return strategy
+
+
 def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
     """The server's part of a model that is cut, with its weights, for the ``skeleton`` of the whole; None
     where it is not. Raises ModelError where it cannot be loaded."""
@@ -115,7 +132,7 @@ def build_trunk(config: RunConfig, empty: AdapterModel) -> Trunk | None:
         config.seed,
         {name: start[name] for name in model.layout.names},
         config.split(model.layout).trained,
-        config.split(cut.at_client(empty.layout)).trained,
+        config.split(config.at_client(empty.layout)).trained,
     )
 
 

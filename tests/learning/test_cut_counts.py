@@ -50,8 +50,9 @@ def test_each_part_holds_its_own_and_nothing_of_the_other(counted):
 
 def test_the_layout_of_the_whole_is_that_of_both_parts(counted):
     layout = counted[None].layout
-    assert CUT.at_client(layout) == counted[Part.CLIENT].layout
-    assert {*layout} - {*CUT.at_client(layout)} == {*counted[Part.SERVER].layout}
+    at_client = layout.select(filter(CUT.of_client, layout.names))
+    assert at_client == counted[Part.CLIENT].layout
+    assert {*layout} - {*at_client} == {*counted[Part.SERVER].layout}
 
 
 @pytest.mark.parametrize(("form", "itemsize", "scales"), [("fp32", 4, 0), ("bf16", 2, 0), ("int8", 1, 4)])

@@ -128,16 +128,13 @@ def _of_part(lora: LoraSettings, backbone: nn.Module) -> LoraSettings:
 
 def check_adapters(model: AdapterModel, cut: Cut) -> None:
     """Raise ModelError where one side of a whole model has no adapter, and so nothing to train."""
-    for owner, names in (("client", cut.at_client(model.layout).names), ("server", _of_trunk(model, cut))):
-        if not names:
+    held_by_client = list(map(cut.of_client, model.layout.names))
+    for owner, has_some in (("client", any(held_by_client)), ("server", not all(held_by_client))):
+        if not has_some:
             raise ModelError(
                 f"cut: lora.target_modules choose no layer of the {owner}'s part: name kinds of layers that "
                 "each block has, or cut elsewhere"
             )
-
-
-def _of_trunk(model: AdapterModel, cut: Cut) -> list[str]:
-    return [name for name in model.layout.names if not cut.of_client(name)]
 
 
 def step_format(module: nn.Module, cut: Cut, task: Task, settings: TrainSettings) -> StepFormat:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from fedsa_lora.errors import ConfigError
-from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.group import Group
 from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
+    from fedsa_lora.learning.adapters import AdapterModel
     from fedsa_lora.settings import RunConfig
     from fedsa_lora.tasks.causal_lm import CausalLMTask
 
@@ -35,6 +35,7 @@ class Cut(Group):
     ConfigError for numbers that leave a part without a block.
     """
 
+    why_alone: ClassVar[str] = "each takes its steps with the server"
     bottom: int = 2
     top: int = 10
     micro_batches: int = 1
@@ -68,10 +69,6 @@ class Cut(Group):
     def of_client(self, name: str) -> bool:
         """True of a tensor that a client holds, by its name in the whole model."""
         return self.part_of(name) != "trunk"
-
-    def at_client(self, layout: Layout) -> Layout:
-        """The tensors of the whole model that a client holds."""
-        return layout.select(spec.name for spec in layout if self.of_client(spec.name))
 
     def beyond(self, depth: int) -> str:
         """The fault of a cut that leaves no block of a model of this depth for its last part; empty where
@@ -169,3 +166,15 @@ class Cut(Group):
         parts = f"blocks before {self.bottom} and from {self.top} at the client, the rest at the server"
         batches = f", {self.micro_batches} micro-batches a step" if self.micro_batches > 1 else ""
         return {"cut": f"{parts}; {self.dtype} on the wire{batches}; the trunk's LoRA is {self.trunk}"}
+
+    def describe_model(self, model: AdapterModel) -> dict[str, str]:
+        """The parameters of each part."""
+        lines = {}
+        for part in PARTS:
+            counts = model.counts(lambda name, part=part: self.part_of(name) == part)  # type: ignore[misc]
+            lora, total = counts["A"] + counts["B"], sum(counts.values())
+            lines[f"{part} ({'server' if part == 'trunk' else 'client'})"] = (
+                f"{total:,} in all, {lora + counts['head']:,} trainable, LoRA {lora:,} (A {counts['A']:,}), "
+                f"{counts['base']:,} frozen"
+            )
+        return lines
