@@ -41,6 +41,11 @@ def composed_files(words: Sequence[str], folders: Sequence[Path]) -> Settings:
     return settings
 
 
+def composed_option(group: str, name: str, folders: Sequence[Path]) -> Settings:
+    """The settings of an option of a group by itself, at their keys in a config. Raises as the above."""
+    return reduce(_merge, _Composition(folders, {}).group(group, name), {})
+
+
 def _choice(word: str) -> tuple[str, str]:
     found = _CHOICE.fullmatch(word)
     if found is None or found[2].lower() in _NO_NAMES:
@@ -77,7 +82,7 @@ class _Composition:
             elif isinstance(entry, str):
                 found.append(self._included(entry, key, folder))
             elif file.name == "run" and isinstance(entry, dict) and len(entry) == 1:
-                found.append(self._group(*next(iter(entry.items()))))
+                found.append(self.group(*next(iter(entry.items()))))
             else:
                 raise Unusual
         return [part for parts in reversed(found) for part in parts]
@@ -111,7 +116,7 @@ class _Composition:
         at = key if here or file.package is None else file.package
         return self.parts(file, at, file.name.rpartition("/")[0])
 
-    def _group(self, group: str, option: Any) -> list[Settings]:
+    def group(self, group: str, option: Any) -> list[Settings]:
         """Those of the option that is chosen in a group."""
         if group in self.groups:
             raise Unusual
