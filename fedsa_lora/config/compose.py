@@ -76,7 +76,7 @@ def composed(words: Sequence[str], options: Options, faults: list[str]) -> dict[
     composable = _composable(words, options, faults)
     try:
         return _composed(composable, options, faults)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         faults.append(" ".join(str(error).split()))
         raise_faults(faults)
         raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from fedsa_lora.config import yaml_text
 
 _CHOICE = re.compile(r"(\w+)=([A-Za-z_][\w/-]*)")
 _NO_NAMES = ("null", "true", "false", "nan", "inf")  # to Hydra, in any case
-_PACKAGE = re.compile(r"# @package (\w+)\n")
+_PACKAGE = re.compile(r"# @package (?:_global_|(\w+))\n")
 _OVERRIDE = re.compile(r"override /(\w+)")
 _INCLUDED = re.compile(r"(/?)([\w/-]+)(@_here_)?")
 _SELF = "_self_"
 
 Settings = dict[str, Any]
-Part = tuple[str, Settings]  # settings and the key of the config that they are set at: "" for its root
 
 
 class Unusual(Exception):
@@ -35,12 +35,15 @@ def composed_files(words: Sequence[str], folders: Sequence[Path]) -> Settings:
     Raises Unusual where only Hydra can compose the files, or report what is wrong with them.
     """
     composition = _Composition(folders, dict(map(_choice, words)))
-    settings: Settings = {}
-    for key, content in composition.parts(composition.read("run"), "", ""):
-        _merge(settings, {key: content} if key else content)
+    settings: Settings = reduce(_merge, composition.parts(composition.read("run"), "", ""), {})
     if composition.choices.keys() - composition.groups:
         raise Unusual
     return settings
+
+
+def composed_option(group: str, name: str, folders: Sequence[Path]) -> Settings:
+    """The settings of an option of a group by itself, at their keys in a config. Raises as the above."""
+    return reduce(_merge, _Composition(folders, {}).group(group, name), {})
 
 
 def _choice(word: str) -> tuple[str, str]:
@@ -52,7 +55,8 @@ def _choice(word: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _File:
-    """The content of a file without its defaults list, and the package that its first line names."""
+    """The content of a file without its defaults list, and the package that its first line names: the key at
+    which it is set, "" for the root of the config."""
 
     name: str
     package: str | None
@@ -67,18 +71,18 @@ class _Composition:
         self.folders, self.choices = folders, choices
         self.groups: set[str] = set()
 
-    def parts(self, file: _File, key: str, folder: str) -> list[Part]:
-        """Parts of a file and of its defaults list, in the order in which they are merged. ``key`` is where a
-        file without a package is set; names in the list are of files in ``folder``."""
-        found: list[list[Part]] = []
+    def parts(self, file: _File, key: str, folder: str) -> list[Settings]:
+        """Parts of a file and of its defaults list, each at its key, in the order in which they are merged.
+        A file without a package is set at ``key``; names in the list are of files in ``folder``."""
+        found: list[list[Settings]] = []
         # As Hydra, from the last: what an experiment overrides is known before the groups are read.
         for entry in reversed(self._without_overrides(file.defaults)):
             if entry == _SELF:
-                found.append([(key, file.content)])
+                found.append([{key: file.content} if key else file.content])
             elif isinstance(entry, str):
                 found.append(self._included(entry, key, folder))
             elif file.name == "run" and isinstance(entry, dict) and len(entry) == 1:
-                found.append(self._group(*next(iter(entry.items()))))
+                found.append(self.group(*next(iter(entry.items()))))
             else:
                 raise Unusual
         return [part for parts in reversed(found) for part in parts]
@@ -100,7 +104,7 @@ class _Composition:
                 kept.append(entry)
         return kept if _SELF in kept else [*kept, _SELF]
 
-    def _included(self, entry: str, key: str, folder: str) -> list[Part]:
+    def _included(self, entry: str, key: str, folder: str) -> list[Settings]:
         """Those of a file in the same folder, as ``default``, or elsewhere, as ``/codec/topk@_here_``."""
         found = _INCLUDED.fullmatch(entry)
         if found is None or bool(found[1]) != ("/" in found[2]):
@@ -109,10 +113,10 @@ class _Composition:
         file = self.read(name if absolute else f"{folder}/{name}")
         if file.package is None and absolute and not here:
             raise Unusual
-        at = key if here else _key(file, key)
+        at = key if here or file.package is None else file.package
         return self.parts(file, at, file.name.rpartition("/")[0])
 
-    def _group(self, group: str, option: Any) -> list[Part]:
+    def group(self, group: str, option: Any) -> list[Settings]:
         """Those of the option that is chosen in a group."""
         if group in self.groups:
             raise Unusual
@@ -121,7 +125,7 @@ class _Composition:
         if chosen is None:
             return []
         file = self.read(f"{group}/{chosen}")
-        return self.parts(file, _key(file, group), group)
+        return self.parts(file, group if file.package is None else file.package, group)
 
     def read(self, name: str) -> _File:
         """The file of a name, from the first folder that has it."""
@@ -139,18 +143,11 @@ class _Composition:
         defaults = content.pop("defaults", [])
         if not isinstance(defaults, list) or text.count("@package") != (package is not None):
             raise Unusual
-        return _File(name, package and package[1], defaults, content)
+        return _File(name, package and (package[1] or ""), defaults, content)
 
 
-def _key(file: _File, key: str) -> str:
-    """The key at which a file is set: that of its package, which is absolute, else ``key``."""
-    if file.package is None:
-        return key
-    return "" if file.package == "_global_" else file.package
-
-
-def _merge(into: Settings, settings: Settings) -> None:
-    """Merge as OmegaConf does. Raises Unusual where it would resolve an interpolation or refuse."""
+def _merge(into: Settings, settings: Settings) -> Settings:
+    """Merge as OmegaConf does, in place. Raises Unusual where it would resolve an interpolation or refuse."""
     for key, value in settings.items():
         before = into.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
@@ -163,3 +160,4 @@ def _merge(into: Settings, settings: Settings) -> None:
             raise Unusual
         else:
             into[key] = value
+    return into

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fedsa_lora.config.changes import named, task_title, with_experiment
 from fedsa_lora.config.compose import NONE_CHOSEN, composed, read_settings, rename
-from fedsa_lora.config.options import Options, content_of, defaults
+from fedsa_lora.config.composition import Unusual, composed_option
+from fedsa_lora.config.options import CONF, Options, defaults
 from fedsa_lora.config.paths import quoted
 from fedsa_lora.config.validation import text_keys
 from fedsa_lora.errors import ConfigError
@@ -27,7 +29,6 @@ _ENDS = (".yaml", ".yml")
 _OF_THE_RUN = ("dir", "store", "resume", "allow_changed_data")  # places and moments of the run in the file
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "inf", "nan"}
-_PACKAGE = re.compile(r"^# @package (\w+)$", re.MULTILINE)
 
 
 def overrides_of(
@@ -57,7 +58,7 @@ class _FromFile:
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path, self.options, self.node = path, options, _settings(path)
-        self.defaults = {group: name for group, name in defaults().items() if group not in NONE_CHOSEN}
+        self.defaults = {group: str(name) for group, name in defaults().items() if group not in NONE_CHOSEN}
         stamp = options.stamp()
         self.placed = {group: _placed(group, options, stamp) for group in self.defaults}
         self._untitle()
@@ -89,14 +90,15 @@ class _FromFile:
     def _chooses(self, word: str) -> bool:
         """True for an override that chooses another file of a group."""
         group, _, name = word.partition("=")
-        return name in self.placed.get(group, {})
+        return group in self.placed and name in self.options.of(group)
 
     def _choose(self, words: Sequence[str]) -> None:
         """Let files of groups stand in the place of all that the config had of these groups."""
         made = composed(words, self.options, []) if words else {}
         for word in words:
             group, _, name = word.partition("=")
-            for place in self.placed[group][name]:
+            placed = self.placed[group]
+            for place in placed.get(name, placed[self.defaults[group]]):  # left out: where the default is
                 first, _, key = place.partition(".")
                 section = self.node[first] if key else self.node
                 if isinstance(section, dict):
@@ -132,7 +134,7 @@ class _FromFile:
         distances = {name: self._distance(node, group, name) for name in self.placed[group]}
         found = min(sorted(distances, key=lambda name: name != default), key=distances.__getitem__)
         is_enough = default in distances and distances[default] < 2 * distances[found]
-        return str(default) if is_enough and group != "task" else found
+        return default if is_enough and group != "task" else found
 
     def _is_nearer(self, group: str, name: str, other: str) -> bool:
         return self._distance(self.node, group, name) < self._distance(self.node, group, other)
@@ -195,26 +197,22 @@ def _at(node: Mapping[str, Any], place: str) -> Any:
 @lru_cache(maxsize=64)
 def _placed(group: str, options: Options, stamp: object) -> dict[str, dict[str, Any]]:
     """By option of a group, as its files are at their ``stamp``, content by place in a config: one place, but
-    for files that set keys of another group, or of none. Not to be changed."""
-    files, found = options.of(group), {}
-    parsed = {name: text_keys(content_of(path)) for name, path in files.items()}
-    for name, path in files.items():
-        content, package = _content(name, parsed), _PACKAGE.search(path.read_text(encoding="utf-8"))
-        if package is None or package[1] == group:
-            found[name] = {group: content}
-        else:
-            above = "" if package[1] == "_global_" else f"{package[1]}."
-            found[name] = {f"{above}{key}": value for key, value in content.items()}
+    for files that set keys of another group, or of none. Not to be changed. An option that is broken, or that
+    only Hydra composes, is left out: a config that has its settings sets each of them alone."""
+    found = {}
+    for name in options.of(group):
+        with suppress(Unusual, RecursionError):  # the latter of a file that begins with itself
+            settings = composed_option(group, name, (CONF, *options.further))
+            found[name] = dict(_places(text_keys(settings), group))
     return found
 
 
-def _content(name: str, parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a file of a group, upon those of the files of its group that it begins with."""
-    whole: dict[str, Any] = {}
-    for other in parsed[name].get("defaults", []):
-        if other in parsed and isinstance(other, str):
-            whole |= _content(other, parsed)
-    return whole | {key: value for key, value in parsed[name].items() if key != "defaults"}
+def _places(settings: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
+    for key, content in settings.items():
+        if key != group and isinstance(content, Mapping):
+            yield from ((f"{key}.{inner}", value) for inner, value in content.items())
+        else:
+            yield key, content
 
 
 def _value(value: Any) -> str:

@@ -27,6 +27,18 @@ def file(tmp_path) -> Path:
     return written(tmp_path / "config.yaml", "experiment=smoke", *words)
 
 
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes the text of an option ``mine`` of a group, in a folder ``conf`` of the user's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(group: str, text: str) -> None:
+        Path("conf", group).mkdir(parents=True)
+        Path("conf", group, "mine.yaml").write_text(text, encoding="latin-1")
+
+    return write
+
+
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "words",
@@ -47,6 +59,43 @@ def test_the_overrides_of_a_file_make_its_config_but_for_where_the_run_was(tmp_p
     found, plain = load(overrides_of([str(file)])), load(words)
     assert found.resolved == plain.resolved
     assert found.experiment == plain.experiment
+
+
+BELOW = "defaults: [tiny_bert]\nconfig: {hidden_size: 64}\n"  # one of the keys that tiny_bert has in config
+SEVERAL = (
+    "# @package _global_\ncodec: {_target_: fedsa_lora.exchange.codec.Dense, block: 64}\ntrain: {lr: 0.5}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("downlink=topk_int8", None), ("model=mine", BELOW), ("codec=mine", SEVERAL)],
+    ids=["of another group", "a key below another", "keys of two groups"],
+)
+def test_an_option_is_found_again_by_all_that_it_and_the_files_it_begins_with_set(own, word, text):
+    if text is not None:
+        own(word.partition("=")[0], text)
+    file = written(Path("config.yaml"), "experiment=smoke", word)
+    assert overrides_of([str(file)]) == ["experiment=smoke", word]
+
+
+@pytest.mark.parametrize("text", ["a: [", "é", "[1, 2]", "defaults: 3", "defaults: [mine]", "defaults: [xx]"])
+def test_a_broken_option_is_a_fault_of_no_config_but_one_that_chooses_it(own, file, text):
+    words = overrides_of([str(file)])
+    own("codec", text)
+    assert overrides_of([str(file)]) == words
+    with pytest.raises(ConfigError):
+        load(overrides_of([str(file), "codec=mine"]))
+
+
+def test_an_option_that_only_hydra_composes_can_be_chosen_and_its_settings_are_kept(own, file):
+    own("codec", "# As of @package, which is a word of Hydra.\ndefaults: [dense]\nblock: 64\n")
+    chosen = load(overrides_of([str(file), "codec=mine"])).resolved
+    assert chosen == load([*overrides_of([str(file)], without=("codec",)), "codec=mine"]).resolved
+    file.write_text(yaml_text.dump(chosen))
+    words = overrides_of([str(file)])
+    assert "codec.block=64" in words
+    assert load(words).resolved == chosen
 
 
 def test_settings_of_a_users_own_are_not_named_after_an_option_that_is_hardly_nearer(tmp_path):
