@@ -64,6 +64,29 @@ ONLY_IN = {
         *(f"fedsa_lora/learning/{name}.py" for name in ("adapters", "given", "lora", "stock", "targets")),
     ],
 }
+# What makes up an axis: its own files, and the names by which others would know it besides by an import.
+AXES = {
+    "unlearning": (
+        {
+            "fedsa_lora.phases", "fedsa_lora.learning.unlearning", "fedsa_lora.learning.unlearners",
+            "fedsa_lora.learning.forgetting", "strategies.unlearning", "fedsa_lora.tasks.tofu",
+            "fedsa_lora.analysis.unlearning", "fedsa_lora.analysis.forgotten",
+            "fedsa_lora.analysis.relearning", "fedsa_lora.report.forgotten",
+        },
+        {"unlearning", "UNLEARNING"},
+    ),
+    "split learning": (
+        {
+            "fedsa_lora.learning.cut", "fedsa_lora.client.cut", "fedsa_lora.client.cut_bench",
+            "fedsa_lora.client.session", "fedsa_lora.client.exchanges", "fedsa_lora.exchange.step",
+            "fedsa_lora.server.trunk", "fedsa_lora.runs.trunk", "strategies.cut",
+        },
+        {"cut", "trunk", "step_bytes"},
+    ),
+    "clusters": ({"strategies.plans.grouping", "strategies.clustered"}, {"clusters"}),
+    "bounds": ({"strategies.round.bounds"}, {"bounds"}),
+}  # fmt: skip
+MOST_BESIDE = 7  # files that an axis may need beside its own
 
 
 @cache
@@ -97,6 +120,36 @@ def test_no_file_imports_against_the_direction(place, module):
 @pytest.mark.parametrize(("module", "places"), ONLY_IN.items())
 def test_a_library_is_known_in_one_place(module, places):
     assert [str(path.relative_to(ROOT)) for path in FILES if names(path, module)] == places
+
+
+def known(path: Path) -> set[str]:
+    """The attributes, keywords, constants and texts by which a file knows a thing."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.keyword):
+            found.add(str(node.arg))
+        elif isinstance(node, ast.Name) and node.id.isupper():
+            found.add(node.id)
+        elif isinstance(node, ast.Constant):
+            found.add(str(node.value))
+    return found
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_an_axis_is_known_by_at_most_seven_files_beside_its_own(axis):
+    own, words = AXES[axis]
+    beside = []
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        is_own = any(f"{module}.".startswith(f"{name}.") for name in own)
+        if module == "fedsa_lora.foreign":  # a table of the options of other programs
+            continue
+        if not is_own and (words & known(path) or any(names(path, name) for name in own)):
+            beside.append(module)
+    assert beside, "the settings of a run know every axis"
+    assert len(beside) <= MOST_BESIDE, "\n".join(beside)
 
 
 def test_learning_takes_of_exchange_only_the_array_types():

@@ -37,7 +37,7 @@ def cost(summary: Row) -> list[str]:
         lines.append(
             f"A client sends {amount(each)} per round{'' if coded == DENSE else f', encoded as {coded}'}."
         )
-    if each and fedit and fedit > each and not summary.get("step_bytes"):
+    if each and fedit and fedit > each:
         lines.append(
             f"FedIT, which sends A and B uncompressed, would send {amount(fedit)}: {fedit / each:.1f} "
             f"times that."
@@ -59,7 +59,7 @@ def uploads(summary: Row) -> dict[str, float]:
     steps send states as well."""
     parameters, fedit = summary.get("parameters") or {}, summary.get("bytes_up_share_ab")
     each = summary.get("bytes_up_per_client_round")
-    if not parameters.get("A") or not fedit or not each or summary.get("step_bytes"):
+    if not parameters.get("A") or not fedit or not each:
         return {}
     both, one = "A and B", "A"
     if ROLE_NAMES["head"] in roles(summary, "shared"):

@@ -67,8 +67,7 @@ def bytes_by_round(rounds: list[Row], summary: Row, style: FigureStyle = LIGHT) 
         (up, "up, clients to server", style.personalised, "-o"),
         (down, "down, server to clients", style.down, "-s"),
     ]
-    if summary.get("bytes_up_share_ab") and not summary.get("step_bytes"):
-        each = summary["bytes_up_share_ab"]
+    if each := summary.get("bytes_up_share_ab"):
         fedit = list(accumulate(each * (row.get("fit_clients") or 0) for row in rounds))
         lines.append((fedit, "up, if B were sent too (FedIT)", style.alone, "--"))
     unit, unit_name = byte_unit(max(line[-1] for line, *_ in lines))

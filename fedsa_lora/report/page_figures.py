@@ -130,7 +130,7 @@ def _bytes_words(record: RunRecord) -> tuple[str, str]:
     up, down = (sum(row.get(key) or 0 for row in record.rounds) for key in ("bytes_up", "bytes_down"))
     alt = f"Line chart: {amount(up)} up and {amount(down)} down after {counted(len(record.rounds), 'round')}."
     caption = "Bytes sent so far by and to all clients, measured on the messages."
-    if record.summary.get("bytes_up_share_ab") and not record.summary.get("step_bytes"):
+    if record.summary.get("bytes_up_share_ab"):
         caption += " Dashed: the upload if B were sent as well as A."
     return alt, caption
 

@@ -121,15 +121,17 @@ def _gains(config: RunConfig, final: Sequence[Row]) -> dict[str, Any]:
 def _traffic(
     config: RunConfig, rounds: Sequence[Row], fits: Sequence[Row], model: AdapterModel
 ) -> dict[str, Any]:
-    """Bytes both ways, those of a mean upload, and those of one that shares A and B at 4 bytes a value."""
-    parameters = parameter_counts(config, model)
+    """Bytes both ways, those of a mean upload, and those of one that shares A and B at 4 bytes a value, which
+    nothing can be compared with where steps send states as well."""
+    parameters, steps = parameter_counts(config, model), step_bytes(rounds)
     heads = model.layout.select(config.split(model.layout).shared).count("head")
+    share_ab = 4 * (parameters["A"] + parameters["B"] + heads)
     return {
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "bytes_up_per_client_round": float(np.mean([row["bytes_up"] for row in fits])),
-        "bytes_up_share_ab": 4 * (parameters["A"] + parameters["B"] + heads),
-        "step_bytes": step_bytes(rounds),
+        "bytes_up_share_ab": None if steps else share_ab,
+        "step_bytes": steps,
     }
 
 

@@ -1,5 +1,6 @@
 """Runs of split learning: the parts of a model in several places compute what the whole model computes."""
 
+import json
 import time
 from types import SimpleNamespace
 
@@ -149,6 +150,9 @@ def test_bytes_of_a_step_are_those_of_its_states(run):
             tokens += sum(int(job.examples.lengths[part].max()) * len(part) for part in parts)
     sent = rows(path)[0]["fit_step_bytes"]
     assert sent["h1"] == sent["h2"] == sent["g1"] == sent["g2"] == 4 * tokens * 64
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["step_bytes"]["h1"] > 0
+    assert summary["bytes_up_share_ab"] is None, "an upload with B as well would be no comparison"
 
 
 @pytest.mark.slow
