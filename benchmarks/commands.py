@@ -48,11 +48,11 @@ def main() -> None:
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a command becomes a child of this one
     figures: list[Figure] = []
-    print("| | measured | of all repeats | bar | met |\n|---|---|---|---|---|")
+    print("| | measured | of all repeats | target | met |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, (words, bar) in COMMANDS.items():
+        for name, (words, target) in COMMANDS.items():
             places = [f"run.dir={folder}/{len(figures)}-{repeat}" for repeat in range(given.repeats)]
-            figures.append(figure(name, [cost([*words, place]) for place in places], bar, " CPU-s"))
+            figures.append(figure(name, [cost([*words, place]) for place in places], target, " CPU-s"))
             print(figures[-1].line, flush=True)
         if given.compare:
             hours = cost([*COMPARE, "--to", f"{folder}/compare"]) / 3600

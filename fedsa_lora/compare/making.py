@@ -27,7 +27,7 @@ from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.search import Search
 from fedsa_lora.errors import RunError
 from fedsa_lora.launch.federate import progress_line
-from fedsa_lora.report.wording import percent
+from fedsa_lora.report.wording import shown
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.stopping import end_with_parent
 
@@ -158,7 +158,7 @@ class _Line:
 
     def update(self, run: Run) -> None:
         result = self.record.result(run)
-        said = "failed" if result is None else percent(result.mean)
+        said = "failed" if result is None else shown(result.mean, result.measure)
         facts = f"{run.entry.method}, lr {run.lr:g}, seed {run.seed}: {said}"
         self.progress.update(
             self.bar, completed=self._settled(), description=run.entry.regime, facts=escape(facts)

@@ -1,13 +1,17 @@
 """Figures of a comparison against hand computation, the search for rates, and the file of runs."""
 
+import io
 import json
 import random
 from dataclasses import asdict, replace
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from fedsa_lora.compare.comparison import Comparison
 from fedsa_lora.compare.grid import Grid, Run
+from fedsa_lora.compare.making import _Line
 from fedsa_lora.compare.page import overview, page, table
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import scores
@@ -281,3 +285,19 @@ def test_all_regimes_are_side_by_side_the_least_behind_first_and_equals_under_ea
         ["most frequent class", "0.300", "0.300"],
     ]
     assert overview(grid, {"r": by_regime["r"], "s": []}) == [], "one regime has its own table"
+
+
+@pytest.mark.parametrize(("name", "said"), [("accuracy", "62.5%"), ("perplexity", "0.625")])
+def test_a_line_of_progress_has_the_measure_in_its_own_format(tmp_path, name, said):
+    record = Record(tmp_path / "runs.jsonl")
+    record.open()
+    run = Run(SEARCHES["alone"].entry, 0.1, 0)
+    found = result({"0": 0.5, "1": 0.75})
+    if name == "perplexity":
+        found["measure"] = asdict(Measure("perplexity", (1.0, 1e9), higher_is_better=False))
+        found[name] = found.pop("accuracy")
+    record.add(run, {"result": found})
+    log = io.StringIO()
+    progress = Progress(console=Console(file=log), disable=True)
+    _Line(progress, [SEARCHES["alone"]], record).update(run)
+    assert log.getvalue() == f"r, alone, lr 0.1, seed 0: {said}\n"
