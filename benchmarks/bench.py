@@ -56,7 +56,8 @@ class Figure:
         target = "" if self.target is None else f"<= {self.target:g}"
         met = "" if self.target is None else "yes" if self.value <= self.target else "no"
         spread = f"{self.low:.3g} to {self.high:.3g}"
-        return f"| {self.name} | {self.value:.3g}{self.unit} | {spread} | {target}{self.unit * bool(target)} | {met} |"
+        wanted = f"{target}{self.unit * bool(target)}"
+        return f"| {self.name} | {self.value:.3g}{self.unit} | {spread} | {wanted} | {met} |"
 
 
 def figure(name: str, values: Sequence[float], target: float | None = None, unit: str = "") -> Figure:
