@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -56,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         completion.complete(parser())
     options, beyond = parsed(arguments)
     if beyond and options.command != "node":
-        given = sys.argv[1:] if arguments is None else arguments
-        lines = [f"unrecognized arguments: {' '.join(beyond)}", *ours_of_flags(given, beyond)]
-        parser().error("\n  ".join(lines))
+        _refuse(options.command, beyond, sys.argv[1:] if arguments is None else arguments)
     options.beyond = beyond
     gc.set_threshold(10_000)  # what trains is half a million objects that stay: not looked at again and again
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -69,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = answer(options)
     print(found.as_json())
     return found.code
+
+
+def _refuse(command: str, beyond: Sequence[str], given: Sequence[str]) -> NoReturn:
+    """Exit with the flags that a command does not know: each with ours, or with the nearest that it has."""
+    of_command = commands_of(parser())[command]
+    known = [flag for action in of_command._actions for flag in action.option_strings]
+    names = [flag.partition("=")[0] for flag in beyond if flag.startswith("--")]
+    close = [f"{name}{hint}" for name in names if (hint := nearest(name, known))]
+    hints = list(ours_of_flags(given, beyond)) or close
+    of_command.error("\n  ".join([f"unrecognized arguments: {' '.join(beyond)}", *hints]))
 
 
 def answer(options: argparse.Namespace) -> Answer:

@@ -95,6 +95,22 @@ def test_a_flag_that_there_is_not_is_refused_wherever_it_stands(words, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("run --dryrun", "--dryrun (did you mean '--dry-run'?)"),
+        ("report runs/x --too=y", "--too (did you mean '--to'?)"),
+        ("compare methods --resumee=3 split=ffa", "--resumee (did you mean '--resume'?)"),
+    ],
+)
+def test_a_flag_that_is_misspelt_comes_with_that_of_its_command(words, hint, capsys):
+    with pytest.raises(SystemExit):
+        main(words.split())
+    said = capsys.readouterr().err
+    assert f"usage: fedsa-lora {words.split()[0]} " in said
+    assert said.rstrip().endswith(hint)
+
+
+@pytest.mark.parametrize(
     "words", [["task=banking77"], ["regime=dirichlet_01"], ["task=text", "task.dataset=d.csv"]]
 )
 def test_data_or_a_regime_of_ones_own_come_without_the_quickstarts_artificial_setting(words, tmp_path):
