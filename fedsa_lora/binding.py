@@ -108,10 +108,17 @@ def resolve_target(node: Any, path: str, allowed: tuple[str, ...], faults: list[
     if not f"{found.__module__}.".startswith(allowed + extra) or inspect.isabstract(found):
         faults.append(
             f"{path}._target_: {target!r} cannot be used; expected a concrete class that is defined there, "
-            f"got {'abstract' if inspect.isabstract(found) else f'one of {found.__module__}'}"
+            f"got {_misplaced(found)}"
         )
         return None
     return found
+
+
+def _misplaced(found: type[Any]) -> str:
+    """Reason why a class is not a concrete one of its module."""
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        return f"one without {listing(lacking)}"
+    return f"one of {found.__module__}"
 
 
 def plugins() -> tuple[str, ...]:
@@ -124,7 +131,8 @@ def check_arguments(
     cls: type[Any], arguments: Mapping[str, Any], path: str, faults: list[str], known: Sequence[str] = ()
 ) -> None:
     """Add a fault for every argument that the class does not take, that has another type than it
-    declares, or that it needs and that is neither given nor one of ``known``."""
+    declares, or that it needs and that is neither given nor one of ``known``. Keys that it does not take may
+    be those of the option file whose class another has replaced."""
     parameters, hints = _constructor(cls)
     for key, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -132,7 +140,9 @@ def check_arguments(
         elif key in hints:
             value_of(hints[key], value, _join(path, key), faults)
         elif key not in parameters and key != TARGET:
-            faults.append(unknown(_join(path, key), f"argument of {cls.__name__}", list(parameters)))
+            place, names = _join(path, key), list(parameters)
+            remedy = "" if nearest(key, names) else f"; leave it out by ~{place}, or give {path} as a whole"
+            faults.append(f"{unknown(place, f'argument of {cls.__name__}', names)}{remedy}")
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind not in _VARIADIC
         if needed and name not in arguments and name not in known:

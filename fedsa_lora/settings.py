@@ -70,7 +70,7 @@ class HeadSettings(Group):
 
     policy: Literal["shared", "local", "frozen", "soft"]
     row_norm: Annotated[float | None, more_than(0)] = None
-    degree: float | None = None
+    degree: Annotated[float | None, at_least(0, 1)] = None
     count_weighted: bool = True
 
     def __post_init__(self) -> None:

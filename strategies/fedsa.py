@@ -25,7 +25,7 @@ from fedsa_lora.exchange.reported import of_evaluation, of_training
 from fedsa_lora.exchange.split import SplitPolicy
 from strategies.audience import Audience, Everyone
 from strategies.plans.plan import plan_of
-from strategies.round.admission import Admission, Failure, admit
+from strategies.round.admission import Admission, Failure, admit, check_measurable
 from strategies.round.attendance import Attendance
 from strategies.round.bounds import Bounds, Rejections, believed, bounded, outlier
 from strategies.round.broadcasts import Broadcaster
@@ -247,9 +247,8 @@ class FedSA(Strategy):
         admission.warn()
         since_training = [remark for remark in self.roster.remarks if remark not in self.round.absent]
         rows = self.ledger.evaluate(admission.with_remarks(admission.answers, since_training))
-        if not rows and server_round == self.evaluation.rounds:
-            told = ["no client answered the last evaluation", *causes(admission.failures)]
-            raise RunError("\n".join(told))
+        if not rows:
+            check_measurable(server_round, self.evaluation.rounds, admission.failures)
         measured = [row for row in rows if row["measured"]]
         self.ledger.close(evaluated=bool(measured))
         return self.ledger.reached(measured)

@@ -63,6 +63,7 @@ METHODS = {
     "split=least_variance split.count=9": ["split.count=9", "2 layers"],
     "split.B=shared": ["B is to be shared", "split.allow=['A']", "add B"],
     "split.B=-0.5": ["split: B=-0.5", "from 0 (shared) to 1 (local)"],
+    "head=soft head.degree=2": ["head.degree: 2", "at least 0 and at most 1"],
     "split.head=shared": ["split.head", "head="],
     "split=importance train.steps=1": ["importance", "train.steps of at least 2"],
     "split=importance split.ema=1.0": ["ema=1.0", "below 1"],

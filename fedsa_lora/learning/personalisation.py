@@ -41,6 +41,12 @@ class Personalisation(Group):
         """A client trains its model on before it is used, and does not keep that."""
         return False
 
+    @property
+    def plain(self) -> bool:
+        """A client trains and uses the common model as it is, as this class has it."""
+        kind = type(self)
+        return (kind.fit, kind.own) == (Personalisation.fit, Personalisation.own)
+
     def clashes(self, run: RunConfig) -> Iterator[str]:
         if self.beside and run.strategy.needs_factors:
             yield (

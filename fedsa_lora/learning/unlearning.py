@@ -19,7 +19,7 @@ from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays
 from fedsa_lora.group import Group, at_least
 from fedsa_lora.learning.local_round import LocalRound
-from fedsa_lora.learning.personalisation import Personalisation, Training
+from fedsa_lora.learning.personalisation import Training
 from fedsa_lora.learning.requests import Requests
 from fedsa_lora.phases import Asked, Phases
 from fedsa_lora.tasks.task import Examples, Forgettable, Task
@@ -100,7 +100,7 @@ class Unlearning(Group, Requests):
     @property
     def chosen(self) -> bool:
         """True where clients are ever asked for anything but their plain training."""
-        return type(self) is not Unlearning
+        return self.phases != Phases(targets=self.names)
 
     def check(self, model: AdapterModel) -> None:
         """Raise ModelError for a model that the method does not fit; it may be on the meta device."""
@@ -114,7 +114,7 @@ class Unlearning(Group, Requests):
         elif {*map(str, run.task.targets)} != self.names:
             holders = ", ".join(map(str, run.task.targets))
             yield f"unlearning.targets={self.targets}: task.targets are {holders}; expected the same clients"
-        if type(run.personalisation) is not Personalisation:
+        if not run.personalisation.plain:
             method = type(run.personalisation).__name__
             yield (
                 f"unlearning: {method} keeps or trains a second model that would forget nothing; expected "

@@ -10,11 +10,11 @@ from typing import Any, Generic, Literal, TypeVar
 from flwr.common import EvaluateRes, FitRes
 from flwr.server.client_proxy import ClientProxy
 
-from fedsa_lora.errors import WireError, printable
+from fedsa_lora.errors import ConfigError, RunError, WireError, printable
 from fedsa_lora.exchange import wire
 from fedsa_lora.exchange.reported import Numbers
 from fedsa_lora.store import client_fault
-from strategies.round.reasons import plain_reason
+from strategies.round.reasons import causes, plain_reason
 from strategies.round.traffic import message_bytes
 
 Res = TypeVar("Res", FitRes, EvaluateRes)
@@ -130,6 +130,17 @@ def admit(
             remarks.append(Remark.of(name_of(proxy), "rejected", str(error)))
     answers = [admitted[client] for client in sorted(admitted)]
     return Admission(answers, sorted(remarks, key=str), bytes_up)
+
+
+def check_measurable(round_: int, last: int, failures: list[Remark]) -> None:
+    """Raise RunError for an evaluation that no client answered: after the last round, as the run has no
+    result; before, where all reported faults of the configuration, which further rounds would not mend."""
+    of_config = [
+        one.kind == "error" and one.reason.startswith(f"{ConfigError.__name__}:") for one in failures
+    ]
+    if round_ == last or (failures and all(of_config)):
+        which = "the last evaluation" if round_ == last else f"the evaluation of round {round_}"
+        raise RunError("\n".join([f"no client answered {which}", *causes(failures)]))
 
 
 def _lost(failure: Failure[Any], name_of: Callable[[ClientProxy], str]) -> Remark:

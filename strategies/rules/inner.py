@@ -18,6 +18,7 @@ from flwr.server.strategy import (
 
 from fedsa_lora.binding import TARGET, arguments_of, check_arguments, resolve_target
 from fedsa_lora.group import Group, held
+from fedsa_lora.suggest import listing
 from strategies.fedsa import FedSA
 from strategies.rules.abilities import Ability, able, fewest_results
 from strategies.rules.exact import FactorRule
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
 
 ALLOWED = ("flwr.server.strategy.", "strategies.")
+OURS = ("flwr.", "strategies.")
+EVALUATING = ("configure_evaluate", "aggregate_evaluate", "evaluate")
 BUILT = ("initial_parameters", "seed")  # arguments of a strategy that the run itself supplies
 CLIPPED_BY_CLIENTS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -90,7 +93,19 @@ class Inner(Group):
         return max(share, int(self._argument("min_fit_clients", 2)))
 
     def describe(self) -> dict[str, str]:
+        if ignored := self._ignored():
+            return {"server rule": f"{self.name}; not called, as FedSA evaluates: {listing(ignored)}"}
         return {"server rule": self.name}
+
+    def _ignored(self) -> list[str]:
+        """Methods of a user's own class that FedSA does not call."""
+        return [
+            f"{cls.__name__}.{name}"
+            for layer in self.layers
+            for cls in layer.kind.__mro__
+            for name in EVALUATING
+            if name in vars(cls) and not cls.__module__.startswith(OURS)
+        ]
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from self._of_wrapping(run)
@@ -149,16 +164,17 @@ class Inner(Group):
             )
 
     def _of_whole_vectors(self, run: RunConfig) -> Iterator[str]:
-        """It compares clients' vectors value by value."""
+        """It may compare clients' vectors value by value."""
+        remedy = self._declarable()
         if run.split.by_client:
             yield (
-                f"strategy: {self.name} compares whole vectors, which differ between clients with "
-                f"split.scope=client"
+                f"strategy: {self.name} may compare whole vectors, which differ between clients with "
+                f"split.scope=client; expected split.scope=global{remedy}"
             )
         if run.head.counted:
             yield (
-                f"strategy: {self.name} compares clients' heads, which head.count_weighted averages instead; "
-                "expected head.count_weighted=false"
+                f"strategy: {self.name} may compare clients' heads, which head.count_weighted averages "
+                f"instead; expected head.count_weighted=false{remedy}"
             )
         sampled = self.sampled(run.federation.clients)
         for layer in self.layers:
@@ -169,6 +185,13 @@ class Inner(Group):
         kept = int(self._argument("num_clients_to_keep", 0))
         if kept > sampled:
             yield f"strategy.num_clients_to_keep={kept}: expected at most {sampled}, the clients of a round"
+
+    def _declarable(self) -> str:
+        """The remedy for a user's own class that may be linear, and does not say so."""
+        for layer in self.layers:
+            if not layer.kind.__module__.startswith(OURS) and not able(layer.kind, "linear"):
+                return f", or linear = True in {layer.name} if it uses only the weighted mean of results"
+        return ""
 
     def _argument(self, name: str, default: Any) -> Any:
         """An argument of this strategy or the outermost that it wraps and that has it."""

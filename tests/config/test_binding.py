@@ -193,3 +193,12 @@ def test_the_nearest_name_is_meant_whatever_its_case_and_a_far_one_is_not():
 def test_a_long_listing_is_cut_and_counted():
     assert listing(range(3)) == "0, 1, 2"
     assert listing(range(20), limit=2) == "0, 1, ... (20 in all)"
+
+
+def test_a_class_that_lacks_methods_is_refused_with_their_names():
+    faults: list[str] = []
+    assert (
+        resolve_target({"_target_": "strategies.rules.exact.FactorRule"}, "x", ("strategies.",), faults)
+        is None
+    )
+    assert faults[0].endswith("expected a concrete class that is defined there, got one without layer")

@@ -290,7 +290,10 @@ def test_a_value_of_another_type_or_form_is_told(word, said):
         (["task.dataset="], "give exactly one of them"),
         (["head.degree=0.5"], "head: degree is that of a soft head: give it with policy=soft"),
         (["head=soft", "head.degree=null"], "head: degree is that of a soft head"),
-        (["head=soft", "head.degree=1.5"], "head=1.5: expected a degree from 0 (shared) to 1 (local)"),
+        (
+            ["head=soft", "head.degree=1.5"],
+            "head.degree: 1.5 is out of range; expected at least 0 and at most 1",
+        ),
         (["split=layer_wise", "split.first=2"], "exactly one of first, last, every and layers"),
     ],
 )

@@ -23,6 +23,8 @@ from fedsa_lora.learning.personalisation import (
     Reptile,
 )
 from fedsa_lora.learning.training import Objective, TrainSettings, predict
+from fedsa_lora.learning.unlearning import Retrain, Unlearning
+from fedsa_lora.phases import Phases
 from fedsa_lora.seeds import generator
 
 SETTINGS = TrainSettings(optimizer="sgd", lr=0.1, steps=4, batch_size=4, clip_norm=None)
@@ -218,3 +220,26 @@ def test_a_method_asks_for_the_same_whatever_model_its_jobs_are_done_on(bench, l
 def test_a_setting_out_of_range_is_named(make, told):
     with pytest.raises(ConfigError, match=told):
         make()
+
+
+def test_a_class_is_plain_by_what_it_does_not_by_its_name():
+    class Described(Personalisation):
+        def describe(self) -> dict[str, str]:
+            return {"personalisation": "none of mine"}
+
+    assert Described().plain
+    assert not any(method.plain for method in (FineTune(), Reptile(), Ditto(), Distillation()))
+
+
+def test_unlearning_is_chosen_where_its_phases_ask_a_client_for_anything():
+    class Later(Unlearning):
+        @property
+        def phases(self) -> Phases:
+            return Phases(learn=1, unlearn=1, targets=self.names)
+
+    class Described(Unlearning):
+        """Plain training, by another name."""
+
+    assert Later().chosen
+    assert Retrain().chosen
+    assert not Described().chosen

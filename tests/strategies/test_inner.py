@@ -29,6 +29,10 @@ class Overriding(FedAvg):
 
 class Scaling(Overriding):
     linear = True
+
+class Evaluating(FedAvg):
+    def aggregate_evaluate(self, server_round, results, failures):
+        return 0.0, {}
 """
 
 
@@ -105,7 +109,8 @@ def test_every_level_is_checked_and_named(wrapped, said):
 def test_faults_of_all_levels_are_listed_at_once():
     found = faults_of({**AROUND, "noise": 1, "strategy": {**ONE, "fraction_fit": "all"}})
     assert len(found) == 2
-    assert any("strategy.noise: no such argument" in fault for fault in found)
+    (fault,) = [fault for fault in found if "strategy.noise: no such argument" in fault]
+    assert fault.endswith("; leave it out by ~strategy.noise, or give strategy as a whole")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -168,4 +173,7 @@ def test_a_subclass_in_a_plug_in_is_what_it_is(tmp_path, monkeypatch):
     assert issubclass(config.strategy.kind, FedAvg)
     assert load([*words, "strategy._target_=my_strategies.Scaling"]).strategy.can("linear")
     said = clash("head=shared", "strategy._target_=my_strategies.Overriding")
-    assert "Overriding compares clients' heads" in said
+    assert "Overriding may compare clients' heads" in said
+    assert "or linear = True in Overriding if it uses only the weighted mean" in said
+    rule = load([*words[:1], "strategy._target_=my_strategies.Evaluating"]).describe()["server rule"]
+    assert rule == "Evaluating; not called, as FedSA evaluates: Evaluating.aggregate_evaluate"

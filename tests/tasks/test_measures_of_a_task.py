@@ -250,6 +250,14 @@ def test_what_a_task_returns_beside_its_measures_is_left_out_and_what_it_lacks_i
         measured(task, np.zeros((1, 2), np.float32), np.zeros(1))
 
 
+def test_a_run_of_a_task_that_lacks_its_measure_ends_at_the_first_evaluation(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Surprise, "evaluate", lambda task, predictions, labels: {"perplexty": 2.5})
+    settings = ("federation.rounds=3", "evaluation.every=1", f"run.dir={tmp_path / 'run'}")
+    with pytest.raises(RunError, match="no client answered the evaluation of round 1\nclient 0: ConfigError"):
+        run_in_process([*words, *settings])
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"
+
+
 @pytest.mark.parametrize("measures", [CLASSES, OF_TOKENS, Surprise.measures])
 def test_what_our_tasks_declare_is_of_use(measures):
     assert measure.faults(measures) == []

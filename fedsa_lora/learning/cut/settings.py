@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import Group
-from fedsa_lora.learning.personalisation import Personalisation
 
 if TYPE_CHECKING:
     from fedsa_lora.learning.adapters import AdapterModel
@@ -136,7 +135,7 @@ class Cut(Group):
             yield "cut: expected a number for train.batch_size"
 
     def _federation_clashes(self, run: RunConfig) -> Iterator[str]:
-        if type(run.personalisation) is not Personalisation or run.unlearning.chosen:
+        if not run.personalisation.plain or run.unlearning.chosen:
             yield "cut: a client's step needs the server; expected personalisation=none and unlearning=none"
         words = run.split.words()
         if run.split.adaptive or any("%" in word for word in words.values()):
