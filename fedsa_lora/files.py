@@ -110,7 +110,7 @@ def disk_fault(error: Exception) -> str:
     return os.strerror(int(next(filter(None, quoted.groups())))) if quoted else ""
 
 
-def share(folder: Path) -> None:
+def open_to_others(folder: Path) -> None:
     """Let others read the files below a folder as far as the umask says. Raises OSError."""
     umask = os.umask(0)
     os.umask(umask)
@@ -135,7 +135,7 @@ def replaced(folder: Path) -> Iterator[Path]:
         new, old = Path(place) / "new", Path(place) / "old"
         new.mkdir()
         yield new
-        share(new)
+        open_to_others(new)
         sync_tree(new)
         if folder.exists():
             folder.rename(old)

@@ -44,11 +44,11 @@ class Checkpoint:
         index = self.layout.index(self.layout.limited(rank))
         return held if index is None else held[index]
 
-    def share(self, client: str) -> float:
+    def weight(self, client: str) -> float:
         """The weight of the client in what is common; 0 where it has none, or is not told it."""
         totals = Totals(told=True)
         totals.restore(self.memory)
-        return totals.share(client)
+        return totals.weight(client)
 
     def merged(self) -> dict[str, NDArray[np.float32]]:
         """By layer, what was merged into the frozen weights of all clients, (d_out, d_in)."""

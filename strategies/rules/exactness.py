@@ -10,7 +10,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector
 from fedsa_lora.exchange.split import SplitPolicy
 from strategies.rules import factors
 from strategies.rules.exact import mean_factors
-from strategies.rules.flower import examples_shares
+from strategies.rules.flower import client_weights
 from strategies.rules.pairs import Pair, pairs
 from strategies.rules.updates import Update
 
@@ -44,7 +44,7 @@ def aggregation_error(
         found = pairs(everything)
     except ConfigError:  # not both factors of every layer
         return None
-    weights = examples_shares(updates)
+    weights = client_weights(updates)
     # layer by layer: no client's whole update is made dense
     layers = ([p.read(_ended(p, layout, frozen, vector, u)) for u in updates] for p in found.values())
     return factors.aggregation_error(((parts, mean_factors(parts, weights)) for parts in layers), weights)

@@ -23,7 +23,7 @@ from fedsa_lora.exchange.arrays import Layout, NamedArrays, Vector, check_vector
 from strategies.rules.abilities import can, layers
 from strategies.rules.exact import FactorRule
 from strategies.rules.factors import Factors
-from strategies.rules.updates import Update, mean_update, shares
+from strategies.rules.updates import Update, mean_update, tensor_weights
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class OfFactors(Rule):
     def __call__(self, round_: int, vector: Vector, updates: Sequence[Update]) -> Step:
         start = self.layout.unpack(vector)
         clients = [ended_with(self.layout, vector, update) for update in updates]
-        weights = examples_shares(updates)
+        weights = client_weights(updates)
         combined = self.inner.combine(round_, self.layout, start, clients, weights)
         means = self.layout.unpack(vector + mean_update(self.layout, updates))
         heads = {spec.name: means[spec.name] for spec in self.layout if spec.role == "head"}
@@ -171,7 +171,7 @@ def ended_with(layout: Layout, vector: Vector, update: Update) -> NamedArrays:
     return layout.unpack(ended)
 
 
-def examples_shares(updates: Sequence[Update]) -> list[float]:
+def client_weights(updates: Sequence[Update]) -> list[float]:
     """p_k of all clients."""
     total = sum(update.examples for update in updates)
     return [update.examples / total for update in updates]
@@ -192,7 +192,7 @@ def _aggregated(
     if parameters is None:
         return before
     after = _sound(inner, parameters, layout)
-    for name, weight in zip(layout.names, shares(layout, updates).sum(axis=0), strict=True):
+    for name, weight in zip(layout.names, tensor_weights(layout, updates).sum(axis=0), strict=True):
         if not weight:
             after[layout.span(name)] = before[layout.span(name)]
     _set_values(inner, after)

@@ -75,7 +75,7 @@ def of_tensor(layout: Layout, updates: Sequence[Update], name: str) -> Iterator[
     return (update.stretch(span).astype(np.float64) for update in updates if name in update.shared)
 
 
-def shares(layout: Layout, updates: Sequence[Update]) -> NDArray[np.float64]:
+def tensor_weights(layout: Layout, updates: Sequence[Update]) -> NDArray[np.float64]:
     """p_k by client and tensor, (clients, tensors): examples over those of the clients that share the
     tensor. Zero where a client does not share it."""
     examples = np.array([[u.examples * (name in u.shared) for name in layout.names] for u in updates], float)
@@ -91,7 +91,7 @@ def mean_update(layout: Layout, updates: Sequence[Update]) -> Vector:
     parameters. A head whose clients tell their class counts is averaged row by row with
     u_kc = (n_kc + 1e-3) / sum_j (n_jc + 1e-3).
     """
-    weights = shares(layout, updates)
+    weights = tensor_weights(layout, updates)
     total = np.zeros(layout.size)
     if weights.size and (weights == weights[:, :1]).all() and all(u.positions is None for u in updates):
         _add_whole(total, updates, weights[:, 0])

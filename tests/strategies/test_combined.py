@@ -164,7 +164,7 @@ def test_a_checkpoint_knows_what_every_client_is_sent_when_the_last_round_is_eva
         assert (LAYOUT.mask(turn.shared), LAYOUT.mask(turn.joining)) == (header.shared, header.joining)
         held = read_array(ins.parameters.tensors, np.float32, 4 * LAYOUT.size)
         assert np.array_equal(checkpoint.held(client), held)
-        assert bool(checkpoint.share(client)) == bool(header.total)
+        assert bool(checkpoint.weight(client)) == bool(header.total)
     assert (server.strategy.attendance.skipped > 0) == (last == {"0"})
 
 
