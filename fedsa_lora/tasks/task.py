@@ -155,7 +155,8 @@ class FederationData:
 
 
 class Task(TaskDefaults, Protocol):
-    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference implementation.
+    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference implementation; a class
+    that derives from none of ours derives from ``TaskDefaults``.
 
     Client ids are strings; the simulated ones are "0" to "clients - 1".
 
