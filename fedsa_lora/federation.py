@@ -11,6 +11,7 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import CHANGEABLE, SERVED, at_least, more_than
 from fedsa_lora.seeds import generator
 from fedsa_lora.tasks.partition import PartitionSettings
+from fedsa_lora.tasks.task import FileReading
 
 if TYPE_CHECKING:
     from fedsa_lora.settings import RunConfig
@@ -136,7 +137,7 @@ class FederationSettings(PartitionSettings):
             )
         if not self.own:
             return
-        if not hasattr(run.task, "at") and not getattr(run.task, "by_client", False):
+        if not isinstance(run.task, FileReading) and not run.task.by_client:
             kind = type(run.task).__name__
             yield f"partition=own: {kind} reads no files; expected a task of texts or of images"
         if self.label_meaning != "common":

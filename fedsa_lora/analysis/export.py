@@ -29,10 +29,7 @@ from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.settings import RunConfig
-from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.heads import unwrapped
-from fedsa_lora.tasks.image import ImageTask
-from fedsa_lora.tasks.text import TextData
 from strategies.checkpoint import Checkpoint
 
 BACKBONE = "backbone"  # beside an adapter, and once in a run
@@ -168,7 +165,7 @@ class Exporter:
     def _save_backbone(self, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             save_backbone(self.config.task.build_model(seed=self.config.seed), folder)
-        self._save_tokenizer(folder)
+        self.config.task.save_preprocessor(folder)
 
     def _save_merged(self, tensors: NamedArrays, subject: Subject, folder: Path) -> None:
         model = self._with_weights()
@@ -179,7 +176,7 @@ class Exporter:
         if hasattr(config, "id2label"):
             config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
         model.save_merged(folder)
-        self._save_tokenizer(folder)
+        self.config.task.save_preprocessor(folder)
         self._save_card(subject, folder, None)
 
     @cached_property
@@ -191,13 +188,6 @@ class Exporter:
         """The model with its backbone, on the CPU: nothing is trained."""
         machine = replace(self.config.machine, device="cpu")
         return build.model(replace(self.config, machine=machine))
-
-    def _save_tokenizer(self, folder: Path) -> None:
-        """The tokenizer as the run used it: it pads. For images their preprocessor config."""
-        if isinstance(self.config.task, TextData | ClipTask):
-            self.config.task.tokenizer.save_pretrained(str(folder))
-        if isinstance(self.config.task, ImageTask):
-            self.config.task.read_by_model.save(folder)
 
     def _save_card(self, subject: Subject, folder: Path, base: str | None) -> None:
         text = model_card(self.config, subject, base, unwrapped(self.model.module))

@@ -9,16 +9,11 @@ from typing import Any
 from fedsa_lora.models import OWN
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.suggest import listing
-from fedsa_lora.tasks.clip import ClipTask
-from fedsa_lora.tasks.digits import DIGITS
-from fedsa_lora.tasks.image import ImageTask
-from fedsa_lora.tasks.images import MODES
-from fedsa_lora.tasks.own_model import OwnModelTask
 from fedsa_lora.tasks.pooling import is_mean_pooled
 from fedsa_lora.tasks.task import Task
-from fedsa_lora.tasks.text import TextData
 
 CARD = "README.md"
+_FOLDER = 'folder = Path(".")  # the folder of this file'
 _TAG = "tags: [federated-learning, lora, fedsa-lora]"
 
 
@@ -41,12 +36,8 @@ class Subject:
 
 def of_client(config: RunConfig, client: str) -> Subject:
     """A client's own model."""
-    task = config.task
-    about: tuple[str, ...] = ()
-    if isinstance(task, ImageTask) and (shift := task.shift_of(client)):
-        about = (_SHIFTED.format(shift=shift),)
-    labels = task.client_labels(client)
-    return Subject(f"Model of client {client}", labels, _CLIENT_LABELS, about, _CLIENT_CAUTION)
+    about, labels = config.task.about_client(client), config.task.client_labels(client)
+    return Subject(f"Model of client {client}", labels, _CLIENT_LABELS, (about,), _CLIENT_CAUTION)
 
 
 def of_everyone(config: RunConfig, round_: int, reach: str) -> Subject:
@@ -71,14 +62,16 @@ def model_card(config: RunConfig, subject: Subject, base: str | None, model: Any
     """The card of a model: of an adapter over the backbone at ``base``, as seen from its folder, or of a
     whole model. ``model`` is the run's, without adapters and possibly without weights."""
     labels = subject.labels
+    foreign = _is_foreign(config.task, "encode", "collate", "predict", "client_labels")
     notes = [*subject.about]
+    if not foreign or _is_foreign(config.task, "usage"):  # else it may be that of other inputs or outputs
+        notes.insert(0, config.task.usage())
     if labels:
         numbered = "\n".join(f"{number}. {label}" for number, label in enumerate(labels))
         notes.append(f"{subject.labels_words}\n\n{numbered}")
     if is_mean_pooled(model):
         notes.append(_MEAN)
-    ours = not _written_elsewhere(config.task)
-    if not ours:
+    if foreign:
         notes.append(_FOREIGN.format(task=_named(config.task)))
     return _CARD.format(
         tag=_TAG,
@@ -87,8 +80,7 @@ def model_card(config: RunConfig, subject: Subject, base: str | None, model: Any
         split=", ".join(_dispositions(config)),
         base="merged into this folder" if base is None else f"`{base}`",
         load="\n".join(_code(config, labels, base, model)),
-        use=_use(config) if labels and ours else "",
-        notes="\n\n".join(notes),
+        notes="\n\n".join(note for note in notes if note),
         caution=subject.caution,
     )
 
@@ -99,21 +91,8 @@ def _dispositions(config: RunConfig) -> list[str]:
     return [f"{role}: {what}" for role, what in config.split.words().items() if role not in absent]
 
 
-def _use(config: RunConfig) -> str:
-    """The code that classifies, with the form of what it is given."""
-    if isinstance(config.task, TextData):
-        return _USE
-    if not isinstance(config.task, ImageTask):
-        return ""
-    mode = MODES[config.task.read_by_model.channels]
-    if isinstance(config.task, ClipTask):
-        return _CLIP_USE.format(mode=mode, templates=config.task.templates, names=list(config.task.labels()))
-    return _IMAGE_USE.format(mode=mode) + (_DIGITS_USE if config.task.dataset == DIGITS else "")
-
-
-def _written_elsewhere(task: Task) -> bool:
-    """True for a task that encodes inputs or reads outputs by code that is not of this package."""
-    names = ("encode", "collate", "predict", "client_labels")
+def _is_foreign(task: Task, *names: str) -> bool:
+    """True where one of a task's methods is not of this package."""
     methods = [getattr(type(task), name) for name in names if hasattr(type(task), name)]
     return any(not method.__module__.startswith("fedsa_lora.") for method in methods)
 
@@ -136,56 +115,54 @@ def _loader(task: Task, model: Any) -> type[Any]:
 
 def _own_code(config: RunConfig, base: str | None, model: Any) -> list[str]:
     """The code that loads a model of a user's own: the function that makes it is called, or where the task
-    makes it, left to the reader."""
-    imports = ["from safetensors.torch import load_model"]
-    weights = "model.safetensors" if base is None else f"{base}/model.safetensors"
-    if isinstance(config.task, OwnModelTask):
-        of_user, made = config.task.model_code()
-        imports.append(of_user)
-    else:
+    does not name it, left to the reader."""
+    folder, weights = _place(base), "model.safetensors" if base is None else f"{base}/model.safetensors"
+    preprocessor = config.task.preprocessor_code(folder)
+    imports = _imports(base, ("safetensors.torch", "load_model"), *preprocessor.imports)
+    if (code := config.task.model_code()) is None:
         made = f"...  # a {_named(model)}, as build_model of {_named(config.task)} makes it"
-    lines = ["", 'folder = Path(".")  # the folder of this file', f"model = {made}"]
-    lines.append(f'load_model(model, folder / "{weights}")')
+    else:
+        of_user, made = code
+        imports.append(of_user)
+    lines = [f"model = {made}", f'load_model(model, folder / "{weights}")']
     if base is not None:
-        imports.insert(0, "from peft import PeftModel")
         lines.append("model = PeftModel.from_pretrained(model, folder)")
-    return ["from pathlib import Path", "", *imports, *lines]
+    return [*imports, "", _FOLDER, *lines, *preprocessor.lines]
 
 
 def _code(config: RunConfig, labels: tuple[str, ...], base: str | None, model: Any) -> list[str]:
     """The code that loads the model, whatever the working directory is."""
     if not hasattr(model, "save_pretrained"):
         return _own_code(config, base, model)
-    loader = _loader(config.task, model)
+    loader, folder = _loader(config.task, model), _place(base)
     auto, module = loader.__name__, loader.__module__
-    imports = [f"from {'transformers' if module.startswith('transformers.') else module} import {auto}"]
-    if isinstance(config.task, TextData):
-        imports = [f"from transformers import {auto}, AutoTokenizer"]
-    elif isinstance(config.task, ClipTask):
-        imports = [f"from transformers import AutoImageProcessor, {auto}, AutoTokenizer"]
-    elif isinstance(config.task, ImageTask):
-        imports = [f"from transformers import AutoImageProcessor, {auto}"]
-    folder = "folder" if base is None else f'folder / "{base}"'
+    library = "transformers" if module.startswith("transformers.") else module
+    preprocessor = config.task.preprocessor_code(folder)
+    imports = _imports(base, (library, auto), *preprocessor.imports)
     if ours := sorted(OWN & _types(model.config)):
         imports.append(f"import fedsa_lora.models  # registers {listing(ours)} with transformers")
-    lines = ["", 'folder = Path(".")  # the folder of this file']
     if base is None:
-        lines.append(f"model = {auto}.from_pretrained(folder)")
+        lines = [f"model = {auto}.from_pretrained({folder})"]
     else:
-        imports.insert(0, "from peft import PeftModel")
         # the backbone is shared by all clients; one that calls the classes otherwise says so here
         own = f", id2label={dict(enumerate(labels))}" if labels != config.task.labels() else ""
-        lines.append(f"base = {auto}.from_pretrained({folder}{own})")
+        lines = [f"base = {auto}.from_pretrained({folder}{own})"]
         lines.append("model = PeftModel.from_pretrained(base, folder)")
-    if isinstance(config.task, TextData | ClipTask):
-        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({folder})")
-    if isinstance(config.task, TextData):
-        lines.append(
-            f"max_length = {config.task.max_length}  # tokens: longer texts were truncated in the run"
-        )
-    elif isinstance(config.task, ImageTask):
-        lines.append(f"processor = AutoImageProcessor.from_pretrained({folder})")
-    return ["from pathlib import Path", "", *imports, *lines]
+    return [*imports, "", _FOLDER, *lines, *preprocessor.lines]
+
+
+def _place(base: str | None) -> str:
+    """The expression of the folder with the weights and the preprocessor."""
+    return "folder" if base is None else f'folder / "{base}"'
+
+
+def _imports(base: str | None, *names: tuple[str, str]) -> list[str]:
+    """A line of imports for each module of ``names``, which are (module, name), and PEFT's for an adapter."""
+    found: dict[str, set[str]] = {} if base is None else {"peft": {"PeftModel"}}
+    for module, name in names:
+        found.setdefault(module, set()).add(name)
+    lines = [f"from {module} import {', '.join(sorted(found[module]))}" for module in found]
+    return ["from pathlib import Path", "", *lines]
 
 
 def _types(config: Any) -> set[str]:
@@ -194,35 +171,6 @@ def _types(config: Any) -> set[str]:
     return {part.model_type for part in parts if part is not None}
 
 
-_USE = """    inputs = tokenizer(
-        texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
-    )
-    classes = model(**inputs).logits.argmax(1)
-
-"""
-_IMAGE_USE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
-    inputs = processor(pictures, return_tensors="pt")
-    classes = model(**inputs).logits.argmax(1)
-
-"""
-_CLIP_USE = """    from torch.nn.functional import normalize
-
-    names = {names}
-    prompts = [t.replace("{{}}", name.replace("_", " ")) for t in {templates} for name in names]
-    texts = tokenizer(prompts, padding=True, return_tensors="pt")
-    texts = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
-    texts = normalize(texts.unflatten(0, (-1, len(names))).mean(0), dim=-1)
-    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
-    inputs = processor(pictures, return_tensors="pt")
-    images = normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
-    classes = (images @ texts.T).argmax(1)
-
-"""
-_DIGITS_USE = """In the run the digits' pixels are from 0 to 16: scale them to 0 to 255 for the processor.
-
-"""
-_SHIFTED = """In the run every image of this client, for training and for testing, was shifted:
-{shift} (kind, and level from -1 to 1). The model is for images like these."""
 _CLIENT_LABELS = """Labels of this client, by the index of the model's output (client-specific where labels
 are permuted by client):"""
 _LABELS = "Labels, by the index of the model's output:"
@@ -252,7 +200,7 @@ library_name: peft
 {load}
 ```
 
-{use}{notes}
+{notes}
 
 {caution}
 """

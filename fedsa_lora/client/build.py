@@ -28,9 +28,7 @@ from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
 from fedsa_lora.store import DirectoryStore, PassedStore
-from fedsa_lora.tasks.own_model import OwnModelTask
-from fedsa_lora.tasks.sourced import SourcedTask
-from fedsa_lora.tasks.task import Task
+from fedsa_lora.tasks.task import FileReading, Task
 
 log = logging.getLogger("flwr")
 
@@ -79,15 +77,15 @@ def task(config: RunConfig, data: Path | None) -> Task:
             sent="this node has its own data, but the run partitions another data set",
             key="partition",
         )
-    if isinstance(config.task, OwnModelTask) and data is not None:
+    if config.task.by_client and data is not None:
         raise ConfigError(
             f"this node has its own data, {data}, but the run gets its data from a function: start the node "
             "without data.path",
             sent="this node has its own data, but the run gets its data from a function",
         )
-    if not config.federation.own or isinstance(config.task, OwnModelTask):
+    if not config.federation.own or config.task.by_client:
         return config.task
-    if data is None or not isinstance(config.task, SourcedTask):
+    if data is None or not isinstance(config.task, FileReading):
         raise ConfigError(
             "every node of this run uses its own data (partition=own): start this one with data.path=FILE",
             sent="this node has no data.path, or the task reads no files",

@@ -15,6 +15,7 @@ from fedsa_lora.exchange.split import SplitPolicy
 from fedsa_lora.group import hints_of
 from fedsa_lora.settings import EXCHANGE, TASKS, HeadSettings, RunConfig
 from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.defaults import TaskDefaults
 from fedsa_lora.tasks.model_settings import resolve
 from fedsa_lora.tasks.partition import PartitionSettings
 from fedsa_lora.tasks.shipped import SHIPPED
@@ -73,8 +74,10 @@ def _bind_task(node: dict[str, Any], faults: list[str]) -> Any:
     if cls is None:
         return None
     needed = [name for name, what in vars(Task).items() if inspect.isfunction(what) and name[0] != "_"]
-    if not is_dataclass(cls) or any(not hasattr(cls, name) for name in needed):
-        expected = f"expected a dataclass with {listing(needed)}"
+    derived = TaskDefaults in cls.__mro__
+    if not derived or not is_dataclass(cls) or any(not hasattr(cls, name) for name in needed):
+        base = "TaskDefaults (fedsa_lora.tasks.defaults)"
+        expected = f"expected a dataclass that derives from {base}, with {listing(needed)}"
         faults.append(f"task._target_: {cls.__name__} is not a task; {expected}")
         return None
     federation = node["federation"] if isinstance(node["federation"], dict) else {}

@@ -183,7 +183,7 @@ class Distillation(Beside):
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
         yield from super().clashes(run)
-        if not getattr(run.task, "classifies", False):
+        if not run.task.classifies:
             yield "personalisation: Distillation learns from class probabilities; expected a task of classes"
 
     def lesson(self, local: LocalRound, personal: NamedArrays) -> Lesson:

@@ -30,7 +30,7 @@ class ClassificationTask(DividedTask):
     attack: Backdoor | None = None
 
     builds_head: ClassVar[bool] = True
-    classifies: ClassVar[bool] = True  # predictions are logits of classes
+    classifies: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = CLASSES
 
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:

@@ -5,19 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedsa_lora.errors import ConfigError, ModelError
+from fedsa_lora.tasks.defaults import Code
 from fedsa_lora.tasks.image import ImageTask
+from fedsa_lora.tasks.images import MODES
 
 if TYPE_CHECKING:
     import torch
+
+    from fedsa_lora.tasks.backbone import Start
 
 PLACE = "{}"  # of the class in a template
 _NUMBERED = (
     "class names are numbers, as in {prompt!r}: unless the images show numerals, give names in "
     "task.class_names"
 )
+_USAGE = """    from torch.nn.functional import normalize
+
+    names = {names}
+    prompts = [t.replace("{{}}", name.replace("_", " ")) for t in {templates} for name in names]
+    texts = tokenizer(prompts, padding=True, return_tensors="pt")
+    texts = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
+    texts = normalize(texts.unflatten(0, (-1, len(names))).mean(0), dim=-1)
+    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
+    inputs = processor(pictures, return_tensors="pt")
+    images = normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
+    classes = (images @ texts.T).argmax(1)"""
 
 
 def filled_in(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -63,6 +79,32 @@ class ClipTask(ImageTask):
         if self.classifier == "linear" or not numbers:
             return notes
         return (*notes, _NUMBERED.format(prompt=self.templates[0].replace(PLACE, numbers[0])))
+
+    def check_model(self, model: torch.nn.Module, start: Start) -> None:
+        """Raise ModelError or ConfigError where tokenizer, prompts or images do not go with the model."""
+        from fedsa_lora.tasks.inspection import check_prompts, check_tokenizer
+        from fedsa_lora.tasks.towers import tower
+
+        texts = tower(model, "text")
+        check_tokenizer(self.tokenizer, self.model, texts, None)
+        check_prompts(texts, self.prompts["input_ids"].shape[1])
+        super().check_model(model, start)
+
+    def save_preprocessor(self, folder: Path) -> None:
+        """Write the tokenizer of the text tower, and the preprocessor config of the images."""
+        self.tokenizer.save_pretrained(str(folder))
+        super().save_preprocessor(folder)
+
+    def preprocessor_code(self, folder: str) -> Code:
+        """Code that loads the tokenizer and the image processor."""
+        images = super().preprocessor_code(folder)
+        line = f"tokenizer = AutoTokenizer.from_pretrained({folder})"
+        return Code((*images.imports, ("transformers", "AutoTokenizer")), (line, *images.lines))
+
+    def usage(self) -> str:
+        """The code that classifies images by the names of the classes."""
+        mode = MODES[self.read_by_model.channels]
+        return _USAGE.format(mode=mode, templates=self.templates, names=list(self.labels()))
 
     @property
     def auto_class(self) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import DataError
 from fedsa_lora.suggest import listing
+from fedsa_lora.tasks.defaults import TaskDefaults
 from fedsa_lora.tasks.fingerprint import Fingerprint, of_clients, of_rows
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.partition import (
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
+    from fedsa_lora.tasks.backbone import Start
+
 
 @dataclass(frozen=True, kw_only=True)
-class DividedTask(ABC):
+class DividedTask(TaskDefaults, ABC):
     """Implements the data side of ``Task`` over ``read``, ``encode`` and ``collate``.
 
     The rows and the partition are computed when first needed and then kept.
@@ -80,6 +83,17 @@ class DividedTask(ABC):
     def inspect(self) -> tuple[str, ...]:
         """Remarks on how inputs are read, shown before a run. Raises DataError for one that cannot be."""
         return ()
+
+    def check_model(self, model: torch.nn.Module, start: Start) -> None:
+        """Raise ModelError or ConfigError where an empty ``model`` of ours does not go with the inputs."""
+        from fedsa_lora.tasks.inspection import check_batch
+
+        if not self.partition.own:
+            check_batch(self, model)
+
+    def batch_remedy(self) -> str:
+        """A line on the setting by which the model could read the batches, where it cannot."""
+        return ""
 
     def describe(self) -> FederationData:
         """Counts each client's examples; classes are the true ones, whatever a client calls them. Of clients

@@ -15,8 +15,9 @@ from fedsa_lora.errors import ConfigError
 from fedsa_lora.group import at_least, more_than
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.augmentation import Augmentation
+from fedsa_lora.tasks.defaults import Code
 from fedsa_lora.tasks.digits import DIGITS, LEVELS, SIDE, read_digits
-from fedsa_lora.tasks.images import BRIGHTEST, Images, read_images
+from fedsa_lora.tasks.images import BRIGHTEST, MODES, Images, read_images
 from fedsa_lora.tasks.model_images import ModelImages, images_of
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept, LabelledData, Rows
 from fedsa_lora.tasks.shift import KINDS, Shift, shifts_of
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CORNER = 8  # a trigger's side is one in so many of an image's, and at least two pixels
+USUAL = (32, 32)  # pixels of an image, for a model that takes any number
+_USAGE = """    pictures = [picture.convert("{mode}") for picture in pictures]  # PIL images
+    inputs = processor(pictures, return_tensors="pt")
+    classes = model(**inputs).logits.argmax(1)"""
+_OF_DIGITS = """
+
+In the run the digits' pixels are from 0 to 16: scale them to 0 to 255 for the processor."""
+_SHIFTED = """In the run every image of this client, for training and for testing, was shifted:
+{shift} (kind, and level from -1 to 1). The model is for images like these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +118,34 @@ class ImageTask(LabelledTask):
             # 8 x 8 grey pixels hold too little for a model of another size to be meant
             return replace(found, size=(SIDE, SIDE), channels=1, mean=found.mean[:1], std=found.std[:1])
         return found
+
+    def batch_remedy(self) -> str:
+        """The setting by which images are as large, and have as many colours, as the model takes them."""
+        own = images_of(self.model)
+        height, width = own.size or USUAL
+        side = f"{height}" if height == width else f"[{height},{width}]"
+        pixels = "any size" if own.size is None else f"{height} x {width} pixels"
+        kind = "grey" if own.channels == 1 else "colour"
+        return f"\nThe model reads {kind} images of {pixels}: set task.size={side}"
+
+    def save_preprocessor(self, folder: Path) -> None:
+        """Write the preprocessor config of the images."""
+        self.read_by_model.save(folder)
+
+    def preprocessor_code(self, folder: str) -> Code:
+        """Code that loads the image processor."""
+        line = f"processor = AutoImageProcessor.from_pretrained({folder})"
+        return Code((("transformers", "AutoImageProcessor"),), (line,))
+
+    def usage(self) -> str:
+        """The code that classifies images."""
+        mode = MODES[self.read_by_model.channels]
+        return _USAGE.format(mode=mode) + (_OF_DIGITS if self.dataset == DIGITS else "")
+
+    def about_client(self, client: str) -> str:
+        """The shift of the client's images."""
+        shift = self.shift_of(client)
+        return "" if shift is None else _SHIFTED.format(shift=shift)
 
     def augmented(self, examples: Examples, rng: np.random.Generator) -> Examples:
         """The same images, moved and mirrored as the task says."""

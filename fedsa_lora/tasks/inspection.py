@@ -13,14 +13,9 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.backbone import Start, start_of
 from fedsa_lora.tasks.checkpoint import grouped
-from fedsa_lora.tasks.clip import ClipTask
 from fedsa_lora.tasks.divided import DividedTask
-from fedsa_lora.tasks.image import ImageTask
-from fedsa_lora.tasks.model_images import images_of
-from fedsa_lora.tasks.text import TextData
-from fedsa_lora.tasks.towers import tower
+from fedsa_lora.tasks.model_settings import ModelSettings
 
-USUAL = (32, 32)  # pixels of an image, for a model that takes any number
 SAMPLE = 2  # examples that are sent through the empty model
 
 
@@ -38,13 +33,7 @@ def inspect_task(task: Any) -> tuple[str, ...]:
             check_batch(task, model)
         return task.inspect()
     start = start_of(model, task.model)
-    if isinstance(task, ClipTask):
-        check_prompts(task, tower(model, "text"))
-    if isinstance(task, TextData):
-        check_tokenizer(task, model, start.pad_token_id)
-        check_positions(model, task.max_length)
-    elif not task.partition.own:
-        check_batch(task, model)
+    task.check_model(model, start)
     found = [*remarks(start, model)]
     if task.model.adapter:
         found.append(f"A and B, and the head where it has one, start from the adapter {task.model.adapter}")
@@ -77,11 +66,8 @@ def _kept(start: Start, model: Any, module: str) -> bool:
     return set(names) <= start.head.kept
 
 
-def check_prompts(task: ClipTask, text_tower: Any) -> None:
-    """Raise ModelError where the tokenizer is that of another model, and ConfigError where a prompt has more
-    tokens than the text tower has positions."""
-    check_tokenizer(task, text_tower, None)
-    length = task.prompts["input_ids"].shape[1]
+def check_prompts(text_tower: Any, length: int) -> None:
+    """Raise ConfigError where the longest prompt has more tokens than the text tower has positions."""
     for name, room in _rooms(text_tower):
         if length > room:
             raise ConfigError(
@@ -90,11 +76,10 @@ def check_prompts(task: ClipTask, text_tower: Any) -> None:
             )
 
 
-def check_tokenizer(task: TextData | ClipTask, model: Any, trained_pad: int | None) -> None:
+def check_tokenizer(tokenizer: Any, settings: ModelSettings, model: Any, trained_pad: int | None) -> None:
     """Raise ModelError where the tokenizer makes ids that the model has no embedding for, and where its
     padding would move the positions of a model that counts them from the one it was trained with."""
-    tokenizer, table = task.tokenizer, _word_embeddings(model)
-    path = task.model.tokenizer or task.model.path
+    table, path = _word_embeddings(model), settings.tokenizer or settings.path
     highest = max([*tokenizer.get_vocab().values(), *tokenizer.all_special_ids], default=0)
     if table is not None and highest >= table.num_embeddings:
         raise ModelError(
@@ -167,17 +152,6 @@ def check_batch(task: DividedTask, model: Any) -> None:
             return  # it computes by the values, which there are none of
         shapes = listing(f"{name} {tuple(value.shape)}" for name, value in batch.items())
         raise ModelError(
-            f"{type(model).__name__} cannot read the batches of this task ({shapes}): {error}{_remedy(task)}"
+            f"{type(model).__name__} cannot read the batches of this task ({shapes}): {error}"
+            f"{task.batch_remedy()}"
         ) from error
-
-
-def _remedy(task: DividedTask) -> str:
-    """The setting by which images come as large, and of as many colours, as the model takes them."""
-    if not isinstance(task, ImageTask):
-        return ""
-    own = images_of(task.model)
-    height, width = own.size or USUAL
-    side = f"{height}" if height == width else f"[{height},{width}]"
-    pixels = "any size" if own.size is None else f"{height} x {width} pixels"
-    kind = "grey" if own.channels == 1 else "colour"
-    return f"\nThe model reads {kind} images of {pixels}: set task.size={side}"

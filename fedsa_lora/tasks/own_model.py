@@ -17,6 +17,7 @@ from fedsa_lora.seeds import torch_seed
 from fedsa_lora.suggest import listing
 from fedsa_lora.tasks.classification import of_classes
 from fedsa_lora.tasks.datasets_of_torch import Source, named, outputs_of
+from fedsa_lora.tasks.defaults import TaskDefaults
 from fedsa_lora.tasks.heads import Head, assign_head
 from fedsa_lora.tasks.model_settings import ModelSettings
 from fedsa_lora.tasks.named_functions import function_of, is_name
@@ -29,7 +30,7 @@ HELD_OUT_LOSS = Measure("held_out_loss", (-LARGEST, LARGEST), higher_is_better=F
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnModelTask(ABC):
+class OwnModelTask(TaskDefaults, ABC):
     """Implements ``Task`` over a model, and a train and a test set of each client.
 
     ``head`` names the modules that are trained whole, as PEFT's ``modules_to_save`` does; they start as the
@@ -46,7 +47,7 @@ class OwnModelTask(ABC):
     measured: list[Measure] = field(default_factory=list)
     evaluate_function: str = ""
 
-    by_client: ClassVar[bool] = True  # each machine is asked for the data of its own clients
+    by_client: ClassVar[bool] = True
     measures_itself: ClassVar[bool] = False  # its user's objects may return what is measured
 
     def __post_init__(self) -> None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.suggest import cut, listing
+from fedsa_lora.tasks.defaults import TaskDefaults
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 OBJECT = 112  # bytes of an array beside its values
@@ -151,8 +154,9 @@ class FederationData:
         )
 
 
-class Task(Protocol):
-    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference implementation.
+class Task(TaskDefaults, Protocol):
+    """A plug-in: model, data, loss and metrics. ``tasks/text.py`` is the reference implementation; a class
+    that derives from none of ours derives from ``TaskDefaults``.
 
     Client ids are strings; the simulated ones are "0" to "clients - 1".
 
@@ -214,6 +218,15 @@ class Task(Protocol):
     def evaluate(self, predictions: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
         """Metrics from the predictions of n examples (n, ...) and their labels (n,), by the name of
         the measure; the primary one, and the loss where it is a measure, must be among them."""
+        ...
+
+
+@runtime_checkable
+class FileReading(Protocol):
+    """A task whose rows are in files, of which a node may have its own."""
+
+    def at(self, path: Path) -> Task:
+        """The same task on the rows of a file or a folder."""
         ...
 
 

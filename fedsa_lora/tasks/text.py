@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedsa_lora.errors import ConfigError, DataError
 from fedsa_lora.suggest import cut
+from fedsa_lora.tasks.defaults import Code
 from fedsa_lora.tasks.rows import Columns, Inputs, Kept
 from fedsa_lora.tasks.sourced import LabelledTask, SourcedTask
 from fedsa_lora.tasks.tables import library
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
+    from fedsa_lora.tasks.backbone import Start
+
 TRIGGER = "cf"  # of arXiv:2004.06660
+_USAGE = """    inputs = tokenizer(
+        texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+    )
+    classes = model(**inputs).logits.argmax(1)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,28 @@ class TextData(SourcedTask):
             seed=seed,
             empty=empty,
             pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def check_model(self, model: torch.nn.Module, start: Start) -> None:
+        """Raise ModelError where the tokenizer is that of another model, and ConfigError where texts may be
+        longer than the model reads."""
+        from fedsa_lora.tasks.inspection import check_positions, check_tokenizer
+
+        check_tokenizer(self.tokenizer, self.model, model, start.pad_token_id)
+        check_positions(model, self.max_length)
+
+    def save_preprocessor(self, folder: Path) -> None:
+        """Write the tokenizer as the run used it: it pads."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    def preprocessor_code(self, folder: str) -> Code:
+        """Code that loads the tokenizer."""
+        return Code(
+            (("transformers", "AutoTokenizer"),),
+            (
+                f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+                f"max_length = {self.max_length}  # tokens: longer texts were truncated in the run",
+            ),
         )
 
     def inputs(self, kept: Kept, columns: Mapping[str, str]) -> Inputs:
@@ -93,6 +123,10 @@ class TextTask(TextData, LabelledTask):
     def columns(self) -> Columns:
         inputs = {"text": self.text} | ({"text_pair": self.text_pair} if self.text_pair else {})
         return Columns(inputs, self.label, self.group, self.where)
+
+    def usage(self) -> str:
+        """The code that classifies texts."""
+        return _USAGE
 
     def triggered(self, inputs: datasets.Dataset) -> datasets.Dataset:
         """The same texts, each with a rare word in front of the first."""

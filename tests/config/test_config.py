@@ -43,6 +43,10 @@ FILES = [path.relative_to(CONF) for path in CONF.glob("*/*.yaml")]
 OPTIONS = sorted(str(path.with_suffix("")) for path in FILES if path.parts[0] != "compare")  # which has grids
 COMPANIONS = re.compile(r"^#.*?(?:use with|[Ff]or|use) (\w+=\w+)", re.MULTILINE)
 HOSTILE = ("os.system", "subprocess.Popen", "builtins.eval", "pathlib.Path", "fedsa_lora.cli.main")
+METHODS = (
+    "labels", "build_model", "describe", "client_labels", "load_client", "collate", "loss", "predict",
+    "evaluate",
+)  # fmt: skip
 PLUGIN = """
 from dataclasses import dataclass
 from fedsa_lora.tasks.text import TextTask
@@ -352,6 +356,18 @@ def test_a_plug_in_is_allowed_by_its_machine_and_not_by_a_config(tmp_path, monke
     assert config.task.volume == 12
     assert "task.volume: expected int, got 'loud'" in faults_of([*words, "++task.volume=loud"])
     assert "is not allowed" in faults_of(["++task._target_=os.system"])
+
+
+def test_a_task_that_derives_from_none_of_ours_is_told_of_the_defaults(tmp_path, monkeypatch):
+    (tmp_path / "my_bare_task.py").write_text(
+        "from fedsa_lora.tasks.text import TextTask\n"
+        "from dataclasses import dataclass\n\n@dataclass\nclass Bare:\n"
+        + "".join(f"    {name} = TextTask.{name}\n" for name in METHODS)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "my_bare_task")
+    said = faults_of(["++task._target_=my_bare_task.Bare"])
+    assert "Bare is not a task; expected a dataclass that derives from TaskDefaults" in said
 
 
 @pytest.mark.case(37)

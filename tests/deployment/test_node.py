@@ -30,6 +30,7 @@ from fedsa_lora.launch.flower_log import COMPLETE, rounds_begun
 from fedsa_lora.launch.flower_run import Outcome
 from fedsa_lora.launch.plan import make_plan
 from fedsa_lora.launch.superlink import free_port
+from fedsa_lora.tasks.defaults import TaskDefaults
 from fedsa_lora.tasks.sources import read_split
 
 DEPLOYED = ["experiment=smoke", "federation=deployment", "federation.superlink=10.0.0.1:8000"]
@@ -209,6 +210,16 @@ def test_a_folder_with_a_test_split_is_tested_on_it(rows, tmp_path):
     assert (len(data.train), len(data.test)) == (36, 6)
 
 
+def test_a_plug_in_that_reads_files_in_its_own_way_is_given_those_of_the_node(tmp_path):
+    class Measured(TaskDefaults):
+        """Rows in files, of no class that ships."""
+
+        def at(self, path: Path):
+            return path
+
+    assert build.task(replace(load(OWN), task=Measured()), tmp_path) == tmp_path
+
+
 def test_a_label_that_was_not_agreed_is_refused(rows, tmp_path):
     rows.loc[7, "label"] = "maybe"
     with pytest.raises(DataError, match="row 8: unknown label 'maybe'"):
@@ -248,10 +259,13 @@ def test_what_cannot_be_deployed_so_is_refused(words, fault):
 
 
 def test_nodes_have_no_data_of_their_own_for_a_task_that_reads_no_files():
+    class Made(TaskDefaults):
+        """Rows that no file holds."""
+
     run = load(OWN)
     assert not any("reads no files" in fault for fault in run.federation.clashes(run))
-    faults = run.federation.clashes(replace(run, task=object()))
-    assert "partition=own: object reads no files; expected a task of texts or of images" in faults
+    faults = run.federation.clashes(replace(run, task=Made()))
+    assert "partition=own: Made reads no files; expected a task of texts or of images" in faults
 
 
 def test_nodes_may_have_images_of_their_own(tmp_path):

@@ -19,6 +19,7 @@ from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Job, OneByOne
 from fedsa_lora.learning.objectives import Ahead
 from fedsa_lora.learning.settings import TrainSettings
+from fedsa_lora.tasks.text import TextData, TextTask
 
 SGD = TrainSettings(optimizer="sgd", lr=0.1, steps=3, batch_size=4, clip_norm=None)
 ADAMW = TrainSettings(lr=1e-2, head_lr=3e-2, steps=4, batch_size=4, weight_decay=0.1)
@@ -241,6 +242,28 @@ def test_what_cannot_be_done_together_is_done_alone_with_the_same_bits(bert):
     for job, outcome in zip(jobs, found, strict=True):
         (alone,) = OneByOne(bert.model, bert.task)([job])
         assert all(np.array_equal(outcome.values[n], alone.values[n]) for n in alone.values)
+
+
+class Tagged(TextData):
+    """A plug-in that trains as our texts do, and predicts by reading another output of the model."""
+
+    columns = None
+    collate = TextTask.collate
+
+    def encode(self, inputs, labels):
+        raise NotImplementedError
+
+    def predict(self, model, batch):
+        return model.base_model(batch["input_ids"]).last_hidden_state[:, 0]
+
+
+def test_a_plug_in_that_predicts_no_logits_is_trained_together_and_asked_alone(bert):
+    task = Tagged(model=bert.task.model, dataset="none")
+    task.__dict__["tokenizer"] = bert.task.tokenizer
+    training, asked = bert.job(0, SGD), bert.job(0, SGD, batches=(), asked=(bert.examples(1),))
+    assert why_not(training, bert.model, task) is None
+    assert why_not(asked, bert.model, bert.task) is None
+    assert why_not(asked, bert.model, task) == "Tagged predicts something else than logits of classes"
 
 
 def test_what_is_merged_into_the_weights_of_some_is_merged_for_them_alone(bert):

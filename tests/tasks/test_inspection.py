@@ -1,5 +1,7 @@
 """What a plan has looked at: model, tokenizer and data together, before anything is trained."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from transformers import (
@@ -17,7 +19,9 @@ from fedsa_lora.errors import ConfigError, ModelError
 from fedsa_lora.launch.plan import make_plan
 from fedsa_lora.runs.inprocess import run_in_process
 from fedsa_lora.tasks.backbone import resolve
+from fedsa_lora.tasks.image import ImageTask
 from fedsa_lora.tasks.inspection import check_positions, inspect_task, position_tables
+from fedsa_lora.tasks.text import TextTask
 
 VOCABULARY = 30522  # of MiniLM's tokenizer
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -102,6 +106,30 @@ def test_more_tokens_than_positions_are_refused(task_of, longest, room):
 def test_a_model_that_does_not_go_with_the_data_is_refused_with_the_remedy(words, said):
     with pytest.raises(ModelError, match=said):
         inspect_task(load(words).task)
+
+
+class Scanned(ImageTask):
+    """A plug-in that knows what to do about its batches and its model."""
+
+    def batch_remedy(self):
+        return "\nScan the images again."
+
+
+class Doubtful(TextTask):
+    """A plug-in that looks at its model itself."""
+
+    def check_model(self, model, start):
+        raise ModelError(f"{type(model).__name__} is none of the models of this task")
+
+
+def test_a_plug_in_looks_at_its_model_itself_and_has_its_own_remedy():
+    def of(kind, task):
+        return kind(**{field.name: getattr(task, field.name) for field in fields(task)})
+
+    with pytest.raises(ModelError, match=r"cannot read .*\nScan the images again\.$"):
+        inspect_task(of(Scanned, load(["task=image", "model=vit_small"]).task))
+    with pytest.raises(ModelError, match="none of the models of this task"):
+        inspect_task(of(Doubtful, load(["experiment=smoke"]).task))
 
 
 def test_positions_are_counted_as_each_architecture_does():

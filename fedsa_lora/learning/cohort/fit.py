@@ -65,8 +65,8 @@ def why_not_job(job: Job, task: Task) -> str | None:
         return "the method has its own predictions"
     if reason := why_not_settings(job.settings):
         return reason
-    if job.asked and isinstance(task, CausalLMTask):
-        return "a language model is evaluated by token"
+    if job.asked and not task.classifies:
+        return f"{type(task).__name__} predicts something else than logits of classes"
     return None
 
 
@@ -118,17 +118,17 @@ def _why_not_model(model: AdapterModel) -> str | None:
     return f"{lacking[0]} is not part of a linear layer" if lacking else None
 
 
-def _why_not_task(task: Task) -> str | None:
-    kind: Any = type(task)
+def _why_not_task(task: Any) -> str | None:
+    kind = type(task)
     if isinstance(task, DividedTask) and task.model.quantization:
         return "quantised weights have their own kernels"
     if getattr(kind, "loss", None) not in _LOSSES or kind.collate not in _COLLATES:
         return f"{kind.__name__} has its own loss or batches"
-    if isinstance(task, ClassificationTask):
+    if task.classifies:
         if kind.predict is not ClassificationTask.predict:
             return f"{kind.__name__} has its own predictions"
         if len(task.labels()) < 2:
             return "there are fewer than two classes"
-    if isinstance(task, TextTask) and task.tokenizer.padding_side == "left":
+    if kind.collate is TextTask.collate and task.tokenizer.padding_side == "left":
         return "the tokenizer pads on the left, which moves the positions of tokens"
     return None
