@@ -46,7 +46,7 @@ class OwnModelTask(ABC):
     measured: list[Measure] = field(default_factory=list)
     evaluate_function: str = ""
 
-    by_client: ClassVar[bool] = True  # each machine is asked for the data of its own clients
+    by_client: ClassVar[bool] = True  # each machine is asked for its own clients' data
     measures_itself: ClassVar[bool] = False  # its user's objects may return what is measured
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class Cut(Group):
     The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
     of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
     for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
-    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises
+    at the end of a round (``shared``), or each client has its own there (``per_client``). Raises
     ConfigError for numbers that leave a part without a block.
     """
 
