@@ -14,7 +14,7 @@ PLACES = sorted(
 )
 VAGUE = re.compile(  # say reports, records, resumes, continues, bit-identical, own or common values
     r"\b(?:(?:broken|breaks?|broke) off|what is common|(?:go|goes|going|went|gone) on|same bits"
-    r"|of (?:its|their|one's) own|(?:is|are|was|were|be|been|being|not) told(?! apart)"
+    r"|of (?:its|their|one's) own|(?:is|are|was|were|be|been|being|not)(?: \w+)? told(?! apart)"
     r"|(?:tells?|telling)(?!(?: \w+)? apart))\b",
     re.IGNORECASE,
 )

@@ -115,7 +115,7 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
 
 
 def newcomer(local: LocalRound, steps: int) -> Job:
-    """The first steps of a client from a start, each with its own draws."""
+    """The first steps of a client from a start, with separate draws."""
     if not steps:
         return local.still()
     settings = replace(local.settings, steps=steps, epochs=None)

@@ -57,7 +57,7 @@ class Score:
 
     @property
     def level(self) -> bool:
-        """True where this method is the best or equals it within chance."""
+        """True where this method is the best or does not differ from it significantly."""
         return self.behind is None or self.behind.p >= LEVEL
 
 

@@ -10,7 +10,7 @@ near it show: among all values of the client and among the 32 around it. Signs a
 mantissa for no more than the 23 bits before its trailing zeros. If a private value is as large as a given
 value of a message with at most that probability, whatever stands before them, then a run of b bits stands at
 a given place with at most 2^-b; a message of M bytes and a client with N private values have at most M N
-places for it. A run is therefore told when
+places for it. A run is therefore recognised when
 
     b >= log2(M N / p),    p = 1e-13 for each message,
 

@@ -99,7 +99,7 @@ class Cut(Group):
             yield "cut: each part has plain LoRA; expected lora.variant=lora and lora.init=default"
         if run.model.quantization is not None or run.model.adapter:
             yield "cut: expected model.quantization=null and model.adapter=null"
-        depth = run.model.depth  # None: told by the plan, which makes the model without its weights
+        depth = run.model.depth  # None: given by the plan, which makes the model without its weights
         if depth is not None and (fault := self.beyond(depth)):
             yield fault
         yield from self._training_clashes(run)
