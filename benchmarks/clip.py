@@ -5,7 +5,7 @@
 ``FOLDER`` holds CIFAR-10 as parquet. For the small dual encoder and for CLIP ViT-B/32 (random weights: what a
 step costs does not depend on them) by what is trained: the values, the bytes that a client sends in a round,
 the memory of a step above that of the model (Linux alone), and CPU seconds of a step on one thread. Each case
-is computed in a process of its own, as in benchmarks/memory.py.
+is computed in a separate process, as in benchmarks/memory.py.
 """
 
 from __future__ import annotations

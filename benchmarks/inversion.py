@@ -2,7 +2,7 @@
 
 The parts of a model in one process: a client trains with the server, with noise on h1, with h1 projected on
 few directions, or with neither. The server reads h1 of texts that this client trains on. It knows the
-pretrained weights, as anybody does, and which protection there is, and it has texts of its own; it does not
+pretrained weights, as anybody does, and which protection there is, and it has its own texts; it does not
 know what the client learns in its first blocks, which in the first step is nothing yet. A token is recovered
 where the first guess is right. Each guess is made from one state alone: whoever looks at whole texts recovers
 more.
@@ -234,7 +234,7 @@ def embeddings(parts: Parts) -> torch.Tensor:
 def attacks(
     parts: Parts, public: Mapping[str, Examples], protection: Protection, seed: int
 ) -> dict[str, Guess]:
-    """What the server can make of the pretrained model, the protection and texts of its own, by name."""
+    """What the server can make of the pretrained model, the protection and its own texts, by name."""
     tables = {"embedding": embeddings(parts), "alone": alone(parts, protection)}
     found: dict[str, Guess] = {name: partial(nearest, table) for name, table in tables.items()}
     for source, examples in public.items():

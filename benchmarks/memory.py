@@ -1,6 +1,6 @@
 """Memory and time of local training: ``python benchmarks/memory.py [presets | types] [OVERRIDE ...]``.
 
-Each case is computed in a process of its own that is forked from one which has everything loaded: the memory
+Each case is computed in a separate process that is forked from one which has everything loaded: the memory
 is the most that it held above what it held before, as the kernel counts it (Linux alone), and the time is CPU
 time on one thread. Without ``presets``: a step of eight examples by batch size, accumulation,
 checkpoints and precision, on texts of ``--tokens`` random tokens. With ``presets``: the presets of LoRA on
@@ -147,7 +147,7 @@ def settings_table(words: list[str], tokens: int) -> None:
 def types_table(words: list[str], tokens: int) -> None:
     """Print a line for each type of the frozen weights: seconds and memory of loading them, and of a step."""
     print(f"{EXAMPLES} texts of {tokens} tokens a step")
-    print("| setting | load, CPU s | MB of its own | MB mapped | peak with a step, MB | CPU s a step |")
+    print("| setting | load, CPU s | own MB | MB mapped | peak with a step, MB | CPU s a step |")
     print("|---|---|---|---|---|---|")
     task = load(words).task
     examples = random_texts(task.load_client("0").train, tokens)

@@ -1,6 +1,6 @@
 """Memory of the parts of a model that is cut: ``python benchmarks/split_memory.py``.
 
-A process of its own holds the whole model, the client's part or the server's and takes two steps of AdamW;
+A separate process holds the whole model, the client's part or the server's and takes two steps of AdamW;
 states and gradients that come from the other side are random. The memory is the most that the kernel counted
 for it (Linux alone; ``ru_maxrss`` would count the process that started it as well) above what it held before
 it had a model. GPT-2 has random weights, which take the same room; SmolLM2 is measured where it has been

@@ -3,7 +3,7 @@
 python benchmarks/unlearning.py --to docs/results/unlearning --seeds 0 1 2
 
 For each way to share and each seed a federation learns once and another is retrained without the facts of
-its target. Every method goes on from a copy of the learned one: it unlearns, which is measured in the
+its target. Every method continues from a copy of the learned one: it unlearns, which is measured in the
 target's model, and recovers. What each has forgotten is measured after aggregation, beside the retrained
 one, as `fedsa-lora evaluate --unlearning` does; the results are kept in DIR/measured.jsonl, and what is there
 is not made again. Prints the tables and writes DIR/table.md.
@@ -117,7 +117,7 @@ def made(folder: Path, words: Sequence[str]) -> Path:
 
 
 def branch(learned: Path, folder: Path) -> Path:
-    """A copy of a run, to go on by other words."""
+    """A copy of a run, to continue with other overrides."""
     shutil.rmtree(folder, ignore_errors=True)
     return Path(shutil.copytree(learned, folder))
 

@@ -66,7 +66,7 @@ def trained(
 def chance(b: Values, message: Values, information: NDArray[np.float64], length: int) -> tuple[float, int]:
     """The sum of 2^bits over the runs of this length that the message has as well, by the places; how many
     there are."""
-    # one number for each run, the same for the same bits
+    # one number for each run, the same for bit-identical runs
     factors = np.random.default_rng(length).integers(1, 2**63, size=length, dtype=np.uint64) | np.uint64(1)
     known, sent = (
         sum(v.view(np.uint32)[i : v.size - length + 1 + i] * factor for i, factor in enumerate(factors))
@@ -79,7 +79,7 @@ def chance(b: Values, message: Values, information: NDArray[np.float64], length:
 
 
 def row(information: NDArray[np.float64], needed: float) -> NDArray[np.int64]:
-    """How many values from each on are a run that is told."""
+    """How many values from each on are a run that is recognised."""
     ends = np.searchsorted(information, information[:-1] + needed)
     lengths = ends - np.arange(ends.size)
     return np.maximum(SEED, lengths[ends < information.size])

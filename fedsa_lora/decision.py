@@ -1,6 +1,6 @@
 """Decisions that a run takes on the machine where it begins: taken once, kept in its directory, and used by
-all its processes and whenever it is resumed, so that the same config and the same decisions give the same
-bits."""
+all its processes and whenever it is resumed, so that the same config and the same decisions give
+bit-identical results."""
 
 from __future__ import annotations
 

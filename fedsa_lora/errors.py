@@ -26,7 +26,7 @@ class FedSAError(Exception):
     number, and ValueError for an unknown key.
     """
 
-    meaning: ClassVar[str] = "it failed"  # what is sent of an error without a sentence of its own
+    meaning: ClassVar[str] = "it failed"  # what is sent of an error without its own sentence
     is_open: ClassVar[bool] = False  # whether its message quotes messages, tensors and settings alone
 
     def __init__(self, message: str, *, sent: str = "", key: str = "", **counts: int) -> None:
@@ -96,13 +96,13 @@ class StoreError(FedSAError):
 
 
 class TrainingError(FedSAError):
-    """Local training cannot go on, for example because the loss is not finite."""
+    """Local training cannot continue, for example because the loss is not finite."""
 
     is_open = True
 
 
 class StoppedError(FedSAError):
-    """A signal or `flwr stop` ended what was under way; the message says how to go on. ``code``: 128 and the
+    """A signal or `flwr stop` ended what was under way; the message says how to resume. ``code``: 128 and the
     number of the signal."""
 
     def __init__(self, message: str, code: int) -> None:

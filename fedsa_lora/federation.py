@@ -77,7 +77,7 @@ class FederationSettings(PartitionSettings):
         return self.clients // self.clients_per_node
 
     def client_ranks(self, seed: int) -> dict[str, int]:
-        """The rank of each client that has one of its own."""
+        """The rank of each client that has its own."""
         if self.ranks is None or isinstance(self.ranks, dict):
             return self.ranks or {}
         names = [str(number) for number in range(self.clients)]
@@ -120,7 +120,7 @@ class FederationSettings(PartitionSettings):
 
     def _of_simulation(self) -> Iterator[str]:
         if self.own:
-            yield "partition=own: simulated clients have no data of their own; choose federation=deployment"
+            yield "partition=own: simulated clients bring no data; choose federation=deployment"
         if self.insecure or self.root_certificates:
             yield "federation.insecure, root_certificates: they belong to federation.superlink; set it"
         if self.registry:

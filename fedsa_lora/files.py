@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
 
     The content is synced under a temporary name, renamed, and the folder synced. One that is not ``durable``
     is not synced, which takes milliseconds: after a power cut it may be empty. The folder must be there: a
-    run directory that was deleted while its run went on must not come back with half of its files.
+    run directory that was deleted while its run continued must not come back with half of its files.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -212,7 +212,7 @@ def locked(folder: Path, refusal: Callable[[str], FedSAError]) -> Iterator[None]
     words for who is there, and RunError where there is no such folder.
 
     The lock is on the folder itself (flock): no file can be left behind, and the system lets go of it
-    when its process ends, however it does. Where a file system has no locks, that is told and it goes on.
+    when its process ends, however it does. Where a file system has no locks, that is logged and it continues.
     """
     with ExitStack() as held:
         try:
@@ -271,7 +271,7 @@ class Held:
 
 
 def _holder(folder: Path) -> str:
-    """Names the process that has a folder locked, where the system tells."""
+    """Names the process that has a folder locked, where the system shows it."""
     inode = f":{folder.stat().st_ino}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():

@@ -119,7 +119,7 @@ def server_app(
 
 
 class Apps(NamedTuple):
-    """Both sides of a federation. A module that Flower reads gives each a name by a line of its own,
+    """Both sides of a federation. A module that Flower reads gives each a name by a separate line,
     ``client = apps.client``: Flower looks for such lines before it runs anything."""
 
     client: ClientApp

@@ -105,7 +105,7 @@ UNLEARNING = (
     Word(
         "retain_logs_path",
         "",
-        "the reference is a run of its own: unlearning=retrain",
+        "the reference is a separate run: unlearning=retrain",
     ),
 )
 FEDERATION = (

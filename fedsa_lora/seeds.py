@@ -10,7 +10,7 @@ import numpy as np
 
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
-    """A NumPy generator of its own for each (seed, key), for example ``generator(0, "validation", 3)``.
+    """A separate NumPy generator for each (seed, key), for example ``generator(0, "validation", 3)``.
 
     The key is hashed, so the stream depends neither on the platform nor on what was drawn before.
     """

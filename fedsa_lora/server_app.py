@@ -32,7 +32,7 @@ log = logging.getLogger("flwr")
 
 
 class RecordedServer(Server):
-    """Flower's server loop; however it ends, the run directory tells how."""
+    """Flower's server loop; however it ends, the run directory records how."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         self.model = skeleton(config)

@@ -50,7 +50,7 @@ def client_fault(client: str) -> str:
 class ClientState:
     """State of a client at the end of a round.
 
-    ``tensors`` are private: no value of them may leave. ``memory`` is what it needs to go on, such as
+    ``tensors`` are private: no value of them may leave. ``memory`` is what it needs to resume, such as
     the residual of its codec or what it last received.
     """
 
@@ -104,7 +104,7 @@ class DirectoryStore:
 
     The client's folder is made, the ``root`` is not: that of a run which was deleted meanwhile stays deleted.
     Raises StoreError for an id that is no plain file name, and when a file is truncated, altered
-    or of another experiment: going on with another B would train the wrong model in silence.
+    or of another experiment: continuing with another B would train the wrong model in silence.
     """
 
     def __init__(self, root: Path, client: str, experiment: str, keep: int = 3) -> None:

@@ -5,7 +5,7 @@
 ``--data`` holds CIFAR-10 as train.parquet and test.parquet with the columns ``image`` (encoded) and
 ``label``. Images of the other five classes are never read for training: a linear probe on them, beside that
 of a random transformer and of raw pixels, says what the weights are worth. After each epoch the state is
-kept, and the command goes on from there: the same command gives the same weights. Written to ``--to``:
+kept, and the command resumes from there: the same command gives the same weights. Written to ``--to``:
 config.json, model.safetensors, preprocessor_config.json, curve.csv, curve.png, probe.json.
 """
 

@@ -57,7 +57,7 @@ class Audience(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Send everyone vectors whole: clients went on from what they were sent last."""
+        """Send everyone vectors whole: clients continued from what they were sent last."""
 
     @abstractmethod
     def state(self) -> dict[str, NDArray[Any]]:
@@ -65,7 +65,7 @@ class Audience(ABC):
 
     @abstractmethod
     def restore(self, round_: int, common: Vector, memory: NamedArrays) -> None:
-        """Go on after a round from a ``state``; other arrays of the memory are ignored."""
+        """Resume after a round from a ``state``; other arrays of the memory are ignored."""
 
 
 class Everyone(Audience):

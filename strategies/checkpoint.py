@@ -34,7 +34,7 @@ class Checkpoint:
 
     @property
     def groups(self) -> int:
-        """The number of groups, each with common values of its own; 1 where all clients hold the same."""
+        """The number of groups, each with its own common values; 1 where all clients hold the same."""
         return max(1, sum(name.startswith(GROUP) for name in self.memory))
 
     def held(self, client: str | None, rank: int | None = None) -> Vector:
@@ -45,7 +45,7 @@ class Checkpoint:
         return held if index is None else held[index]
 
     def weight(self, client: str) -> float:
-        """The weight of the client in what is common; 0 where it has none, or is not told it."""
+        """The weight of the client in the common values; 0 where it has none, or weights are not sent."""
         totals = Totals(told=True)
         totals.restore(self.memory)
         return totals.weight(client)

@@ -20,7 +20,7 @@ class Unlearning(Strategy):
     """Asks clients for their part in the phase of a round; all else is done by the inner strategy.
 
     Every connected target takes part in each round of unlearning, sampled or not. A server optimizer
-    begins each phase without what it remembers of the one before: its momentum would go on learning what is
+    begins each phase without what it remembers of the one before: its momentum would keep learning what is
     to be forgotten.
 
     Parameters

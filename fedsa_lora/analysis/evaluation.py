@@ -115,7 +115,7 @@ def of_newcomers(config: RunConfig, bench: Workbench, exporter: Exporter, steps:
 
 
 def newcomer(local: LocalRound, steps: int) -> Job:
-    """The first steps of a client from a start, with draws of their own."""
+    """The first steps of a client from a start, with separate draws."""
     if not steps:
         return local.still()
     settings = replace(local.settings, steps=steps, epochs=None)
@@ -136,7 +136,7 @@ def _called(labels: NDArray[np.int64], theirs: tuple[str, ...], ours: tuple[str,
 def renaming(theirs: tuple[str, ...], ours: tuple[str, ...]) -> NDArray[np.int64]:
     """By the number of a class at one client its number at another, found by its name.
 
-    Raises RunError where names do not tell which class is which.
+    Raises RunError where names do not show which class is which.
     """
     if theirs == ours:
         return np.arange(len(ours))

@@ -37,7 +37,7 @@ TO_BACKBONE = f"../../{BACKBONE}"  # from adapters/CLIENT of a run
 
 
 class Exporter:
-    """Writes the personalised model of any client: what is common, what is its own, and the common start
+    """Writes the personalised model of any client: the common values, its own, and the common start
     of what it never trained."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, model: AdapterModel) -> None:

@@ -67,7 +67,7 @@ def min_k(losses: Losses, share: float = 0.2) -> Losses:
 
 
 def separation(members: Losses, others: Losses) -> float:
-    """The area under the curve of telling members from others by their smaller loss: the share of pairs in
+    """The area under the curve of separating members from others by their smaller loss: the share of pairs in
     which that is right, ties half."""
     below = (members[:, None] < others[None, :]).mean()
     equal = (members[:, None] == others[None, :]).mean()

@@ -22,7 +22,7 @@ from fedsa_lora.settings import RunConfig
 
 
 def load_run(path: str | Path) -> Run:
-    """Everything that a run directory tells. Raises RunError or ConfigError for one that is none."""
+    """Everything that a run directory records. Raises RunError or ConfigError for one that is none."""
     directory = Path(path).expanduser()
     return Run(read_run(directory), read_config(directory))
 

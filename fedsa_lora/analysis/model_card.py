@@ -25,7 +25,7 @@ def is_card(path: Path) -> bool:
 @dataclass(frozen=True)
 class Subject:
     """The model that a card is of: a ``heading``, the names of its outputs with the words before them, a
-    sentence each for what else a reader must know of it, and for what it may tell of the data."""
+    sentence each for what else a reader must know of it, and for what it may reveal of the data."""
 
     heading: str
     labels: tuple[str, ...]

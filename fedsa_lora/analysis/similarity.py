@@ -38,7 +38,7 @@ def overlap(one: Matrix, two: Matrix) -> float:
 
 
 def factor(array: Matrix, role: str) -> Matrix:
-    """As a matrix whose columns span what the factor can tell: the row space of A (d_in, r), the column
+    """As a matrix whose columns span what the factor determines: the row space of A (d_in, r), the column
     space of B (d_out, r). Kernels of convolutions are laid flat."""
     return array.reshape(len(array), -1).T if role == "A" else array.reshape(len(array), -1)
 

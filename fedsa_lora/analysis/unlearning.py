@@ -86,7 +86,7 @@ def _reference(views: Views, retrained: Path) -> Views:
 
 @dataclass(frozen=True)
 class Views:
-    """The models of a run, and what each knows; ``resident`` is a workbench to use instead of one's own."""
+    """The models of a run, and what each knows; ``resident`` is a workbench to use instead of a new one."""
 
     run_dir: Path
     config: RunConfig

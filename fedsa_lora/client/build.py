@@ -69,7 +69,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
 
 
 def task(config: RunConfig, data: Path | None) -> Task:
-    """The run's task, on the data of a node that has some of its own."""
+    """The run's task, on the node's own data, where it has any."""
     if data is not None and not config.federation.own:
         raise ConfigError(
             f"this node has its own data, {data}, but the run partitions another data set: start the run "

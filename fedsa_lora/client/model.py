@@ -21,7 +21,7 @@ from fedsa_lora.tasks.task import Augmenting, ClientData, Examples, Task, measur
 
 class ClientModel:
     """Makes a client's jobs for the trainer that all clients of a process share, of its tensors, at its rank,
-    and its data; and measures models of its own. Their answers are kept in its ``store``."""
+    and its data; and measures its own models. Their answers are kept in its ``store``."""
 
     def __init__(self, client: str, bench: Workbench, store: ClientStore) -> None:
         self.client, self.bench, self.store = client, bench, store

@@ -1,4 +1,4 @@
-"""A client's own model, put together from what is common and what it keeps."""
+"""A client's own model, put together from the common values and what it keeps."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def personal(
     """Every tensor of the client's model, (as in ``layout``).
 
     What is shared is common; what is local comes from the client's own state; what is soft is mixed;
-    what just became local goes on from the common value with what was not sent of it yet. Without
-    anything of its own a client starts from what is common.
+    what just became local continues from the common value with what was not sent of it yet. Without
+    any own values a client starts from the common ones.
     """
     parts = turn_split(policy, layout, received.turn)
     pool = layout.select(policy(layout).shared)
@@ -176,7 +176,7 @@ def of_phase(state: ClientState | None) -> Arrays:
 
 def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:
     """The mean of the other clients' values: (common - p own) / (1 - p), p = ``share`` being its weight
-    in what became common in a round. To a client that is not in that mean, or alone, it is what is common."""
+    in what became common in a round. For a client alone or not in that mean, the common values."""
     own = beside(state)
     if state is None or state.round != round_ or not own or not 0 < share < 1:
         return common

@@ -205,7 +205,7 @@ class ClientRounds:
         return vector if index is None else vector[index]
 
     def _share(self, header: wire.BroadcastHeader) -> float:
-        """The weight of this client in the mean that it was sent; 0 where it is not in it, or is not told."""
+        """The weight of this client in the mean that it was sent; 0 where no total was sent."""
         examples = len(self.train)
         if 0 < header.total < examples:
             raise WireError(f"a mean over {header.total} examples, of which this client alone has {examples}")

@@ -153,7 +153,7 @@ class Session(ABC):
         write_atomically(folder / FILE, save(contents, {"words": json.dumps(words)}), durable=False)
 
     def restore(self, kept: Kept) -> None:
-        """Go on from what was kept."""
+        """Resume from what was kept."""
         self.number = kept.number
         self.go_on(kept.under(_STATE), kept.words)
 

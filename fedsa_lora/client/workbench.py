@@ -47,7 +47,7 @@ class Workbench:
     The backbone is resident; ``model`` holds whatever client was served last and is overwritten
     completely before it is used for another. ``codec`` is for uploads, ``downlink`` for broadcasts
     that are the change since the last one. ``ranks`` are those of the clients that have an adapter of
-    a lower rank than the model. ``counted``: clients tell how many train examples they have of each
+    a lower rank than the model. ``counted``: clients report how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
     training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
     done in one pass.

@@ -44,7 +44,7 @@ class ImageClassifier(nn.Module):
 
 
 class FederatedCLIP:
-    """A federated model as a user may have it: its own optimizer, and methods of its own signatures."""
+    """A federated model as a user may have it: its own optimizer, and methods with its own signatures."""
 
     def __init__(self, seed: int = 0) -> None:
         self.model = ImageClassifier(seed)

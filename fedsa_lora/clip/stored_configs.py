@@ -42,7 +42,7 @@ class LoRAConfigManager:
             raise ConfigError(f"{path} cannot be read: {error}") from None
         faults: list[str] = []
         if isinstance(node, Mapping):
-            # here, as the words of other programs that bind knows are told in those of a run's config
+            # here, as the words of other programs that bind knows are put in those of a run's config
             known = [field.name for field in fields(LoRAConfig)]
             faults = [unknown(f"{name}.{key}", "key", known) for key in node if key not in known]
             node = {key: value for key, value in node.items() if key in known}

@@ -55,7 +55,7 @@ class TrainableTensors:
 
 class _Method:
     """A method of one object in the place of ``original``, with its signature. An object rather than a
-    function: a deep copy of the object it belongs to holds a copy of it, with tensors of its own."""
+    function: a deep copy of the object it belongs to holds a copy of it, with its own tensors."""
 
     def __init__(self, original: Any, tensors: TrainableTensors) -> None:
         functools.update_wrapper(cast(Any, self), original)

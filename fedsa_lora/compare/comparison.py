@@ -66,7 +66,7 @@ class Comparison:
         restart: bool = False,
         measure: Callable[[Path], Row] = measured,
     ) -> None:
-        """Make what is missing. Raises RunError where runs are recorded already, and neither to go on with
+        """Make what is missing. Raises RunError where runs are recorded already, and neither to continue with
         them nor to begin anew was asked for; and DataError where they were made on other data than there are
         now."""
         if restart:
@@ -123,7 +123,7 @@ class Comparison:
         ]
 
     def stopped(self) -> str:
-        """Words for a comparison that was stopped: what remains, and the command to go on."""
+        """Words for a comparison that was stopped: what remains, and the command to resume it."""
         done = sum(search.settled(self.record) for search in self.searches)
         return (
             f"stopped; {done} of {done + self.missing()} runs are recorded in {self.record.path}: continue "

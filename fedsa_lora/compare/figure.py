@@ -23,7 +23,7 @@ MOST = 20.0  # inches
 
 
 def draw(found: Sequence[Score], reference: str, style: FigureStyle = LIGHT) -> Figure:
-    """One row for each method of a regime, the best on top; bold names cannot be told from the best."""
+    """One row for each method of a regime, the best on top; bold: no significant difference from it."""
     height = min(2.2 + 0.3 * len(found), MOST)
     fig, ax = blank(style, f"Methods compared: {found[0].regime}", height)
     upward = list(reversed(found))

@@ -1,4 +1,4 @@
-"""Runs that were made, a line of a file each, so that an interrupted comparison can go on."""
+"""Runs that were made, a line of a file each, so that an interrupted comparison can resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsa_lora.runs.reading import Row, read_jsonl
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of a run. ``values`` are those of the primary ``measure`` by client, of its own model at the
+    """Results of a run. ``values`` are those of the primary ``measure`` by client, with its own model at the
     end, ``validation`` those on that part; bytes those of one client and round; ``seconds`` of training.
     ``curve`` has the mean over clients by evaluated round, under the name of the measure, with the ``bytes``
     of all training messages until then. ``majority`` is that of always predicting a client's most frequent

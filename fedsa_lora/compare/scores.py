@@ -57,7 +57,7 @@ class Score:
 
     @property
     def level(self) -> bool:
-        """True where this method is the best or cannot be told from it."""
+        """True where this method is the best or does not differ from it significantly."""
         return self.behind is None or self.behind.p >= LEVEL
 
 
@@ -88,7 +88,7 @@ def scores(searches: Sequence[Search], record: Record, reference: str) -> list[S
     if len(names := {method.measure.name for method in complete}) > 1:
         raise RunError(
             f"regime {complete[0].entry.regime}: its methods are measured by {listing(sorted(names))}, and "
-            "can be compared in one measure only; give each task a regime of its own"
+            "can be compared in one measure only; give each task a separate regime"
         )
     higher = not complete or complete[0].measure.higher_is_better
     behind = _behind([[run.values for run in method.runs] for method in ordered], higher)

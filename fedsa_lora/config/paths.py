@@ -14,7 +14,7 @@ from fedsa_lora.tasks.shipped import SHIPPED
 
 def places(config: RunConfig) -> list[str]:
     """Overrides that name every folder and file of a config absolutely, whatever characters they have:
-    the apps of a run work in a folder of their own."""
+    the apps of a run work in a separate folder."""
     run = config.resolved["run"] | {"dir": str(config.run_dir)}
     words = []
     for section, key, value in paths(config.resolved | {"run": run}, *PATHS, FILES):

@@ -90,7 +90,7 @@ class Loopback:
         return process
 
     def register(self, name: str) -> None:
-        """Make a node's key and tell the SuperLink of it. Raises RunError when it refuses."""
+        """Make a node's key and register it with the SuperLink. Raises RunError when it refuses."""
         make_certificates(self.keys, nodes=[name])
         command = [flower_command("flwr", self.env), "supernode", "register", str(self.keys / f"{name}.pub")]
         done = subprocess.run([*command, "loopback"], env=self.env, capture_output=True, text=True)

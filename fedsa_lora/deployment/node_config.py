@@ -29,11 +29,11 @@ class Node:
 
     ``client`` is its name for good: ``client-id``, else ``partition-id``, never Flower's node id, which
     changes; ``client-id=NAME,NAME`` are several clients (``federation.clients_per_node``). ``data`` is a
-    parquet, CSV, TSV or JSON Lines file of its own, or a folder with one for each split; None for a part of
+    parquet, CSV, TSV or JSON Lines file, or a folder with one for each split; None for a part of
     the run's data set. ``store`` is the root of what it keeps between rounds, None in simulation. ``paths``
     are the folders that a run may name other data and models in. ``forbid`` are roles and patterns of tensor
     names that it does not let out. ``share_tokens`` (``share-tokens``): also tensors with values for each
-    token may leave, by which a single answer tells the words of its data.
+    token may leave, by which a single answer reveals the words of its data.
 
     What runs may cost it: ``store_limit`` (``store-limit``) is how many GB the store may hold, all its runs
     together, before nothing more is answered; ``keep_messages`` (``keep-messages``): a run may have every

@@ -36,7 +36,7 @@ class Resident:
 
     def serve(self, token: str) -> None:
         """Answer the message of a task. An exception of the app is the answer, as in Flower's own process;
-        so is the end of a run meanwhile, which Flower tells by SIGINT."""
+        so is the end of a run meanwhile, which Flower signals by SIGINT."""
         retry = make_simple_http_retry_invoker()
         client = RuntimeHttpClient.from_server_address(
             self.address,

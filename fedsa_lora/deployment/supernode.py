@@ -39,7 +39,7 @@ class Pauses:
     def __init__(self, clock: Any = time) -> None:
         self._clock = clock
         self._began = self._woke = clock.monotonic()
-        self._usual = math.inf  # seconds that the wait lasts at the least, as far as one can tell
+        self._usual = math.inf  # seconds that the wait lasts at the least, as far as one can see
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)

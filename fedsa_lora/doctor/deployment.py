@@ -68,7 +68,7 @@ def _port(port: int) -> Check:
 
 
 def _listener(port: int) -> str:
-    """Names the process that listens to a port of this machine, as far as the system tells."""
+    """Names the process that listens to a port of this machine, as far as the system shows."""
     try:
         open_ports = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
         process = next(psutil.Process(c.pid) for c in open_ports if c.laddr.port == port and c.pid)

@@ -95,7 +95,7 @@ class Codec(Group, ABC):
 
     @property
     def lossless(self) -> bool:
-        """True where every vector comes back with the same bits."""
+        """True where every vector comes back bit-identical."""
         return not self.sparse and self.values == "fp32"
 
     @property

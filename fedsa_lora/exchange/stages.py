@@ -2,7 +2,7 @@
 
 First comes what changes values (what earlier rounds owe, a bound on the norm; noise belongs here), then the
 codec, then what hides its payload (masks and encryption belong here): positions and scales that are chosen
-from values without noise would tell of them.
+from values without noise would reveal them.
 """
 
 from __future__ import annotations

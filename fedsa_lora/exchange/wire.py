@@ -58,7 +58,7 @@ class BroadcastHeader:
     the layout). ``base`` is the round whose broadcast the message is the change from, coded by
     ``codec``; 0: the values themselves. ``merge`` are the ranks, layer by layer, of the factors that
     every client adds to its frozen weights. ``total``: the examples of all clients in the mean that the
-    message holds, told to those of them whose method takes their own part off it; 0: not told.
+    message holds, sent to those of them whose method takes their own part off it; 0: not sent.
     ``measure_before``: also evaluate the client's own model before aggregation; ``reference``: also train
     alone, to compare with. ``run`` is the server's word for this run, through all its resumptions;
     ``resumed`` says how many there have been, as ``stretch`` has it.

@@ -10,21 +10,21 @@ near it show: among all values of the client and among the 32 around it. Signs a
 mantissa for no more than the 23 bits before its trailing zeros. If a private value is as large as a given
 value of a message with at most that probability, whatever stands before them, then a run of b bits stands at
 a given place with at most 2^-b; a message of M bytes and a client with N private values have at most M N
-places for it. A run is therefore told when
+places for it. A run is therefore recognised when
 
     b >= log2(M N / p),    p = 1e-13 for each message,
 
 and 10,000 messages of any size raise a false alarm with a probability of at most 1e-9, whatever optimizer
 made the values:
 
-- SGD, or AdamW after a few rounds: a value has about 22 bits, four in a row are told, five for certain.
+- SGD, or AdamW after a few rounds: a value has about 22 bits, four in a row are recognised, five for certain.
 - The first steps of AdamW, all near the learning rate: 2 to 12 bits, so 7 to 40 values in a row are needed.
 - Where nearly all steps are the learning rate to the last bit, little but signs is left, and of values with
-  less than 1.5 bits on average nothing is told.
+  less than 1.5 bits on average nothing is recognised.
 
-A run is found by its parts: of four values where these have enough bits to tell which part it is, of 8 or
-16 where they have fewer. Those are of values with many digits, as whole numbers go on in an order: 7, 8, 9.
-A tensor of less than four values cannot be told from chance and is not searched for.
+A run is found by its parts: of four values where these have enough bits to show which part it is, of 8 or
+16 where they have fewer. Those are of values with many digits, as whole numbers follow in an order: 7, 8, 9.
+A tensor of less than four values cannot be distinguished from chance and is not searched for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fedsa_lora.exchange.arrays import NamedArrays
 
 FALSE_ALARM = 1e-9 / 10_000  # the most that one message may have
 SEED = 4  # values: as a run is searched for by its parts of this length at least, none is shorter
-SEED_BITS = 24.0  # with less, a part stands in too many places to tell which one it came from
+SEED_BITS = 24.0  # with less, a part stands in too many places to show which one it came from
 LONGEST = 4 * SEED  # parts are twice and four times as long where shorter ones have less
 NEIGHBOURS = 32  # values that are likely to be made by steps of one size
 MANTISSA_BITS = 23
@@ -144,13 +144,13 @@ def matches(message: bytes, private: PrivateValues) -> int:
     there."""
     if not private.size or len(message) < 4 * SEED:
         return 0
-    telling = log2(len(message) * private.words.size / FALSE_ALARM)
+    significant = log2(len(message) * private.words.size / FALSE_ALARM)
     found = 0
     for offset in range(4):
         words = _at_offset(message, offset)
         begins, lengths = _runs(words, private)
         bits = private.information[begins + lengths] - private.information[begins]
-        found += int(lengths[bits >= telling].sum())
+        found += int(lengths[bits >= significant].sum())
     return found
 
 
@@ -232,7 +232,7 @@ def _information(words: Words) -> Bits:
     bits: Bits = np.minimum(_rarity(size[None])[0], _significant(size))
     if size.size > NEIGHBOURS:
         rows = -(-size.size // NEIGHBOURS)
-        near = np.resize(size, (rows, NEIGHBOURS))  # the last row goes on with the first values
+        near = np.resize(size, (rows, NEIGHBOURS))  # the last row continues with the first values
         bits = np.minimum(bits, _rarity(near).ravel()[: size.size])
     return bits
 

@@ -16,7 +16,7 @@ from fedsa_lora.launch.superlink import flower_command, flower_environment
 
 
 class RunningSuperLink:
-    """A SuperLink that was started elsewhere and goes on afterwards: all that is ours is a Flower home."""
+    """A SuperLink that was started elsewhere and continues afterwards: all that is ours is a Flower home."""
 
     def __init__(self, connection: Connection, log: Path) -> None:
         self.connection, self.log = connection, log

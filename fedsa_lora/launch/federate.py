@@ -1,4 +1,4 @@
-"""A run through the real ``flwr run``: stage the app, follow it on the screen, tell how it ended."""
+"""A run through the real ``flwr run``: stage the app, follow it on the screen, report how it ended."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def federate(config: RunConfig, overrides: Sequence[str], place: Place, console:
 def _follow(
     config: RunConfig, overrides: Sequence[str], place: Place, console: Console, begun: Held
 ) -> Outcome:
-    """Start a run in the directory that has begun, and show how it goes on until it ends."""
+    """Start a run in the directory that has begun, and show its progress until it ends."""
     run_dir, logs = config.run_dir, config.run_dir / "logs"
     text = shlex.join([*overrides, *places(config)])
     with writing(logs):
@@ -137,7 +137,7 @@ def _lost(run_dir: Path, here: bool) -> str:
 
 
 def _failed(config: RunConfig, reason: str) -> str:
-    """The last words on a run that failed: where its logs are, why it failed, and what goes on with it."""
+    """The last words on a run that failed: where its logs are, why it failed, and what resumes it."""
     run_dir, reason = config.run_dir, reason.removeprefix("RunError: ")
     lines = [f"the run failed; its logs are in {run_dir / 'logs'}", reason]
     if last_whole_round(run_dir) >= config.federation.rounds:
@@ -150,7 +150,7 @@ def _failed(config: RunConfig, reason: str) -> str:
 
 def stopped(begun: Held, overrides: Sequence[str], report: bool) -> str:
     """Close a run that was stopped, in the directory that it has begun in, as ``end`` does. Returns how far
-    it came and the command that goes on with it, or that starts it again."""
+    it came and the command that resumes it, or that starts it again."""
     run_dir = begun.path
     if not begun.in_place():
         return f"stopped; {gone(run_dir)}"
@@ -176,7 +176,7 @@ def end(begun: Held, state: Literal["failed", "stopped"], reason: str, report: b
 
 
 def failure(run_dir: Path, outcome: Outcome, last: str, here: bool = False, rounds: int = 0) -> str:
-    """The reason why a run failed, or an empty text. Flower alone does not tell: it calls a run
+    """The reason why a run failed, or an empty text. Flower alone does not report it: it calls a run
     completed that called ``sys.exit``, so the run's own word, its ``rounds`` and the ``last`` file that it
     writes before that are asked for as well; its last word in the log, where they are on another machine and
     not ``here``."""

@@ -45,7 +45,7 @@ def still_starting(log: Path) -> str:
 
 def said_complete(log: Path, begin: int = 0) -> bool:
     """Return whether the ServerApp came to its good end, in what was logged from byte `begin` on: before it
-    may be the end of another run. Only a line of its own counts, not one that quotes a client."""
+    may be the end of another run. Only a whole line counts, not one that quotes a client."""
     return _COMPLETE_LINE.search(tail(log, begin)) is not None
 
 

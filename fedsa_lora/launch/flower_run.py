@@ -1,4 +1,4 @@
-"""Start the real `flwr run`, follow it, tell how it ended, leave nothing behind.
+"""Start the real `flwr run`, follow it, report how it ended, leave nothing behind.
 
 A simulation has its own SuperLink, Flower home and Ray session, so runs side by side do not meet. A deployed
 run is submitted to a SuperLink that runs already; that one and its nodes stay.
@@ -213,14 +213,14 @@ class FlowerRun:
                 raise
 
     def _stop(self) -> None:
-        """Stop a run that was submitted and has not ended; the SuperLink and its nodes go on."""
+        """Stop a run that was submitted and has not ended; the SuperLink and its nodes continue."""
         if self._client is not None and not self._ended:
             with suppress(HTTPError):  # it does not answer, or the run ended meanwhile
                 self._client.StopRun(StopRunRequest(run_id=self.run_id))
 
     def _copy_log(self, client: ControlHttpClient) -> None:
         """Write what the apps print to `self.log` until the run ends: it is not in the SuperLink's output. A
-        log that cannot be written is no reason to end a run, and is told once."""
+        log that cannot be written is no reason to end a run, and is reported once."""
         parts = _log_parts(client, self.run_id)
         try:
             with self.log.open("ab", buffering=0) as log:

@@ -102,7 +102,7 @@ class LocalRun:
 
 
 def _play(place: Processes, run_config: UserConfig, log: Path, told: Connection) -> None:
-    """Play a federation in a process of its own, and tell why it could not be done."""
+    """Play a federation in a separate process, and report why it could not be done."""
     os.setsid()  # a Ctrl-C in the terminal is for the command alone, to clean up in order
     signal.signal(signal.SIGTERM, exit_on_signal)
     end_with_parent()

@@ -23,8 +23,8 @@ _UNTOLD = ("title", "run.dir", "run.resume", "run.allow_changed_data")
 def to_resume(
     run_dir: Path, changes: Sequence[str] = (), allow: bool = False, allow_changed_data: bool = False
 ) -> tuple[RunConfig, list[str]]:
-    """The config that goes on with a run, and its overrides: those that it has had so far, ``changes``, and
-    those of a resumption, which goes on with other data where ``allow_changed_data`` says so.
+    """The config that resumes a run, and its overrides: those that it has had so far, ``changes``, and
+    those of a resumption, which continues with other data where ``allow_changed_data`` says so.
 
     Raises RunError for a run that is complete, results included, or that another process is at. Raises
     ConfigError with every difference to the config that the run has had so far, unless they are of what can
@@ -114,6 +114,6 @@ def _is_changeable(key: str) -> bool:
 
 
 def _words(run_dir: Path) -> list[str]:
-    """The overrides that a run was started or last gone on with."""
+    """The overrides that a run was started or last resumed with."""
     command = read_json(run_dir / "environment.json", ["command"])["command"]
     return shlex.split(str(command))[2:]

@@ -119,8 +119,8 @@ class AdapterModel:
             parameter.grad = None
 
     def hold_frozen(self, dtype: torch.dtype) -> None:
-        """Keep the matrices that no one changes as autocast to ``dtype`` uses them: it gives the same bits,
-        and no longer rounds them again at each use. Those under an adapter stay, for merge()."""
+        """Keep the matrices that no one changes as autocast to ``dtype`` uses them: bit-identical results,
+        without rounding again at each use. Those under an adapter stay, for merge()."""
         changing = {id(parameter) for parameter in self._parameters.values()}
         for layer in self._layers().values():
             changing |= {id(parameter) for parameter in layer.get_base_layer().parameters()}

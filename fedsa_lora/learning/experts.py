@@ -37,7 +37,7 @@ class Experts(Personalisation):
     mixes = True
 
     def clashes(self, run: RunConfig) -> Iterator[str]:
-        """A client takes its own part off what is common, which must be the mean of what clients shared."""
+        """A client takes its part off the common values, which must be the mean of what clients shared."""
         yield from super().clashes(run)
         if not run.split.shares_both:
             yield "personalisation: Experts mixes whole adapters, A with B; expected split=share_ab"

@@ -33,8 +33,8 @@ class Job:
     layer (d_out, d_in); ``trained`` are the names of those that move. ``batches`` are indices of
     ``examples``, one array for each step: without any nothing is trained. ``dropout`` is a seed.
     mu/2 ||w - anchor||^2 is added to the ``objective`` (FedProx, arXiv:1812.06127). ``scoring`` asks for
-    scores of tensors. An ``extension`` is what the model computes besides while the job lasts; it yields the
-    parameters of its own, which are trained as well. ``asked`` are examples that the trained model answers,
+    scores of tensors. An ``extension`` is what the model computes besides while the job lasts; it yields
+    its own parameters, which are trained as well. ``asked`` are examples that the trained model answers,
     with what ``read`` makes of them.
     """
 

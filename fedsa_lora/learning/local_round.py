@@ -27,7 +27,7 @@ class LocalRound:
 
     ``values`` are all tensors of ``layout``, ``merged`` what is in the frozen weights besides, by layer.
     ``anchor`` are the common values of what is shared, ``mu`` the weight of FedProx's term towards them,
-    ``others`` what is common without this client's own part in it.
+    ``others`` the common values without this client's own part in them.
     ``scoring`` asks for scores of the training that is shared from. ``augment`` changes examples a little
     before they are trained on.
     """

@@ -33,10 +33,10 @@ class Together:
 
 
 def at_the_same_time(calls: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Make calls side by side: each goes on until it asks a trainer for outcomes, and when all that have not
+    """Make calls side by side: each runs until it asks a trainer for outcomes, and when all that have not
     ended do, the trainer is asked for those of all, in the order of the calls.
 
-    Only one of them runs at any time, in a thread of its own; the trainer runs in this one. Returns what they
+    Only one of them runs at any time, in a separate thread; the trainer runs in this one. Returns what they
     return, and raises what the first of them raises.
     """
     if len(calls) == 1:
@@ -59,7 +59,7 @@ def at_the_same_time(calls: Sequence[Callable[[], Result]]) -> list[Result]:
 
 
 class _Member(Generic[Result]):
-    """A call in a thread of its own, which is there only while nobody else runs."""
+    """A call in a separate thread, which is there only while nobody else runs."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         self.asked: tuple[Trainer, Sequence[Job]] | None = None  # what it waits for
@@ -72,7 +72,7 @@ class _Member(Generic[Result]):
         self._thread = threading.Thread(target=run, daemon=True)
 
     def go_on(self, answer: Outcomes | BaseException | None) -> None:
-        """Let it go on with an answer, or begin, until it asks again or ends."""
+        """Let it continue with an answer, or begin, until it asks again or ends."""
         if answer is None:
             self._thread.start()
         else:

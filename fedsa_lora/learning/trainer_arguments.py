@@ -29,7 +29,7 @@ def settings_of_trainer(trainer: Any) -> dict[str, Any]:
     schedule = "constant" if schedule == "constant_with_warmup" else schedule
     given = (trainer.optimizer, trainer.lr_scheduler, trainer.optimizer_cls_and_kwargs)
     if any(part is not None for part in given) or _overridden(trainer, _OF_OPTIMIZERS):
-        faults.append("an optimizer or a scheduler of its own: expected those of the arguments")
+        faults.append("an optimizer or a scheduler from elsewhere: expected those of the arguments")
     if optimizer not in _OPTIMIZERS:
         faults.append(f"optim={optimizer}: expected adamw or sgd")
     if schedule not in _SCHEDULES:

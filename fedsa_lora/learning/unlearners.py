@@ -1,4 +1,4 @@
-"""Methods of unlearning that train with an objective of their own, see ``forgetting``."""
+"""Methods of unlearning that train with their own objective, see ``forgetting``."""
 
 from __future__ import annotations
 

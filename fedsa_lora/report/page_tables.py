@@ -25,7 +25,7 @@ from fedsa_lora.report.wording import (
 from fedsa_lora.runs.outcomes import ClientOutcome, remarks
 from fedsa_lora.runs.reading import UNLEARNING, Row, RunRecord
 
-# measurements with a section of their own, by file: its title, and the lines of its table
+# measurements with their own section, by file: its title, and the lines of its table
 AFTERWARDS = {UNLEARNING: ("Unlearning", unlearning_lines)}
 
 

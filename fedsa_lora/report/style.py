@@ -49,7 +49,7 @@ class FigureStyle:
 
     @property
     def counts(self) -> Colormap:
-        """Colours for counts, without the end that one would not tell from the paper."""
+        """Colours for counts, without the end that is too close to the paper's."""
         return ListedColormap(colormaps[self.counts_map](np.linspace(0.2, 1, 256)))
 
     def short(self, name: str) -> str:

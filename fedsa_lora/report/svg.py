@@ -13,7 +13,7 @@ from fedsa_lora.report.style import DARK, LIGHT, FigureStyle
 
 VARIABLES = ("paper", "ink", "muted", "grid", "personalised", "alone", "down")  # fields that are a colour
 VARIABLE = {getattr(LIGHT, name).lower(): f"var(--{name})" for name in VARIABLES}
-# A page has a font and joins of its own, and everything in a figure lies within its axes.
+# A page has its own font and joins, and everything in a figure lies within its axes.
 DROPPED = {"metadata", "style", "clipPath"}
 
 

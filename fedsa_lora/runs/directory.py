@@ -47,7 +47,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
-        self.resumed: ClientState | None = None  # the checkpoint that is gone on from
+        self.resumed: ClientState | None = None  # the checkpoint that the run resumes from
         self.metrics = RunMetrics(path, config.federation.rounds, config.task.measures[0])
         self.run = ""  # what the clients' stores know this run by; kept when it is resumed
         self.resumptions = 0
@@ -92,12 +92,12 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, config: RunConfig, command: str) -> RunDirectory:
-        """The directory of a run that was broken off, as it was after its last whole round: rows of a later
-        one are dropped. A checkpoint that cannot be read is told, and the round before it is taken.
+        """The directory of an interrupted run, as it was after its last whole round: rows of a later
+        one are dropped. A checkpoint that cannot be read is logged, and the round before it is taken.
         ``command`` replaces that of before: it has what the resumption changed. Where every round is whole
         and the run is only to be finished, that is no resumption to remember.
 
-        Raises RunError when there is no round to go on from, another process is at it, or the task has
+        Raises RunError when there is no round to resume from, another process is at it, or the task has
         another primary measure than before, and DataError when the data changed and the config does not allow
         it; the directory is then as it was.
         """
@@ -135,7 +135,7 @@ class RunDirectory:
         clients = [row for row in read_jsonl(self.path / CLIENTS) if row["round"] <= self.done]
         known = read_json(self.path / "environment.json")
         self._write_status("running")
-        (self.path / REPORT).unlink(missing_ok=True)  # it tells how the run ended before
+        (self.path / REPORT).unlink(missing_ok=True)  # it shows how the run ended before
         for name, rows in ((ROUNDS, rounds), (CLIENTS, clients)):
             self._write(name, "".join(json.dumps(row) + "\n" for row in rows))
         for row in rounds:
@@ -214,7 +214,7 @@ class RunDirectory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever happens inside, ``status.json``, the log and the metrics tell it. What ends the run is
+        """Records what happens inside in ``status.json``, the log and the metrics. What ends the run is
         raised again, and not replaced by an error of recording it."""
         record("started", f"after round {self.done}")
         self.metrics.publish("running")

@@ -125,7 +125,7 @@ def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
 
     Shares of few examples are coarse, so that all differences may be equal by chance, and an interval
     without width would claim certainty. Then the sign test decides (Dixon and Mood, 1946): fewer than six
-    equal differences are told from nothing as little as a single one.
+    equal differences are as insignificant as a single one.
     """
     x = np.asarray(differences, float)
     if len(x) == 1 or (len(x) < FEWEST_EQUAL and np.ptp(x) < SAME and abs(x[0]) >= SAME):

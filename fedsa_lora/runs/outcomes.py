@@ -9,7 +9,7 @@ from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.runs.measures import worse
 from fedsa_lora.runs.reading import Row, RunRecord
 
-# Kinds of remarks on answers: a client told an error, its answer was not taken, or it gave none
+# Kinds of remarks on answers: a client reported an error, its answer was not taken, or it gave none
 FAILURES = ("error", "rejected", "lost")
 CLIPPED = "clipped"  # its update was taken, but scaled down to a bound
 
@@ -62,7 +62,7 @@ class Remark:
 
 
 def failures(row: Row) -> list[Row]:
-    """The remarks of the row of a round on answers that were not there to go on with."""
+    """The remarks of the row of a round on answers that were not there to continue with."""
     return [remark for remark in row.get("remarks") or [] if remark["kind"] in FAILURES]
 
 
@@ -80,7 +80,7 @@ def client_outcomes(record: RunRecord) -> list[ClientOutcome]:
 
 
 def remarks(record: RunRecord) -> list[Remark]:
-    """Faults of answers, by client; one that repeats in each round is told once."""
+    """Faults of answers, by client; one that repeats in each round is reported once."""
     rounds: dict[tuple[str | None, str, str], list[int]] = defaultdict(list)
     for row in record.rounds:
         for remark in row.get("remarks") or []:

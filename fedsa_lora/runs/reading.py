@@ -22,7 +22,7 @@ AFTERWARDS = (EVALUATION, UNLEARNING)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a run directory tells; what a run did not live to write is empty. ``afterwards`` are the
+    """Everything a run directory records; what a run did not live to write is empty. ``afterwards`` are the
     measurements of a finished run that are there, by the name of their file."""
 
     directory: Path

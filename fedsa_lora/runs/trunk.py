@@ -11,7 +11,7 @@ PREFIX = "trunk/"
 
 
 def as_memory(values: Mapping[str, NamedArrays]) -> Arrays:
-    """The tensors by client, as entries of a memory; "" are those of clients without any of their own."""
+    """The tensors by client, as entries of a memory; "" are those of clients that have none."""
     return {
         f"{PREFIX}{client}/{name}": array
         for client, arrays in values.items()

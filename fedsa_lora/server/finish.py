@@ -59,7 +59,7 @@ def finish(config: RunConfig, directory: RunDirectory, model: AdapterModel) -> N
 
 @contextmanager
 def to_the_end(directory: RunDirectory) -> Iterator[None]:
-    """However the run of a directory ends inside, the directory tells, and its report where it has one;
+    """Records in a run's directory, and in its report where it has one, how the run inside ends;
     another process can have it afterwards."""
     with closing(directory), journal(directory.path / SERVER_LOG, "server"):
         try:

@@ -23,7 +23,7 @@ SILENT = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "its node did not answer f
 
 
 class ClientGrid(Grid):
-    """A Grid in which each client is a node of its own, over one whose nodes have ``each`` clients.
+    """A Grid in which each client is a separate node, over one whose nodes have ``each`` clients.
 
     Client ``place`` of node n is node ``n * each + place`` here. What is pushed to clients of one node waits
     until an answer is asked for, and then travels as one message; so do the answers.

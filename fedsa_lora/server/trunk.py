@@ -110,11 +110,11 @@ class Trunk:
             }
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that ``restore`` goes on from."""
+        """All that ``restore`` resumes from."""
         return as_memory(self._values)
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self._values = {"": self._values[""]} | of_trunk(memory)
 
     def _exchange(self, client: str) -> Exchange:

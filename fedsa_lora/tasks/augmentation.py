@@ -17,7 +17,7 @@ class Augmentation:
     flip: bool = False
 
     def __call__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Images (n, channels, height, width), each changed by draws of its own."""
+        """Images (n, channels, height, width), each changed by separate draws."""
         if self.crop:
             pixels = self._moved(pixels, rng)
         if self.flip:

@@ -72,7 +72,7 @@ def _decide(text: str, name: str, separator: str) -> tuple[_Sheet, tuple[str, ..
     """The rows with quotation marks read as such, or as a part of the text.
 
     Files as of GLUE have no quoting: a lone mark there would swallow the lines up to the next one. So marks
-    are text where each line is a row of its own, and read otherwise they make no sense, or (in TSV, where
+    are text where each line is a separate row, and read otherwise they make no sense, or (in TSV, where
     a text hardly ever holds a tab and a new line) swallow a line. A row that goes over several lines is
     always remarked: a lone mark may have made it.
     """

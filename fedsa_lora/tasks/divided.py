@@ -97,7 +97,7 @@ class DividedTask(TaskDefaults, ABC):
 
     def describe(self) -> FederationData:
         """Counts each client's examples; classes are the true ones, whatever a client calls them. Of clients
-        with data of their own nothing is known here."""
+        with their own data nothing is known here."""
         labels = self.labels()
         if self.partition.own:
             return FederationData(labels, {}, ("every client has its own data, unknown to the server",))

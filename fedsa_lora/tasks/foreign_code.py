@@ -1,5 +1,5 @@
 """Words of a model's or tokenizer's config by which transformers runs code that comes with it, or opens files
-of this machine that are none of its own."""
+of this machine that do not belong to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VOCABULARY = re.compile(r"(\w+_)?(vocab|merges)")
 _VERSIONS = ("fast_tokenizer_files", "configuration_files")
 # Often the places of the machine that saved the tokenizer: transformers never opens them.
 _REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file", "name_or_path")
-# Made of two tokenizers in folders of their own, whose files are not checked.
+# Made of two tokenizers in separate folders, whose files are not checked.
 _OF_FOLDERS = ("rag", "RagTokenizer", "RagTokenizerFast")
 _CONFIG, _TOKENIZER, _SPECIAL = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 

@@ -80,8 +80,7 @@ def _refuse_elsewhere(name: str, files: Mapping[str, Sequence[str]]) -> None:
     for file in (str(file) for split in files.values() for file in split):
         if not file.startswith(_HUB_FILES):
             raise DataError(
-                f"the hub data set {name!r} would read {file!r}, which is not one of its own files: choose "
-                "another"
+                f"the hub data set {name!r} would read {file!r}, which is none of its files: choose another"
             )
 
 

@@ -79,7 +79,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _left_out(folder: Path) -> Iterator[str]:
-    """Remarks on folders without images of their own, and on files that are none by their names."""
+    """Remarks on folders without images directly inside, and on files that are none by their names."""
     classes = _classes(folder)
     if empty := [path.name for path in _folders(folder) if path not in classes]:
         yield f"{folder}: no class, as it has no image: {names(empty)}"
@@ -95,7 +95,7 @@ def _left_out(folder: Path) -> Iterator[str]:
 
 
 def _classes(folder: Path) -> list[Path]:
-    return [path for path in _folders(folder) if next(_images(path), None)]  # the first tells
+    return [path for path in _folders(folder) if next(_images(path), None)]  # the first is enough
 
 
 def _images(folder: Path) -> Iterator[Path]:

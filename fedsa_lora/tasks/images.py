@@ -72,7 +72,7 @@ class Images:
 
     def check(self, read: ModelImages) -> tuple[str, ...]:
         """Remarks on the images. Raises DataError for the first row that by the header and the end of its
-        file is no image for the model, which takes those of one size where it has none of its own; decoded
+        file is no image for the model, which takes those of one size where it states none itself; decoded
         is only what lacks its end."""
         if isinstance(self.column, np.ndarray):
             return ()
@@ -178,7 +178,7 @@ class Images:
         raise DataError(
             f"{self._place(row)} has {sizes[0]} pixels, another has {sizes[1]}; set task.size to the size "
             "that the model is to read",
-            sent="the images of the data have different sizes, and the model has no size of its own",
+            sent="the images of the data have different sizes, and the model states no size",
             key="task.size",
         )
 

@@ -1,4 +1,4 @@
-"""Texts in one row without padding: a token sees those of its own text alone."""
+"""Texts in one row without padding: a token sees its own text alone."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class PartitionSettings(Group):
     """The partition of the rows among clients.
 
     ``partitioner`` is a node with ``_target_`` naming a class of ``flwr_datasets.partitioner`` and
-    its arguments; {}: nothing is divided, every node has data of its own. Each client keeps a
+    its arguments; {}: nothing is divided, every node has its own data. Each client keeps a
     uniformly drawn number of train examples in ``train_examples`` = [lo, hi] (all without it), gives up
-    ``validation_examples`` of its own, and at most ``test_examples`` for test. ``test_fraction`` of its
+    ``validation_examples`` of these, and at most ``test_examples`` for test. ``test_fraction`` of its
     rows is its test part where the data has no test split. With ``label_meaning`` "per_client" each
     client renames the classes.
     Raises ConfigError that lists every fault.
@@ -53,7 +53,7 @@ class PartitionSettings(Group):
 
     @property
     def own(self) -> bool:
-        """True where every node has data of its own."""
+        """True where every node has its own data."""
         return not self.partitioner
 
 

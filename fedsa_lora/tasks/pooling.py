@@ -93,7 +93,7 @@ def folded(model: Any) -> Any:
     sqrt(eps). The layer before hands on its states before their LayerNorm's weight and bias, whose mean over
     the width is zero, so nothing is subtracted either; the pooler applies that weight and bias. tanh is
     linear at a small scale, by which the classifier's weight is larger. Powers of two are exact, so
-    ``unfolded`` gives back the same bits. In fp16 the values are out of range and every logit is NaN; bf16
+    ``unfolded`` is bit-identical. In fp16 the values are out of range and every logit is NaN; bf16
     and fp32 are right.
 
     Raises ModelError for an architecture without such a layer.

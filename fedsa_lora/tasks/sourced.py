@@ -25,7 +25,7 @@ class SourcedTask(DividedTask):
     """Rows from a shipped set, local files or the hub.
 
     ``dataset`` is the name of a shipped set, a file, a folder or a hub id (with ``subset``);
-    ``files`` may name one file per split instead; neither is needed where every node has data of its own.
+    ``files`` may name one file per split instead; neither is needed where every node has its own data.
     ``group`` (the natural column) is a column's name; ``where`` keeps the rows whose column equals a value
     or one of a list. Without a ``test_split`` every client sets part of its rows aside.
     ``train_split`` and ``test_split`` are names of splits, as the data set has them.
@@ -70,7 +70,7 @@ class SourcedTask(DividedTask):
         return replace(self, dataset=str(path), files={}, subset=None, test_split=test)
 
     def places(self) -> list[Path]:
-        """The files and folders of both splits; none of the hub, nor where every node has data of its own.
+        """The files and folders of both splits; none of the hub, nor where every node has its own data.
         Raises DataError where one is not there."""
         if not self.source:
             return []

@@ -144,7 +144,7 @@ class FederationData:
 
     def check_measurable(self, part: Literal["test", "validation"]) -> None:
         """Raise DataError where no client has examples to be measured on: the run would have no result. Of
-        clients with data of their own that is not known here."""
+        clients with their own data that is not known here."""
         if not self.clients or any(getattr(share, part) for share in self.clients.values()):
             return
         remedy = "name a test split" if part == "test" else "raise federation.validation_examples"

@@ -1,7 +1,7 @@
 """Structured logs: one JSON object a line, with client, round and phase, on either side of the wire.
 
 What the app records and what Flower logs end in the same file. Writing to it never ends a round: a log that
-cannot be written is told once on stderr.
+cannot be written is reported once on stderr.
 """
 
 from __future__ import annotations

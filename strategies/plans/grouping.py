@@ -116,7 +116,7 @@ class Grouping:
     def learn(self, round_: int, updates: Mapping[str, Vector]) -> dict[int, int]:
         """Take in the updates of a round, and group all clients that are known when that is due.
 
-        Returns by group the one whose values it goes on from: itself, or for a new one that which most
+        Returns by group the one whose values it continues from: itself, or for a new one that which most
         of its members come from.
         """
         for client, update in updates.items():
@@ -147,7 +147,7 @@ class Grouping:
         return members | {DIRECTION + c: direction for c, direction in self.directions.items()}
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Go on from a ``state``; other arrays of a checkpoint's memory are ignored."""
+        """Resume from a ``state``; other arrays of a checkpoint's memory are ignored."""
         self.members = {c: int(number[0]) for c, number in _by_client(state, MEMBER).items()}
         self.directions = _by_client(state, DIRECTION)
 

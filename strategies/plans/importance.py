@@ -132,7 +132,7 @@ class ByImportance:
         return {"disagreement": np.array([self._disagreement]), **rows}
 
     def restore(self, state: Mapping[str, NDArray[np.float64]]) -> None:
-        """Go on from a ``state()``. Raises SplitError when it is of a pool of another size."""
+        """Resume from a ``state()``. Raises SplitError when it is of a pool of another size."""
         expected = (3, len(self._bytes))
         rows = {k.removeprefix("known/"): v for k, v in state.items() if k.startswith("known/")}
         if wrong := {key: v.shape for key, v in rows.items() if v.shape != expected}:

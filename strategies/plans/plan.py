@@ -41,7 +41,7 @@ class Plan(ABC):
         return {}
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from a ``state``; other arrays of the memory are ignored."""
+        """Resume from a ``state``; other arrays of the memory are ignored."""
         return
 
 

@@ -73,7 +73,7 @@ class ByVariance:
         return {"next": np.array([float(self._next)]), **measured}
 
     def restore(self, state: Mapping[str, NDArray[np.float64]]) -> None:
-        """Go on from a ``state()``. Raises SplitError when it is of another number of blocks."""
+        """Resume from a ``state()``. Raises SplitError when it is of another number of blocks."""
         variance = state.get("variance")
         if variance is not None and variance.shape != (len(self._blocks),):
             raise SplitError(f"variances of {variance.size} layers, but the model has {len(self._blocks)}")

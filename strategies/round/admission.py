@@ -21,7 +21,7 @@ Res = TypeVar("Res", FitRes, EvaluateRes)
 Kind = Literal["error", "lost", "rejected", "clipped"]
 Failure = tuple[ClientProxy, Res] | BaseException
 MAX_REASON = 500  # characters of a text that a client may have written, in logs and rows
-MAX_NAME = 64  # of the name of a client, or of the number of a node that has not told one
+MAX_NAME = 64  # of the name of a client, or of the number of a node that has not reported one
 log = logging.getLogger("flwr")
 
 
@@ -46,7 +46,7 @@ class Answer(Generic[Res]):
 
 @dataclass(frozen=True)
 class Remark:
-    """A fault in the answer of a client, None where nobody knows whose. ``error``: it told one
+    """A fault in the answer of a client, None where nobody knows whose. ``error``: it reported one
     instead; ``lost``: none came; ``rejected`` or ``clipped``: the server did that with it."""
 
     client: str | None
@@ -80,7 +80,7 @@ class Admission(Generic[Res]):
 
     @property
     def failures(self) -> list[Remark]:
-        """Remarks on answers that are not there to go on with."""
+        """Remarks on answers that are not there to continue with."""
         return [remark for remark in self.remarks if remark.kind != "clipped"]
 
     @property

@@ -77,7 +77,7 @@ class Attendance:
         return found | ({SKIPPED: np.array([self.skipped])} if self.skipped else {})
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from what ``state`` gave."""
+        """Resume from what ``state`` gave."""
         known = {name.removeprefix(ABSENCE): a for name, a in memory.items() if name.startswith(ABSENCE)}
         self._failures = {client: int(a[0]) for client, a in known.items()}
         self._out_through = {client: int(a[1]) for client, a in known.items() if a[1]}

@@ -208,7 +208,7 @@ class Rejections:
         return counts | {UPLOADS: np.array([self._uploads])}
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from what ``state`` gave."""
+        """Resume from what ``state`` gave."""
         counts = {n.removeprefix(REJECTED): int(a[0]) for n, a in memory.items() if n.startswith(REJECTED)}
         self._rejected = Counter(counts)
         self._uploads = int(memory[UPLOADS][0]) if UPLOADS in memory else 0

@@ -30,7 +30,7 @@ Ins = TypeVar("Ins", FitIns, EvaluateIns)
 FIRST_PAUSE, POLL_SECONDS, LONGEST_PAUSE = 0.001, 0.1, 1.0  # twice as long each time that nothing came
 BUSY = 4  # pauses last so many times as long as asking for all replies, so that many nodes cost little
 RETRY_SECONDS = 2.0  # before a client is asked again: a node that restarts is not there at once
-GRACE_SECONDS = 1.0  # a message outlives the deadline by this much, so that it is us who tell the late
+GRACE_SECONDS = 1.0  # a message outlives the deadline by this much, so that it is us who report the late
 # A node was gone, its reply lost or its process killed. What a client says itself, or its app raises,
 # would be the same again.
 PASSING = frozenset(
@@ -86,7 +86,7 @@ class Collection(Generic[Ins, Res]):
 
     After ``seconds`` (None: no deadline) who has not answered is late, and what it may still send is
     ignored. A client that failed for a passing reason is asked the same again, up to ``retries`` times
-    while there is time. ``name_of`` tells the client of a node. ``further`` returns the config of a further
+    while there is time. ``name_of`` returns the client of a node. ``further`` returns the config of a further
     message to a client after its answer, until one is its last; it raises WireError for an answer that is
     none.
     """

@@ -71,11 +71,11 @@ class Downlink:
         self._change = self.layout.mask(names), payload
 
     def forget(self) -> None:
-        """Send everyone the vector whole, as clients went on from what they were sent last."""
+        """Send everyone the vector whole, as clients continued from what they were sent last."""
         self._took_part = frozenset()
 
     def branched(self) -> Downlink:
-        """One without a codec that goes on from the same vector."""
+        """One without a codec that continues from the same vector."""
         branch = Downlink(self.layout, self.vector, None, self.seed)
         branch.round = self.round
         return branch
@@ -94,7 +94,7 @@ class Downlink:
         return found | {TOOK_PART + client: np.ones(1, np.float32) for client in follow}
 
     def restore(self, round_: int, vector: Vector, memory: NamedArrays) -> None:
-        """Go on after a round from what ``state`` gave then."""
+        """Resume after a round from what ``state`` gave then."""
         self.round, self.vector, self._made = round_, vector, {}
         self.held = memory.get(HELD, vector)
         self.merged = merged_by(memory)

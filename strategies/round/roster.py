@@ -27,7 +27,7 @@ class Roster:
     """Learns which client is behind each node, and draws samples from names, seed and round alone.
 
     At the start it waits up to ``wait_seconds`` until the ``expected`` clients are there and have said who
-    they are, and goes on with fewer, down to the share ``least`` of them; later it waits, as long, only where
+    they are, and continues with fewer, down to the share ``least`` of them; later it waits as long only where
     fewer than that are there. So a node that does not answer costs a run one wait: it is left out, and
     its answer is looked for in every phase, without waiting. ``wait_seconds`` None is a simulation: its
     clients are waited for as long as the process lives that simulates them, and there must be a node, which

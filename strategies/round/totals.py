@@ -27,7 +27,7 @@ class Totals:
         return self._total if client in self._examples else 0
 
     def weight(self, client: str) -> float:
-        """The weight of a client in the mean; 0 where it has none, or nobody is told."""
+        """The weight of a client in the mean; 0 where it has none, or weights are not sent."""
         return self._examples.get(client, 0) / max(1, self._total)
 
     def learn(self, updates: Sequence[Update]) -> None:
@@ -36,14 +36,14 @@ class Totals:
             self._take({update.client: update.examples for update in updates})
 
     def forget(self) -> None:
-        """Clients went on from the mean: it is that of what they hold no more."""
+        """Clients continued from the mean: it is that of what they hold no more."""
         self._take({})
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {EXAMPLES + client: np.array([count]) for client, count in self._examples.items()}
 
     def restore(self, memory: NamedArrays) -> None:
-        """Go on from what ``state`` gave; other arrays of the memory are ignored."""
+        """Resume from what ``state`` gave; other arrays of the memory are ignored."""
         found = {name.removeprefix(EXAMPLES): a for name, a in memory.items() if name.startswith(EXAMPLES)}
         self._take({client: int(count[0]) for client, count in found.items()})
 

@@ -117,7 +117,7 @@ def aggregation_error(layers: Iterable[tuple[Sequence[Factors], Factors]], weigh
 
     The inexactness of averaging A and B apart. Each layer is the clients' factors and their mean. The
     difference is taken between entries of the small core, not between squared norms, so errors down to
-    1e-15 can be told from 0.
+    1e-15 can be distinguished from 0.
     """
     norms = [(norm(residual(parts, weights, mean)), norm(stack(parts, weights))) for parts, mean in layers]
     error, size = (float(np.linalg.norm(of_layers)) for of_layers in zip(*norms, strict=True))

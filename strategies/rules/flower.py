@@ -53,7 +53,7 @@ def remembered(inner: Strategy) -> dict[str, NDArray[Any]]:
 
 
 def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
-    """Make a strategy go on from what was ``remembered``, and from the server's vector."""
+    """Make a strategy resume from what was ``remembered``, and from the server's vector."""
     for layer in layers(inner):
         for name in _REMEMBERED:
             if SERVER + name in memory and hasattr(layer, name):
@@ -64,7 +64,7 @@ def recall(inner: Strategy, memory: NamedArrays, vector: Vector) -> None:
 
 
 def forget_rounds(inner: Strategy) -> None:
-    """Make a strategy go on as if no round had been before: without the momentum of a server optimizer."""
+    """Make a strategy continue as if no round had been before: without the momentum of a server optimizer."""
     for layer in layers(inner):
         for name in _REMEMBERED:
             if values := getattr(layer, name, None):
@@ -86,7 +86,7 @@ class Rule(ABC):
         return remembered(self.inner)
 
     def restore(self, vector: Vector, memory: NamedArrays) -> None:
-        """Go on from a ``state`` and the server's vector; other arrays of the memory are ignored."""
+        """Resume from a ``state`` and the server's vector; other arrays of the memory are ignored."""
         recall(self.inner, memory, vector)
 
 

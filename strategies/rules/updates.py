@@ -20,8 +20,8 @@ class Update:
 
     ``positions`` are those of its ``values`` in the vector of everything that may be shared, ascending;
     None: every one. ``shared`` are the tensors that it covers, ``rank`` that of the client's adapter
-    where it has one of its own. ``counts`` are the client's train examples by class, empty unless it
-    tells them, and ``scores`` the importance of tensors, empty unless a plan asks for it; ``loss`` is that
+    where it has its own. ``counts`` are the client's train examples by class, empty unless it
+    sends them, and ``scores`` the importance of tensors, empty unless a plan asks for it; ``loss`` is that
     of its training; ``examples`` are what it weighs in a mean.
     """
 
@@ -88,7 +88,7 @@ def mean_update(layout: Layout, updates: Sequence[Update]) -> Vector:
     """sum_k p_k u_k tensor by tensor over those who share it, (layout.size,).
 
     Every value that was received is read once: the cost grows with them, not with clients x
-    parameters. A head whose clients tell their class counts is averaged row by row with
+    parameters. A head whose clients send their class counts is averaged row by row with
     u_kc = (n_kc + 1e-3) / sum_j (n_jc + 1e-3).
     """
     weights = tensor_weights(layout, updates)

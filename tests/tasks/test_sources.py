@@ -196,7 +196,7 @@ def test_a_hub_data_set_whose_description_names_other_files_than_its_own_is_refu
             raise AssertionError("it was read")
 
     monkeypatch.setattr("datasets.load_dataset_builder", lambda *asked: Builder())
-    with pytest.raises(DataError, match=f"'a/b' would read '{file}', which is not one of its own"):
+    with pytest.raises(DataError, match=f"'a/b' would read '{file}', which is none of its files"):
         read_split("a/b", "train")
 
 

@@ -1,4 +1,4 @@
-"""The resident model as it computes the flat tokens of several clients, each with tensors of its own."""
+"""The resident model as it computes the flat tokens of several clients, each with its own tensors."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class FlatModel:
 
 
 def _layers(model: AdapterModel, rows: Rows) -> dict[nn.Module, LowRank | Own]:
-    """Every layer of which clients have tensors of their own, by the module in its place."""
+    """Every layer of which clients have their own tensors, by the module in its place."""
     names = {id(model.parameter(name)): name for name in model.layout.names}
     found: dict[nn.Module, LowRank | Own] = {}
     for layer in model.linear_layers().values():

@@ -1,4 +1,4 @@
-"""Layers of which each client has factors or weights of its own, over the rows of all clients at once."""
+"""Layers of which each client has its own factors or weights, over the rows of all clients at once."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class _LowRankPass(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """h = W_k x + b_k: a linear layer of the head, of which each client has weights (d_out, d_in) and biases
-    (d_out,) of its own."""
+    """h = W_k x + b_k: a linear layer of the head, of which each client has its own weights (d_out, d_in)
+    and biases (d_out,)."""
 
     weight: list[torch.Tensor]
     bias: list[torch.Tensor] | None

@@ -1,4 +1,4 @@
-"""Dropout over flat tokens: the masks that each client draws for a batch of its own, side by side."""
+"""Dropout over flat tokens: the masks that each client draws for its own batch, side by side."""
 
 from __future__ import annotations
 

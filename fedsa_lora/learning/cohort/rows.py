@@ -31,7 +31,7 @@ class Rows:
         self.values = torch.empty(clients, size, dtype=kind.dtype, device=kind.device)
         self.gradients = self.values.new_zeros(clients, sum(spec.size for spec in moving))
         self.work = self.values if dtype == self.values.dtype else self.values.to(dtype)
-        # what makes autograd go through layers whose input needs no gradient of its own
+        # what makes autograd go through layers whose input needs no gradient itself
         self.leaf = self.values.new_zeros(1, requires_grad=True)
 
     @torch.no_grad()

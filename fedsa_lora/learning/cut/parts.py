@@ -156,7 +156,7 @@ def narrowed(kind: Any, cut: Cut, part: Part) -> Any:
 
 @contextmanager
 def standing_in(base: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Other children of a model in the place of its own, while it lasts."""
+    """Other children of a model in the place of the original ones, while it lasts."""
     own = {name: base._modules[name] for name in modules}
     base._modules.update(modules)
     try:

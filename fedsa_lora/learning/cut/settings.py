@@ -30,7 +30,7 @@ class Cut(Group):
     The batch of a step goes through the parts in ``micro_batches``: a step takes one message more than it has
     of them. ``dtype`` is the number format of activations and their gradients on the wire, int8 with a scale
     for each token. ``trunk``: the server trains the LoRA of the trunk anew for each client and takes the mean
-    at the end of a round (``shared``), or each client has one of its own there (``per_client``). Raises
+    at the end of a round (``shared``), or each client has its own there (``per_client``). Raises
     ConfigError for numbers that leave a part without a block.
     """
 
@@ -98,7 +98,7 @@ class Cut(Group):
             yield "cut: each part has plain LoRA; expected lora.variant=lora and lora.init=default"
         if run.model.quantization is not None or run.model.adapter:
             yield "cut: expected model.quantization=null and model.adapter=null"
-        depth = run.model.depth  # None: told by the plan, which makes the model without its weights
+        depth = run.model.depth  # None: given by the plan, which makes the model without its weights
         if depth is not None and (fault := self.beyond(depth)):
             yield fault
         yield from self._training_clashes(run)

@@ -109,7 +109,7 @@ class Trained:
         return found
 
     def state(self) -> Arrays:
-        """All that ``restore`` goes on from: values, gradients, and the optimizer's moments."""
+        """All that ``restore`` resumes from: values, gradients, and the optimizer's moments."""
         state = {_VALUE + name: as_array(parameter) for name, parameter in self._own.items()}
         for name in self.names:
             parameter = self._own[name]
@@ -122,7 +122,7 @@ class Trained:
 
     @torch.no_grad()
     def restore(self, state: NamedArrays, steps: int) -> None:
-        """Go on after so many steps."""
+        """Resume after so many steps."""
         self.steps = steps
         for name, parameter in self._own.items():
             parameter.copy_(_tensor(state[_VALUE + name], parameter.device))
