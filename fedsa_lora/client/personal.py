@@ -174,14 +174,14 @@ def of_phase(state: ClientState | None) -> Arrays:
     return {} if state is None else under(state.memory, PHASE)
 
 
-def others(common: NamedArrays, state: ClientState | None, share: float, round_: int) -> NamedArrays:
-    """The mean of the other clients' values: (common - p own) / (1 - p), p = ``share`` being its weight
+def others(common: NamedArrays, state: ClientState | None, weight: float, round_: int) -> NamedArrays:
+    """The mean of the other clients' values: (common - p own) / (1 - p), p = ``weight`` being its weight
     in what became common in a round. For a client alone or not in that mean, the common values."""
     own = beside(state)
-    if state is None or state.round != round_ or not own or not 0 < share < 1:
+    if state is None or state.round != round_ or not own or not 0 < weight < 1:
         return common
     return {
-        name: ((mean - share * own[name].astype(np.float64)) / (1 - share)).astype(np.float32)
+        name: ((mean - weight * own[name].astype(np.float64)) / (1 - weight)).astype(np.float32)
         for name, mean in common.items()
         if name in own
     }

@@ -104,7 +104,7 @@ class ClientRounds:
         received = receive(header, parameters, self.pool, self.allowed, state, self.bench.downlink)
         parts = turn_split(self.bench.split, self.layout, received.turn)
         anchor = self._common(received, parts.shared)
-        rest = others(anchor, state, self._share(header), mean_of)
+        rest = others(anchor, state, self._weight(header), mean_of)
         return OpenRound(header.round, state, received, parts, self.values(received, state), anchor, rest)
 
     def values(self, received: Received, state: ClientState | None) -> Arrays:
@@ -204,7 +204,7 @@ class ClientRounds:
         index = self.pool.index(self.pool.select(names))
         return vector if index is None else vector[index]
 
-    def _share(self, header: wire.BroadcastHeader) -> float:
+    def _weight(self, header: wire.BroadcastHeader) -> float:
         """The weight of this client in the mean that it was sent; 0 where no total was sent."""
         examples = len(self.train)
         if 0 < header.total < examples:

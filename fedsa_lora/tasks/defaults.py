@@ -19,7 +19,7 @@ class TaskDefaults(Protocol):
     """Flags of a task, and its part of an export, which by default is a model alone."""
 
     classifies: ClassVar[bool] = False  # predictions are logits of classes
-    by_client: ClassVar[bool] = False  # each machine is asked for the data of its own clients
+    by_client: ClassVar[bool] = False  # each machine is asked for its own clients' data
 
     def save_preprocessor(self, folder: Path) -> None:
         """Write what prepares the model's inputs, such as a tokenizer, into the folder of its weights."""
