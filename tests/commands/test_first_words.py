@@ -126,7 +126,6 @@ class Mine(SplitPolicy):
         ("run experiment=smoke split=layer_wise split.last=9", "split asks for 9 layers"),
         ("run experiment=smoke split={_target_:mine.Mine}", "nothing chooses for Mine"),
         ("run experiment=smoke run.dir=mine.py/run", "mine.py/run cannot be made: Not a directory"),
-        ("run experiment=smoke run.dir=mine.py", "mine.py is a file"),
     ],
 )
 def test_a_fault_is_told_once_without_libraries_that_train(words, told, tmp_path, capfd, monkeypatch):
