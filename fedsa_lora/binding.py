@@ -171,7 +171,9 @@ def raise_faults(faults: list[str], *, sent: str = "") -> None:
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         text = f"the configuration has {len(faults)} fault{'s'[: len(faults) > 1]}:\n{listed}"
-        raise ConfigError(text, sent=sent)
+        error = ConfigError(text, sent=sent)
+        error.faults = tuple(faults)
+        raise error
 
 
 def attempt(look: Callable[[], T], faults: list[FedSAError]) -> T | None:
@@ -187,7 +189,7 @@ def raise_errors(faults: list[FedSAError]) -> None:
     """Raise the one error as it is, of several a ConfigError that lists them."""
     if len(faults) == 1:
         raise faults[0]
-    raise_faults([str(fault) for fault in faults])
+    raise_faults([line for fault in faults for line in fault.faults])
 
 
 def _neighbours(module: str) -> list[str]:

@@ -23,7 +23,7 @@ class FedSAError(Exception):
     ``printable``, as it may also quote what a stranger wrote. A client sends ``sendable`` in its place, which
     is made of nothing but ``sent``, a sentence that stands in the source, ``key``, the key of the config at
     fault, and ``counts``, numbers by what they count. Raises TypeError for a count that is not a whole
-    number, and ValueError for an unknown key.
+    number, and ValueError for an unknown key. ``faults`` are the parts of a message that lists several.
     """
 
     meaning: ClassVar[str] = "it failed"  # what is sent of an error without its own sentence
@@ -36,6 +36,7 @@ class FedSAError(Exception):
         if wrong := [name for name, count in counts.items() if type(count) is not int]:
             raise TypeError(f"{wrong[0]} is not a whole number")
         self.sent, self.key, self.counts = sent, key, counts
+        self.faults: tuple[str, ...] = (str(self),)
 
     @property
     def sendable(self) -> str:

@@ -26,6 +26,7 @@ from fedsa_lora.exchange.arrays import NamedArrays, cut, padded
 from fedsa_lora.files import recover, replaced, writing
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.stock import refuse_unstocked, save_backbone
+from fedsa_lora.runs.clients import stored, unknown
 from fedsa_lora.runs.directory import RunDirectory
 from fedsa_lora.runs.trunk import of_trunk
 from fedsa_lora.settings import RunConfig
@@ -57,8 +58,7 @@ class Exporter:
 
     def clients(self) -> list[str]:
         """The clients whose state can be read from here."""
-        root = self.config.store_dir
-        return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        return stored(self.config)
 
     @cached_property
     def merged(self) -> dict[str, NDArray[np.float32]]:
@@ -85,7 +85,7 @@ class Exporter:
         of that name would be given."""
         state = build.store(self.config, client).load() if own else None
         if state is None and client not in self.config.task.describe().clients:
-            raise RunError(f"no client {client!r} in {self.directory.path}; there are {self.clients()}")
+            raise unknown(self.config, client)
         policy, rank = self.config.split, self._ranks.get(client)
         layout = self._layout.limited(rank)
         received = Received(self.checkpoint.turn(client), self.checkpoint.held(client, rank), {})

@@ -65,9 +65,7 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace) -> Answer:
     from hashlib import sha256
 
-    from fedsa_lora.compare.comparison import Comparison
     from fedsa_lora.compare.grid import YOURS, read_grid
-    from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.on_config import on_config
 
     grid, name = read_grid(options.grid), Path(options.grid).stem
@@ -77,12 +75,15 @@ def _compare(options: argparse.Namespace) -> Answer:
         grid = on_config(grid, options.overrides)
         name += f"-{sha256(grid.regimes[YOURS].encode()).hexdigest()[:8]}"
     folder = options.to or Path("runs") / f"compare-{name}"
+
+    from fedsa_lora.compare.comparison import Comparison  # a grid that is none is told without it
+
     if options.recorded:
         comparison = Comparison.recorded(grid, folder, options.record)
     else:
         comparison = Comparison.to_run(grid, name, folder, options.record)
         with stoppable(comparison.stopped):
-            comparison.run(options.processes or at_once(), console, options.resume, options.restart)
+            comparison.run(options.processes, console, options.resume, options.restart)
     complete = comparison.write()
     for line in [*comparison.notes, *comparison.failures(), *comparison.verdicts()]:
         console.print(escape(line), soft_wrap=True)
@@ -103,7 +104,6 @@ def _compare(options: argparse.Namespace) -> Answer:
 
 def _advise(options: argparse.Namespace) -> Answer:
     from fedsa_lora.compare.advice import advise
-    from fedsa_lora.compare.making import at_once
     from fedsa_lora.compare.probe import command, probe, probe_folder, probe_grid, regime
     from fedsa_lora.config.from_file import overrides_of
     from fedsa_lora.report.tables import evidence_table, two_columns
@@ -113,7 +113,7 @@ def _advise(options: argparse.Namespace) -> Answer:
     folder = probe_folder(grid)
     console.print(two_columns("candidates and data", regime(grid) | {"recorded in": str(folder)}))
     with stoppable(lambda: f"stopped; the same command resumes with the runs in {folder}"):
-        evidence = probe(grid, folder, options.processes or at_once(), console)
+        evidence = probe(grid, folder, options.processes, console)
     advice = advise(evidence)
     console.print(evidence_table(evidence, advice))
     for reason in advice.reasons:

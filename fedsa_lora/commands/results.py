@@ -166,20 +166,24 @@ def _evaluate_unlearning(options: argparse.Namespace) -> Answer:
 
 def _export(options: argparse.Namespace) -> int:
     from fedsa_lora.config.compose import read_config
+    from fedsa_lora.runs.clients import refuse_unknown
 
     config = read_config(options.run_dir)
-
-    from fedsa_lora.analysis.export import Exporter
-    from fedsa_lora.runs.changed_data import check_classes
-    from fedsa_lora.runs.directory import RunDirectory
-    from fedsa_lora.server.build import skeleton
-
     if options.mean_b and not options.of_all:
         raise ConfigError(
             "--mean-b is a mean over clients, which goes with --global: leave out one of the two"
         )
     if options.store is not None:
         config = replace(config, run=replace(config.run, store=str(options.store)))
+    if not options.of_all:
+        refuse_unknown(config, options.client)
+
+    # what trains takes seconds to load, and faults of the command need none of it
+    from fedsa_lora.analysis.export import Exporter
+    from fedsa_lora.runs.changed_data import check_classes
+    from fedsa_lora.runs.directory import RunDirectory
+    from fedsa_lora.server.build import skeleton
+
     check_classes(options.run_dir, config)
     directory = RunDirectory(options.run_dir.resolve(), config)
     exporter = Exporter(config, directory, skeleton(config))

@@ -51,12 +51,12 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> Answer:
     from fedsa_lora.config.compose import load
     from fedsa_lora.config.from_file import overrides_of
-    from fedsa_lora.launch.places import check_places
+    from fedsa_lora.launch.first_look import first_look
     from fedsa_lora.runs.place import new_run_dir
 
     overrides = overrides_of(options.overrides)
     config = load(overrides, default_dir=str(new_run_dir(load(overrides).name)))
-    check_places(config)
+    first_look(config)
     # what trains is loaded once there is something to train: what was wrong so far is reported without it
     from fedsa_lora.launch.plan import make_plan
     from fedsa_lora.report.tables import plan_tables

@@ -10,10 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fedsa_lora.compare.figure import draw
-from fedsa_lora.compare.grid import Entry, Grid, Run, check
-from fedsa_lora.compare.making import make
-from fedsa_lora.compare.measure import measured
+from fedsa_lora.compare.checking import check
+from fedsa_lora.compare.grid import Entry, Grid, Run
 from fedsa_lora.compare.page import page, rows, verdict
 from fedsa_lora.compare.record import Record
 from fedsa_lora.compare.scores import Score, lead, scores
@@ -22,7 +20,6 @@ from fedsa_lora.compare.significance import Difference
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.files import write_atomically, writing
-from fedsa_lora.report.style import to_png
 from fedsa_lora.runs.reading import Row
 from fedsa_lora.runs.spreadsheet import as_csv
 from fedsa_lora.tasks.fingerprint import fingerprint_of
@@ -60,15 +57,16 @@ class Comparison:
 
     def run(
         self,
-        processes: int,
+        processes: int | None,
         console: Console,
         resume: bool = False,
         restart: bool = False,
-        measure: Callable[[Path], Row] = measured,
+        measure: Callable[[Path], Row] | None = None,
     ) -> None:
-        """Make what is missing. Raises RunError where runs are recorded already, and neither to continue with
-        them nor to begin anew was asked for; and DataError where they were made on other data than there are
-        now."""
+        """Make what is missing in parallel ``processes``, by default as many as cores and memory allow, and
+        measure each run by ``measure``, by default ``measured``. Raises RunError where runs are recorded
+        already, and neither to continue with them nor to begin anew was asked for; and DataError where they were
+        made on other data than there are now."""
         if restart:
             self.record.forget()
         elif len(self.record) and not resume:
@@ -78,10 +76,17 @@ class Comparison:
             )
         self._check_data()
         self.record.open()
-        make(self.grid, self.searches, self.record, processes, console, measure)
+        # what trains takes seconds to load: what was wrong so far is reported without it
+        from fedsa_lora.compare.making import at_once, make
+        from fedsa_lora.compare.measure import measured
+
+        make(self.grid, self.searches, self.record, processes or at_once(), console, measure or measured)
 
     def write(self) -> bool:
         """Write table, rows and figures of what is recorded; True when nothing failed or is missing."""
+        from fedsa_lora.compare.figure import draw
+        from fedsa_lora.report.style import to_png
+
         by_regime = {regime: self.scores(regime) for regime in self.regimes}
         text = page(self.grid, by_regime, self.notes, self.failures(), missing := self.missing())
         with writing(self.folder):

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedsa_lora.binding import bind, raise_faults, unknown
-from fedsa_lora.config.compose import load, read_settings
+from fedsa_lora.binding import bind, unknown
+from fedsa_lora.config.compose import read_settings
 from fedsa_lora.config.options import Options
 from fedsa_lora.config.paths import assignment
-from fedsa_lora.errors import ConfigError, FedSAError
-from fedsa_lora.learning.settings import AUTO
-from fedsa_lora.settings import RunConfig
+from fedsa_lora.errors import ConfigError
 
 YOURS = "yours"  # a regime that a command gives
 
@@ -220,56 +218,6 @@ def read_grid(name: str) -> Grid:
     return grid
 
 
-def check(grid: Grid, name: str) -> tuple[list[Entry], list[str]]:
-    """The entries that can be run here, and a remark on each thing that is left out.
-
-    Each entry is composed and bound, and each regime's data are divided, before anything runs. Raises
-    ConfigError that names grid, regime and method of every fault.
-    """
-    missing, faults, kept, fits = grid.missing(), [], [], set()
-    notes = [f"{regime} is left out: there is no folder {path}" for regime, path in missing.items()]
-    entries = [entry for entry in grid.entries() if entry.regime not in missing]
-    described: set[str] = set()
-    for entry in entries:
-        place = f"grid {name}, regime {entry.regime}"
-        if misplaced := list(grid.misplaced(entry.words)):
-            faults += [line for fault in misplaced if (line := f"{place}: {fault}") not in faults]
-            continue
-        try:
-            config = load(grid.overrides(Run(entry, grid.rates_for(entry.method)[0], grid.seeds[0])))
-        except FedSAError as error:
-            if entry.method in grid.where_it_fits:
-                notes.append(f"{entry.method} does not fit {entry.regime}: {_reason(error)}")
-            else:
-                faults.append(f"{place}, method {entry.method}: {error}")
-            continue
-        if config.train.batch_size == AUTO:
-            faults.append(
-                f"{place}, method {entry.method}: train.batch_size={AUTO} follows the free memory, which "
-                f"differs between the runs of a comparison: expected a number"
-            )
-        if entry.regime not in described:
-            described.add(entry.regime)
-            faults += [f"{place}: {fault}" for fault in _of_data(config, len(grid.rates) > 1)]
-        kept.append(entry)
-        fits.add(entry.method)
-    faults += [f"grid {name}: {m} fits no regime" for m in grid.where_it_fits if entries and m not in fits]
-    raise_faults(faults)
-    if not kept:
-        raise ConfigError(f"grid {name}: nothing is left to run: {'; '.join(notes)}")
-    return kept, notes
-
-
-def _of_data(config: RunConfig, chosen: bool) -> Iterator[str]:
-    """Faults of the data of a regime; ``chosen``: rates are, which takes a validation part."""
-    if chosen and not config.federation.validation_examples:
-        yield "rates are chosen with federation.validation_examples, which is 0"
-    try:
-        config.task.describe()
-    except FedSAError as error:
-        yield str(error)
-
-
 def _with_fixed(words: list[str], fixed: list[str]) -> list[str]:
     """A method's words with those of the regime in place of the same keys, and the rest of them after."""
     by_key: Mapping[str, str] = {word.partition("=")[0]: word for word in fixed}
@@ -289,7 +237,3 @@ def _unreadable(line: str) -> str:
 def _names(words: str, place: str) -> bool:
     values = (word.partition("=")[2].strip("\"'") for word in shlex.split(words))
     return any(value.split("/")[0] == place for value in values)
-
-
-def _reason(error: FedSAError) -> str:
-    return str(error).splitlines()[-1].strip(" -")

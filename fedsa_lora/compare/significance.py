@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from fedsa_lora.runs.measures import interval
 
@@ -28,6 +27,8 @@ def paired(differences: Sequence[float] | NDArray[np.float64]) -> Difference:
     x = np.asarray(differences, float)
     mean = float(x.mean())
     told = len(x) > 1 and x.any()
+    from scipy import stats  # a third of a second, which a fault of the grid is told without
+
     p = float(stats.wilcoxon(x, zero_method="pratt").pvalue) if told else 1.0
     return Difference(mean, *interval(x), p)
 

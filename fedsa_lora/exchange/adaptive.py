@@ -104,6 +104,12 @@ class LeastVariance(SplitPolicy):
                 f"count={self.count}, measure={self.measure}, again={self.again}: expected 1, 1 and 0 or more"
             )
 
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        depth = run.model.depth  # None: told by the plan, which makes the model without its weights
+        if depth is not None and self.count > depth:
+            yield f"split.count={self.count}: the model has {depth} layers; expected at most as many"
+
     def of(self, role: Role) -> Share:
         return {"A": "shared", "B": "local", "head": self.head, "base": "frozen"}[role]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedsa_lora.errors import ConfigError, SplitError
 from fedsa_lora.exchange.arrays import Layout, Role
 from fedsa_lora.exchange.split import AdapterSplit, Share, SplitPolicy
+
+if TYPE_CHECKING:
+    from fedsa_lora.settings import RunConfig
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -35,6 +40,15 @@ class LayerWise(SplitPolicy):
             )
         if any(value < 1 if isinstance(value, int) else not value for value in chosen.values()):
             raise ConfigError(f"{chosen}: expected a number of layers, at least 1")
+
+    def clashes(self, run: RunConfig) -> Iterator[str]:
+        yield from super().clashes(run)
+        depth = run.model.depth  # None: told by the plan, which makes the model without its weights
+        try:
+            if depth is not None:
+                self._chosen(list(range(depth)))
+        except SplitError as error:
+            yield str(error)
 
     def of(self, role: Role) -> Share:
         return {"A": "shared", "B": "local", "head": self.head, "base": "frozen"}[role]

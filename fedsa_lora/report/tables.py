@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,11 +11,13 @@ from rich.table import Table
 from fedsa_lora.compare.advice import ALONE, Advice, Evidence
 from fedsa_lora.decision import BATCH, recorded
 from fedsa_lora.exchange.arrays import ROLES
-from fedsa_lora.launch.plan import Plan
 from fedsa_lora.learning.settings import AUTO
 from fedsa_lora.report.wording import amount, difference, percent, shown
 from fedsa_lora.runs.measures import spread
 from fedsa_lora.settings import RunConfig
+
+if TYPE_CHECKING:
+    from fedsa_lora.launch.plan import Plan
 
 
 def plan_tables(config: RunConfig, plan: Plan, changed: Mapping[str, str]) -> Iterator[Table]:

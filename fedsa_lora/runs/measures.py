@@ -14,7 +14,6 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 LEVEL = 0.05  # of tests, and what an interval leaves out
 FEWEST_EQUAL = 6  # equal differences of one sign have a chance of 2 * 2**-6 < LEVEL where nothing differs
@@ -130,6 +129,8 @@ def interval(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     x = np.asarray(differences, float)
     if len(x) == 1 or (len(x) < FEWEST_EQUAL and np.ptp(x) < SAME and abs(x[0]) >= SAME):
         return -math.inf, math.inf
+    from scipy.special import stdtrit  # a tenth of a second, which commands without an interval save
+
     mean, half = float(x.mean()), float(stdtrit(len(x) - 1, 1 - LEVEL / 2)) * standard_error(x)
     return mean - half, mean + half
 

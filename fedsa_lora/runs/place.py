@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedsa_lora.errors import RunError
 from fedsa_lora.runs.reading import holds_run
@@ -24,10 +27,27 @@ def refuse_used(path: Path) -> None:
         raise RunError(f"{path} already holds a run: choose another run.dir, or move that one away")
 
 
+def refuse_unusable(path: Path) -> None:
+    """Raise RunError as ``refuse_used`` does, and where no directory can be made. One is made and removed at
+    once to find out: permissions alone do not tell."""
+    with _made(path):
+        refuse_used(path)
+        there = next(place for place in (path, *path.parents) if place.exists())
+        with TemporaryDirectory(dir=there):
+            pass
+
+
 def make(path: Path) -> None:
     """The directory of a new run. Raises RunError where there can be none."""
-    try:
+    with _made(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Raise RunError for what the system says where a directory is made."""
+    try:
+        yield
     except OSError as error:
         raise RunError(
             f"{path} cannot be made: {error.strerror}; check space and permissions, or choose another run.dir"

@@ -122,12 +122,17 @@ def plan_of(policy: SplitPolicy, layout: Layout) -> Plan:
     Another adaptive policy brings its own: register a function for its class with ``plan_of.register``.
     Raises SplitError for a layout that the policy does not fit; ConfigError without a plan.
     """
-    if policy.adaptive:
+    check_plan(policy)
+    return FixedPlan(policy, layout)
+
+
+def check_plan(policy: SplitPolicy) -> None:
+    """Raise ConfigError for an adaptive policy for which no plan is registered."""
+    if policy.adaptive and plan_of.dispatch(type(policy)) is plan_of.dispatch(SplitPolicy):
         raise ConfigError(
             f"split: nothing chooses for {type(policy).__name__}; register its plan with "
             "strategies.plans.plan.plan_of.register"
         )
-    return FixedPlan(policy, layout)
 
 
 @plan_of.register

@@ -12,7 +12,7 @@ from fedsa_lora.analysis.export import Exporter
 from fedsa_lora.analysis.reevaluate import reevaluate
 from fedsa_lora.cli import main
 from fedsa_lora.compare.measure import measured, validation
-from fedsa_lora.compare.probe import majority
+from fedsa_lora.compare.probed import majority
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import DataError, RunError
 from fedsa_lora.launch.plan import make_plan

@@ -95,3 +95,51 @@ def test_faults_of_a_config_are_reported_without_libraries_that_train(tmp_path):
     code, names = loaded("run", *words, cwd=tmp_path)
     assert code == 1
     assert not names & (TRAIN | DATA)
+
+
+ADAPTIVE = """
+from dataclasses import dataclass
+
+from fedsa_lora.exchange.split import SplitPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(SplitPolicy):
+    adaptive = True
+
+    def of(self, role):
+        return {"A": "shared", "B": "local", "head": self.head, "base": "frozen"}[role]
+"""
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("compare nosuch", "nosuch: no such grid"),
+        ("compare /nowhere.yaml", "/nowhere.yaml: no such grid"),
+        ("compare methods nosuch=1", "nosuch: no such key"),
+        ("compare methods task.dataset=/nowhere", "no data at '/nowhere'"),
+        ("advise train.lr=-1", "train.lr: -1 is out of range"),
+        ("advise nosuch=1", "nosuch: no such key"),
+        ("run experiment=smoke split=least_variance split.count=9", "split.count=9: the model has 2 layers"),
+        ("run experiment=smoke split=layer_wise split.last=9", "split asks for 9 layers"),
+        ("run experiment=smoke split={_target_:mine.Mine}", "nothing chooses for Mine"),
+        ("run experiment=smoke run.dir=mine.py/run", "mine.py/run cannot be made: Not a directory"),
+    ],
+)
+def test_a_fault_is_told_once_without_libraries_that_train(words, told, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FEDSA_LORA_PLUGINS", "mine")
+    (tmp_path / "mine.py").write_text(ADAPTIVE)
+    code, names = loaded(*words.split(), cwd=tmp_path)
+    assert code == 1
+    assert not names & (TRAIN | DATA | {"matplotlib"})
+    assert capfd.readouterr().err.count(told) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "__pycache__"}
+
+
+def test_a_client_that_a_run_does_not_have_is_told_without_libraries_that_train(smoke_run, tmp_path, capfd):
+    code, names = loaded("export", str(smoke_run), "--client", "99", cwd=tmp_path)
+    assert code == 1
+    assert not names & (TRAIN | DATA | {"matplotlib"})
+    assert "no client '99' in " in capfd.readouterr().err

@@ -16,11 +16,11 @@ from fedsa_lora.compare.probe import (
     CANDIDATES,
     HELD_OUT,
     YOURS,
-    agreement,
     command,
     probe_folder,
     probe_grid,
 )
+from fedsa_lora.compare.probed import agreement
 from fedsa_lora.config.compose import load, read_config
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.measure import Measure

@@ -138,7 +138,7 @@ def test_runs_on_other_data_are_not_compared_with_those_that_are_recorded(tmp_pa
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path, capsys):
-    lost = "lost: split=layer_wise split.last=null split.layers=[7]"  # which the model does not have
+    lost = "lost: split=share_a lora.target_modules=[nosuch]"  # which no config tells of the model
     text = grid(tmp_path, ALONE, lost, **{"seeds: [0, 1]": "seeds: [0]"})
     assert main(["compare", text, "--processes", "1", "--to", f"{tmp_path}/to"]) == EXIT_FAILED
     assert "brief, lost, lr 0.01, seed 0: " in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path, capsys):
 def test_a_clash_is_told_before_anything_is_written(tmp_path, capsys):
     clash = "FedEx: split=share_a strategy=fedex"
     assert main(["compare", grid(tmp_path, ALONE, clash), "--to", f"{tmp_path}/to"]) == EXIT_FAILED
-    assert "regime brief, method FedEx: " in capsys.readouterr().err
+    assert "grid tiny, method FedEx: " in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
 
 

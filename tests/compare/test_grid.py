@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fedsa_lora.compare.checking import check
 from fedsa_lora.compare.comparison import Comparison
-from fedsa_lora.compare.grid import Entry, Grid, Quick, Run, check, read_grid
+from fedsa_lora.compare.grid import Entry, Grid, Quick, Run, read_grid
 from fedsa_lora.compare.record import Record
 from fedsa_lora.config.compose import load
 from fedsa_lora.config.options import CONF
@@ -135,15 +136,33 @@ def test_a_method_with_rates_of_its_own_is_searched_among_those_alone(tmp_path):
 
 def test_a_clash_is_told_with_grid_regime_and_method_before_anything_runs():
     clash = {"alone": "split=local_only", "FedEx": "split=share_a strategy=fedex", "typo": "spilt=share_a"}
+    further = {"own": {"late": "split=share_b lora.rr=2"}}
     with pytest.raises(ConfigError) as caught:
-        check(grid(methods=clash, reference="alone"), "mine")
-    said = str(caught.value)
-    assert "has 4 faults" in said
-    for regime in ("plain", "own"):
-        assert f"grid mine, regime {regime}, method FedEx: " in said
-        assert f"grid mine, regime {regime}, method typo: " in said
-    assert "expected split=share_ab" in said
-    assert "did you mean 'split'?" in said
+        check(grid(methods=clash, reference="alone", further=further), "mine")
+    fedex, typo, late = caught.value.faults
+    assert fedex.startswith("grid mine, method FedEx: ")
+    assert "expected split=share_ab" in fedex
+    assert typo == "grid mine, method typo: spilt: no such key (did you mean 'split'?)"
+    assert late == "grid mine, method late: lora.rr: no such key (did you mean 'r'?)"
+
+
+def test_a_fault_is_told_once_with_the_regimes_or_methods_that_have_it():
+    def faults(**changes) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            check(grid(**changes), "mine")
+        assert str(caught.value).count("fault") == 1, "no list within a list"
+        return [fault.partition(" is out of range")[0] for fault in caught.value.faults]
+
+    one = "experiment=smoke"
+    assert faults(words="trian.lr=1", where_it_fits=["share A"]) == [
+        "trian: no such key (did you mean 'train'?)"
+    ]
+    steps = {"plain": f"{one} train.steps=-1", "own": one}
+    assert faults(regimes=steps) == ["grid mine, regime plain: train.steps: -1"]
+    methods = {"alone": "split=local_only", "share A": "split=share_a train.steps=-1"}
+    assert faults(methods=methods) == ["grid mine, method share A: train.steps: -1"]
+    regimes = {"plain": one, "own": f"{one} train.batch_size=-1", "next": f"{one} train.batch_size=-1"}
+    assert faults(regimes=regimes) == ["grid mine, regime next, own: train.batch_size: -1"]
 
 
 def test_a_method_may_run_only_where_it_fits_but_somewhere_it_must():
@@ -160,12 +179,13 @@ def test_a_method_may_run_only_where_it_fits_but_somewhere_it_must():
 
 
 def test_data_that_cannot_be_divided_are_told_before_anything_runs():
-    with pytest.raises(ConfigError, match=r"regime plain: .*lower federation.clients"):
-        check(grid(regimes={"plain": "experiment=smoke federation.clients=99999"}), "mine")
+    regimes = {"plain": "experiment=smoke federation.clients=99999", "own": "experiment=smoke"}
+    with pytest.raises(ConfigError, match=r"grid mine, regime plain: .*lower federation.clients"):
+        check(grid(regimes=regimes), "mine")
 
 
 def test_runs_that_are_compared_do_not_follow_the_memory_that_is_free():
-    with pytest.raises(ConfigError, match=r"method alone: train\.batch_size=auto .*: expected a number"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=auto .*: expected a number"):
         check(grid(regimes={"plain": "experiment=smoke train.batch_size=auto"}), "tiny")
 
 
@@ -249,7 +269,7 @@ def test_a_place_may_begin_a_longer_path(tmp_path):
 def test_a_place_within_a_value_is_named_as_the_fault_before_anything_runs(tmp_path):
     words = "experiment=smoke task=text task.files={train:HELD/a.csv}"
     found = grid(places={"HELD": str(tmp_path)}, regimes={"r": words})
-    fault = r"regime r: task\.files=\{train:HELD/a\.csv\}: the place HELD must begin the value"
+    fault = r"  - task\.files=\{train:HELD/a\.csv\}: the place HELD must begin the value"
     with pytest.raises(ConfigError, match=fault) as caught:
         check(found, "mine")
     assert str(caught.value).count("the place HELD") == 1, "once, not for each method"
