@@ -76,7 +76,7 @@ def _compare(options: argparse.Namespace) -> Answer:
         name += f"-{sha256(grid.regimes[YOURS].encode()).hexdigest()[:8]}"
     folder = options.to or Path("runs") / f"compare-{name}"
 
-    from fedsa_lora.compare.comparison import Comparison  # a grid that is none is told without it
+    from fedsa_lora.compare.comparison import Comparison  # no grid needs it to be refused
 
     if options.recorded:
         comparison = Comparison.recorded(grid, folder, options.record)

@@ -65,8 +65,8 @@ class Comparison:
     ) -> None:
         """Make what is missing in parallel ``processes``, by default as many as cores and memory allow, and
         measure each run by ``measure``, by default ``measured``. Raises RunError where runs are recorded
-        already, and neither to continue with them nor to begin anew was asked for; and DataError where they were
-        made on other data than there are now."""
+        already, and neither to continue with them nor to begin anew was asked for; and DataError where they
+        were made on other data than there are now."""
         if restart:
             self.record.forget()
         elif len(self.record) and not resume:

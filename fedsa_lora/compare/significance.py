@@ -27,7 +27,7 @@ def paired(differences: Sequence[float] | NDArray[np.float64]) -> Difference:
     x = np.asarray(differences, float)
     mean = float(x.mean())
     told = len(x) > 1 and x.any()
-    from scipy import stats  # a third of a second, which a fault of the grid is told without
+    from scipy import stats  # a third of a second, which no fault of a grid needs
 
     p = float(stats.wilcoxon(x, zero_method="pratt").pvalue) if told else 1.0
     return Difference(mean, *interval(x), p)

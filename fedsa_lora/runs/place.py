@@ -29,7 +29,7 @@ def refuse_used(path: Path) -> None:
 
 def refuse_unusable(path: Path) -> None:
     """Raise RunError as ``refuse_used`` does, and where no directory can be made. One is made and removed at
-    once to find out: permissions alone do not tell."""
+    once to find out: permissions alone do not show it."""
     with _made(path):
         refuse_used(path)
         there = next(place for place in (path, *path.parents) if place.exists())
