@@ -15,6 +15,8 @@ from fedsa_lora.config.paths import assignment
 from fedsa_lora.errors import ConfigError
 
 YOURS = "yours"  # a regime that a command gives
+EVALUATED = ("evaluation.before=false", "evaluation.local_only=false", "run.report=false")  # all runs
+SET = {"train.lr", "seed", "run.dir", "evaluation.every", *(word.partition("=")[0] for word in EVALUATED)}
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,7 @@ class Grid:
         """Overrides of a run: its words, with places where they are here, and what all have."""
         words = [self.located(word) for word in run.entry.words]
         return [
-            *words, f"train.lr={run.lr}", f"seed={run.seed}", f"evaluation.every={self.every}",
-            "evaluation.before=false", "evaluation.local_only=false", "run.report=false",
+            *words, f"train.lr={run.lr}", f"seed={run.seed}", f"evaluation.every={self.every}", *EVALUATED
         ]  # fmt: skip
 
     def located(self, word: str) -> str:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsa_lora.compare.grid import YOURS, read_grid
+from fedsa_lora.compare.grid import SET, YOURS, Run, read_grid
 from fedsa_lora.compare.on_config import on_config
 from fedsa_lora.compare.probe import probe_grid
 from fedsa_lora.config import yaml_text
+from fedsa_lora.config.changes import named
 from fedsa_lora.config.compose import load, to_yaml
 from fedsa_lora.config.from_file import overrides_of
 from fedsa_lora.errors import ConfigError
@@ -173,3 +174,13 @@ def test_advice_and_a_comparison_take_a_file_without_what_they_set_themselves(fi
     configs = {entry.method: load(entry.words) for entry in on_file.entries()[:2]}
     assert {config.train.lr for config in configs.values()} == {0.01}
     assert {type(config.codec).__name__ for config in configs.values()} == {"Dense"}
+
+
+def test_an_override_of_what_a_grid_sets_itself_is_refused_and_not_ignored():
+    grid = read_grid("methods")
+    run = Run(grid.entries()[0], 0.1, 0)
+    own = grid.overrides(run)[len(run.entry.words) :]
+    assert {named(word) for word in own} | {"run.dir"} == SET
+    for word in (*own, "run.dir=here"):
+        with pytest.raises(ConfigError, match=f"^{named(word)}=.*: a grid sets {named(word)} in each"):
+            on_config(grid, ["experiment=smoke", word])
