@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +206,7 @@ def bind_inner(node: Any, path: str, faults: list[str]) -> Inner | None:
     if not issubclass(kind, Strategy) or issubclass(kind, FedSA):
         faults.append(f"{path}._target_: {kind.__name__} is not a strategy that FedSA can wrap")
         return None
-    given = {str(name): value for name, value in node.items() if name != TARGET}
+    given = _handed_on(kind, {str(name): value for name, value in node.items() if name != TARGET})
     wraps = [name for name, hint in arguments_of(kind).items() if name in given and _is_strategy(held(hint))]
     before = len(faults)
     wrapped = {name: bind_inner(given[name], f"{path}.{name}", faults) for name in wraps}
@@ -221,6 +221,21 @@ def bind_inner(node: Any, path: str, faults: list[str]) -> Inner | None:
         faults.append(f"{path}: {error}")
         return None
     return inner
+
+
+def _handed_on(kind: type[Strategy], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a wrapper, with those that only the strategy within it takes given to that one: where
+    ``strategy._target_`` replaces the class of an option file, the keys of the file stay."""
+    taken = arguments_of(kind)
+    for name, hint in taken.items():
+        if not (_is_strategy(held(hint)) and isinstance(given.get(name), Mapping)):
+            continue
+        within = resolve_target(given[name], name, ALLOWED, [])
+        known = set() if within is None else arguments_of(within).keys() - taken.keys()
+        handed = {key: value for key, value in given.items() if key in known}
+        rest = {key: value for key, value in given.items() if key not in known}
+        return rest | {name: handed | dict(given[name])}
+    return given
 
 
 def _is_strategy(kind: Any) -> bool:

@@ -177,3 +177,24 @@ def test_a_subclass_in_a_plug_in_is_what_it_is(tmp_path, monkeypatch):
     assert "or linear = True in Overriding if it uses only the weighted mean" in said
     rule = load([*words[:1], "strategy._target_=my_strategies.Evaluating"]).describe()["server rule"]
     assert rule == "Evaluating; not called, as FedSA evaluates: Evaluating.aggregate_evaluate"
+
+
+def test_a_wrapper_in_the_place_of_an_options_class_hands_the_keys_of_the_option_on():
+    words = [
+        "experiment=smoke", f"strategy._target_={CLIPPING}",
+        f"+strategy.strategy={{_target_: {FLOWER}FedAvg}}",
+        "+strategy.noise_multiplier=0", "+strategy.clipping_norm=1", "+strategy.num_sampled_clients=2",
+        "federation.weights=uniform", "federation.min_results=1", "strategy.fraction_fit=0.5",
+    ]  # fmt: skip
+    config = load(words)
+    inner = config.strategy.arguments["strategy"]
+    assert config.strategy.arguments.keys() == {
+        "strategy", "noise_multiplier", "clipping_norm", "num_sampled_clients"
+    }  # fmt: skip
+    assert inner.arguments["fraction_fit"] == 0.5
+    assert config.strategy.sampled(4) == 2
+    assert from_resolved(config.resolved) == config
+    with pytest.raises(
+        ConfigError, match=r"strategy\.eta: no such argument of DifferentialPrivacyServerSide"
+    ):
+        load([*words, "+strategy.eta=0.1"])
