@@ -194,7 +194,5 @@ def test_a_wrapper_in_the_place_of_an_options_class_hands_the_keys_of_the_option
     assert inner.arguments["fraction_fit"] == 0.5
     assert config.strategy.sampled(4) == 2
     assert from_resolved(config.resolved) == config
-    with pytest.raises(
-        ConfigError, match=r"strategy\.eta: no such argument of DifferentialPrivacy"
-    ):
+    with pytest.raises(ConfigError, match=r"strategy\.eta: no such argument of DifferentialPrivacy"):
         load([*words, "+strategy.eta=0.1"])
