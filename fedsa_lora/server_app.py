@@ -62,7 +62,7 @@ class RecordedServer(Server):
             self.directory.check()  # before clients train for nothing
             results, failures = self._collection(FIT, round_, timeout).collect(asked)
             log.info("round %d: %d results and %d failures", round_, len(results), len(failures))
-            return *self.strategy.aggregate_fit(round_, results, failures), (results, failures)
+            return *self.strategy.aggregate_fit(round_, results, failures), ([], [])  # Flower would keep them
 
     def evaluate_round(self, server_round: int, timeout: float | None) -> EvaluateRound:
         """As Flower's. Where clients also train alone, each of its rounds has the time of one."""
@@ -73,7 +73,7 @@ class RecordedServer(Server):
             asked = self.strategy.configure_evaluate(round_, self.parameters, self._client_manager)
             self.directory.check()
             results, failures = self._collection(EVALUATE, round_, timeout).collect(asked)
-            return *self.strategy.aggregate_evaluate(round_, results, failures), (results, failures)
+            return *self.strategy.aggregate_evaluate(round_, results, failures), ([], [])
 
     def _collection(self, phase: Phase[Ins, Res], round_: int, seconds: float | None) -> Collection[Ins, Res]:
         retries = self.config.federation.retries

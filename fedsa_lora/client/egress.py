@@ -17,7 +17,7 @@ from flwr.common.serde import recorddict_to_proto
 from fedsa_lora.client.last_used import LastUsed
 from fedsa_lora.errors import FedSAError, LeakError, StoreError, printable
 from fedsa_lora.exchange.arrays import NamedArrays
-from fedsa_lora.exchange.witness import search
+from fedsa_lora.exchange.witness import Sketch, search
 from fedsa_lora.store import DirectoryStore
 from fedsa_lora.telemetry.journal import OLDER, append_bounded, current, record_error
 
@@ -72,9 +72,7 @@ class Egress:
     is the same.
     """
 
-    def __init__(
-        self, store: DirectoryStore, held: LastUsed[NamedArrays], keep_messages: bool = False
-    ) -> None:
+    def __init__(self, store: DirectoryStore, held: LastUsed[Sketch], keep_messages: bool = False) -> None:
         self.store, self.held, self.keep_messages = store, held, keep_messages
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -87,10 +85,10 @@ class Egress:
     def search(self, content: bytes, kind: str) -> None:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
-        states = [self.held(self.store.identity(r), partial(self._tensors, r)) for r in rounds]
-        found = search(content, states)
+        sketches = [self.held(self.store.identity(r), partial(self._sketch, r)) for r in rounds]
+        found = search(content, sketches, lambda: [self._tensors(r) for r in rounds])
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
-        row |= {"private_values": sum(a.size for s in states for a in s.values()), "matches": found}
+        row |= {"private_values": sum(sketch.values for sketch in sketches), "matches": found}
         folder = self.store.folder
         try:
             append_bounded(folder / SEARCHES, json.dumps(row))
@@ -107,6 +105,9 @@ class Egress:
                 f"a {kind} reply of client {folder.name} holds {found} private values and was not sent: "
                 "the split or one of your mods leaks B or the head"
             )
+
+    def _sketch(self, round_: int) -> Sketch:
+        return Sketch.of(self._tensors(round_))
 
     def _tensors(self, round_: int) -> NamedArrays:
         state = self.store.load(round_)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_lora.client.last_used import LastUsed
-from fedsa_lora.exchange.arrays import Layout, NamedArrays
+from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.exchange.codec import Codec, Dense
 from fedsa_lora.exchange.measure import Measure
 from fedsa_lora.exchange.split import RoleSplit, SplitPolicy
 from fedsa_lora.exchange.stages import Stages, upload
+from fedsa_lora.exchange.witness import Sketch
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
@@ -28,7 +29,7 @@ from fedsa_lora.tasks.fingerprint import fingerprint_of
 from fedsa_lora.tasks.task import ClientData, Examples, Referring, Task
 
 KEPT = 128 * 2**20  # bytes of encoded examples that stay in memory
-KEPT_PRIVATE = 64 * 2**20  # bytes of clients' own tensors that do
+KEPT_PRIVATE = 64 * 2**20  # bytes of sketches of clients' own tensors that do
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,6 @@ class Workbench:
         return task.referred(examples, found[0] if found else np.zeros((0, 0), np.float32))
 
     @cached_property
-    def private(self) -> LastUsed[NamedArrays]:
-        """Private tensors of generations that were searched for last, by the files that they stand in."""
-        return LastUsed(lambda tensors: sum(array.nbytes for array in tensors.values()), KEPT_PRIVATE)
+    def private(self) -> LastUsed[Sketch]:
+        """Sketches of the generations that were searched for last, by the files that they stand in."""
+        return LastUsed(lambda sketch: sketch.keys.nbytes, KEPT_PRIVATE)

@@ -20,6 +20,7 @@ NamedArrays = Mapping[str, NDArray[np.float32]]
 Arrays = dict[str, NDArray[np.float32]]
 Role = Literal["A", "B", "head", "base"]
 ROLES: tuple[Role, ...] = get_args(Role)
+PARTS = 64  # of a layout that stay in memory
 
 
 @dataclass(frozen=True, order=True)
@@ -76,8 +77,12 @@ class Layout:
     def select(self, names: Iterable[str]) -> Layout:
         """The layout of some of the tensors. Raises LayoutError for a name it lacks."""
         chosen = frozenset(names)
-        self._demand(chosen)
-        return Layout(tuple(spec for spec in self.specs if spec.name in chosen))
+        if chosen not in self._parts:
+            self._demand(chosen)
+            if len(self._parts) == PARTS:
+                self._parts.clear()
+            self._parts[chosen] = Layout(tuple(spec for spec in self.specs if spec.name in chosen))
+        return self._parts[chosen]
 
     def count(self, role: Role) -> int:
         """Number of values with this role."""
@@ -163,8 +168,18 @@ class Layout:
         return found
 
     def _demand(self, names: frozenset[str]) -> None:
-        if unknown := names - set(self.names):
+        if unknown := names - self._starts.keys():
             raise LayoutError(f"no such tensors in this layout: {sorted(unknown)}")
+
+    @cached_property
+    def of_role(self) -> dict[Role, frozenset[str]]:
+        """The names of the tensors of each role."""
+        return {role: frozenset(spec.name for spec in self.specs if spec.role == role) for role in ROLES}
+
+    @cached_property
+    def _parts(self) -> dict[frozenset[str], Layout]:
+        """Layouts that were selected: rounds select the same ones, several times for each message."""
+        return {}
 
     @cached_property
     def _starts(self) -> dict[str, tuple[int, TensorSpec]]:

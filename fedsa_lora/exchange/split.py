@@ -125,8 +125,10 @@ class SplitPolicy(Group, ABC):
 
         Raises SplitError when the model lacks what the policy names.
         """
-        dispositions = {spec.name: _disposition(self.of(spec.role)) for spec in layout}
-        return AdapterSplit(*(_having(dispositions, what) for what in ("shared", "local", "frozen")))
+        sets: dict[Disposition, frozenset[str]] = dict.fromkeys(("shared", "local", "frozen"), frozenset())
+        for role, names in layout.of_role.items():
+            sets[_disposition(self.of(role))] |= names
+        return AdapterSplit(**sets)
 
     def in_round(self, layout: Layout, round_: int) -> frozenset[str]:
         """Tensors that are shared in a round (the first is 1) unless the server has reason to choose
@@ -154,8 +156,9 @@ class SplitPolicy(Group, ABC):
 
     def degrees(self, layout: Layout) -> dict[str, float]:
         """The tensors that are local by degree: above 0 and below 1."""
-        values = {spec.name: self.of(spec.role) for spec in layout}
-        return {name: v for name, v in values.items() if not isinstance(v, str) and 0 < v < 1}
+        values = {role: self.of(role) for role in ROLES}
+        soft = {role: v for role, v in values.items() if not isinstance(v, str) and 0 < v < 1}
+        return {spec.name: soft[spec.role] for spec in layout if spec.role in soft}
 
     def alone(self) -> RoleSplit:
         """The split of a client that trains the same model without a federation: nothing is
@@ -250,7 +253,3 @@ def _disposition(share: Share) -> Disposition:
     if isinstance(share, str):
         return share
     return "shared" if share < 1 else "local"
-
-
-def _having(dispositions: dict[str, Disposition], wanted: str) -> frozenset[str]:
-    return frozenset(name for name, found in dispositions.items() if found == wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,36 @@ def read_array(tensors: list[bytes], dtype: Any, max_bytes: int) -> NDArray[Any]
     content, wanted = tensors[0], np.dtype(dtype)
     if len(content) > max_bytes + MAX_ARRAY_HEADER:
         raise WireError(f"{len(content)} bytes, expected at most {max_bytes} of values")
-    found, shape = _announced(content)
-    if found != wanted.str or len(shape) != 1:
-        raise WireError(f"expected a vector of {wanted}, got {found} {shape}")
-    size, prefix = int(shape[0]), _array_prefix(wanted, int(shape[0]))
-    if not content.startswith(prefix):
-        raise WireError("values do not begin as NumPy writes them: modified in transit")
-    if len(content) - len(prefix) != size * wanted.itemsize or size * wanted.itemsize > max_bytes:
-        raise WireError(f"announces {size} values but contains {len(content) - len(prefix)} bytes")
-    return np.frombuffer(content, dtype=wanted, offset=len(prefix))
+    size = max(len(content) - PREFIX, 0) // wanted.itemsize
+    sound = (
+        content.startswith(_array_prefix(wanted.str, size))
+        and len(content) == PREFIX + size * wanted.itemsize
+    )
+    if not sound or size * wanted.itemsize > max_bytes:
+        raise WireError(_fault(content, wanted))
+    return np.frombuffer(content, dtype=wanted, offset=PREFIX)
 
 
-def _array_prefix(dtype: np.dtype[Any], size: int) -> bytes:
+@lru_cache(maxsize=64)
+def _array_prefix(dtype: str, size: int) -> bytes:
     """Bytes that NumPy writes in front of the values of a vector (size,)."""
     stream = io.BytesIO()
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    header = {"descr": dtype, "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue()
+
+
+PREFIX = len(_array_prefix("<f4", 1))  # for a vector of any length
+
+
+def _fault(content: bytes, wanted: np.dtype[Any]) -> str:
+    """Says why bytes are not a vector that is small enough."""
+    found, shape = _announced(content)
+    if found != wanted.str or len(shape) != 1:
+        return f"expected a vector of {wanted}, got {found} {shape}"
+    if not content.startswith(_array_prefix(wanted.str, int(shape[0]))):
+        return "values do not begin as NumPy writes them: modified in transit"
+    return f"announces {shape[0]} values but contains {len(content) - PREFIX} bytes"
 
 
 def _announced(content: bytes) -> tuple[str, tuple[int, ...]]:

@@ -15,8 +15,9 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 from numpy.typing import NDArray
 
@@ -120,7 +121,7 @@ def write_header(header: BroadcastHeader | UploadHeader) -> dict[str, str | byte
 
 
 def _json(header: BroadcastHeader | UploadHeader) -> str:
-    return json.dumps(asdict(header), separators=(",", ":"), allow_nan=False)
+    return json.dumps(vars(header), separators=(",", ":"), allow_nan=False)
 
 
 # An upload's header from which others differ in digests and numbers alone: what both sides know beforehand
@@ -158,9 +159,16 @@ def inflated(content: bytes) -> str | None:
 def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     """Parse and type-check a header. Raises WireError naming what is wrong."""
     text = entries.get(KEY)
-    if kind is UploadHeader:
-        text = inflated(text) if isinstance(text, bytes) and len(text) <= MAX_HEADER_BYTES else None
-    if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
+    sound = isinstance(text, bytes if kind is UploadHeader else str) and len(text) <= MAX_HEADER_BYTES
+    return cast(Header, _read(text if sound else None, kind))
+
+
+# A broadcast is the same for many clients, and what a client sends is read again for its own record.
+@lru_cache(maxsize=32)
+def _read(text: str | bytes | None, kind: Callable[..., BroadcastHeader | UploadHeader]) -> object:
+    if isinstance(text, bytes):
+        text = inflated(text)
+    if text is None or len(text) > MAX_HEADER_BYTES:
         raise WireError(f"no usable header under {KEY!r}: not sent by this app, or modified in transit")
     try:
         content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)

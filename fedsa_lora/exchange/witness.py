@@ -29,7 +29,7 @@ A tensor of less than four values cannot be distinguished from chance and is not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 
@@ -94,23 +94,36 @@ def private_values(states: Iterable[NamedArrays], public: Iterable[NamedArrays] 
     return PrivateValues(words, information, tuple(_seeds(words, information, ends, known)))
 
 
-def search(message: bytes, states: Sequence[NamedArrays]) -> int:
+@dataclass(frozen=True)
+class Sketch:
+    """The ``values`` private values of a state, and a key for each ``SEED`` of them in a row, (k,): enough to
+    see that a message holds none of them."""
+
+    values: int
+    keys: Keys
+
+    @classmethod
+    def of(cls, state: NamedArrays) -> Sketch:
+        words = np.concatenate([np.zeros(0, np.uint32), *map(_words, state.values())])
+        return cls(words.size, _seed_keys(words))
+
+
+def search(message: bytes, sketches: Sequence[Sketch], states: Callable[[], Sequence[NamedArrays]]) -> int:
     """Counts as ``matches`` does with the private values of these states. Most messages have no ``SEED``
-    values in a row of theirs, and so no run: seeing that needs no information of each value, which takes
-    longer to compute."""
-    return matches(message, private_values(states)) if may_hold(message, states) else 0
+    values in a row of theirs, and so no run: seeing that needs neither the states nor the information of each
+    value, which takes longer to compute."""
+    return matches(message, private_values(states())) if may_hold(message, sketches) else 0
 
 
-def may_hold(message: bytes, states: Sequence[NamedArrays]) -> bool:
+def may_hold(message: bytes, sketches: Sequence[Sketch]) -> bool:
     """False where no ``SEED`` values in a row of a message stand in a row in these states."""
-    tensors = [_words(array) for state in states for array in state.values()]
-    if len(message) < 4 * SEED or not tensors:
+    if len(message) < 4 * SEED or not sketches:
         return False
-    private = _seed_keys(np.concatenate(tensors))
     sent = np.concatenate([_seed_keys(_at_offset(message, offset)) for offset in range(4)])
-    sent = sent[_in_marks(sent, _marks(private))]
-    private = private[_in_marks(private, _marks(sent))]  # of either side, what may be on the other
-    return bool(np.isin(private, sent).any())
+    marks = _marks(sent)
+    private = np.concatenate([sketch.keys[_in_marks(sketch.keys, marks)] for sketch in sketches])
+    sent = sent[_in_marks(sent, _marks(private))]  # of either side, what may be on the other
+    return not set(private.tolist()).isdisjoint(sent.tolist())
 
 
 def _seeds(
@@ -222,8 +235,9 @@ def _in_marks(keys: Keys, marks: Marks) -> NDArray[np.bool_]:
     return marks[_upper_bits(keys, marks)]
 
 
-def _upper_bits(keys: Keys, marks: Marks) -> Keys:
-    return keys >> np.uint64(65 - marks.size.bit_length())
+def _upper_bits(keys: Keys, marks: Marks) -> NDArray[np.int64]:
+    """As NumPy indexes by them without a copy."""
+    return (keys >> np.uint64(65 - marks.size.bit_length())).view(np.int64)
 
 
 def _information(words: Words) -> Bits:

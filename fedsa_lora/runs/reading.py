@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,23 @@ def holds_run(path: Path, run: str = "") -> bool:
     names one, as clients' stores know it, only that run counts."""
     if not (path / "config.yaml").exists():
         return False
-    return not run or _json_if_there(path / "environment.json").get("run") == run
+    return not run or run_in(path) == run
+
+
+def run_in(path: Path) -> str:
+    """The run of a directory as clients' stores know it; empty without one. Asked for with each message and
+    each row, so the file is read once."""
+    environment = path / "environment.json"
+    try:
+        found = environment.stat()
+    except OSError:
+        return ""
+    return _run_of(environment, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _run_of(environment: Path, *identity: int) -> str:
+    return str(read_json(environment).get("run", ""))
 
 
 def read_run(run_dir: Path) -> RunRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -45,9 +45,9 @@ class Replies:
             if not _asks_a_superlink(grid):  # clients are called here, in the thread that they know
                 pull.run()
                 return pull.result()
-            pull.start()
-            pull.join(self.patience)
-        if pull.is_alive():
+            pull.thread.start()
+            pull.thread.join(self.patience)
+        if pull.thread.is_alive():
             self._pulls[message_id] = pull
             return []
         return pull.result()
@@ -72,14 +72,18 @@ def _ask_again_soon(module: Any) -> None:
     module.pull_objects = partial(pull, initial_backoff=FIRST_BACKOFF)
 
 
-class _Pull(threading.Thread):
+class _Pull:
     """One request for one reply; it may be left alone when nobody waits for it any more."""
 
     def __init__(self, grid: Grid, message_id: str) -> None:
-        super().__init__(name=f"reply to {message_id}", daemon=True)
         self.grid, self.message_id = grid, message_id
         self._replies: list[Message] = []
         self._error: Exception | None = None
+
+    @cached_property
+    def thread(self) -> threading.Thread:
+        """Makes the request in the background, once it is started."""
+        return threading.Thread(target=self.run, name=f"reply to {self.message_id}", daemon=True)
 
     def run(self) -> None:
         try:

@@ -34,7 +34,7 @@ def store_with(folder: Path, rounds: int = 2) -> DirectoryStore:
 
 
 def egress(store: DirectoryStore, most: int = 10_000, **options: bool) -> Egress:
-    return Egress(store, LastUsed(lambda tensors: sum(a.nbytes for a in tensors.values()), most), **options)
+    return Egress(store, LastUsed(lambda sketch: sketch.keys.nbytes, most), **options)
 
 
 def reply_of(egress: Egress, sent: list[np.ndarray], metrics: dict | None = None) -> Message:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_lora.exchange.codec import Dense
-from fedsa_lora.exchange.witness import FALSE_ALARM, SEED, matches, may_hold, private_values, search
+from fedsa_lora.exchange.witness import FALSE_ALARM, SEED, Sketch, matches, may_hold, private_values, search
 
 RNG = np.random.default_rng(0)
 A = {"x.lora_A.weight": RNG.normal(size=(4, 8)).astype(np.float32)}
@@ -115,14 +115,16 @@ def test_the_short_search_finds_what_the_whole_one_does(noise, which, start, len
     states = [B, {"head": np.float32([1, 2, 3])}, {"b": np.full(40, 0.25, np.float32)}]
     taken = next(iter(states[which].values())).ravel()[start : start + length].tobytes()
     message = noise[: len(noise) // 2] + taken[cut:] + noise[len(noise) // 2 :]
-    assert search(message, states) == matches(message, private_values(states))
-    assert search(message, []) == 0
+    whole = matches(message, private_values(states))
+    assert search(message, [*map(Sketch.of, states)], lambda: states) == whole
+    assert search(message, [], list) == 0
 
 
 def test_a_message_of_other_values_needs_no_whole_search():
     other = np.random.default_rng(5).normal(size=20_000).astype(np.float32)
-    assert not may_hold(b"?" + other.tobytes(), [B])
-    assert may_hold(b"?" + other.tobytes() + B["x.lora_B.weight"].ravel()[7 : 7 + SEED].tobytes(), [B])
+    private = [Sketch.of(B)]
+    assert not may_hold(b"?" + other.tobytes(), private)
+    assert may_hold(b"?" + other.tobytes() + B["x.lora_B.weight"].ravel()[7 : 7 + SEED].tobytes(), private)
 
 
 SMALL_RATES = [

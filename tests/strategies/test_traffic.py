@@ -11,12 +11,15 @@ from flwr.common import (
     EvaluateRes,
     FitIns,
     FitRes,
+    Parameters,
     RecordDict,
     Status,
     ndarrays_to_parameters,
 )
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.compat.common import recorddict_compat as compat
+from hypothesis import given
+from hypothesis import strategies as st
 
 from strategies.round.traffic import message_bytes
 
@@ -84,3 +87,32 @@ def test_the_bytes_counted_on_the_server_are_those_that_a_client_app_sent(kind, 
     read = getattr(compat, f"recorddict_to_{reading}")
     received = read(reply.content, keep_input=True) if kind == "train" else read(reply.content)
     assert message_bytes(received) == len(on_the_wire)
+
+
+SCALARS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=300),
+    st.binary(max_size=300),
+)
+
+
+@given(
+    examples=st.integers(0, 2**40),
+    loss=st.floats(),
+    metrics=st.dictionaries(
+        st.text(max_size=8), SCALARS | st.lists(st.integers(0, 9), max_size=3), max_size=3
+    ),
+    sizes=st.lists(st.integers(0, 40_000), max_size=2),
+    said=st.text(max_size=200),
+)
+def test_an_answer_of_known_lengths_has_the_size_of_one_that_is_serialised(
+    examples, loss, metrics, sizes, said
+):
+    status = Status(Code.OK, said)
+    fit = FitRes(status, Parameters([bytes(size) for size in sizes], "numpy.ndarray"), examples, metrics)
+    evaluated = EvaluateRes(status, loss, examples, metrics)
+    records = compat.fitres_to_recorddict(fit, True), compat.evaluateres_to_recorddict(evaluated)
+    for message, record in zip((fit, evaluated), records, strict=True):
+        assert message_bytes(message) == recorddict_to_proto(record).ByteSize()
