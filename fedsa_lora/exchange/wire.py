@@ -160,12 +160,12 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     """Parse and type-check a header. Raises WireError naming what is wrong."""
     text = entries.get(KEY)
     sound = isinstance(text, bytes if kind is UploadHeader else str) and len(text) <= MAX_HEADER_BYTES
-    return cast(Header, _read(text if sound else None, kind))
+    return cast(Header, _read(text if sound else None, kind is UploadHeader))
 
 
 # A broadcast is the same for many clients, and what a client sends is read again for its own record.
 @lru_cache(maxsize=32)
-def _read(text: str | bytes | None, kind: Callable[..., BroadcastHeader | UploadHeader]) -> object:
+def _read(text: str | bytes | None, uploaded: bool) -> BroadcastHeader | UploadHeader:
     if isinstance(text, bytes):
         text = inflated(text)
     if text is None or len(text) > MAX_HEADER_BYTES:
@@ -173,7 +173,7 @@ def _read(text: str | bytes | None, kind: Callable[..., BroadcastHeader | Upload
     try:
         content: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
         values = {name: _plain(value) for name, value in content.items()}
-        header = kind(**values)
+        header = UploadHeader(**values) if uploaded else BroadcastHeader(**values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"unreadable header: {error}") from None
     _check_types(header)
