@@ -8,8 +8,9 @@ import pytest
 from synthetic_run import write_run
 
 from fedsa_lora.errors import RunError
+from fedsa_lora.files import write_atomically
 from fedsa_lora.runs.outcomes import Remark, client_outcomes, in_order, remarks
-from fedsa_lora.runs.reading import read_json, read_jsonl, read_run
+from fedsa_lora.runs.reading import holds_run, read_json, read_jsonl, read_run
 
 
 @pytest.fixture
@@ -92,3 +93,16 @@ def test_failures_that_repeat_are_told_once(tmp_path: Path) -> None:
     ]
     record = replace(read_run(write_run(tmp_path, rounds=1)), rounds=rounds)
     assert remarks(record) == [Remark(*told, (1, 3)), Remark(*lost, (2, 3))]
+
+
+def test_a_run_directory_that_another_run_takes_is_noticed(tmp_path: Path) -> None:
+    """Its environment is read once while it is the same file, and again when it is another."""
+    assert not holds_run(tmp_path, "a")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert holds_run(tmp_path)
+    for run in ("a", "b", "c"):
+        assert not holds_run(tmp_path, run)
+        write_atomically(tmp_path / "environment.json", json.dumps({"run": run}).encode())
+        assert holds_run(tmp_path, run)
+    (tmp_path / "environment.json").unlink()
+    assert not holds_run(tmp_path, "c")
