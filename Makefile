@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 RECORD := --record docs/results/runs.jsonl --resume  # for both tables: shared runs are made once
 
 .PHONY: run models unlearn deploy-local test test-faults cases slow lint types format check golden methods-table personalisation-table
-.PHONY: notebooks bench site lock clean
+.PHONY: notebooks bench bench-gpu site lock clean
 
 $(READY): build.lock requirements.lock torch.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/it")'
@@ -60,6 +60,9 @@ check: test lint types  ## must pass before a commit is shared
 
 bench: $(READY)  ## speed compared with targets; under ten minutes, docs/performance.md
 	$(BIN)/python benchmarks/bench.py
+
+bench-gpu: $(READY)  ## share of a GPU's peak that local training reaches, without Ray
+	$(BIN)/python benchmarks/gpu.py
 
 site: $(READY)  ## the documentation as pages in build/site; a broken link fails
 	@# without --quiet, with which warnings do not count

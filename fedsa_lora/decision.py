@@ -17,6 +17,7 @@ DECISION = "decision.json"
 ATTENTION = "attention"
 COHORT = "cohort"
 BATCH = "batch_size"
+TOKENS = "pass_tokens"
 
 
 def decided(folder: Path, what: str, decide: Callable[[], str]) -> str:

@@ -14,7 +14,7 @@ from fedsa_lora.client.cut import CutClient
 from fedsa_lora.client.cut_bench import CutBench
 from fedsa_lora.client.device import device, sharing
 from fedsa_lora.client.workbench import Alone, Workbench
-from fedsa_lora.decision import ATTENTION, BATCH, cohort_size, decided, number, recorded
+from fedsa_lora.decision import ATTENTION, BATCH, TOKENS, cohort_size, decided, number, recorded
 from fedsa_lora.deployment.node_config import Node
 from fedsa_lora.errors import ConfigError
 from fedsa_lora.exchange.arrays import Layout
@@ -23,7 +23,7 @@ from fedsa_lora.learning.attention import measured_attention, use_attention, wor
 from fedsa_lora.learning.checkpointing import checkpoint_layers
 from fedsa_lora.learning.cut.parts import Part, adapted_part, build_part
 from fedsa_lora.learning.given import adapted
-from fedsa_lora.learning.memory import room
+from fedsa_lora.learning.memory import ON_CPU, pass_tokens, room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
@@ -47,6 +47,7 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         checkpoint_layers(resident)
     settings = _settings(config, resident, own)
     _choose_attention(config, resident, own, settings)
+    cohort = cohort_size(config)
     bench = Workbench(
         task=own,
         model=resident,
@@ -63,7 +64,8 @@ def workbench(config: RunConfig, data: Path | None = None) -> Workbench:
         part=config.evaluation.part,
         alone=_alone(config, settings) if config.evaluation.local_only else None,
         keep_trained=config.run.keep_trained,
-        cohort=cohort_size(config),
+        cohort=cohort,
+        tokens=_pass_tokens(config, resident, own, settings) if cohort > 1 else ON_CPU,
     )
     return bench if config.cut is None else CutBench.of(bench, config.cut, config.split(whole).trained)
 
@@ -128,6 +130,17 @@ def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSett
 
     size = decided(config.run_dir, BATCH, measure) if config.run_dir.is_dir() else measure()
     return replace(config.train, batch_size=number(config.run_dir, BATCH, size))
+
+
+def _pass_tokens(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> int:
+    """The tokens of a pass over several clients, as the run decided where the memory of a GPU decides it."""
+
+    def measure() -> str:
+        return str(pass_tokens(resident, own, own.load_client("0").train, settings, sharing(config)))
+
+    if resident.device.type != "cuda" or not config.run_dir.is_dir():
+        return int(measure())
+    return number(config.run_dir, TOKENS, decided(config.run_dir, TOKENS, measure))
 
 
 def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> None:

@@ -20,6 +20,7 @@ from fedsa_lora.exchange.witness import Sketch
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
+from fedsa_lora.learning.memory import ON_CPU
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.requests import Requests
 from fedsa_lora.learning.settings import TrainSettings
@@ -51,7 +52,7 @@ class Workbench:
     a lower rank than the model. ``counted``: clients report how many train examples they have of each
     class, where they share a head. ``keep_trained``: a client keeps what may be shared as a round's
     training left it, before aggregation, which no method needs. ``cohort``: the jobs of so many clients are
-    done in one pass.
+    done in one pass, or in several of at most so many ``tokens``.
     """
 
     task: Task
@@ -70,6 +71,7 @@ class Workbench:
     alone: Alone | None = None
     keep_trained: bool = False
     cohort: int = 1
+    tokens: int = ON_CPU
 
     @property
     def primary(self) -> Measure:
@@ -89,7 +91,7 @@ class Workbench:
     def trainer(self) -> Trainer:
         """Does every training and every measurement of this process."""
         if self.cohort > 1:
-            return Together(Cohort(self.model, self.task, self.cohort))
+            return Together(Cohort(self.model, self.task, self.cohort, self.tokens))
         return Together(OneByOne(self.model, self.task))
 
     def outcome(self, job: Job) -> Outcome:

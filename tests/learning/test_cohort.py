@@ -10,13 +10,15 @@ from cohort_cases import CONFIGS, Bench, bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.learning.cohort import Cohort, attention, block, flat, products, why_not
+from fedsa_lora.learning.cohort import Cohort, attention, flat, products, slots, why_not
 from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Job, OneByOne
+from fedsa_lora.learning.memory import ON_CPU
 from fedsa_lora.learning.objectives import Ahead
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.text import TextData, TextTask
@@ -31,15 +33,22 @@ def bert() -> Bench:
     return bench("bert", double=True)
 
 
+@pytest.fixture(params=[False, True], ids=["one after the other", "at once"])
+def at_once(request, monkeypatch) -> bool:
+    """How the products of several clients are made: as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(slots, "_launches_cost", lambda device: request.param)
+    return request.param
+
+
 def trained(made: Bench, job: Job) -> tuple[dict[str, np.ndarray], float]:
     """A job alone: its tensors at the model's own precision, and its loss."""
     (outcome,) = OneByOne(made.model, made.task)([job])
     return {n: made.model.parameter(n).detach().numpy().copy() for n in job.values}, outcome.report.loss
 
 
-def together(made: Bench, jobs: list[Job]):
+def together(made: Bench, jobs: list[Job], tokens: int = ON_CPU):
     """The same of jobs in one block, in their order."""
-    block = Block(OneByOne(made.model, made.task), jobs)
+    block = Block(OneByOne(made.model, made.task), jobs, tokens)
     outcomes = block.outcomes()
     values = {}
     for row, place in enumerate(block.places):
@@ -47,10 +56,10 @@ def together(made: Bench, jobs: list[Job]):
     return [(values[k], outcome.report.loss) for k, outcome in enumerate(outcomes)]
 
 
-def same(made: Bench, jobs: list[Job], within: float) -> None:
+def same(made: Bench, jobs: list[Job], within: float, tokens: int = ON_CPU) -> None:
     assert not any(why_not(job, made.model, made.task) for job in jobs)
     alone = [trained(made, job) for job in jobs]
-    for (values, loss), (expected, expected_loss) in zip(together(made, jobs), alone, strict=True):
+    for (values, loss), (expected, expected_loss) in zip(together(made, jobs, tokens), alone, strict=True):
         assert abs(loss - expected_loss) < within
         for name in expected:
             assert_allclose(values[name], expected[name], rtol=0, atol=within, err_msg=name)
@@ -59,6 +68,7 @@ def same(made: Bench, jobs: list[Job], within: float) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(CONFIGS) - {"llama", "words"}))
+@pytest.mark.usefixtures("at_once")
 def test_in_float64_a_cohort_is_training_alone(kind):
     made = bench(kind, double=True)
     same(made, [made.job(client, ADAMW) for client in range(3)], FLOAT64)
@@ -66,6 +76,7 @@ def test_in_float64_a_cohort_is_training_alone(kind):
 
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.usefixtures("at_once")
 def test_in_float32_too_with_and_without_dropout(kind, dropout):
     made = bench(kind, dropout=dropout)
     same(made, [made.job(client, SGD) for client in range(3)], FLOAT32)
@@ -81,6 +92,7 @@ def test_in_float32_too_with_and_without_dropout(kind, dropout):
         {"clip_norm": 1e-2},
     ],
 )
+@pytest.mark.usefixtures("at_once")
 def test_whatever_is_trained_and_however(bert, roles, changes):
     each = replace(ADAMW, **changes)
     same(bert, [bert.job(client, each, roles=roles) for client in range(3)], FLOAT64)
@@ -92,7 +104,6 @@ def test_whatever_is_trained_and_however(bert, roles, changes):
     ("place", "limit", "value"),
     [
         (attention, "WORTH", 0),  # as many groups of length as there may be
-        (block, "TOKENS", 40),  # several passes a step
         (flat, "MANY", 0),  # frozen weights laid out anew
         (products, "LARGE", 0),  # and packed
     ],
@@ -109,6 +120,36 @@ def test_limits_change_the_work_and_not_the_outcome(monkeypatch, kind, place, li
     same(made, [made.job(client, each) for client in range(3)], within)
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
+def test_several_passes_a_step_change_the_work_and_not_the_outcome(kind):
+    made = bench(kind, double=True)
+    same(made, [made.job(client, replace(SGD, batch_size=9)) for client in range(3)], FLOAT64, tokens=40)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        self.count += func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_at_once_more_clients_take_no_more_products(at_once):
+    made = bench("bert")
+    job = made.job(0, replace(SGD, steps=1, batch_size=1))
+    together(made, [job, replace(job)])  # the first pass of a model also looks for its dropout
+    counts = []
+    for clients in (2, 5):
+        with Products() as products:
+            together(made, [replace(job) for _ in range(clients)])
+        counts.append(products.count)
+    assert (counts[0] == counts[1]) is at_once
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 3))
 def test_groups_hold_every_token_of_every_sequence_once(lengths, heads):
@@ -123,6 +164,7 @@ def test_groups_hold_every_token_of_every_sequence_once(lengths, heads):
     assert len(index.unused) == (len(groups.tokens) - sum(lengths)) * heads
 
 
+@pytest.mark.usefixtures("at_once")
 def test_each_client_has_rates_steps_and_batches_of_its_own(bert):
     each = [
         replace(ADAMW, lr=1e-3, steps=1),
@@ -141,6 +183,7 @@ def test_the_terms_of_fedprox_are_each_clients_own(bert):
     same(bert, [anchored(0, 0.5, "A"), anchored(1, 2.0, "head"), bert.job(2, ADAMW)], FLOAT64)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_layers_and_clients_may_have_ranks_of_their_own():
     made = bench("bert", double=True, layer_ranks=[2, 5])
     jobs = []
@@ -173,6 +216,7 @@ def test_importance_is_that_of_training_alone(bert, score):
 
 
 @pytest.mark.parametrize("kind", ["bert", "mean", "gpt2", "vit"])
+@pytest.mark.usefixtures("at_once")
 def test_answers_are_in_the_order_of_the_examples(kind):
     made = bench(kind, dropout=True)
     asked = [(made.examples(20, 40), made.examples(21, 1)), (made.examples(22, 5),), ()]
@@ -199,6 +243,7 @@ def test_the_order_of_clients_and_their_company_change_nothing(bert):
                 assert_allclose(other.values[name], one.values[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_clients_nan_stops_that_client_alone(bert):
     jobs = [bert.job(client, ADAMW, asked=(bert.examples(30),)) for client in range(4)]
     jobs[1] = replace(jobs[1], values={n: v * np.float32(np.nan) for n, v in jobs[1].values.items()})

@@ -16,16 +16,15 @@ from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.learning.training import autocast
 from fedsa_lora.tasks.task import Examples
 
-TOKENS = 2048  # of a pass
-
 Logits = NDArray[np.float32]
 
 
 @torch.no_grad()
 def answer(
-    flat: FlatModel, alone: OneByOne, jobs: Sequence[Job], settings: TrainSettings
+    flat: FlatModel, alone: OneByOne, jobs: Sequence[Job], settings: TrainSettings, tokens: int
 ) -> list[list[Logits]]:
-    """Logits (n, classes) for each of ``Job.asked`` of each job, in the order of its examples."""
+    """Logits (n, classes) for each of ``Job.asked`` of each job, in the order of its examples, in passes of
+    about so many ``tokens``."""
     model = alone.model
     model.set_mode(training=False)
     found: list[list[Logits]] = [[] for _ in jobs]
@@ -34,7 +33,7 @@ def answer(
         parts = [asked.get(k, next(iter(asked.values()))) for k in range(len(jobs))]
         corpus = Corpus(parts, model.device, alone.task.collate)
         given: dict[int, list[tuple[Indices, Logits]]] = {k: [] for k in asked}
-        for chosen in _passes(asked, len(jobs), max(1, TOKENS // spread(model))):
+        for chosen in _passes(asked, len(jobs), max(1, tokens // spread(model))):
             with autocast(settings, model.device):
                 logits = flat.logits(corpus.pack(chosen)).float().cpu().numpy()
             counts = np.cumsum([len(part) for part in chosen])[:-1]

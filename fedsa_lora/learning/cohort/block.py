@@ -24,16 +24,15 @@ from fedsa_lora.learning.job import Job, OneByOne, Outcome
 from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.training import autocast, dropout_sites, finite
 
-TOKENS = 4096  # of a pass that holds more than one client's batch: more do not stay in a core's cache
 NONE = np.zeros(0, np.int64)
 
 
 class Block:
-    """Jobs that are done in one pass. Their rows are in the order of their steps, so that those that still
-    train are the first."""
+    """Jobs that are done together, in passes of at most so many ``tokens`` of several clients. Their rows are
+    in the order of their steps, so that those that still train are the first."""
 
-    def __init__(self, alone: OneByOne, jobs: Sequence[Job]) -> None:
-        self._alone, self._model = alone, alone.model
+    def __init__(self, alone: OneByOne, jobs: Sequence[Job], tokens: int) -> None:
+        self._alone, self._model, self._most = alone, alone.model, tokens
         self.places = sorted(range(len(jobs)), key=lambda at: -len(jobs[at].batches))
         self.jobs = [jobs[at] for at in self.places]
         self._settings = jobs[0].settings
@@ -60,7 +59,7 @@ class Block:
             self._sites = self._dropout()
         with self._flat.installed():
             self.train()
-            answers = answer(self._flat, self._alone, self.jobs, self._settings)
+            answers = answer(self._flat, self._alone, self.jobs, self._settings, self._most // 2)
         found: dict[int, Outcome | TrainingError] = {}
         for k, place in enumerate(self.places):
             found[place] = self.errors[k] if k in self.errors else self._outcome(k, starts[k], answers[k])
@@ -120,7 +119,7 @@ class Block:
         held = 0
         for k in clients:
             tokens = self._each * int(self.jobs[k].examples.lengths[self.jobs[k].batches[step]].sum())
-            if part and held + tokens > TOKENS:
+            if part and held + tokens > self._most:
                 yield part
                 part, held = [], 0
             part.append(k)

@@ -93,7 +93,8 @@ class FlatModel:
         mask = None
         if self._masks is not None and isinstance(layer, LowRank) and isinstance(layer.dropout, nn.Dropout):
             mask = self._masks.of(layer.dropout, self.rows.work.dtype)
-        return passed(x, layer, self._packed.spans(x.shape[:-1].numel()), self.rows, mask)
+        rows = x.shape[:-1].numel()
+        return passed(x, layer, self._packed.spans(rows), self._packed.slots(rows), self.rows, mask)
 
     def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x if self._masks is None else dropped(x, self._masks.of(layer, x.dtype))

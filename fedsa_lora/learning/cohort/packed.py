@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
+from fedsa_lora.learning.cohort.slots import Slots, Spans
+from fedsa_lora.learning.training import to_device
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.token_losses import IGNORED
 
+TARGETS, KEPT = "targets of the batch", "places of its targets"  # beside inputs, on their way to a device
 Indices = NDArray[np.int64]
 Collate = Callable[[Examples, Indices], Batch]
 
@@ -51,7 +54,7 @@ class Packed:
         """Place of the first token of each sequence."""
         return np.cumsum(self.lengths) - self.lengths
 
-    def spans(self, rows: int) -> list[tuple[int, int, int]]:
+    def spans(self, rows: int) -> Spans:
         """(client, begin, end) of the rows of each client that has any: rows of tokens or, behind the
         backbone, of sequences; of images as many for each as the model makes of one."""
         if rows == sum(self.tokens):
@@ -59,12 +62,23 @@ class Packed:
         else:
             each = rows // len(self.lengths)
             counts = [each * count for count in self.sequences]
-        found, begin = [], 0
+        found: list[tuple[int, int, int]] = []
+        begin = 0
         for client, count in enumerate(counts):
             if count:
                 found.append((client, begin, begin + count))
             begin += count
         return found
+
+    def slots(self, rows: int) -> Slots | None:
+        """The slots of the same rows, which all layers have in common; None where ``Slots.of`` has none."""
+        if rows not in self._slots:
+            self._slots[rows] = Slots.of(self.spans(rows), self.targets.device)
+        return self._slots[rows]
+
+    @cached_property
+    def _slots(self) -> dict[int, Slots | None]:
+        return {}
 
 
 class Corpus:
@@ -134,9 +148,9 @@ class Corpus:
         targets_of: list[int],
         kept: torch.Tensor | None = None,
     ) -> Packed:
-        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        kept = None if kept is None else kept.to(self._device)
-        return Packed(inputs, lengths, sequences, tokens, targets.to(self._device), targets_of, kept)
+        given = to_device({**inputs, TARGETS: targets} | ({} if kept is None else {KEPT: kept}), self._device)
+        targets, kept = given.pop(TARGETS), given.pop(KEPT, None)
+        return Packed(given, lengths, sequences, tokens, targets, targets_of, kept)
 
 
 def _are_images(parts: Sequence[Examples]) -> bool:

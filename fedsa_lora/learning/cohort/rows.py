@@ -10,6 +10,14 @@ from fedsa_lora.exchange.arrays import TensorSpec
 from fedsa_lora.learning.adapters import AdapterModel
 
 
+@dataclass(frozen=True, eq=False)
+class Views:
+    """A tensor of all clients, (clients, ...), and of ``each``."""
+
+    every: torch.Tensor
+    each: list[torch.Tensor]
+
+
 class Rows:
     """``values`` (clients, P): all tensors of each client, those that are ``trained`` first, heads last among
     them. ``gradients`` (clients, trained values) is where layers leave them, added to what is there.
@@ -61,11 +69,11 @@ class Rows:
         if self.work is not self.values:
             self.work.copy_(self.values)
 
-    def working(self, name: str) -> list[torch.Tensor]:
+    def working(self, name: str) -> Views:
         """A tensor of each client, as layers multiply it."""
         return self._views(self.work, name)
 
-    def collected(self, name: str) -> list[torch.Tensor] | None:
+    def collected(self, name: str) -> Views | None:
         """The gradient of a tensor of each client; None of one that is not trained."""
         return self._views(self.gradients, name) if name in self.trained else None
 
@@ -82,9 +90,9 @@ class Rows:
         """A client's tensor in one of the buffers."""
         return buffer[client, self.columns(name)].view(self._columns[name][1].shape)
 
-    def _views(self, buffer: torch.Tensor, name: str) -> list[torch.Tensor]:
-        shape = self._columns[name][1].shape
-        return [row.view(shape) for row in buffer[:, self.columns(name)].unbind()]
+    def _views(self, buffer: torch.Tensor, name: str) -> Views:
+        every = buffer[:, self.columns(name)].view(len(buffer), *self._columns[name][1].shape)
+        return Views(every, list(every.unbind()))
 
 
 @dataclass(frozen=True)

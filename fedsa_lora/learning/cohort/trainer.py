@@ -11,18 +11,21 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.cohort.fit import alike, why_not_any, why_not_job
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
+from fedsa_lora.learning.memory import ON_CPU
 from fedsa_lora.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Jobs in blocks of at most ``size``, in their order, each block in one pass. Jobs that ``why_not`` has a
-    reason against are done one by one, and so is the training of a job that is the only one of its block,
-    which would gain nothing."""
+    """Jobs in blocks of at most ``size``, in their order, each block in one pass, or in several where the
+    batches of its clients have more than ``tokens`` together. Jobs that ``why_not`` has a reason against are
+    done one by one, and so is the training of a job that is the only one of its block, which would gain
+    nothing."""
 
     model: AdapterModel
     task: Task
     size: int
+    tokens: int = ON_CPU
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome | TrainingError]:
         alone = OneByOne(self.model, self.task)
@@ -40,7 +43,7 @@ class Cohort:
                 if len(chosen) == 1 and chosen[0].batches:
                     found = alone(chosen)
                 else:
-                    found = Block(alone, chosen).outcomes()
+                    found = Block(alone, chosen, self.tokens).outcomes()
                 outcomes |= zip(block, found, strict=True)
         return [outcomes[at] for at in range(len(jobs))]
 

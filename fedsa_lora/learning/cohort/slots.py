@@ -1,0 +1,57 @@
+"""Rows of several clients as matrices of one size, so that a product of all of them is one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedsa_lora.learning.cohort.rows import Views
+
+Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Rows (n, width) of neighbouring ``clients``, spread over (clients, ``longest``, width) with zeros
+    behind the rows of each; ``place`` (n,) are their places in it.
+
+    A product of matrices works client by client, so a NaN stays with its client.
+    """
+
+    clients: slice
+    longest: int
+    place: torch.Tensor
+
+    @classmethod
+    def of(cls, spans: Spans, device: torch.device) -> Slots | None:
+        """None where one product after the other is better: on a CPU, where the rows of clients differ by
+        more than a launch costs, and for a client alone or clients that are no neighbours."""
+        clients = [client for client, _, _ in spans]
+        neighbours = len(clients) > 1 and clients[-1] - clients[0] == len(clients) - 1
+        if not neighbours or not _launches_cost(device):
+            return None
+        longest = max(end - begin for _, begin, end in spans)
+        place = [
+            torch.arange(at * longest, at * longest + end - begin) for at, (_, begin, end) in enumerate(spans)
+        ]
+        return cls(slice(clients[0], clients[-1] + 1), longest, torch.cat(place).to(device))
+
+    def part(self, views: Views) -> torch.Tensor:
+        """A tensor of these clients, (clients, ...)."""
+        return views.every[self.clients]
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (n, width) as (clients, longest, width)."""
+        clients, width = self.clients.stop - self.clients.start, rows.shape[1]
+        whole = rows.new_zeros(clients * self.longest, width)
+        return whole.index_copy_(0, self.place, rows).view(clients, self.longest, width)
+
+    def joined(self, spread: torch.Tensor) -> torch.Tensor:
+        """The rows (n, width) of (clients, longest, width)."""
+        return spread.flatten(0, 1).index_select(0, self.place)
+
+
+def _launches_cost(device: torch.device) -> bool:
+    return device.type != "cpu"
