@@ -7,7 +7,8 @@ message is the B of another client. ``chance`` is the sum of 2^b over all runs o
 that stand in a message by chance, as a share of the places for them: at most 1 if b bounds the probability.
 ``pairs`` are neighbours of B that are neighbours in a message, on average; ``row`` is how many values in a
 row are found in a message of 300,000, on average and for 99 of 100 places of B; none where there is too
-little to search for.
+little to search for. With ``--first-look`` it times the look that most messages end with instead: for three
+generations of a client, with what is kept of each.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsa_lora.exchange.witness import FALSE_ALARM, SEED, matches, private_values
+from fedsa_lora.exchange.witness import FALSE_ALARM, SEED, Sketch, matches, may_hold, private_values
 
 MODULES, WIDTH, RANK, BATCH = 49, 768, 8, 16
 Values = NDArray[np.float32]
+LOOKS = {  # private values of a generation, and bytes of a message
+    "two layers of width 128": (5_128, 17_000),
+    "MiniLM, training": (39_559, 148_000),
+    "MiniLM, evaluation": (39_559, 400),
+    "split learning, small": (18_000, 264_000),
+    "split learning, GPT-2": (221_000, 3_100_000),
+}
 MADE: dict[str, dict[str, Any]] = {
     "SGD, 1 step": {"optimizer": torch.optim.SGD, "steps": 1, "lr": 1e-2},
     "SGD, 5 steps": {"optimizer": torch.optim.SGD, "steps": 5, "lr": 1e-2},
@@ -85,12 +93,32 @@ def row(information: NDArray[np.float64], needed: float) -> NDArray[np.int64]:
     return np.maximum(SEED, lengths[ends < information.size])
 
 
+def first_look(repeats: int) -> None:
+    """Print CPU time for each of ``LOOKS``."""
+    draw = np.random.default_rng(0)
+    print("| client | private values | bytes of a message | CPU ms |\n|---|---|---|---|")
+    for name, (size, length) in LOOKS.items():
+        generations = [{"b": draw.normal(size=size).astype(np.float32)} for _ in range(3)]
+        sketches = [Sketch.of(state) for state in generations]
+        message = draw.normal(size=length // 4).astype(np.float32).tobytes()
+        spent = []
+        for _ in range(repeats):
+            started = time.process_time()
+            may_hold(message, sketches)
+            spent.append(time.process_time() - started)
+        print(f"| {name} | 3 x {size:,} | {length:,} | {1e3 * np.median(spent):.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--messages", type=int, default=20, help="for each way to make them")
+    parser.add_argument("--first-look", action="store_true")
     options = parser.parse_args()
+    if options.first_look:
+        first_look(5 * options.messages)
+        return
     print("| made by | bits of a value | row | pairs | chance | alarms in messages | ms |\n|" + "---|" * 7)
     for name, how in MADE.items():
         b = trained(0, **how)[: 100_000 // RANK * RANK]

@@ -120,10 +120,11 @@ def may_hold(message: bytes, sketches: Sequence[Sketch]) -> bool:
     if len(message) < 4 * SEED or not sketches:
         return False
     sent = np.concatenate([_seed_keys(_at_offset(message, offset)) for offset in range(4)])
-    marks = _marks(sent)
-    private = np.concatenate([sketch.keys[_in_marks(sketch.keys, marks)] for sketch in sketches])
-    sent = sent[_in_marks(sent, _marks(private))]  # of either side, what may be on the other
-    return not set(private.tolist()).isdisjoint(sent.tolist())
+    private = np.concatenate([sketch.keys for sketch in sketches])
+    fewer, more = sorted((private, sent), key=len)  # of either side, what may be on the other
+    more = more[_in_marks(more, _marks(fewer))]
+    fewer = fewer[_in_marks(fewer, _marks(more))]
+    return not set(fewer.tolist()).isdisjoint(more.tolist())
 
 
 def _seeds(
