@@ -138,7 +138,9 @@ def _pass_tokens(config: RunConfig, resident: AdapterModel, own: Task, settings:
     def measure() -> str:
         return str(pass_tokens(resident, own, own.load_client("0").train, settings, sharing(config)))
 
-    if resident.device.type != "cuda" or not config.run_dir.is_dir():
+    if resident.device.type != "cuda":
+        return ON_CPU
+    if not config.run_dir.is_dir():
         return int(measure())
     return number(config.run_dir, TOKENS, decided(config.run_dir, TOKENS, measure))
 

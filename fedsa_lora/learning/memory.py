@@ -113,10 +113,8 @@ def pass_bytes(model: AdapterModel, task: Task, examples: Examples, settings: Tr
 def pass_tokens(
     model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings, processes: int
 ) -> int:
-    """The most tokens of a pass over several clients, for so many ``processes``: on a GPU what its memory has
+    """The most tokens of a pass over several clients on a GPU with so many ``processes``: what its memory has
     room for, whoever uses it at the moment, as results differ in the last bits by what is in a pass."""
-    if model.device.type != "cuda":
-        return ON_CPU
     memory = torch.cuda.get_device_properties(model.device).total_memory
     each = pass_bytes(model, task, examples, settings) / int(examples.lengths.max())
     return tokens_within(memory, processes, each)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
 
-from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, RecordDict, Scalar
+from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.compat.common import recorddict_compat as compat
+
+from fedsa_lora.exchange.wire import KEY
 
 KEPT = 4096  # sizes
 _sizes: OrderedDict[Hashable, int] = OrderedDict()  # of answers, by the lengths of what is in them
@@ -18,11 +19,11 @@ def message_bytes(message: FitIns | FitRes | EvaluateIns | EvaluateRes) -> int:
     """Size in bytes of the serialised Flower record that carries the message.
 
     That of an answer depends on the lengths of its parts alone, so one of the same lengths is not serialised
-    again.
+    again. Only the lengths of answers such as our clients give are kept.
     """
-    if isinstance(message, FitIns | EvaluateIns):
+    lengths = None if isinstance(message, FitIns | EvaluateIns) else _lengths(message)
+    if lengths is None:
         return _serialised(message)
-    lengths = _lengths(message)
     if lengths not in _sizes:
         _sizes[lengths] = _serialised(message)
         if len(_sizes) > KEPT:
@@ -44,23 +45,19 @@ def _record(message: FitIns | FitRes | EvaluateIns | EvaluateRes) -> RecordDict:
     return compat.evaluateres_to_recorddict(message)
 
 
-def _lengths(message: FitRes | EvaluateRes) -> Hashable:
-    sent = message.parameters if isinstance(message, FitRes) else None
-    return (
-        type(message),
-        None if sent is None else (sent.tensor_type, *map(len, sent.tensors)),
-        *map(_length, (message.num_examples, message.status.code.value, message.status.message)),
-        *((name, _length(value)) for name, value in message.metrics.items()),
-    )
-
-
-def _length(value: Scalar | list[Any]) -> Hashable:
-    """What the length of a serialised value depends on: a whole number takes more bytes the larger it is, a
-    float always eight."""
-    if isinstance(value, list):
-        return tuple(map(_length, value))
-    if isinstance(value, str | bytes):
-        return type(value), len(value.encode() if isinstance(value, str) else value)
-    if isinstance(value, int) and value >= 0:
-        return type(value), value.bit_length()
-    return type(value), None if isinstance(value, float) else value
+def _lengths(message: FitRes | EvaluateRes) -> Hashable | None:
+    """What the size of an answer depends on; None for one that has not the parts of our clients' answers."""
+    tensors = message.parameters.tensors if isinstance(message, FitRes) else [b""]
+    header = message.metrics.get(KEY)
+    if (
+        not isinstance(header, bytes)
+        or len(message.metrics) > 1
+        or len(tensors) != 1
+        or message.num_examples < 0
+    ):
+        return None
+    kind = len(message.parameters.tensor_type) if isinstance(message, FitRes) else -1
+    status = message.status
+    said = status.code.value, len(status.message.encode())
+    # a whole number takes more bytes the larger it is, a float always eight
+    return kind, len(tensors[0]), len(header), message.num_examples.bit_length(), said

@@ -21,7 +21,6 @@ from fedsa_lora.learning.memory import (
     Tally,
     free_bytes,
     pass_bytes,
-    pass_tokens,
     tokens_within,
 )
 from fedsa_lora.learning.settings import TrainSettings
@@ -140,8 +139,7 @@ def test_the_plan_shows_what_is_decided(tmp_path):
 
 
 def test_the_tokens_of_a_pass_are_those_of_a_cache_or_of_a_gpus_memory():
-    of = bench("bert")
-    assert pass_tokens(of.model, of.task, of.examples(0), SETTINGS, 2) == ON_CPU
+    assert build.workbench(load(["experiment=smoke", "machine.cohort=4"])).tokens == ON_CPU
     assert tokens_within(141 * 10**9, 1, 2e5) == ON_GPU
     assert tokens_within(16 * 10**9, 2, 1e6) == 3200  # .4 of half of it
     assert tokens_within(10**9, 1, 1e10) == 1

@@ -21,6 +21,8 @@ from flwr.compat.common import recorddict_compat as compat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsa_lora.exchange.wire import KEY
+from strategies.round import traffic
 from strategies.round.traffic import message_bytes
 
 VECTOR = np.random.default_rng(0).normal(size=1000).astype(np.float32)
@@ -96,23 +98,35 @@ SCALARS = st.one_of(
     st.text(max_size=300),
     st.binary(max_size=300),
 )
+FOREIGN = st.dictionaries(st.text(max_size=8), SCALARS | st.lists(st.integers(0, 9), max_size=3), max_size=3)
+OURS = st.builds(lambda length: {KEY: bytes(length)}, st.integers(0, 300))
 
 
 @given(
-    examples=st.integers(0, 2**40),
-    loss=st.floats(),
-    metrics=st.dictionaries(
-        st.text(max_size=8), SCALARS | st.lists(st.integers(0, 9), max_size=3), max_size=3
-    ),
-    sizes=st.lists(st.integers(0, 40_000), max_size=2),
+    bits=st.integers(0, 40),
+    losses=st.tuples(st.floats(), st.floats()),
+    metrics=FOREIGN | OURS,
+    sizes=st.lists(st.integers(0, 40_000), max_size=2) | st.builds(lambda n: [n], st.integers(0, 40_000)),
     said=st.text(max_size=200),
 )
-def test_an_answer_of_known_lengths_has_the_size_of_one_that_is_serialised(
-    examples, loss, metrics, sizes, said
+def test_an_answer_has_the_size_of_its_record_and_another_of_the_same_lengths_too(
+    bits, losses, metrics, sizes, said
 ):
     status = Status(Code.OK, said)
-    fit = FitRes(status, Parameters([bytes(size) for size in sizes], "numpy.ndarray"), examples, metrics)
-    evaluated = EvaluateRes(status, loss, examples, metrics)
-    records = compat.fitres_to_recorddict(fit, True), compat.evaluateres_to_recorddict(evaluated)
-    for message, record in zip((fit, evaluated), records, strict=True):
-        assert message_bytes(message) == recorddict_to_proto(record).ByteSize()
+    for fill, examples, loss in zip((b"\0", b"\xff"), (1 << bits, (2 << bits) - 1), losses, strict=True):
+        filled = {k: fill * len(v) if isinstance(v, bytes) else v for k, v in metrics.items()}
+        sent = Parameters([fill * size for size in sizes], "numpy.ndarray")
+        fit = FitRes(status, sent, examples, filled)
+        evaluated = EvaluateRes(status, loss, examples, filled)
+        records = compat.fitres_to_recorddict(fit, True), compat.evaluateres_to_recorddict(evaluated)
+        for message, record in zip((fit, evaluated), records, strict=True):
+            assert message_bytes(message) == recorddict_to_proto(record).ByteSize()
+
+
+def test_only_lengths_of_answers_such_as_ours_are_kept():
+    """What others send is not held, however much of it there is."""
+    before = len(traffic._sizes)
+    for number in range(100):
+        message_bytes(FitRes(Status(Code.OK, ""), parameters(), 60, {f"{number}": 1}))
+        message_bytes(EvaluateRes(Status(Code.OK, ""), 0.5, 60, {KEY: b"", f"{number}": 1}))
+    assert len(traffic._sizes) == before
