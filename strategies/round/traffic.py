@@ -46,18 +46,15 @@ def _record(message: FitIns | FitRes | EvaluateIns | EvaluateRes) -> RecordDict:
 
 
 def _lengths(message: FitRes | EvaluateRes) -> Hashable | None:
-    """What the size of an answer depends on; None for one that has not the parts of our clients' answers."""
+    """Lengths that determine the size of an answer; None for one that has not the parts of our clients'."""
     tensors = message.parameters.tensors if isinstance(message, FitRes) else [b""]
-    header = message.metrics.get(KEY)
-    if (
-        not isinstance(header, bytes)
-        or len(message.metrics) > 1
-        or len(tensors) != 1
-        or message.num_examples < 0
-    ):
+    header, examples = message.metrics.get(KEY), message.num_examples
+    if not isinstance(header, bytes) or len(message.metrics) > 1 or len(tensors) != 1:
+        return None
+    if type(examples) is not int or examples < 0:  # nobody has checked yet what a client sends
         return None
     kind = len(message.parameters.tensor_type) if isinstance(message, FitRes) else -1
     status = message.status
     said = status.code.value, len(status.message.encode())
     # a whole number takes more bytes the larger it is, a float always eight
-    return kind, len(tensors[0]), len(header), message.num_examples.bit_length(), said
+    return kind, len(tensors[0]), len(header), examples.bit_length(), said

@@ -129,4 +129,5 @@ def test_only_lengths_of_answers_such_as_ours_are_kept():
     for number in range(100):
         message_bytes(FitRes(Status(Code.OK, ""), parameters(), 60, {f"{number}": 1}))
         message_bytes(EvaluateRes(Status(Code.OK, ""), 0.5, 60, {KEY: b"", f"{number}": 1}))
+        message_bytes(EvaluateRes(Status(Code.OK, ""), 0.5, number + 0.5, {KEY: b""}))
     assert len(traffic._sizes) == before
