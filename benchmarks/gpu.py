@@ -1,6 +1,7 @@
 """Share of a device's peak that local training reaches, without Ray: ``make bench-gpu``.
 
-Clients are trained in one pass by the product's own trainer, on the model and data of ``--words``. The peak
+Clients are trained in one pass by the product's own trainer, on the model and data of ``--words``, with the
+products of all clients at once, as on a GPU, and client by client, as on a CPU. The peak
 is that of a large matrix product in the type of training, measured on the same device. Operations for each
 real token are counted by torch (products and attention, forward and backward) in the training of one client
 after the other; padding counts as nothing. It runs on a CPU as well (``--device cpu``), for a look at what it
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,8 +25,9 @@ from fedsa_lora.client import build
 from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import load
-from fedsa_lora.learning.cohort import Cohort
-from fedsa_lora.learning.job import Job, OneByOne, Trainer, settled
+from fedsa_lora.errors import TrainingError
+from fedsa_lora.learning.cohort import Cohort, slots
+from fedsa_lora.learning.job import Job, OneByOne, Outcome, settled
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices of the peak
 
@@ -60,8 +64,8 @@ def operations(bench: Workbench) -> float:
     return counted.get_total_flops() / outcome.report.padded_tokens
 
 
-def tokens(trainer: Trainer, jobs: list[Job]) -> int:
-    return sum(settled(found).report.tokens for found in trainer(jobs))
+def tokens(outcomes: Sequence[Outcome | TrainingError]) -> int:
+    return sum(settled(found).report.tokens for found in outcomes)
 
 
 def main() -> None:
@@ -74,7 +78,8 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     wanted = [*given.words, f"machine.device={given.device}", f"federation.clients={max(given.clients)}"]
-    print("| batch | clients in one pass | tokens a second | of the peak |\n|---|---|---|---|")
+    wanted.append(f"machine.cohort={max(given.clients)}")
+    print("| batch | clients in one pass | products | tokens a second | of the peak |\n|---|---|---|---|---|")
     for batch in given.batches:
         bench = build.workbench(load([*wanted, f"train.batch_size={batch}"]))
         device, settings = bench.model.device, bench.settings
@@ -82,10 +87,12 @@ def main() -> None:
         most, each = peak(device, kind, given.repeats), operations(bench)
         for clients in given.clients:
             jobs = jobs_of(bench, clients, 2)
-            trainer = Cohort(bench.model, bench.task, clients)
-            spent = seconds(lambda jobs=jobs, trainer=trainer: trainer(jobs), device, given.repeats)  # type: ignore[misc]
-            rate = tokens(trainer, jobs) / spent
-            print(f"| {batch} | {clients} | {rate:,.0f} | {rate * each / most:.1%} |", flush=True)
+            train = partial(Cohort(bench.model, bench.task, clients, bench.tokens), jobs)
+            for at_once in (True, False) if clients > 1 else (False,):
+                with patch.object(slots, "_launches_cost", lambda device, way=at_once: way):
+                    rate = tokens(train()) / seconds(train, device, given.repeats)
+                way = "at once" if at_once else "client by client"
+                print(f"| {batch} | {clients} | {way} | {rate:,.0f} | {rate * each / most:.1%} |", flush=True)
 
 
 if __name__ == "__main__":
