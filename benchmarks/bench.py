@@ -202,12 +202,14 @@ with tempfile.TemporaryDirectory() as folder:
     run_in_process(["experiment=smoke", "federation.rounds=1", f"run.dir={folder}/run"])
 print(time.process_time() - started)
 """
+# Not ru_maxrss, which begins with that of the process that starts this one (Linux)
 MEMORY = """
-import resource, sys
+import re, sys
+from pathlib import Path
 sys.path.insert(0, {place!r})
 from bench import brief
 brief({clients})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 

@@ -89,7 +89,7 @@ def main() -> None:
             jobs = jobs_of(bench, clients, 2)
             train = partial(Cohort(bench.model, bench.task, clients, bench.tokens), jobs)
             for at_once in (True, False) if clients > 1 else (False,):
-                with patch.object(slots, "_launches_cost", lambda device, way=at_once: way):
+                with patch.object(slots, "_launches_cost", lambda *_, way=at_once: way):
                     rate = tokens(train()) / seconds(train, device, given.repeats)
                 way = "at once" if at_once else "client by client"
                 print(f"| {batch} | {clients} | {way} | {rate:,.0f} | {rate * each / most:.1%} |", flush=True)

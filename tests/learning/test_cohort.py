@@ -36,7 +36,7 @@ def bert() -> Bench:
 @pytest.fixture(params=[False, True], ids=["one after the other", "at once"])
 def at_once(request, monkeypatch) -> bool:
     """How the products of several clients are made: as on a CPU, and as on a GPU."""
-    monkeypatch.setattr(slots, "_launches_cost", lambda device: request.param)
+    monkeypatch.setattr(slots, "_launches_cost", lambda *_: request.param)
     return request.param
 
 

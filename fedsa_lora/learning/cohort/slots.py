@@ -9,6 +9,10 @@ import torch
 
 from fedsa_lora.learning.cohort.rows import Views
 
+MANY, FEW = (
+    8,
+    64,
+)  # clients, and rows of each, whose products a CPU computes sooner at once (benchmarks/gpu.py)
 Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
 
 
@@ -26,13 +30,13 @@ class Slots:
 
     @classmethod
     def of(cls, spans: Spans, device: torch.device) -> Slots | None:
-        """None where one product after the other is better: on a CPU, where the rows of clients differ by
-        more than a launch costs, and for a client alone or clients that are no neighbours."""
+        """None where one product after the other is better: on a CPU except for many clients of few rows, and
+        for a client alone or clients that are no neighbours."""
         clients = [client for client, _, _ in spans]
-        neighbours = len(clients) > 1 and clients[-1] - clients[0] == len(clients) - 1
-        if not neighbours or not _launches_cost(device):
-            return None
         longest = max(end - begin for _, begin, end in spans)
+        neighbours = len(clients) > 1 and clients[-1] - clients[0] == len(clients) - 1
+        if not neighbours or not _launches_cost(device, len(clients), longest):
+            return None
         place = [
             torch.arange(at * longest, at * longest + end - begin) for at, (_, begin, end) in enumerate(spans)
         ]
@@ -53,5 +57,6 @@ class Slots:
         return spread.flatten(0, 1).index_select(0, self.place)
 
 
-def _launches_cost(device: torch.device) -> bool:
-    return device.type != "cpu"
+def _launches_cost(device: torch.device, clients: int, longest: int) -> bool:
+    """True where calling a product costs more than the zeros that are computed with all at once."""
+    return device.type != "cpu" or (clients >= MANY and longest <= FEW)
