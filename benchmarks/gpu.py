@@ -1,7 +1,7 @@
 """Share of a device's peak that local training reaches, without Ray: ``make bench-gpu``.
 
 Clients are trained in one pass by the product's own trainer, on the model and data of ``--words``, with the
-products of all clients at once, as on a GPU, and client by client, as on a CPU. The peak
+products of all clients at once and client by client. The peak
 is that of a large matrix product in the type of training, measured on the same device. Operations for each
 real token are counted by torch (products and attention, forward and backward) in the training of one client
 after the other; padding counts as nothing. It runs on a CPU as well (``--device cpu``), for a look at what it

@@ -21,9 +21,11 @@ from fedsa_lora.exchange.arrays import Layout
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.attention import measured_attention, use_attention, worth_measuring
 from fedsa_lora.learning.checkpointing import checkpoint_layers
+from fedsa_lora.learning.cohort.fit import why_not_any
+from fedsa_lora.learning.cohort.passes import ON_CPU, pass_tokens
 from fedsa_lora.learning.cut.parts import Part, adapted_part, build_part
 from fedsa_lora.learning.given import adapted
-from fedsa_lora.learning.memory import ON_CPU, pass_tokens, room
+from fedsa_lora.learning.memory import room
 from fedsa_lora.learning.settings import AUTO, TrainSettings
 from fedsa_lora.settings import RunConfig
 from fedsa_lora.simulation import simulated
@@ -133,12 +135,12 @@ def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSett
 
 
 def _pass_tokens(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> int:
-    """The tokens of a pass over several clients, as the run decided where the memory of a GPU decides it."""
+    """The tokens of a pass over several clients; in a simulation on a GPU the run decides by its memory."""
 
     def measure() -> str:
         return str(pass_tokens(resident, own, own.load_client("0").train, settings, sharing(config)))
 
-    if resident.device.type != "cuda":
+    if resident.device.type != "cuda" or not simulated() or why_not_any(resident, own):
         return ON_CPU
     if not config.run_dir.is_dir():
         return int(measure())

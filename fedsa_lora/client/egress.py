@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
 
@@ -85,8 +86,9 @@ class Egress:
     def search(self, content: bytes, kind: str) -> None:
         """Search the bytes of one reply for every generation that the store holds."""
         rounds = self.store.rounds()
-        sketches = [self.held(self.store.identity(r), partial(self._sketch, r)) for r in rounds]
-        found = search(content, sketches, lambda: [self._tensors(r) for r in rounds])
+        kept = {r: self.store.identity(r) for r in rounds}
+        sketches = [self.held(identity, partial(self._sketch, r)) for r, identity in kept.items()]
+        found = search(content, sketches, lambda: [self._again(r, identity) for r, identity in kept.items()])
         row = {"time": time.time(), "kind": kind, "round": max(rounds, default=0), "bytes": len(content)}
         row |= {"private_values": sum(sketch.values for sketch in sketches), "matches": found}
         folder = self.store.folder
@@ -108,6 +110,18 @@ class Egress:
 
     def _sketch(self, round_: int) -> Sketch:
         return Sketch.of(self._tensors(round_))
+
+    def _again(self, round_: int, identity: Hashable) -> NamedArrays:
+        """The tensors of a generation that a sketch was made of. Raises StoreError where it is another now:
+        its values cannot be searched for."""
+        tensors = self._tensors(round_)
+        if self.store.identity(round_) != identity or round_ not in self.store.rounds():
+            raise StoreError(
+                f"{self.store.folder}: round {round_} was replaced while a message was searched for its "
+                "values, so it is not sent: let only one run at a time use this store",
+                sent="its store changed while a message was searched, so it is not sent",
+            )
+        return tensors
 
     def _tensors(self, round_: int) -> NamedArrays:
         state = self.store.load(round_)

@@ -19,8 +19,8 @@ from fedsa_lora.exchange.stages import Stages, upload
 from fedsa_lora.exchange.witness import Sketch
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort import Cohort
+from fedsa_lora.learning.cohort.passes import ON_CPU
 from fedsa_lora.learning.job import Job, OneByOne, Outcome, Trainer, settled
-from fedsa_lora.learning.memory import ON_CPU
 from fedsa_lora.learning.personalisation import Personalisation
 from fedsa_lora.learning.requests import Requests
 from fedsa_lora.learning.settings import TrainSettings

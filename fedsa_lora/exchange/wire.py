@@ -30,6 +30,7 @@ KEY = "fedsa"
 REQUEST = "request"  # beside the header: the word for work other than plain training
 VERSION = 6
 MAX_HEADER_BYTES = 262_144
+SHORT = 4096  # characters or bytes of a header that is kept once it is read
 MAX_EXAMPLES = 10**9
 MAX_ROUND = 10**9
 # What the texts of a header may be, but for the client's id, which the server compares with the one it
@@ -160,11 +161,11 @@ def read_header(entries: Mapping[str, Any], kind: type[Header]) -> Header:
     """Parse and type-check a header. Raises WireError naming what is wrong."""
     text = entries.get(KEY)
     sound = isinstance(text, bytes if kind is UploadHeader else str) and len(text) <= MAX_HEADER_BYTES
-    return cast(Header, _read(text if sound else None, kind is UploadHeader))
+    text = text if sound else None
+    read = _read_once if text is not None and len(text) <= SHORT else _read
+    return cast(Header, read(text, kind is UploadHeader))
 
 
-# A broadcast is the same for many clients, and what a client sends is read again for its own record.
-@lru_cache(maxsize=32)
 def _read(text: str | bytes | None, uploaded: bool) -> BroadcastHeader | UploadHeader:
     if isinstance(text, bytes):
         text = inflated(text)
@@ -178,6 +179,10 @@ def _read(text: str | bytes | None, uploaded: bool) -> BroadcastHeader | UploadH
         raise WireError(f"unreadable header: {error}") from None
     _check_types(header)
     return header
+
+
+# A broadcast is the same for many clients, and what a client sends is read again for its own record.
+_read_once = lru_cache(maxsize=32)(_read)
 
 
 def _plain(value: Any) -> Any:

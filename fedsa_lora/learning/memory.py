@@ -21,8 +21,6 @@ from fedsa_lora.learning.training import Objective, dropout_sites
 from fedsa_lora.tasks.task import Examples, Task
 
 SHARE = 0.4  # of the free memory for tensors: masks of dropout and what allocators hold take as much again
-ON_CPU = 4096  # tokens of a pass over several clients: more do not stay in a core's cache
-ON_GPU = 45_056  # of such a pass: what MiniLM needs to fill a large GPU, by computation; not measured
 CGROUP = Path("/sys/fs/cgroup")
 GROUPS = (  # by version: what is allowed, what is taken, and what of that is files that can be read again
     ("memory.max", "memory.current", "memory.stat"),
@@ -108,21 +106,6 @@ def pass_bytes(model: AdapterModel, task: Task, examples: Examples, settings: Tr
     model.set_mode(training=False)
     most: int = tally.most
     return most
-
-
-def pass_tokens(
-    model: AdapterModel, task: Task, examples: Examples, settings: TrainSettings, processes: int
-) -> int:
-    """The most tokens of a pass over several clients on a GPU with so many ``processes``: what its memory has
-    room for, whoever uses it at the moment, as results differ in the last bits by what is in a pass."""
-    memory = torch.cuda.get_device_properties(model.device).total_memory
-    each = pass_bytes(model, task, examples, settings) / int(examples.lengths.max())
-    return tokens_within(memory, processes, each)
-
-
-def tokens_within(memory: int, processes: int, each: float) -> int:
-    """The tokens that a GPU's memory has room for, each of so many bytes; one at least."""
-    return min(ON_GPU, max(1, int(SHARE * memory / processes / each)))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.job import Job, Outcome, Trainer
 
+log = logging.getLogger("flwr")
 Result = TypeVar("Result")
 Outcomes = list[Outcome | TrainingError]
 Ask = Callable[[Trainer, Sequence[Job]], Outcomes]
@@ -110,7 +112,8 @@ def _answers(members: Sequence[_Member[Result]]) -> dict[_Member[Result], Outcom
     try:
         outcomes = iter(trainer([job for _, jobs in asked.values() for job in jobs]))
         return {member: list(islice(outcomes, len(jobs))) for member, (_, jobs) in asked.items()}
-    except Exception:  # not expected, and no fault of those that others would fail for
+    except Exception as error:  # not expected, and no fault of those that others would fail for
+        log.warning("a pass over %d clients failed, so each is computed alone: %s", len(asked), error)
         return {member: _alone(trainer, jobs) for member, (_, jobs) in asked.items()}
 
 

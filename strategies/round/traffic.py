@@ -18,8 +18,8 @@ _sizes: OrderedDict[Hashable, int] = OrderedDict()  # of answers, by the lengths
 def message_bytes(message: FitIns | FitRes | EvaluateIns | EvaluateRes) -> int:
     """Size in bytes of the serialised Flower record that carries the message.
 
-    That of an answer depends on the lengths of its parts alone, so one of the same lengths is not serialised
-    again. Only the lengths of answers such as our clients give are kept.
+    That of an answer depends on the lengths and types of its parts alone, so one of the same lengths is not
+    serialised again. Only the lengths of answers such as our clients give are kept.
     """
     lengths = None if isinstance(message, FitIns | EvaluateIns) else _lengths(message)
     if lengths is None:
@@ -51,7 +51,8 @@ def _lengths(message: FitRes | EvaluateRes) -> Hashable | None:
     header, examples = message.metrics.get(KEY), message.num_examples
     if not isinstance(header, bytes) or len(message.metrics) > 1 or len(tensors) != 1:
         return None
-    if type(examples) is not int or examples < 0:  # nobody has checked yet what a client sends
+    # nobody has checked yet what a client sends
+    if type(examples) is not int or examples < 0 or type(getattr(message, "loss", 0.0)) is not float:
         return None
     kind = len(message.parameters.tensor_type) if isinstance(message, FitRes) else -1
     status = message.status

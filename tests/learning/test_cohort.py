@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsa_lora.client import build
+from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.cohort import Cohort, attention, flat, products, slots, why_not
 from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.learning.cohort.block import Block
+from fedsa_lora.learning.cohort.fit import spread
+from fedsa_lora.learning.cohort.passes import ON_CPU, ON_GPU, token_bytes, tokens_within
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Job, OneByOne
-from fedsa_lora.learning.memory import ON_CPU
+from fedsa_lora.learning.memory import pass_bytes
 from fedsa_lora.learning.objectives import Ahead
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.text import TextData, TextTask
@@ -118,6 +122,27 @@ def test_limits_change_the_work_and_not_the_outcome(monkeypatch, kind, place, li
     within = FLOAT32 if packed or kind == "words" else FLOAT64
     within = max(within, 1e-7) if kind != "gpt2" else within  # masks are scaled in float32
     same(made, [made.job(client, each) for client in range(3)], within)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_adapter_on_the_output_embeddings_reads_the_places_that_words_are_learned_in():
+    made = bench("words", target_modules=["q_proj", "lm_head"])
+    same(made, [made.job(client, SGD) for client in range(3)], FLOAT32)
+
+
+def test_the_tokens_of_a_pass_are_those_of_a_cache_or_of_a_gpus_memory():
+    assert build.workbench(load(["experiment=smoke", "machine.cohort=4"])).tokens == ON_CPU
+    assert tokens_within(141 * 10**9, 2e5) == ON_GPU
+    assert tokens_within(8 * 10**9, 1e6) == 3200  # .4 of it
+    assert tokens_within(-(10**9), 1e6) == 1  # the weights alone are more than there is
+
+
+def test_the_tokens_of_an_image_are_its_patches():
+    of = bench("vit")
+    examples = of.examples(0)
+    whole = pass_bytes(of.model, of.task, examples, SGD)
+    assert token_bytes(of.model, of.task, examples, SGD) * spread(of.model) == whole
+    assert spread(of.model) > 1
 
 
 @pytest.mark.usefixtures("at_once")
@@ -341,8 +366,10 @@ def test_adapters_say_what_stands_against_them(lora, reason):
         same(made, jobs, FLOAT32)
 
 
-def test_half_precision_stays_near_that_of_training_alone():
-    made = bench("bert", dropout=True)
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "words"])
+def test_half_precision_stays_near_that_of_training_alone(kind):
+    made = bench(kind, dropout=True)
     jobs = [made.job(client, replace(SGD, precision="bf16")) for client in range(3)]
     alone, cohort = OneByOne(made.model, made.task)(jobs), Cohort(made.model, made.task, 3)(jobs)
     for one, other in zip(alone, cohort, strict=True):

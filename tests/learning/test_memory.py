@@ -14,15 +14,7 @@ from fedsa_lora.decision import recorded
 from fedsa_lora.errors import ConfigError, RunError
 from fedsa_lora.learning import memory
 from fedsa_lora.learning.checkpointing import checkpoint_layers
-from fedsa_lora.learning.memory import (
-    ON_CPU,
-    ON_GPU,
-    Room,
-    Tally,
-    free_bytes,
-    pass_bytes,
-    tokens_within,
-)
+from fedsa_lora.learning.memory import Room, Tally, free_bytes, pass_bytes
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.report.tables import plan_tables
 
@@ -136,10 +128,3 @@ def test_the_plan_shows_what_is_decided(tmp_path):
     assert "recomputed" in lines["checkpointing"]
     (tmp_path / "decision.json").write_text('{"batch_size": "16"}')
     assert shown()["rounds"].endswith("x batch 4 x 16")
-
-
-def test_the_tokens_of_a_pass_are_those_of_a_cache_or_of_a_gpus_memory():
-    assert build.workbench(load(["experiment=smoke", "machine.cohort=4"])).tokens == ON_CPU
-    assert tokens_within(141 * 10**9, 1, 2e5) == ON_GPU
-    assert tokens_within(16 * 10**9, 2, 1e6) == 3200  # .4 of half of it
-    assert tokens_within(10**9, 1, 1e10) == 1

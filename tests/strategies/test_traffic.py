@@ -99,12 +99,13 @@ SCALARS = st.one_of(
     st.binary(max_size=300),
 )
 FOREIGN = st.dictionaries(st.text(max_size=8), SCALARS | st.lists(st.integers(0, 9), max_size=3), max_size=3)
+LOSSES = st.floats() | st.integers(-(2**62), 2**62) | st.lists(st.floats(), max_size=3)
 OURS = st.builds(lambda length: {KEY: bytes(length)}, st.integers(0, 300))
 
 
 @given(
     bits=st.integers(0, 40),
-    losses=st.tuples(st.floats(), st.floats()),
+    losses=st.tuples(LOSSES, LOSSES),
     metrics=FOREIGN | OURS,
     sizes=st.lists(st.integers(0, 40_000), max_size=2) | st.builds(lambda n: [n], st.integers(0, 40_000)),
     said=st.text(max_size=200),

@@ -199,7 +199,8 @@ def attend(
     tokens, heads, width)."""
     heads, tokens, width = query.shape[1:]
     shared = heads // key.shape[1]
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    # rotary positions are computed in float32, and leave q and k in it
+    q, k, v = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
     if shared > 1:
         k, v = k.repeat_interleave(shared, dim=2), v.repeat_interleave(shared, dim=2)
     rows = [x.reshape(tokens * heads, width) for x in (q, k, v)]

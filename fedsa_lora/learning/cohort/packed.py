@@ -56,9 +56,12 @@ class Packed:
 
     def spans(self, rows: int) -> Spans:
         """(client, begin, end) of the rows of each client that has any: rows of tokens or, behind the
-        backbone, of sequences; of images as many for each as the model makes of one."""
+        backbone, of sequences, or of the places that words are learned in; of images as many for each as the
+        model makes of one."""
         if rows == sum(self.tokens):
             counts = self.tokens
+        elif self.kept is not None and rows == len(self.kept):
+            counts = self.targets_of
         else:
             each = rows // len(self.lengths)
             counts = [each * count for count in self.sequences]

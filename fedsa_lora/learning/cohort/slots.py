@@ -13,6 +13,7 @@ MANY, FEW = (
     8,
     64,
 )  # clients, and rows of each, whose products a CPU computes sooner at once (benchmarks/gpu.py)
+PADDED = 4  # times the rows that there are is the most that they may be spread over
 Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
 
 
@@ -33,9 +34,10 @@ class Slots:
         """None where one product after the other is better: on a CPU except for many clients of few rows, and
         for a client alone or clients that are no neighbours."""
         clients = [client for client, _, _ in spans]
-        longest = max(end - begin for _, begin, end in spans)
-        neighbours = len(clients) > 1 and clients[-1] - clients[0] == len(clients) - 1
-        if not neighbours or not _launches_cost(device, len(clients), longest):
+        if len(clients) < 2 or clients[-1] - clients[0] >= len(clients):
+            return None
+        longest, rows = max(end - begin for _, begin, end in spans), spans[-1][2]
+        if len(clients) * longest > PADDED * rows or not _launches_cost(device, len(clients), longest):
             return None
         place = [
             torch.arange(at * longest, at * longest + end - begin) for at, (_, begin, end) in enumerate(spans)

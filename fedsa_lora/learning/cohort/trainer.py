@@ -10,8 +10,8 @@ from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.cohort.fit import alike, why_not_any, why_not_job
+from fedsa_lora.learning.cohort.passes import ON_CPU
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
-from fedsa_lora.learning.memory import ON_CPU
 from fedsa_lora.tasks.task import Task
 
 
