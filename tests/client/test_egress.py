@@ -221,6 +221,23 @@ def test_b_that_another_process_saved_since_the_last_search_is_not_sent(tmp_path
         reply_of(mine, [A, b_of(9)])
 
 
+def test_a_generation_that_is_gone_before_a_match_is_looked_at_stops_what_is_sent(tmp_path, monkeypatch):
+    """Another process drops it between the first look and the search."""
+    store = store_with(tmp_path)
+    mine = egress(store)
+    reply_of(mine, [A])
+    load = DirectoryStore.load
+
+    def dropped(store: DirectoryStore, round_: int) -> ClientState | None:
+        (store.folder / f"round-{round_:06d}.safetensors").unlink(missing_ok=True)
+        return load(store, round_)
+
+    monkeypatch.setattr(DirectoryStore, "load", dropped)
+    with pytest.raises(StoreError):
+        reply_of(mine, [A, b_of(2)])
+    assert not (store.folder / "round-000002.safetensors").exists()
+
+
 def test_a_generation_that_was_altered_since_it_was_read_stops_what_is_sent(tmp_path):
     store = store_with(tmp_path)
     mine = egress(store)
