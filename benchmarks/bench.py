@@ -31,6 +31,7 @@ from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import load
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.learning.job import Job
 from fedsa_lora.server.build import skeleton
 from strategies.rules.updates import mean_update
 
@@ -118,12 +119,17 @@ def precision_and_padding() -> list[Figure]:
 
 def _train(bench: Workbench, round_: int) -> float:
     """CPU seconds of a training of all clients of the quickstart, as one list of jobs."""
-    trained = bench.split(bench.model.layout).trained
-    clients = [ClientModel(str(client), bench, None) for client in range(10)]  # type: ignore[arg-type]
-    jobs = [client.local(round_, trained, bench.initial).job() for client in clients]
+    jobs = jobs_of(bench, 10, round_)
     started = time.process_time()
     bench.trainer(jobs)
     return time.process_time() - started
+
+
+def jobs_of(bench: Workbench, clients: int, round_: int) -> list[Job]:
+    """A round's training of the first clients."""
+    trained = bench.split(bench.model.layout).trained
+    of = [ClientModel(str(client), bench, None) for client in range(clients)]  # type: ignore[arg-type]
+    return [client.local(round_, trained, bench.initial).job() for client in of]
 
 
 def _padding(bench: Workbench) -> list[Figure]:

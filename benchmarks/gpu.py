@@ -1,11 +1,10 @@
 """Share of a device's peak that local training reaches, without Ray: ``make bench-gpu``.
 
 Clients are trained in one pass by the product's own trainer, on the model and data of ``--words``, with the
-products of all clients at once and client by client. The peak
-is that of a large matrix product in the type of training, measured on the same device. Operations for each
-real token are counted by torch (products and attention, forward and backward) in the training of one client
-after the other; padding counts as nothing. It runs on a CPU as well (``--device cpu``), for a look at what it
-does.
+products of all clients at once and client by client. The peak is that of a large matrix product in the type
+of training, measured on the same device. Operations for each real token are counted by torch (products and
+attention, forward and backward) in the training of one client after the other; padding counts as nothing. It
+runs on a CPU as well (``--device cpu``).
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from statistics import median
 from unittest.mock import patch
 
 import torch
+from bench import jobs_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsa_lora.client import build
-from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning.cohort import Cohort, slots
-from fedsa_lora.learning.job import Job, OneByOne, Outcome, settled
+from fedsa_lora.learning.job import OneByOne, Outcome, settled
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices of the peak
 
@@ -49,12 +48,6 @@ def peak(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
     side = SIDE[device.type]
     one, two = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: one @ two, device, repeats)
-
-
-def jobs_of(bench: Workbench, clients: int, round_: int) -> list[Job]:
-    trained = bench.split(bench.model.layout).trained
-    of = [ClientModel(str(client), bench, None) for client in range(clients)]  # type: ignore[arg-type]
-    return [client.local(round_, trained, bench.initial).job() for client in of]
 
 
 def operations(bench: Workbench) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,8 +131,7 @@ def _settings(config: RunConfig, resident: AdapterModel, own: Task) -> TrainSett
         log.info("train.batch_size=%s: %d in this run, as %s", AUTO, found.batch, found)
         return str(found.batch)
 
-    size = decided(config.run_dir, BATCH, measure) if config.run_dir.is_dir() else measure()
-    return replace(config.train, batch_size=number(config.run_dir, BATCH, size))
+    return replace(config.train, batch_size=_decided(config, BATCH, measure))
 
 
 def _pass_tokens(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> int:
@@ -142,9 +142,13 @@ def _pass_tokens(config: RunConfig, resident: AdapterModel, own: Task, settings:
 
     if resident.device.type != "cuda" or not simulated() or why_not_any(resident, own):
         return ON_CPU
-    if not config.run_dir.is_dir():
-        return int(measure())
-    return number(config.run_dir, TOKENS, decided(config.run_dir, TOKENS, measure))
+    return _decided(config, TOKENS, measure)
+
+
+def _decided(config: RunConfig, what: str, measure: Callable[[], str]) -> int:
+    """A number that the run decides by a measurement; without a run directory it is measured each time."""
+    found = decided(config.run_dir, what, measure) if config.run_dir.is_dir() else measure()
+    return number(config.run_dir, what, found)
 
 
 def _choose_attention(config: RunConfig, resident: AdapterModel, own: Task, settings: TrainSettings) -> None:

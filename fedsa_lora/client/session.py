@@ -27,7 +27,8 @@ from fedsa_lora.files import tensors_in, write_atomically
 from fedsa_lora.learning.cut.parts import Ends
 from fedsa_lora.learning.job import as_array
 from fedsa_lora.learning.local_round import LocalRound
-from fedsa_lora.learning.training import seed_generators, to_device
+from fedsa_lora.learning.moving import to_device
+from fedsa_lora.learning.training import seed_generators
 from fedsa_lora.seeds import torch_seed
 from fedsa_lora.tasks.task import Batch
 

@@ -19,6 +19,7 @@ from fedsa_lora.exchange.arrays import NamedArrays, TensorSpec
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.masking import find_sites, masked
+from fedsa_lora.learning.moving import to_device
 from fedsa_lora.learning.report import TrainReport
 from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Counting, Examples, Task
@@ -210,15 +211,6 @@ def by_length(
         with autocast(settings, model.device):
             results = of(model.module, batch)
         yield indices, results.float().cpu().numpy()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; to a GPU it goes from pinned memory, so that nothing waits for the copy."""
-    return {name: _pinned(tensor, device).to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

@@ -138,10 +138,10 @@ def holds_run(path: Path, run: str = "") -> bool:
     names one, as clients' stores know it, only that run counts."""
     if not (path / "config.yaml").exists():
         return False
-    return not run or run_in(path) == run
+    return not run or _run_in(path) == run
 
 
-def run_in(path: Path) -> str:
+def _run_in(path: Path) -> str:
     """The run of a directory as clients' stores know it; empty without one. Asked for with each message and
     each row, so the file is read once."""
     environment = path / "environment.json"

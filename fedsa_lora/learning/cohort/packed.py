@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.learning.cohort.slots import Slots, Spans
-from fedsa_lora.learning.training import to_device
+from fedsa_lora.learning.moving import moved, to_device
 from fedsa_lora.tasks.task import Batch, Examples
 from fedsa_lora.tasks.token_losses import IGNORED
 
-TARGETS, KEPT = "targets of the batch", "places of its targets"  # beside inputs, on their way to a device
 Indices = NDArray[np.int64]
 Collate = Callable[[Examples, Indices], Batch]
 
@@ -151,9 +150,11 @@ class Corpus:
         targets_of: list[int],
         kept: torch.Tensor | None = None,
     ) -> Packed:
-        given = to_device({**inputs, TARGETS: targets} | ({} if kept is None else {KEPT: kept}), self._device)
-        targets, kept = given.pop(TARGETS), given.pop(KEPT, None)
-        return Packed(given, lengths, sequences, tokens, targets, targets_of, kept)
+        targets = moved(targets, self._device)
+        kept = None if kept is None else moved(kept, self._device)
+        return Packed(
+            to_device(dict(inputs), self._device), lengths, sequences, tokens, targets, targets_of, kept
+        )
 
 
 def _are_images(parts: Sequence[Examples]) -> bool:

@@ -9,10 +9,8 @@ import torch
 
 from fedsa_lora.learning.cohort.rows import Views
 
-MANY, FEW = (
-    8,
-    64,
-)  # clients, and rows of each, whose products a CPU computes sooner at once (benchmarks/gpu.py)
+# Clients, and rows of each, whose products a CPU computes sooner at once (benchmarks/gpu.py)
+MANY, FEW = 8, 64
 PADDED = 4  # times the rows that there are is the most that they may be spread over
 Spans = Sequence[tuple[int, int, int]]  # (client, begin, end) of rows
 
