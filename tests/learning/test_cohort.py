@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedsa_lora.client import build
 from fedsa_lora.config.compose import load
 from fedsa_lora.errors import TrainingError
-from fedsa_lora.learning.cohort import Cohort, attention, flat, products, slots, why_not
+from fedsa_lora.learning.cohort import Cohort, attention, flat, packed, products, slots, why_not
 from fedsa_lora.learning.cohort.attention import Groups
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.cohort.fit import spread
-from fedsa_lora.learning.cohort.passes import ON_CPU, ON_GPU, token_bytes, tokens_within
+from fedsa_lora.learning.cohort.passes import ON_CPU, ON_GPU, rounded, token_bytes, tokens_within
 from fedsa_lora.learning.importance import Scoring
 from fedsa_lora.learning.job import Job, OneByOne
 from fedsa_lora.learning.memory import pass_bytes
@@ -52,7 +52,7 @@ def trained(made: Bench, job: Job) -> tuple[dict[str, np.ndarray], float]:
 
 def together(made: Bench, jobs: list[Job], tokens: int = ON_CPU):
     """The same of jobs in one block, in their order."""
-    block = Block(OneByOne(made.model, made.task), jobs, tokens)
+    block = Block(OneByOne(made.model, made.task), jobs, tokens, products.Products())
     outcomes = block.outcomes()
     values = {}
     for row, place in enumerate(block.places):
@@ -175,18 +175,67 @@ def test_at_once_more_clients_take_no_more_products(at_once):
     assert (counts[0] == counts[1]) is at_once
 
 
+def test_passes_have_few_sizes_that_hold_their_tokens_with_little_beside():
+    tokens = np.arange(1, 8193)
+    sizes = np.array([rounded(int(n)) for n in tokens])
+    assert (tokens <= sizes).all()
+    assert (sizes <= tokens * 17 / 16).all()
+    assert len(set(sizes)) < 170
+    assert all(rounded(int(size)) == size for size in sizes)
+
+
+def test_rows_that_belong_to_nobody_reach_no_one(monkeypatch):
+    made = bench("gpt2", dropout=True)
+    jobs = [made.job(client, SGD, asked=(made.examples(9, 5),)) for client in range(3)]
+    sizes = []
+    found = []
+    for beside in (0, 3, 40):
+        monkeypatch.setattr(
+            packed, "rounded", lambda tokens, more=beside: sizes.append(tokens) or tokens + more
+        )
+        found.append(Cohort(made.model, made.task, 3)(jobs))
+    assert max(sizes) > 40, "nothing was packed"
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert other.report.padded_tokens > other.report.tokens == one.report.padded_tokens
+            for name in one.values:
+                assert_allclose(other.values[name], one.values[name], rtol=0, atol=FLOAT32)
+            assert_allclose(other.answers[0], one.answers[0], rtol=0, atol=FLOAT32)
+
+
+def test_frozen_weights_are_laid_out_once_and_again_when_something_is_merged(bert, monkeypatch):
+    laid_out = []
+    of = products.Product.of
+    monkeypatch.setattr(
+        products.Product, "of", lambda module, kind: laid_out.append(module) or of(module, kind)
+    )
+    layers = {s.layer: np.full((16, 16), 0.1, np.float32) for s in bert.layout if s.role == "B"}
+    plain = [bert.job(client, SGD) for client in range(2)]
+    merged = [replace(job, merged=layers) for job in plain]
+    cohort = Cohort(bert.model, bert.task, 2)
+    counts = []
+    for jobs in (plain, plain, merged, merged):
+        outcomes = cohort(jobs)
+        counts.append(len(laid_out))
+        for one, other in zip(OneByOne(bert.model, bert.task)(jobs), outcomes, strict=True):
+            assert abs(one.report.loss - other.report.loss) < FLOAT64
+    assert counts[0] == counts[1] == len(layers) < counts[2]
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 3))
-def test_groups_hold_every_token_of_every_sequence_once(lengths, heads):
-    groups = Groups.of(np.array(lengths))
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(0, 9), st.integers(1, 3))
+def test_groups_hold_every_token_of_every_sequence_once(lengths, beside, heads):
+    count = sum(lengths)
+    groups = Groups.of(np.array(lengths), count + beside)
     assert len(groups.groups) <= attention.GROUPS
     assert sorted(np.concatenate([group.members for group in groups.groups])) == list(range(len(lengths)))
-    assert np.array_equal(groups.tokens[groups.places], np.arange(sum(lengths)))
+    assert np.array_equal(groups.tokens[groups.places[:count]], np.arange(count))
     assert len(groups.tokens) == sum(group.sequences * group.longest for group in groups.groups)
     index = groups.index(heads, torch.device("cpu"))
-    rows = torch.arange(sum(lengths) * heads)
-    assert torch.equal(rows[index.gather][index.back], rows)
-    assert len(index.unused) == (len(groups.tokens) - sum(lengths)) * heads
+    rows = torch.arange(count * heads)
+    assert torch.equal(rows[index.gather][index.back[: count * heads]], rows)
+    assert len(index.back) == (count + beside) * heads
+    assert len(index.unused) == (len(groups.tokens) - count) * heads
 
 
 @pytest.mark.usefixtures("at_once")
@@ -253,7 +302,7 @@ def test_answers_are_in_the_order_of_the_examples(kind):
         for expected, found in zip(one.answers, other.answers, strict=True):
             assert_allclose(found, expected, rtol=0, atol=FLOAT32)
         assert one.report.examples == other.report.examples
-        assert one.report.tokens == other.report.tokens == other.report.padded_tokens
+        assert one.report.tokens == other.report.tokens <= other.report.padded_tokens
 
 
 def test_the_order_of_clients_and_their_company_change_nothing(bert):

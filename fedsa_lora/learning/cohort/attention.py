@@ -39,7 +39,8 @@ class _Group:
 @dataclass(frozen=True, eq=False)
 class Groups:
     """The sequences of a flat batch in groups. ``tokens`` (padded,) is the token in each padded place, in a
-    place beyond a sequence its last one; ``places`` (tokens,) the padded place of each token."""
+    place beyond a sequence its last one; ``places`` (rows,) the padded place of each token, and 0 for rows
+    that belong to nobody: what they are handed reaches no one."""
 
     groups: tuple[_Group, ...]
     tokens: NDArray[np.int64]
@@ -47,11 +48,11 @@ class Groups:
     _by_heads: dict[int, _Index] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lengths: NDArray[np.int64]) -> Groups:
+    def of(cls, lengths: NDArray[np.int64], rows: int) -> Groups:
         order = np.argsort(lengths, kind="stable")
         begins = np.cumsum(lengths) - lengths
         groups, tokens, filled = [], [], 0
-        places = np.empty(lengths.sum(), np.int64)
+        places = np.zeros(rows, np.int64)
         for part in np.split(order, _cuts(lengths[order])):
             longest = int(lengths[part[-1]])
             steps = np.arange(longest)

@@ -17,6 +17,7 @@ from fedsa_lora.learning.cohort.flat import FlatModel
 from fedsa_lora.learning.cohort.masks import FlatMasks
 from fedsa_lora.learning.cohort.optimizer import Optimizer, Pull
 from fedsa_lora.learning.cohort.packed import Corpus, Packed
+from fedsa_lora.learning.cohort.products import Products
 from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.learning.dropout import Sites
 from fedsa_lora.learning.importance import ImportanceMeter
@@ -31,8 +32,9 @@ class Block:
     """Jobs that are done together, in passes of at most so many ``tokens`` of several clients. Their rows are
     in the order of their steps, so that those that still train are the first."""
 
-    def __init__(self, alone: OneByOne, jobs: Sequence[Job], tokens: int) -> None:
+    def __init__(self, alone: OneByOne, jobs: Sequence[Job], tokens: int, products: Products) -> None:
         self._alone, self._model, self._most = alone, alone.model, tokens
+        self._products = products
         self.places = sorted(range(len(jobs)), key=lambda at: -len(jobs[at].batches))
         self.jobs = [jobs[at] for at in self.places]
         self._settings = jobs[0].settings
@@ -45,6 +47,7 @@ class Block:
         self._meters = {k: ImportanceMeter(job.scoring) for k, job in enumerate(self.jobs) if job.scoring}
         self._totals = np.zeros(len(jobs))  # of losses over examples
         self._seconds = 0.0
+        self._rows = 0  # of all passes
         self.errors: dict[int, TrainingError] = {}
         self._flat: FlatModel
         self._sites: Sites | None = None
@@ -54,7 +57,9 @@ class Block:
         starts = self._install()
         asked = sum(int(examples.lengths.sum()) for job in self.jobs for examples in job.asked)
         tokens = self._each * (sum(self._tokens) + asked)
-        self._flat = FlatModel(self._model, self.rows, tokens)  # over the weights as they are installed
+        self._flat = FlatModel(
+            self._model, self.rows, tokens, self._products
+        )  # over the weights as they are installed
         if self.jobs[0].batches:
             self._sites = self._dropout()
         with self._flat.installed():
@@ -133,6 +138,7 @@ class Block:
         for k in clients:
             chosen[k] = self.jobs[k].batches[step]
         packed = corpus.pack(chosen)
+        self._rows += packed.rows
         masks = self._masks(packed, clients, step)
         with autocast(self._settings, self._model.device):
             logits = self._flat.logits(packed, masks)
@@ -168,17 +174,17 @@ class Block:
         return self._model.read()
 
     def _report(self, k: int) -> TrainReport:
-        """No token is padded, and a job's share of the time is that of its tokens."""
-        job = self.jobs[k]
+        """A job's part of the rows and of the time is that of its tokens."""
+        job, tokens = self.jobs[k], self._tokens[k]
         examples = sum(map(len, job.batches))
-        tokens = self._tokens[k]
+        part = tokens / max(1, sum(self._tokens))
         return TrainReport(
             loss=float(self._totals[k]) / max(1, examples),
             steps=len(job.batches),
             examples=examples,
             tokens=tokens,
-            padded_tokens=tokens,
-            seconds=self._seconds * tokens / max(1, sum(self._tokens)),
+            padded_tokens=round(self._rows * part),
+            seconds=self._seconds * part,
         )
 
 

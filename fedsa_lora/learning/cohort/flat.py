@@ -18,7 +18,7 @@ from fedsa_lora.learning.cohort.fit import READINGS
 from fedsa_lora.learning.cohort.layers import LowRank, Own, passed
 from fedsa_lora.learning.cohort.masks import FlatMasks, Mask, dropped
 from fedsa_lora.learning.cohort.packed import Packed
-from fedsa_lora.learning.cohort.products import Product, multiplied
+from fedsa_lora.learning.cohort.products import Product, Products, multiplied
 from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.learning.masking import replaced
 from fedsa_lora.learning.targets import LINEAR
@@ -35,15 +35,15 @@ class FlatModel:
     the one that the head reads, or the mean of all: the head sees sequences of one token.
     """
 
-    def __init__(self, model: AdapterModel, rows: Rows, tokens: int) -> None:
+    def __init__(self, model: AdapterModel, rows: Rows, tokens: int, products: Products) -> None:
         """``tokens`` are about to be computed: few are not worth another layout of the frozen weights."""
         self.rows, self._base = rows, unwrapped(model.module)
         self._backbone, self._reading = self._base.base_model, READINGS[self._base.config.model_type]
         self._mean = is_mean_pooled(model.module)
-        self._layers = _layers(model, rows)
+        self._layers = _layers(model, rows, products)
         self._products: dict[nn.Module, Product] = {}
         if tokens >= MANY:
-            self._products = _products(model, self._layers, rows.work.dtype)
+            self._products = {module: products.of(module, rows.work.dtype) for module in _frozen(model)}
         self._packed: Packed
         self._masks: FlatMasks | None = None
 
@@ -94,7 +94,8 @@ class FlatModel:
         if self._masks is not None and isinstance(layer, LowRank) and isinstance(layer.dropout, nn.Dropout):
             mask = self._masks.of(layer.dropout, self.rows.work.dtype)
         rows = x.shape[:-1].numel()
-        return passed(x, layer, self._packed.spans(rows), self._packed.slots(rows), self.rows, mask)
+        slots = self._packed.slots(rows, self.rows.work.dtype)
+        return passed(x, layer, self._packed.spans(rows), slots, self.rows, mask)
 
     def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x if self._masks is None else dropped(x, self._masks.of(layer, x.dtype))
@@ -115,8 +116,12 @@ class FlatModel:
         pad, ids = self._base.config.pad_token_id, self._packed.inputs["input_ids"][0]
         counted = ids.ne(pad).long()
         before = counted.cumsum(0) - counted
-        begins = torch.from_numpy(np.repeat(self._packed.begins, self._packed.lengths)).to(ids.device)
-        positions: torch.Tensor = (before - before[begins] + 1) * counted + pad
+        begins = np.arange(len(ids))
+        tokens = sum(self._packed.tokens)
+        begins[:tokens] = np.repeat(self._packed.begins, self._packed.lengths)
+        positions: torch.Tensor = (
+            before - before[torch.from_numpy(begins).to(ids.device)] + 1
+        ) * counted + pad
         return positions.unsqueeze(0)
 
     def _read_before(self, module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -137,7 +142,8 @@ class FlatModel:
 
     def _last(self) -> NDArray[np.int64]:
         """Place of the last token of each sequence that is not the padding token."""
-        ids, begins = self._packed.inputs["input_ids"][0].cpu().numpy(), self._packed.begins
+        tokens, begins = sum(self._packed.tokens), self._packed.begins
+        ids = self._packed.inputs["input_ids"][0, :tokens].cpu().numpy()
         places = np.where(ids != self._base.config.pad_token_id, np.arange(len(ids)), 0)
         return np.maximum(np.maximum.reduceat(places, begins), begins)
 
@@ -147,17 +153,17 @@ class FlatModel:
         of = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
         exact = torch.promote_types(states.dtype, torch.float32)
         sums = states.new_zeros(len(lengths), states.shape[-1], dtype=exact)
-        sums = sums.index_add(0, of, states[0].to(exact))
+        sums = sums.index_add(0, of, states[0, : len(of)].to(exact))
         return (sums / lengths.unsqueeze(1)).to(states.dtype)
 
 
-def _layers(model: AdapterModel, rows: Rows) -> dict[nn.Module, LowRank | Own]:
+def _layers(model: AdapterModel, rows: Rows, products: Products) -> dict[nn.Module, LowRank | Own]:
     """Every layer of which clients have their own tensors, by the module in its place."""
     names = {id(model.parameter(name)): name for name in model.layout.names}
     found: dict[nn.Module, LowRank | Own] = {}
     for layer in model.linear_layers().values():
         (A,), (B,) = layer.lora_A.values(), layer.lora_B.values()
-        found[layer] = LowRank.of(layer, names.pop(id(A.weight)), names.pop(id(B.weight)), rows)
+        found[layer] = LowRank.of(layer, names.pop(id(A.weight)), names.pop(id(B.weight)), rows, products)
     for module in model.module.modules():
         if isinstance(module, nn.Linear) and id(module.weight) in names:
             bias = None if module.bias is None else names[id(module.bias)]
@@ -165,13 +171,15 @@ def _layers(model: AdapterModel, rows: Rows) -> dict[nn.Module, LowRank | Own]:
     return found
 
 
-def _products(
-    model: AdapterModel, layers: Mapping[nn.Module, LowRank | Own], kind: torch.dtype
-) -> dict[nn.Module, Product]:
-    """The products of the linear layers in repeated blocks that no client has anything of."""
-    under = {id(part) for layer in layers for part in layer.modules()}
-    return {
-        module: Product.of(module, kind)
+def _frozen(model: AdapterModel) -> list[nn.Module]:
+    """The linear layers in repeated blocks that no client has anything of."""
+    own = {id(model.parameter(name)) for name in model.layout.names}
+    under = {id(layer.get_base_layer()) for layer in model.linear_layers().values()}
+    return [
+        module
         for name, module in model.module.named_modules()
-        if isinstance(module, LINEAR) and block(name) and id(module) not in under
-    }
+        if isinstance(module, LINEAR)
+        and block(name)
+        and id(module) not in under
+        and id(module.weight) not in own
+    ]

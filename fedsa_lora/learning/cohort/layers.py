@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedsa_lora.learning.cohort.masks import Mask
-from fedsa_lora.learning.cohort.products import Product
+from fedsa_lora.learning.cohort.products import Product, Products
 from fedsa_lora.learning.cohort.rows import Rows, Views
 from fedsa_lora.learning.cohort.slots import Slots, Spans
 
@@ -28,9 +28,9 @@ class LowRank:
     dB: Views | None
 
     @classmethod
-    def of(cls, layer: Any, A: str, B: str, rows: Rows) -> LowRank:
+    def of(cls, layer: Any, A: str, B: str, rows: Rows, products: Products) -> LowRank:
         """Of PEFT's layer, by the names of its factors."""
-        base = Product.of(layer.get_base_layer(), rows.work.dtype)
+        base = products.of(layer.get_base_layer(), rows.work.dtype)
         collected = rows.collected(A), rows.collected(B)
         (dropout,), (scale,) = layer.lora_dropout.values(), layer.scaling.values()
         return cls(base, scale, dropout, rows.working(A), rows.working(B), *collected)
@@ -46,7 +46,7 @@ class LowRank:
     def add_in(self, slots: Slots, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The same for all clients at once; A_k x stays in their slots."""
         inner: torch.Tensor = slots.spread(x) @ slots.part(self.A).mT
-        out.add_(slots.joined(inner @ slots.part(self.B).mT), alpha=self.scale)
+        slots.own(out).add_(slots.joined(inner @ slots.part(self.B).mT), alpha=self.scale)
         return inner
 
     def collect(
@@ -89,7 +89,7 @@ class LowRank:
         if self.dA is not None:
             _collect(slots.part(self.dA), back.mT, slots.spread(x), self.scale)
         if below is not None:
-            below.add_(slots.joined(back @ slots.part(self.A)), alpha=self.scale)
+            slots.own(below).add_(slots.joined(back @ slots.part(self.A)), alpha=self.scale)
 
 
 class _LowRankPass(torch.autograd.Function):
@@ -149,7 +149,7 @@ class Own:
 
     def product(self, x: torch.Tensor, spans: Spans) -> torch.Tensor:
         """The output, client by client."""
-        out = x.new_empty(len(x), len(self.weight.each[0]))
+        out = x.new_zeros(len(x), len(self.weight.each[0]))
         for k, begin, end in spans:
             torch.mm(x[begin:end], self.weight.each[k].mT, out=out[begin:end])
             if self.bias is not None:
@@ -158,8 +158,12 @@ class Own:
 
     def product_in(self, slots: Slots, x: torch.Tensor) -> torch.Tensor:
         """The same for all clients at once."""
-        out = slots.spread(x) @ slots.part(self.weight).mT
-        return slots.joined(out if self.bias is None else out + slots.part(self.bias).unsqueeze(1))
+        spread = slots.spread(x) @ slots.part(self.weight).mT
+        if self.bias is not None:
+            spread += slots.part(self.bias).unsqueeze(1)
+        out = x.new_zeros(len(x), spread.shape[-1])
+        slots.own(out).copy_(slots.joined(spread))
+        return out
 
     def collect(self, above: torch.Tensor, x: torch.Tensor, below: torch.Tensor | None, spans: Spans) -> None:
         """Collect the gradients of weights and biases from that of the output, and write what is ``below``
@@ -182,7 +186,7 @@ class Own:
         if self.dbias is not None:
             slots.part(self.dbias).add_(spread.sum(1))
         if below is not None:
-            below.copy_(slots.joined(spread @ slots.part(self.weight)))
+            slots.own(below).copy_(slots.joined(spread @ slots.part(self.weight)))
 
 
 class _OwnPass(torch.autograd.Function):
@@ -201,7 +205,7 @@ class _OwnPass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (x,) = ctx.saved_tensors
         layer, (above,) = ctx.layer, gradients
-        below = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        below = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         if ctx.slots is None:
             layer.collect(above, x, below, ctx.spans)
         else:

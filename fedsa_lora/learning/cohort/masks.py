@@ -32,7 +32,7 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class FlatMasks:
-    """Masks of a flat batch: ``tokens`` (tokens, width of all sites), ``examples`` (sequences, width) and
+    """Masks of a flat batch: ``tokens`` (rows, width of all sites), ``examples`` (sequences, width) and
     ``attention``, by sequence (heads of all sites, tokens, tokens); True keeps."""
 
     sites: Sites
@@ -52,9 +52,10 @@ class FlatMasks:
             drawn.append(
                 sites.draw(seed, step, lengths if packed.flat else np.full_like(lengths, sites.span))
             )
+        nobody = np.zeros((packed.rows - sum(packed.tokens), sites.tokens.width), bool)
         return cls(
             sites,
-            np.concatenate([masks.tokens for masks in drawn]),
+            np.concatenate([*(masks.tokens for masks in drawn), nobody]),
             np.concatenate([masks.examples for masks in drawn]),
             [square for masks in drawn for square in masks.attention],
             packed.groups,

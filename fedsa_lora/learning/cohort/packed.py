@@ -1,4 +1,5 @@
-"""Examples of several clients as one flat sequence of tokens, client after client, without padding."""
+"""Examples of several clients as one flat sequence of tokens, client after client. Behind the last stand a
+few rows that belong to nobody, so that passes have few different sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsa_lora.learning.cohort.attention import Groups
+from fedsa_lora.learning.cohort.passes import rounded
 from fedsa_lora.learning.cohort.slots import Slots, Spans
 from fedsa_lora.learning.moving import moved, to_device
 from fedsa_lora.tasks.task import Batch, Examples
@@ -24,7 +26,7 @@ Collate = Callable[[Examples, Indices], Batch]
 class Packed:
     """A flat batch.
 
-    ``inputs`` are (1, tokens) for text, (sequences, ...) for images. ``lengths`` (sequences,) are tokens,
+    ``inputs`` are (1, ``rows``) for text, (sequences, ...) for images. ``lengths`` (sequences,) are tokens,
     ``sequences`` and ``tokens`` counts for each client of the block, 0 for one that has no part in it.
     ``targets`` are classes, (sequences,), or the next token of each place in ``kept`` where words are
     learned; ``targets_of`` counts them for each client.
@@ -46,7 +48,12 @@ class Packed:
     @cached_property
     def groups(self) -> Groups:
         """The sequences by length, as attention takes them."""
-        return Groups.of(self.lengths)
+        return Groups.of(self.lengths, self.rows)
+
+    @property
+    def rows(self) -> int:
+        """Tokens, with those rows of text that belong to nobody."""
+        return self.inputs["position_ids"].shape[1] if self.flat else sum(self.tokens)
 
     @property
     def begins(self) -> Indices:
@@ -57,7 +64,7 @@ class Packed:
         """(client, begin, end) of the rows of each client that has any: rows of tokens or, behind the
         backbone, of sequences, or of the places that words are learned in; of images as many for each as the
         model makes of one."""
-        if rows == sum(self.tokens):
+        if rows == self.rows:
             counts = self.tokens
         elif self.kept is not None and rows == len(self.kept):
             counts = self.targets_of
@@ -72,10 +79,11 @@ class Packed:
             begin += count
         return found
 
-    def slots(self, rows: int) -> Slots | None:
-        """The slots of the same rows, which all layers have in common; None where ``Slots.of`` has none."""
+    def slots(self, rows: int, kind: torch.dtype) -> Slots | None:
+        """The slots of the same rows, which all layers have in common, for products in a kind of numbers;
+        None where ``Slots.of`` has none."""
         if rows not in self._slots:
-            self._slots[rows] = Slots.of(self.spans(rows), self.targets.device)
+            self._slots[rows] = Slots.of(self.spans(rows), self.targets.device, kind)
         return self._slots[rows]
 
     @cached_property
@@ -119,13 +127,16 @@ class Corpus:
             return self._packed(inputs, lengths, sequences, tokens, labels, sequences)
         begins = np.cumsum(lengths) - lengths
         places = np.arange(lengths.sum())
-        here = torch.from_numpy(places + np.repeat(self._starts[at] - begins, lengths))
+        nobody = (0, rounded(len(places)) - len(places))  # copies of the corpus' first token
+        here = torch.from_numpy(np.pad(places + np.repeat(self._starts[at] - begins, lengths), nobody))
         inputs = {name: tokens_[here].unsqueeze(0) for name, tokens_ in self._flat.items()}
-        inputs["position_ids"] = torch.from_numpy(places - np.repeat(begins, lengths)).unsqueeze(0)
+        positions = np.pad(places - np.repeat(begins, lengths), nobody)
+        inputs["position_ids"] = torch.from_numpy(positions).unsqueeze(0)
         if "labels" not in inputs:
             return self._packed(inputs, lengths, sequences, tokens, labels, sequences)
         following = inputs.pop("labels")[0].roll(-1)
         following[torch.from_numpy(begins + lengths - 1)] = IGNORED
+        following[len(places) :] = IGNORED
         kept = (following != IGNORED).nonzero()[:, 0]
         counts = np.diff(np.searchsorted(kept.numpy(), np.cumsum([0, *tokens])))
         return self._packed(inputs, lengths, sequences, tokens, following[kept], counts.tolist(), kept)

@@ -13,42 +13,60 @@ LARGE = 1 << 16  # values of a weight from which the layout of oneDNN is the fas
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """x W^T + b and, back, g W of a frozen weight W (d_out, d_in).
+    """x W^T + b and, back, g W of a frozen weight W (d_out, d_in), multiplied in a ``kind`` of numbers.
 
-    ``there`` (d_in, d_out) and ``back`` (d_out, d_in) are contiguous: the matrix library then copies neither
-    anew at each product. A ``packed`` pair of weights is in the layout of oneDNN, which saves 12 to 15 %.
+    ``there`` (d_in, d_out) and ``back`` (d_out, d_in) are contiguous on a CPU: the matrix library then copies
+    neither anew at each product. Those that are ``packed`` are in the layout of oneDNN instead, which saves
+    12 to 15 %: ``there`` is that of W and ``back`` that of W^T.
     """
 
+    kind: torch.dtype
     there: torch.Tensor
     back: torch.Tensor
     bias: torch.Tensor | None
-    packed: tuple[torch.Tensor, torch.Tensor] | None = None
+    packed: bool
 
     @classmethod
     def of(cls, module: Any, kind: torch.dtype) -> Product:
-        """Of a linear layer, multiplied in a type; transformers' Conv1D has its weight turned already."""
+        """Of a linear layer; transformers' Conv1D has its weight turned already."""
         weight = module.weight.detach().to(kind)
         there, back = (weight.T, weight) if isinstance(module, nn.Linear) else (weight, weight.T)
-        there, back = there.contiguous(), back.contiguous()
+        if weight.device.type == "cpu":
+            there, back = there.contiguous(), back.contiguous()
         bias = None if module.bias is None else module.bias.detach().to(kind)
-        if weight.numel() < LARGE or not _packs(weight):
-            return cls(there, back, bias)
-        reorder = torch.ops.mkldnn._reorder_linear_weight
-        return cls(there, back, bias, (reorder(back), reorder(there)))
-
-    @property
-    def kind(self) -> torch.dtype:
-        return self.there.dtype
+        packed = weight.numel() >= LARGE and _packs(weight)
+        if packed:
+            reorder = torch.ops.mkldnn._reorder_linear_weight
+            there, back = reorder(back), reorder(there)
+        return cls(kind, there, back, bias, packed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, d_in)."""
-        if self.packed is not None:
-            return _linear(x, self.packed[0], self.bias)
+        if self.packed:
+            return _linear(x, self.there, self.bias)
         return x @ self.there if self.bias is None else torch.addmm(self.bias, x, self.there)
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
         """g (n, d_out)."""
-        return gradient @ self.back if self.packed is None else _linear(gradient, self.packed[1], None)
+        return _linear(gradient, self.back, None) if self.packed else gradient @ self.back
+
+
+class Products:
+    """The products of a model's layers, each laid out once for as long as its weight stays as it is: that
+    takes a fifteenth of a short training in bf16."""
+
+    def __init__(self) -> None:
+        self._held: dict[nn.Module, tuple[tuple[object, ...], Product]] = {}
+
+    def of(self, module: Any, kind: torch.dtype) -> Product:
+        """The product of a linear layer in a kind of numbers."""
+        # what is merged into a weight is written into it, which moves its version
+        state = (kind, module.weight.data_ptr(), module.weight._version)
+        before, product = self._held.get(module, ((), None))
+        if product is None or before != state:
+            product = Product.of(module, kind)
+            self._held[module] = (state, product)
+        return product
 
 
 class _Frozen(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedsa_lora.errors import TrainingError
@@ -11,6 +11,7 @@ from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.cohort.block import Block
 from fedsa_lora.learning.cohort.fit import alike, why_not_any, why_not_job
 from fedsa_lora.learning.cohort.passes import ON_CPU
+from fedsa_lora.learning.cohort.products import Products
 from fedsa_lora.learning.job import Job, OneByOne, Outcome
 from fedsa_lora.tasks.task import Task
 
@@ -26,6 +27,7 @@ class Cohort:
     task: Task
     size: int
     tokens: int = ON_CPU
+    _products: Products = field(default_factory=Products, init=False, compare=False, repr=False)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome | TrainingError]:
         alone = OneByOne(self.model, self.task)
@@ -43,7 +45,7 @@ class Cohort:
                 if len(chosen) == 1 and chosen[0].batches:
                     found = alone(chosen)
                 else:
-                    found = Block(alone, chosen, self.tokens).outcomes()
+                    found = Block(alone, chosen, self.tokens, self._products).outcomes()
                 outcomes |= zip(block, found, strict=True)
         return [outcomes[at] for at in range(len(jobs))]
 
