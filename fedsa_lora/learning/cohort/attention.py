@@ -18,13 +18,14 @@ Masks = Sequence[Callable[[torch.Tensor], torch.Tensor]] | None
 
 NAME = "fedsa_cohort"  # of this attention among those of transformers
 GROUPS = 3
+LANES = 8  # float32 of a vector register: softmax over rows of other lengths takes up to twelve times as long
 WORTH = 4096  # scores of a head and layer that a further group must save
 
 
 @dataclass(frozen=True)
 class _Group:
-    """``members`` are sequences of at most ``longest`` tokens, whose padded tokens begin at ``begin``.
-    ``beyond`` (sequences, 1, 1, longest) marks padding, None where there is none."""
+    """``members`` are sequences of at most ``longest`` tokens, a multiple of ``LANES``, whose padded tokens
+    begin at ``begin``. ``beyond`` (sequences, 1, 1, longest) marks padding, None where there is none."""
 
     members: NDArray[np.int64]
     longest: int
@@ -54,7 +55,7 @@ class Groups:
         groups, tokens, filled = [], [], 0
         places = np.zeros(rows, np.int64)
         for part in np.split(order, _cuts(lengths[order])):
-            longest = int(lengths[part[-1]])
+            longest = -(-int(lengths[part[-1]]) // LANES) * LANES
             steps = np.arange(longest)
             held = steps < lengths[part, None]
             at = begins[part, None] + np.minimum(steps, lengths[part, None] - 1)
@@ -134,7 +135,7 @@ class _Attention(torch.autograd.Function):
         causal: bool,
         masks: Masks,
     ) -> torch.Tensor:
-        index = groups.index(heads, q.device)
+        index, exact = groups.index(heads, q.device), torch.promote_types(v.dtype, torch.float32)
         q, k, v = (x.index_select(0, index.gather) for x in (q, k, v))
         q.mul_(scale)
         out, weights = torch.empty_like(v), []
@@ -146,7 +147,7 @@ class _Attention(torch.autograd.Function):
             if causal:
                 later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(1)
                 scores.masked_fill_(later, -torch.inf)
-            weights.append(torch.softmax(scores, dim=-1))
+            weights.append(torch.softmax(scores.to(exact), dim=-1).to(v.dtype))
             drop = masks[at] if masks else _nothing
             torch.bmm(drop(weights[-1]), v_, out=out_)
         ctx.save_for_backward(q, k, v, *weights)
@@ -157,6 +158,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         q, k, v, *weights = ctx.saved_tensors
         groups, heads, index = ctx.groups, ctx.heads, ctx.groups.index(ctx.heads, q.device)
+        exact = torch.promote_types(v.dtype, torch.float32)
         above = gradients[0].index_select(0, index.gather)
         above.index_fill_(0, index.unused, 0)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
@@ -164,7 +166,8 @@ class _Attention(torch.autograd.Function):
             q_, k_, v_, above_ = (_part(x, group, heads) for x in (q, k, v, above))
             drop = ctx.masks[at] if ctx.masks else _nothing
             torch.bmm(drop(p).mT, above_, out=_part(dv, group, heads))
-            ds = torch._softmax_backward_data(drop(torch.bmm(above_, v_.mT)), p, -1, p.dtype)
+            dp = drop(torch.bmm(above_, v_.mT)).to(exact)
+            ds = torch._softmax_backward_data(dp, p.to(exact), -1, exact).to(p.dtype)
             torch.bmm(ds, k_, out=_part(dq, group, heads))
             torch.bmm(ds.mT, q_, out=_part(dk, group, heads))
         dq.mul_(ctx.scale)
