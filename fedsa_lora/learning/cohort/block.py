@@ -55,10 +55,8 @@ class Block:
     def outcomes(self) -> list[Outcome | TrainingError]:
         """The outcomes of the jobs, in the order that they were given in; an error in the place of one."""
         starts = self._install()
-        asked = sum(int(examples.lengths.sum()) for job in self.jobs for examples in job.asked)
-        tokens = self._each * (sum(self._tokens) + asked)
         self._flat = FlatModel(
-            self._model, self.rows, tokens, self._products
+            self._model, self.rows, self._products
         )  # over the weights as they are installed
         if self.jobs[0].batches:
             self._sites = self._dropout()

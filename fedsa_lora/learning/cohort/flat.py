@@ -18,14 +18,12 @@ from fedsa_lora.learning.cohort.fit import READINGS
 from fedsa_lora.learning.cohort.layers import LowRank, Own, passed
 from fedsa_lora.learning.cohort.masks import FlatMasks, Mask, dropped
 from fedsa_lora.learning.cohort.packed import Packed
-from fedsa_lora.learning.cohort.products import Product, Products, multiplied
+from fedsa_lora.learning.cohort.products import Products, multiplied
 from fedsa_lora.learning.cohort.rows import Rows
 from fedsa_lora.learning.masking import replaced
 from fedsa_lora.learning.targets import LINEAR
 from fedsa_lora.tasks.heads import block, unwrapped
 from fedsa_lora.tasks.pooling import is_mean_pooled
-
-MANY = 2048  # tokens of a block, from which frozen weights are laid out anew for it
 
 
 class FlatModel:
@@ -35,15 +33,12 @@ class FlatModel:
     the one that the head reads, or the mean of all: the head sees sequences of one token.
     """
 
-    def __init__(self, model: AdapterModel, rows: Rows, tokens: int, products: Products) -> None:
-        """``tokens`` are about to be computed: few are not worth another layout of the frozen weights."""
+    def __init__(self, model: AdapterModel, rows: Rows, products: Products) -> None:
         self.rows, self._base = rows, unwrapped(model.module)
         self._backbone, self._reading = self._base.base_model, READINGS[self._base.config.model_type]
         self._mean = is_mean_pooled(model.module)
         self._layers = _layers(model, rows, products)
-        self._products: dict[nn.Module, Product] = {}
-        if tokens >= MANY:
-            self._products = {module: products.of(module, rows.work.dtype) for module in _frozen(model)}
+        self._products = {module: products.of(module, rows.work.dtype) for module in _frozen(model)}
         self._packed: Packed
         self._masks: FlatMasks | None = None
 
