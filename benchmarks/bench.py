@@ -31,6 +31,7 @@ from fedsa_lora.client.model import ClientModel
 from fedsa_lora.client.workbench import Workbench
 from fedsa_lora.config.compose import load
 from fedsa_lora.exchange.arrays import Layout, TensorSpec
+from fedsa_lora.launch.plan import LARGEST_COHORT
 from fedsa_lora.learning.job import Job
 from fedsa_lora.server.build import skeleton
 from strategies.rules.updates import mean_update
@@ -111,9 +112,13 @@ def precision_and_padding() -> list[Figure]:
     for repeat in range(1, 4):
         first, second = (_train(bench, repeat) for bench in benches.values())
         ratios.append(second / first)
+    together = build.workbench(
+        load([*QUICKSTART, "train.precision=fp32", f"machine.cohort={LARGEST_COHORT}"])
+    )
     return [
         figure("bf16 / fp32, training alone", ratios, 0.75),
-        *_padding(benches["fp32"]),
+        *_padding(benches["fp32"], "one client at a time"),
+        *_padding(together, "several in a pass"),
     ]
 
 
@@ -132,7 +137,7 @@ def jobs_of(bench: Workbench, clients: int, round_: int) -> list[Job]:
     return [client.local(round_, trained, bench.initial).job() for client in of]
 
 
-def _padding(bench: Workbench) -> list[Figure]:
+def _padding(bench: Workbench, how: str) -> list[Figure]:
     """By the words that reach the model's embeddings."""
     computed: list[int] = []
     embeddings = bench.model.module.get_input_embeddings()
@@ -151,7 +156,7 @@ def _padding(bench: Workbench) -> list[Figure]:
             real += int(sum(job.examples.lengths[batch].sum() for batch in job.batches))
             jobs.append(job)
         bench.trainer(jobs)
-        figures.append(figure(f"tokens computed / real, {name}", [sum(computed) / real], 1.10))
+        figures.append(figure(f"tokens computed / real, {name}, {how}", [sum(computed) / real], 1.10))
     hook.remove()
     return figures
 
