@@ -25,6 +25,7 @@ from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Counting, Examples, Task
 
 BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
+WORTH = 24  # tokens of padding that a further batch must save on a CPU
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def by_length(
     """The examples of each batch, which are formed by length, and the results of ``of`` for the model in eval
     mode and that batch."""
     model.set_mode(training=False)
-    for indices in _chunks(np.argsort(examples.lengths, kind="stable"), settings.eval_batch_size):
+    worth = WORTH if model.device.type == "cpu" else np.inf
+    for indices in _of_similar_length(examples.lengths, settings.eval_batch_size, worth):
         batch = to_device(task.collate(examples, indices), model.device)
         with autocast(settings, model.device):
             results = of(model.module, batch)
@@ -216,6 +218,21 @@ def by_length(
 def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def _of_similar_length(lengths: NDArray[np.int64], size: int, worth: float) -> Iterator[NDArray[np.int64]]:
+    """Batches of at most ``size`` examples, the shortest first, and of fewer where that saves more tokens of
+    padding than a further batch is ``worth``."""
+    rest = [*_chunks(np.argsort(lengths, kind="stable"), size)][::-1]
+    while rest:
+        batch = rest.pop()
+        sorted_ = lengths[batch]
+        saved = np.arange(1, len(batch)) * (sorted_[-1] - sorted_[:-1])
+        if len(saved) and saved.max() > worth:
+            cut = 1 + int(saved.argmax())
+            rest += [batch[cut:], batch[:cut]]
+        else:
+            yield batch
 
 
 def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:

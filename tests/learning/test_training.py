@@ -229,6 +229,23 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_do(bench):
         trained(bench, replace(SETTINGS, lr=1e30, head_lr=1e30))
 
 
+@given(st.lists(st.integers(1, 300), max_size=150), st.integers(1, 64))
+def test_evaluation_takes_each_example_once_in_batches_with_less_padding(lengths, size):
+    lengths = np.array(lengths, np.int64)
+
+    def padded(batches):
+        return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+
+    batches = [*training._of_similar_length(lengths, size, training.WORTH)]
+    whole = [*training._of_similar_length(lengths, size, np.inf)]
+    assert sorted(np.concatenate([*batches, np.zeros(0, int)])) == list(range(len(lengths)))
+    assert len(whole) == -(-len(lengths) // size)
+    assert max(map(len, batches), default=0) <= size
+    assert padded(whole) - padded(batches) >= training.WORTH * (len(batches) - len(whole))
+    for batch in batches:  # no cut is left that would save enough
+        assert len(batch) * lengths[batch].max() - lengths[batch].sum() <= training.WORTH * len(batch)
+
+
 def test_logits_come_in_the_order_of_the_examples_whatever_the_batch(bench):
     bench.model.write(bench.start)
     one = predict(bench.model, bench.task, bench.data.test, replace(SETTINGS, eval_batch_size=1))
