@@ -18,6 +18,7 @@ from fedsa_lora.errors import TrainingError
 from fedsa_lora.exchange.arrays import NamedArrays, TensorSpec
 from fedsa_lora.learning.adapters import AdapterModel
 from fedsa_lora.learning.dropout import Sites
+from fedsa_lora.learning.lengths import WORTH, chunks, of_similar_length
 from fedsa_lora.learning.masking import find_sites, masked
 from fedsa_lora.learning.moving import to_device
 from fedsa_lora.learning.report import TrainReport
@@ -25,7 +26,6 @@ from fedsa_lora.learning.settings import TrainSettings
 from fedsa_lora.tasks.task import Batch, Counting, Examples, Task
 
 BUCKET_BATCHES = 8  # batches that are sorted by length together: little padding, still random
-WORTH = 24  # tokens of padding that a further batch must save on a CPU
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def passes(indices: NDArray[np.int64], settings: TrainSettings) -> list[NDArray[
     """The examples of a step in the passes that it is computed in."""
     if settings.accumulate == 1:
         return [indices]
-    return [*_chunks(indices, settings.at_once)]
+    return [*chunks(indices, settings.at_once)]
 
 
 def train(
@@ -208,31 +208,11 @@ def by_length(
     mode and that batch."""
     model.set_mode(training=False)
     worth = WORTH if model.device.type == "cpu" else np.inf
-    for indices in _of_similar_length(examples.lengths, settings.eval_batch_size, worth):
+    for indices in of_similar_length(examples.lengths, settings.eval_batch_size, worth):
         batch = to_device(task.collate(examples, indices), model.device)
         with autocast(settings, model.device):
             results = of(model.module, batch)
         yield indices, results.float().cpu().numpy()
-
-
-def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _of_similar_length(lengths: NDArray[np.int64], size: int, worth: float) -> Iterator[NDArray[np.int64]]:
-    """Batches of at most ``size`` examples, the shortest first, and of fewer where that saves more tokens of
-    padding than a further batch is ``worth``."""
-    rest = [*_chunks(np.argsort(lengths, kind="stable"), size)][::-1]
-    while rest:
-        batch = rest.pop()
-        sorted_ = lengths[batch]
-        saved = np.arange(1, len(batch)) * (sorted_[-1] - sorted_[:-1])
-        if len(saved) and saved.max() > worth:
-            cut = 1 + int(saved.argmax())
-            rest += [batch[cut:], batch[:cut]]
-        else:
-            yield batch
 
 
 def dropout_sites(objective: Objective, indices: NDArray[np.int64]) -> Sites:

@@ -15,6 +15,7 @@ from fedsa_lora.errors import TrainingError
 from fedsa_lora.learning import training
 from fedsa_lora.learning.adapters import AdapterModel, attach, initial_state
 from fedsa_lora.learning.dropout import Sites
+from fedsa_lora.learning.lengths import WORTH, of_similar_length
 from fedsa_lora.learning.masking import masked
 from fedsa_lora.learning.training import TrainSettings, epoch_batches, predict, round_batches, train
 from fedsa_lora.seeds import generator
@@ -236,14 +237,14 @@ def test_evaluation_takes_each_example_once_in_batches_with_less_padding(lengths
     def padded(batches):
         return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
 
-    batches = [*training._of_similar_length(lengths, size, training.WORTH)]
-    whole = [*training._of_similar_length(lengths, size, np.inf)]
+    batches = [*of_similar_length(lengths, size, WORTH)]
+    whole = [*of_similar_length(lengths, size, np.inf)]
     assert sorted(np.concatenate([*batches, np.zeros(0, int)])) == list(range(len(lengths)))
     assert len(whole) == -(-len(lengths) // size)
     assert max(map(len, batches), default=0) <= size
-    assert padded(whole) - padded(batches) >= training.WORTH * (len(batches) - len(whole))
+    assert padded(whole) - padded(batches) >= WORTH * (len(batches) - len(whole))
     for batch in batches:  # no cut is left that would save enough
-        assert len(batch) * lengths[batch].max() - lengths[batch].sum() <= training.WORTH * len(batch)
+        assert len(batch) * lengths[batch].max() - lengths[batch].sum() <= WORTH * len(batch)
 
 
 def test_logits_come_in_the_order_of_the_examples_whatever_the_batch(bench):

@@ -18,7 +18,7 @@ Masks = Sequence[Callable[[torch.Tensor], torch.Tensor]] | None
 
 NAME = "fedsa_cohort"  # of this attention among those of transformers
 GROUPS = 3
-LANES = 8  # float32 of a vector register: softmax over rows of other lengths takes up to twelve times as long
+LANES = 8  # float32 of a vector register: softmax over rows of other lengths takes up to 14 times as long
 WORTH = 4096  # scores of a head and layer that a further group must save
 
 

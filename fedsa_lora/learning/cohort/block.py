@@ -55,9 +55,8 @@ class Block:
     def outcomes(self) -> list[Outcome | TrainingError]:
         """The outcomes of the jobs, in the order that they were given in; an error in the place of one."""
         starts = self._install()
-        self._flat = FlatModel(
-            self._model, self.rows, self._products
-        )  # over the weights as they are installed
+        # over the weights as they are installed
+        self._flat = FlatModel(self._model, self.rows, self._products)
         if self.jobs[0].batches:
             self._sites = self._dropout()
         with self._flat.installed():
