@@ -1,4 +1,4 @@
-"""Batches for evaluation: examples of similar length, so that little is padding."""
+"""Batches of examples of similar length, so that little is padding."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ def of_similar_length(lengths: NDArray[np.int64], size: int, worth: float) -> It
     rest = [*chunks(np.argsort(lengths, kind="stable"), size)][::-1]
     while rest:
         batch = rest.pop()
-        sorted_ = lengths[batch]
-        saved = np.arange(1, len(batch)) * (sorted_[-1] - sorted_[:-1])
-        if len(saved) and saved.max() > worth:
-            cut = 1 + int(saved.argmax())
+        cut, saved = best_cut(lengths[batch])
+        if saved > worth:
             rest += [batch[cut:], batch[:cut]]
         else:
             yield batch
+
+
+def best_cut(costs: NDArray[np.int64]) -> tuple[int, int]:
+    """The place at which a batch is best cut in two, and what that saves, where each example costs as much as
+    the last of its batch. ``costs`` (n,) ascend; 0 and 0 for fewer than two."""
+    if len(costs) < 2:
+        return 0, 0
+    saved = np.arange(1, len(costs)) * (costs[-1] - costs[:-1])
+    return 1 + int(saved.argmax()), int(saved.max())

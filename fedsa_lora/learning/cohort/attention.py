@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
 
+from fedsa_lora.learning.lengths import best_cut
+
 # by group, dropout of probabilities (sequences x heads, longest, longest); none without dropout
 Masks = Sequence[Callable[[torch.Tensor], torch.Tensor]] | None
 
@@ -110,10 +112,9 @@ def _cuts(lengths: NDArray[np.int64]) -> list[int]:
     for _ in range(GROUPS - 1):
         best, saved = 0, WORTH
         for begin, end in pairwise(cuts):
-            squares = lengths[begin:end] ** 2
-            gains = np.arange(1, end - begin) * (squares[-1] - squares[:-1])
-            if len(gains) and gains.max() > saved:
-                saved, best = gains.max(), begin + 1 + int(gains.argmax())
+            cut, gain = best_cut(lengths[begin:end] ** 2)
+            if gain > saved:
+                saved, best = gain, begin + cut
         if not best:
             break
         cuts = sorted([*cuts, best])
